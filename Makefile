@@ -1,0 +1,44 @@
+# Every target sets up what it needs: uv (in .uv/ where the machine has none) and the locked environment.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types effect setup clean
+
+PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/dev/null && echo python3.12 || echo python3)
+SYSTEM_UV := $(shell command -v uv 2>/dev/null)
+UV := $(if $(SYSTEM_UV),$(SYSTEM_UV),.uv/bin/uv)
+BIN := .venv/bin
+export UV_PYTHON_DOWNLOADS := never
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+demo: setup ## the whole loop on MiniWorld, 2 CPU cores, no GPU, no network
+	$(BIN)/jsfree run --config configs/miniworld.yaml
+
+test: setup ## all tests
+	$(BIN)/pytest
+
+check: lint types test ## lint, types and tests: what CI runs
+
+lint: setup ## ruff
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup ## mypy, strict
+	$(BIN)/mypy
+
+effect: setup ## the effect on three seeds, default and paper setting (about 30 minutes)
+	$(BIN)/python benchmarks/effect.py
+
+setup: .venv/.synced
+
+.venv/.synced: pyproject.toml uv.lock | $(UV)
+	$(UV) sync --frozen
+	@touch $@
+
+.uv/bin/uv:
+	@echo "uv is not installed; putting it into .uv/"
+	@$(PYTHON) -m venv .uv || { echo "error: $(PYTHON) has no venv module; install it (Debian: python3-venv) or install uv"; exit 1; }
+	@.uv/bin/pip install --quiet --disable-pip-version-check uv
+
+clean: ## remove environments, caches and runs
+	rm -rf .venv .uv .cache .mypy_cache .pytest_cache .ruff_cache runs

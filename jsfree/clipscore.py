@@ -1,0 +1,258 @@
+"""Scores captions against their images with CLIP, sentence by sentence (paper, section 3.4; Algorithm 1, line 12).
+
+A caption's score is the mean of the cosines of its sentences (and sub-sentences) with the image: plain, neither
+clipped nor scaled. Each image is encoded once; the sentences of a batch are encoded together, each distinct text
+once, sorted by length and without the padding that the longest of them does not need.
+
+Shapes: B images, T texts, L text tokens, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from jsfree.errors import RowError
+from jsfree.images import load_image
+from jsfree.models import load_clip
+from jsfree.schemas import ScoredCaption, SentenceScore, StageOutput
+from jsfree.sentences import sentences, sub_sentences
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from jsfree.config import RunConfig, Source
+    from jsfree.schemas import CaptionRow, ErrorRow, ImageRef, Pair
+
+IMAGES_AT_ONCE = 64
+TEXTS_AT_ONCE = 256
+
+
+class ClipScorer:
+    """CLIP on one device: loaded once, then a batch of rows a call."""
+
+    def __init__(self, config: RunConfig, device: str = "cpu") -> None:
+        """Load the CLIP model that ``config.clip`` names.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        self._config = config
+        self._clip = load_clip(config.clip.ref, device, config.clip.pretrained)
+        self._pad = int(self._tokens([""])[0, -1])
+        self._end = int(self._tokens(["a " * self._clip.context_length])[0, -1])
+        self._short = _can_be_cut(self._clip.model)
+        self._readers = ThreadPoolExecutor(max(1, int(config.score.resources.cpus)))
+
+    def __call__(self, pairs: Sequence[Pair]) -> StageOutput:
+        """Score both captions of every pair: rows of ``schemas.SCORED``.
+
+        ``inverted`` only if the provisional winner (``low``) scores strictly lower; ``gap`` is the absolute
+        difference. A pair becomes an error row if its image cannot be used (kinds of ``load_image``) or a caption
+        has no sentence (``no_sentence``). ``tokens`` counts the CLIP text tokens that were encoded.
+        """
+        output = StageOutput()
+        images = self._images([pair["image"] for pair in pairs], self._config.source)
+        parts = self._parts([pair[role]["text"] for pair in pairs for role in ("low", "high")])
+        usable: list[tuple[Pair, Image.Image, list[str], list[str]]] = []
+        for pair, image, low, high in zip(pairs, images, parts[::2], parts[1::2], strict=True):
+            if isinstance(image, RowError):
+                output.errors.append(_error(pair, "scored", image))
+            elif not low or not high:
+                output.errors.append(_error(pair, "scored", _no_sentence(pair, "high" if low else "low")))
+            else:
+                usable.append((pair, image, low, high))
+        scores, output.tokens = self._scores(
+            [image for _, image, _, _ in usable], [low + high for _, _, low, high in usable]
+        )
+        for (pair, _, low, high), both in zip(usable, scores, strict=True):
+            output.rows.append(_scored_pair(pair, low, both[: len(low)], high, both[len(low) :]))
+        return output
+
+    def score_rows(self, rows: Sequence[CaptionRow]) -> StageOutput:
+        """Score captions for evaluation: rows of ``schemas.SCORED_CAPTIONS``.
+
+        A caption without any sentence is kept, with no ``sentences`` and the score NaN: it has none, and 0 would
+        count in a mean. Rows of one image that come together share its encoding.
+        """
+        output = StageOutput()
+        distinct = {_key(row["image"]): row["image"] for row in rows}
+        loaded = self._images(list(distinct.values()), self._config.evaluate.source)
+        images = dict(zip(distinct, loaded, strict=True))
+        captions: dict[tuple[str, str | None], list[str]] = {}
+        placed: list[tuple[CaptionRow, list[str], int]] = []
+        for row, texts in zip(rows, self._parts([row["text"] for row in rows]), strict=True):
+            image = images[_key(row["image"])]
+            if isinstance(image, RowError):
+                output.errors.append(_error(row, "captions", image))
+                continue
+            together = captions.setdefault(_key(row["image"]), [])
+            placed.append((row, texts, len(together)))
+            together.extend(texts)
+        pictures = [image for key in captions if not isinstance(image := images[key], RowError)]
+        found, output.tokens = self._scores(pictures, list(captions.values()))
+        scores = dict(zip(captions, found, strict=True))
+        for row, texts, start in placed:
+            own = scores[_key(row["image"])][start : start + len(texts)]
+            output.rows.append({**row, "sentences": _sentence_scores(texts, own), "score": _mean(own)})
+        return output
+
+    def sentence_scores(self, images: Sequence[Image.Image], captions: Sequence[Sequence[str]]) -> list[list[float]]:
+        """Cosines of each caption's sentences with its image, in [-1, 1].
+
+        Args:
+            images: RGB images.
+            captions: the sentences for each image; one longer than the text context is truncated by CLIP's
+                tokenizer (``sub_sentences`` prevents that).
+        """
+        return self._scores(images, captions)[0]
+
+    @torch.inference_mode()
+    def _scores(
+        self, images: Sequence[Image.Image], captions: Sequence[Sequence[str]]
+    ) -> tuple[list[list[float]], int]:
+        """Cosines as in ``sentence_scores``, and the number of text tokens encoded."""
+        place = {text: position for position, text in enumerate(dict.fromkeys(_flat(captions)))}
+        if not place:
+            return [[] for _ in captions], 0
+        texts_TD, tokens = self._encode_texts(list(place))
+        images_BD = self._encode_images(images)
+        owner = torch.tensor([number for number, caption in enumerate(captions) for _ in caption])
+        text = torch.tensor([place[sentence] for sentence in _flat(captions)])
+        cosines = iter((images_BD[owner] * texts_TD[text]).sum(-1).tolist())
+        return [list(islice(cosines, len(caption))) for caption in captions], tokens
+
+    def _encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Unit vectors ``images_BD``, float32 on the CPU."""
+        encoded = []
+        for start in range(0, len(images), IMAGES_AT_ONCE):
+            batch = list(self._readers.map(self._clip.transform, images[start : start + IMAGES_AT_ONCE]))
+            pixels = torch.stack(batch).to(self._clip.device)
+            encoded.append(self._clip.model.encode_image(pixels, normalize=True).float().cpu())
+        return torch.cat(encoded)
+
+    def _encode_texts(self, texts: list[str]) -> tuple[torch.Tensor, int]:
+        """Unit vectors ``texts_TD``, float32 on the CPU, and the number of tokens without padding."""
+        tokens_TL = self._tokens(texts)
+        lengths = _pooled_at(self._clip.model, tokens_TL) + 1 if self._short else (tokens_TL != self._pad).sum(-1)
+        order = lengths.argsort(stable=True)
+        batches = (order[start : start + TEXTS_AT_ONCE] for start in range(0, len(order), TEXTS_AT_ONCE))
+        encoded = [self._encode_batch(tokens_TL[rows], int(lengths[rows].max())) for rows in batches]
+        return torch.cat(encoded)[order.argsort()], int(lengths.sum())
+
+    def _encode_batch(self, tokens_TL: torch.Tensor, longest: int) -> torch.Tensor:
+        model = self._clip.model
+        tokens_TL = tokens_TL.to(self._clip.device)
+        if not self._short:
+            features: torch.Tensor = model.encode_text(tokens_TL, normalize=True)
+        else:
+            features = type(model).encode_text(_ShortContext(model, longest), tokens_TL[:, :longest], normalize=True)
+        return features.float().cpu()
+
+    def _tokens(self, texts: list[str], context_length: int | None = None) -> torch.Tensor:
+        tokens_TL: torch.Tensor = self._clip.tokenizer(texts, context_length or self._clip.context_length)
+        return tokens_TL
+
+    def _parts(self, texts: Sequence[str]) -> list[list[str]]:
+        """The sentences of every text, those that do not fit the text context cut into sub-sentences."""
+        found = [sentences(text) for text in texts]
+        distinct = list(dict.fromkeys(_flat(found)))
+        fitting = self._fit(distinct)
+        pieces = {
+            sentence: [sentence] if fits else sub_sentences(sentence, lambda piece: self._fit([piece])[0])
+            for sentence, fits in zip(distinct, fitting, strict=True)
+        }
+        return [[piece for sentence in caption for piece in pieces[sentence]] for caption in found]
+
+    def _fit(self, texts: list[str]) -> list[bool]:
+        """Whether each text's tokens, start and end included, fit the text context.
+
+        A row that ends in padding fits. Of one that does not (or of all, where padding is the end token), the
+        last token is compared with the one in its place when there is room for one more: truncation changes it.
+        """
+        if not texts:
+            return []
+        last = self._tokens(texts)[:, -1]
+        fits = (last == self._pad) & (self._pad != self._end)
+        doubtful = (~fits).nonzero().flatten().tolist()
+        if doubtful:
+            roomier = self._tokens([texts[row] for row in doubtful], self._clip.context_length + 1)
+            ended = (roomier[:, -1] == self._pad) | (roomier[:, -1] == self._end)
+            fits[doubtful] = (roomier[:, -2] == last[doubtful]) & ended
+        return [bool(fit) for fit in fits]
+
+    def _images(self, images: Sequence[ImageRef], limits: Source) -> list[Image.Image | RowError]:
+        return list(self._readers.map(lambda image: _loaded(image, limits), images))
+
+
+class _ShortContext:
+    """A CLIP model whose text context is cut, for open_clip's own ``CLIP.encode_text``.
+
+    Exact, because the text tower is causal and pools at the end token: what follows that cannot change it.
+    """
+
+    def __init__(self, model: Any, length: int) -> None:
+        self._model = model
+        self.positional_embedding = model.positional_embedding[:length]
+        self.attn_mask = model.attn_mask[:length, :length]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def _can_be_cut(model: Any) -> bool:
+    """Whether the text tower is open_clip's plain causal one; others are encoded at full length."""
+    from open_clip.model import CLIP
+
+    return type(model) is CLIP and model.attn_mask is not None and model.text_pool_type in ("argmax", "eos")
+
+
+def _pooled_at(model: Any, tokens_TL: torch.Tensor) -> torch.Tensor:
+    """The position each text is pooled at, as in open_clip's ``text_global_pool``."""
+    by_token = (tokens_TL == model.text_eos_id).int() if model.text_pool_type == "eos" else tokens_TL
+    positions_T: torch.Tensor = by_token.argmax(-1)
+    return positions_T
+
+
+def _loaded(image: ImageRef, limits: Source) -> Image.Image | RowError:
+    try:
+        return load_image(image, limits)[0]
+    except RowError as error:
+        return error
+
+
+def _scored_pair(pair: Pair, low: list[str], lows: list[float], high: list[str], highs: list[float]) -> dict[str, Any]:
+    scored_low = ScoredCaption(**pair["low"], sentences=_sentence_scores(low, lows), score=_mean(lows))
+    scored_high = ScoredCaption(**pair["high"], sentences=_sentence_scores(high, highs), score=_mean(highs))
+    difference = scored_low["score"] - scored_high["score"]
+    return {**pair, "low": scored_low, "high": scored_high, "inverted": difference < 0, "gap": abs(difference)}
+
+
+def _sentence_scores(texts: Iterable[str], scores: Iterable[float]) -> list[SentenceScore]:
+    return [{"text": text, "score": score} for text, score in zip(texts, scores, strict=True)]
+
+
+def _mean(scores: Sequence[float]) -> float:
+    """The mean; exactly rounded, so that the order of sentences cannot decide between two captions."""
+    return fmean(scores) if scores else float("nan")
+
+
+def _key(image: ImageRef) -> tuple[str, str | None]:
+    return image["id"], image["uri"]
+
+
+def _no_sentence(pair: Pair, role: str) -> RowError:
+    return RowError("no_sentence", f"sample {pair['sample_id']}: the caption {role!r} has no sentence to score")
+
+
+def _error(row: Mapping[str, Any], stage: str, error: RowError) -> ErrorRow:
+    return {"sample_id": row["sample_id"], "stage": stage, "kind": error.kind, "message": str(error)}
+
+
+def _flat(captions: Iterable[Sequence[str]]) -> list[str]:
+    return [sentence for caption in captions for sentence in caption]

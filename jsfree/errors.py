@@ -1,0 +1,61 @@
+"""The exceptions a user of jsfree can meet.
+
+    JsfreeError
+    +-- ConfigError     a setting, key or argument is wrong                        (exit code 2)
+    +-- SourceError     the images of a run cannot be listed                       (exit code 2)
+    +-- RunError        a run folder does not fit what was asked of it             (exit code 2)
+    +-- StorageError    a path cannot be read or written                           (exit code 1)
+    +-- ModelError      a model, processor or tokenizer cannot be loaded or saved  (exit code 1)
+    +-- StageError      a stage ran and failed                                     (exit code 1)
+    +-- RowError        one sample cannot be used; becomes a row of ``errors/``
+
+Every message says what was wrong, where (file, row or key) and what to do about it.
+"""
+
+
+class JsfreeError(Exception):
+    """Base of all errors that jsfree raises on purpose; its text is written for the user."""
+
+    exit_code = 1
+
+
+class ConfigError(JsfreeError):
+    """A setting, key or command-line argument is wrong."""
+
+    exit_code = 2
+
+
+class SourceError(JsfreeError):
+    """The image source of a run cannot be read or holds no images."""
+
+    exit_code = 2
+
+
+class RunError(JsfreeError):
+    """A run folder exists, but does not fit what was asked of it."""
+
+    exit_code = 2
+
+
+class StorageError(JsfreeError):
+    """A path cannot be read or written."""
+
+
+class ModelError(JsfreeError):
+    """A model, processor or tokenizer cannot be loaded or saved."""
+
+
+class StageError(JsfreeError):
+    """A stage ran and failed as a whole."""
+
+
+class RowError(JsfreeError):
+    """One sample cannot be used.
+
+    ``kind`` is a short stable identifier (``missing``, ``undecodable``, ``too_large``...) by which
+    rows of ``errors/`` are grouped; the message is for people.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind

@@ -1,0 +1,183 @@
+"""Opens one image without trusting it: limits come before work, and whatever is wrong becomes a RowError.
+
+Kinds: ``missing``, ``unreadable``, ``too_many_bytes``, ``undecodable``, ``unsupported_format``,
+``too_many_pixels``, ``too_small``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import threading
+import warnings
+import zlib
+from typing import TYPE_CHECKING
+
+import fsspec
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from jsfree.errors import RowError
+
+if TYPE_CHECKING:
+    from jsfree.config import Source
+    from jsfree.schemas import ImageRef
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# Preprocessing scales the short side to a few hundred pixels: a thin strip would grow without bound there.
+LONGEST_TO_SHORTEST = 100
+
+# What Pillow's decoders raise on damaged files, found by fuzzing them; anything else is a bug that should show.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    AssertionError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Warning,
+)
+_OPENING = threading.Lock()
+
+
+def load_image(image: ImageRef, limits: Source) -> tuple[Image.Image, str]:
+    """Read and decode an image.
+
+    Args:
+        image: where it is (``uri``), or its encoded ``bytes``.
+        limits: ``max_bytes`` of the file, ``max_pixels`` (width x height) and ``min_side`` in pixels.
+
+    Returns:
+        The first frame as an upright RGB image (EXIF orientation applied, transparency over white, 16-bit
+        scaled to 8), and the SHA-256 of the encoded file in hexadecimal.
+
+    Raises:
+        RowError: the image cannot be used; ``kind`` is one of the seven in the module's docstring.
+    """
+    name = image["id"] if image["uri"] in (None, image["id"]) else f"{image['id']} ({image['uri']})"
+    content = _content(image, name, limits.max_bytes)
+    encoded = _open(content, name)
+    _check_size(encoded.size, name, limits)
+    try:
+        encoded.load()
+        decoded = _rgb(_upright(encoded))
+    except (Image.DecompressionBombError, *_DAMAGED) as error:
+        raise RowError("undecodable", f"image {name} is damaged ({_reason(error)}); replace or remove it") from error
+    return decoded, hashlib.sha256(content).hexdigest()
+
+
+def _content(image: ImageRef, name: str, max_bytes: int) -> bytes:
+    if image["bytes"] is not None:
+        content = image["bytes"]
+    elif image["uri"]:
+        content = _read(image["uri"], name, max_bytes)
+    else:
+        raise RowError("missing", f"image {name} has neither a path nor bytes; remove the row")
+    if len(content) > max_bytes:
+        raise _too_large(name, len(content), max_bytes)
+    return content
+
+
+def _read(uri: str, name: str, max_bytes: int) -> bytes:
+    """At most ``max_bytes + 1`` bytes of a file; its size is asked for first, where the filesystem knows it."""
+    try:
+        filesystem, path = fsspec.url_to_fs(uri)
+        size = filesystem.info(path).get("size")
+        if size is not None and size > max_bytes:
+            raise _too_large(name, size, max_bytes)
+        with filesystem.open(path, "rb") as file:
+            return bytes(file.read(max_bytes + 1))
+    except FileNotFoundError as error:
+        raise RowError("missing", f"image {name} does not exist; restore it or remove it from the source") from error
+    except (OSError, ImportError, ValueError, TypeError, LookupError, RuntimeError) as error:
+        raise RowError(
+            "unreadable", f"image {name} cannot be read ({_reason(error)}); check the path and your access to it"
+        ) from error
+
+
+def _too_large(name: str, size: int, limit: int) -> RowError:
+    return RowError("too_many_bytes", f"image {name} has {size} bytes or more, the limit is {limit}; raise 'max_bytes'")
+
+
+def _open(content: bytes, name: str) -> Image.Image:
+    """Read the header alone, by the decoders of the allowed formats alone."""
+    try:
+        # Pillow warns of large images, and calls damaged ones malformed, before our own limits can speak. The
+        # filters belong to the process, hence the lock; reading a header takes microseconds.
+        with _OPENING, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise RowError("too_many_pixels", f"image {name} has too many pixels for Pillow; scale it down") from error
+    except UnidentifiedImageError as error:
+        raise _unidentified(content, name) from error
+    except _DAMAGED as error:
+        raise RowError("undecodable", f"image {name} is damaged ({_reason(error)}); replace or remove it") from error
+
+
+def _unidentified(content: bytes, name: str) -> RowError:
+    """Tell a format that is not allowed from a file that is no image, by its first bytes."""
+    Image.init()
+    prefix = content[:16].ljust(16, b"\0")
+    for kind, (_, accept) in sorted(Image.OPEN.items()):
+        if kind not in FORMATS and accept is not None and accept(prefix):
+            return RowError("unsupported_format", f"image {name} is {kind}; convert it to one of {', '.join(FORMATS)}")
+    what = "is empty" if not content else "is no image, or damaged"
+    return RowError("undecodable", f"image {name} {what}; replace or remove it")
+
+
+def _check_size(size: tuple[int, int], name: str, limits: Source) -> None:
+    width, height = size
+    if width * height > limits.max_pixels:
+        raise RowError(
+            "too_many_pixels",
+            f"image {name} has {width} x {height} pixels, the limit is {limits.max_pixels};"
+            " scale it down or raise 'max_pixels'",
+        )
+    least = max(limits.min_side, -(-max(size) // LONGEST_TO_SHORTEST))
+    if min(size) < least:
+        raise RowError(
+            "too_small",
+            f"image {name} has {width} x {height} pixels, its short side must be {least} at least; remove it",
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation; a file with damaged EXIF is taken as it is."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DAMAGED:
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.copy()  # a plain image, free of its file
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _eight_bit(image).convert("RGB")
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Grey levels of 16 bits divided by 257; of 32 bits stretched from their own least to their largest."""
+    import numpy as np
+
+    levels = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)
+    low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else (float(levels.min()), float(levels.max()))
+    scaled = (levels - low) * (255 / (high - low) if high > low else 0)
+    return Image.fromarray(scaled.round().astype(np.uint8))
+
+
+def _reason(error: BaseException) -> str:
+    """The gist of an error in one line."""
+    return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())[:200]

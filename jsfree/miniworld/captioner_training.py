@@ -1,0 +1,245 @@
+"""Trains MiniWorld's captioner: a real ``LlavaForConditionalGeneration`` on CLIP's frozen vision tower.
+
+The projector and the language model learn careless captions (``world.noisy_caption``): from them comes the
+language prior that makes the seed m0 hallucinate. A share of the rows shows no image, as LLaVA's own mix has
+text-only rows; the unconditional path of the method sees exactly that prompt.
+
+Shapes: N scenes, B rows, L positions, V vocabulary, D width.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F
+
+from jsfree.errors import ModelError
+from jsfree.miniworld import world
+from jsfree.miniworld.clip_training import (
+    PATCH,
+    PIXEL_MEAN,
+    PIXEL_STD,
+    READ_LAYER,
+    pixel_values,
+)
+from jsfree.miniworld.optimisation import Optimiser, Progress, batches
+from jsfree.miniworld.tokenizers import CHAT_TEMPLATE, IMAGE_TOKEN, captioner_tokenizer
+from jsfree.miniworld.world import CaptionNoise, Scene
+
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+PATCHES = (world.SIZE // PATCH) ** 2
+MATRIX_RATE, OTHER_RATE = 0.02, 3e-3
+TEXT_ONLY_SHARE = 0.125
+IGNORED = -100
+# open_clip's name -> transformers' name, inside one residual block.
+BLOCK_NAMES = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+
+
+def build_processor() -> "LlavaProcessor":
+    """LLaVA's processor for pictures of 64 pixels."""
+    from transformers import CLIPImageProcessor, LlavaProcessor
+
+    image_processor = CLIPImageProcessor(
+        size={"shortest_edge": world.SIZE},
+        crop_size={"height": world.SIZE, "width": world.SIZE},
+        image_mean=list(PIXEL_MEAN),
+        image_std=list(PIXEL_STD),
+    )
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=captioner_tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token=IMAGE_TOKEN,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_captioner(clip: Any) -> "LlavaForConditionalGeneration":
+    """A LLaVA with a fresh projector and language model on a copy of ``clip``'s vision tower, frozen.
+
+    Head size 32 is one that vLLM's CPU attention takes; ``initializer_range`` 0.02, the default, is too
+    small at this width.
+    """
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    visual, tokenizer = clip.visual, captioner_tokenizer()
+    blocks = visual.transformer.resblocks
+    vision = CLIPVisionConfig(
+        hidden_size=visual.conv1.out_channels,
+        intermediate_size=blocks[0].mlp.c_fc.out_features,
+        num_hidden_layers=len(blocks),
+        num_attention_heads=blocks[0].attn.num_heads,
+        image_size=world.SIZE,
+        patch_size=PATCH,
+        hidden_act="gelu",
+        projection_dim=visual.proj.shape[1],
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        initializer_range=0.08,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        projector_hidden_act="gelu",
+        vision_feature_select_strategy="default",
+        vision_feature_layer=READ_LAYER,
+        image_seq_length=PATCHES,
+    )
+    model = LlavaForConditionalGeneration(config)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(model.generation_config, name, getattr(tokenizer, name))
+    copy_vision_tower(visual, model.model.vision_tower)
+    return model
+
+
+def copy_vision_tower(visual: Any, tower: nn.Module) -> None:
+    """Give ``tower`` (CLIPVisionModel) the weights of open_clip's ``visual`` and freeze it.
+
+    Raises :class:`ModelError` if the two then differ by more than rounding.
+    """
+    weights = vision_weights(visual)
+    prefix = "vision_model." if any(name.startswith("vision_model.") for name in tower.state_dict()) else ""
+    tower.load_state_dict({prefix + name: tensor.clone() for name, tensor in weights.items()})
+    tower.requires_grad_(False).eval()
+    kept: list[torch.Tensor] = []
+    handle = visual.transformer.resblocks[READ_LAYER].register_forward_hook(lambda *call: kept.append(call[2]))
+    probe = torch.rand(2, 3, world.SIZE, world.SIZE) * 2 - 1
+    with torch.no_grad():
+        visual.eval()(probe)
+        handle.remove()
+        hidden = tower(probe, output_hidden_states=True).hidden_states[READ_LAYER]
+    difference = float((hidden - kept[0]).abs().max())
+    if difference > 1e-4:
+        raise ModelError(f"the copied vision tower differs from CLIP's by {difference:.1e}; expected rounding only")
+
+
+def vision_weights(visual: Any) -> dict[str, torch.Tensor]:
+    """Weights of open_clip's vision transformer under the names of transformers' CLIPVisionModel."""
+    source = visual.state_dict()
+    weights = {
+        "embeddings.class_embedding": source["class_embedding"],
+        "embeddings.position_embedding.weight": source["positional_embedding"],
+        "embeddings.patch_embedding.weight": source["conv1.weight"],
+    }
+    for kind in ("weight", "bias"):
+        weights[f"pre_layrnorm.{kind}"] = source[f"ln_pre.{kind}"]
+        weights[f"post_layernorm.{kind}"] = source[f"ln_post.{kind}"]
+        for layer in range(len(visual.transformer.resblocks)):
+            block, target = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
+            for theirs, ours in BLOCK_NAMES.items():
+                weights[f"{target}.{ours}.{kind}"] = source[f"{block}.{theirs}.{kind}"]
+            parts = source[f"{block}.attn.in_proj_{kind}"].chunk(3)
+            for name, part in zip("qkv", parts, strict=True):
+                weights[f"{target}.self_attn.{name}_proj.{kind}"] = part
+    return weights
+
+
+@torch.no_grad()
+def vision_features(model: "LlavaForConditionalGeneration", pixels: NDArray[np.uint8]) -> torch.Tensor:
+    """What the frozen tower shows the projector, (N, patches, D), half precision to save memory."""
+    chunks = []
+    for start in range(0, len(pixels), 256):
+        outputs = model.model.vision_tower(pixel_values(pixels[start : start + 256]), output_hidden_states=True)
+        chunks.append(outputs.hidden_states[READ_LAYER][:, 1:].half())
+    return torch.cat(chunks)
+
+
+class CaptionTask:
+    """Losses of careless captions with and without their image, on cached features of the frozen tower."""
+
+    def __init__(
+        self,
+        model: "LlavaForConditionalGeneration",
+        scenes: Sequence[Scene],
+        features: torch.Tensor,
+        seed: int,
+        noise: CaptionNoise | None = None,
+    ) -> None:
+        from jsfree import prompts
+
+        processor = build_processor()
+        self.model, self.scenes, self.features, self.noise = model, scenes, features, noise
+        self.tokenizer = processor.tokenizer
+        self.rng = random.Random(seed)
+        before, after = prompts.conditional_prompt(processor, world.PROMPT).split(IMAGE_TOKEN)
+        self.before = self._ids(before, special=True)
+        self.after = self._ids(after)
+        self.without = self._ids(prompts.unconditional_prompt(processor, world.PROMPT), special=True)
+
+    def loss(self, rows: Sequence[int]) -> torch.Tensor:
+        """Mean loss a token over ``rows``, the last of which are shown without their image."""
+        blind = round(len(rows) * TEXT_ONLY_SHARE)
+        seen, unseen = rows[: len(rows) - blind], rows[len(rows) - blind :]
+        projected = self.model.model.multi_modal_projector(self.features[list(seen)].float())
+        embed = self.model.get_input_embeddings()
+        before, after, without = (embed(ids).expand(len(rows), -1, -1) for ids in self._prompts())
+        losses = [
+            self._caption_losses([before[: len(seen)], projected, after[: len(seen)]], seen),
+            self._caption_losses([without[:blind]], unseen),
+        ]
+        return torch.cat(losses).mean()
+
+    def _caption_losses(self, prompt: list[torch.Tensor], rows: Sequence[int]) -> torch.Tensor:
+        targets_BL = self._targets(rows)
+        shown_BL = targets_BL.clamp(min=0)[:, :-1]
+        inputs_BLD = torch.cat([*prompt, self.model.get_input_embeddings()(shown_BL)], 1)
+        hidden_BLD = self.model.model.language_model(inputs_embeds=inputs_BLD, use_cache=False).last_hidden_state
+        logits_BLV = self.model.lm_head(hidden_BLD[:, -targets_BL.shape[1] :])
+        losses = F.cross_entropy(logits_BLV.flatten(0, 1), targets_BL.flatten(), reduction="none")
+        return losses[targets_BL.flatten() != IGNORED]
+
+    def _targets(self, rows: Sequence[int]) -> torch.Tensor:
+        texts = [" " + world.noisy_caption(self.scenes[row], self.rng, self.noise) for row in rows]
+        ids = self.tokenizer(texts, add_special_tokens=False).input_ids
+        ended = [torch.tensor([*caption, self.tokenizer.eos_token_id]) for caption in ids]
+        return nn.utils.rnn.pad_sequence(ended, batch_first=True, padding_value=IGNORED)
+
+    def _prompts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.before, self.after, self.without
+
+    def _ids(self, text: str, *, special: bool = False) -> torch.Tensor:
+        return torch.tensor(self.tokenizer(text, add_special_tokens=special).input_ids)
+
+
+def train_captioner(
+    model: "LlavaForConditionalGeneration",
+    task: CaptionTask,
+    steps: int = 2400,
+    batch: int = 96,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """Train projector and language model in place; ``progress(part, step, steps, loss)`` after each step."""
+    optimiser = Optimiser(model.named_parameters(), steps, MATRIX_RATE, OTHER_RATE)
+    order = batches(len(task.scenes), batch, np.random.default_rng(seed))
+    for step, rows in zip(range(steps), order, strict=False):
+        loss = task.loss(rows.tolist())
+        optimiser.step(loss)
+        if progress is not None:
+            progress("captioner", step + 1, steps, loss.item())
+    model.eval()

@@ -1,0 +1,203 @@
+"""What a caption says of a scene, counted against the scene's exact truth.
+
+A mention is a noun of MiniWorld's vocabulary anywhere in the text, in any case, singular or plural, with the
+colour before it and the position around it. Nothing else of the text matters, so that free, cut off or
+garbled captions can be counted too.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from jsfree.errors import ConfigError
+from jsfree.evaluation.statistics import FloatArray, bootstrap, divide
+from jsfree.miniworld.vocabulary import COLOURS, IRREGULAR_PLURALS, OBJECTS, POSITIONS
+from jsfree.miniworld.world import Scene, fair_positions
+
+
+@dataclass(frozen=True)
+class Mention:
+    """One object named in a text: ``text[start:end]`` is the noun; colour and position if they are said."""
+
+    noun: str
+    start: int
+    end: int
+    colour: str | None = None
+    position: str | None = None
+
+
+@dataclass(frozen=True)
+class CaptionCounts:
+    """Counts of one caption against one scene."""
+
+    mentions: int
+    hallucinated: int
+    distinct: int
+    distinct_correct: int
+    truth_objects: int
+    attribute_errors: int
+    words: int
+
+    @property
+    def duplicates(self) -> int:
+        """Mentions beyond the first of each object."""
+        return self.mentions - self.distinct
+
+
+def mentions(text: str) -> list[Mention]:
+    """Every object that ``text`` names, in order of appearance."""
+    nouns = list(_noun_pattern().finditer(text))
+    found = []
+    for number, match in enumerate(nouns):
+        start = max(_sentence_start(text, match.start()), nouns[number - 1].end() if number else 0)
+        after = nouns[number + 1].start() if number + 1 < len(nouns) else len(text)
+        end = min(_sentence_end(text, match.end()), after)
+        colours = _colour_pattern().findall(text, start, match.start())
+        positions = _position_pattern().findall(text, match.end(), end)
+        # "On the left there is a cup": said before the noun, unless it belongs to the noun before.
+        if not positions and start == _sentence_start(text, match.start()):
+            positions = _position_pattern().findall(text, start, match.start())
+        found.append(
+            Mention(
+                _singular(match.group().lower()),
+                match.start(),
+                match.end(),
+                colours[-1].lower() if colours else None,
+                " ".join(positions[0].lower().split()) if positions else None,
+            )
+        )
+    return found
+
+
+def hallucinated_mentions(scene: Scene, text: str) -> list[Mention]:
+    """The mentions in ``text`` of objects that are not in ``scene``."""
+    present = {item.name for item in scene.objects}
+    return [mention for mention in mentions(text) if mention.noun not in present]
+
+
+def count_caption(scene: Scene, text: str) -> CaptionCounts:
+    """Count ``text`` against the truth of ``scene``."""
+    present = {item.name: item for item in scene.objects}
+    found = mentions(text)
+    distinct = {mention.noun for mention in found}
+    correct = [mention for mention in found if mention.noun in present]
+    wrong = 0
+    for mention in correct:
+        item = present[mention.noun]
+        wrong_colour = mention.colour not in (None, item.colour)
+        wrong_place = mention.position is not None and mention.position not in fair_positions(item.box)
+        wrong += wrong_colour or wrong_place
+    return CaptionCounts(
+        mentions=len(found),
+        hallucinated=len(found) - len(correct),
+        distinct=len(distinct),
+        distinct_correct=len(distinct & present.keys()),
+        truth_objects=len(present),
+        attribute_errors=wrong,
+        words=len(text.split()),
+    )
+
+
+def summarise(counts: Sequence[CaptionCounts], resamples: int = 1000, seed: int = 0) -> dict[str, dict[str, float]]:
+    """The ten figures of ``metrics.json``, each ``{"value", "low", "high"}`` (95 %, bootstrap over scenes).
+
+    Rates are fractions of 1 and pooled over captions; the last five are means a caption. A figure that is
+    undefined (a rate of no mentions) is 0 with the interval [0, 0].
+
+    Raises:
+        ConfigError: there are no counts.
+    """
+    if not counts:
+        raise ConfigError("there are no captions to summarise; count at least one")
+    columns = np.array([_columns(count) for count in counts], np.float64)
+    figures = {}
+    for name, statistic in _STATISTICS.items():
+        interval = bootstrap(columns, statistic, resamples, seed)
+        low, value, high = np.nan_to_num((interval.low, interval.value, interval.high)).tolist()
+        figures[name] = {"value": value, "low": low, "high": high}
+    return figures
+
+
+# Columns of the bootstrap, in the order of ``_columns``.
+_ONE, _SPOKE, _LIED, _MENTIONS, _HALLUCINATED, _DISTINCT, _CORRECT, _TRUTH, _ATTRIBUTES, _WORDS = range(10)
+
+
+def _columns(count: CaptionCounts) -> tuple[int, ...]:
+    return (
+        1,
+        count.mentions > 0,
+        count.hallucinated > 0,
+        count.mentions,
+        count.hallucinated,
+        count.distinct,
+        count.distinct_correct,
+        count.truth_objects,
+        count.attribute_errors,
+        count.words,
+    )
+
+
+def _ratio(numerator: int, denominator: int) -> Callable[[FloatArray], FloatArray]:
+    return lambda sums_RK: divide(sums_RK[:, numerator], sums_RK[:, denominator])
+
+
+_STATISTICS: dict[str, Callable[[FloatArray], FloatArray]] = {
+    "response_hallucination": _ratio(_LIED, _SPOKE),
+    "mention_hallucination": _ratio(_HALLUCINATED, _MENTIONS),
+    "recall": _ratio(_CORRECT, _TRUTH),
+    "precision": _ratio(_CORRECT, _DISTINCT),
+    # Harmonic mean of pooled precision and recall.
+    "f1": lambda sums_RK: divide(2 * sums_RK[:, _CORRECT], sums_RK[:, _DISTINCT] + sums_RK[:, _TRUTH]),
+    "mentions": _ratio(_MENTIONS, _ONE),
+    "distinct_mentions": _ratio(_DISTINCT, _ONE),
+    "duplicates": lambda sums_RK: divide(sums_RK[:, _MENTIONS] - sums_RK[:, _DISTINCT], sums_RK[:, _ONE]),
+    "attribute_errors": _ratio(_ATTRIBUTES, _ONE),
+    "words": _ratio(_WORDS, _ONE),
+}
+
+
+def _plural(noun: str) -> str:
+    return IRREGULAR_PLURALS.get(noun, noun + "s")
+
+
+@cache
+def _singulars() -> dict[str, str]:
+    return {form: noun for noun in OBJECTS for form in (noun, _plural(noun))}
+
+
+def _singular(word: str) -> str:
+    return _singulars()[word]
+
+
+@cache
+def _noun_pattern() -> re.Pattern[str]:
+    return _any_of(_singulars())
+
+
+@cache
+def _colour_pattern() -> re.Pattern[str]:
+    return _any_of(COLOURS)
+
+
+@cache
+def _position_pattern() -> re.Pattern[str]:
+    # Longest first: "at the top left" begins with "at the top".
+    phrases = sorted(POSITIONS, key=len, reverse=True)
+    alternatives = "|".join(r"\s+".join(phrase.split()) for phrase in phrases)
+    return re.compile(rf"\b(?:{alternatives})\b", re.IGNORECASE)
+
+
+def _any_of(words: Iterable[str]) -> re.Pattern[str]:
+    return re.compile(rf"\b(?:{'|'.join(sorted(words, key=len, reverse=True))})\b", re.IGNORECASE)
+
+
+def _sentence_start(text: str, at: int) -> int:
+    return max(text.rfind(mark, 0, at) for mark in ".!?\n") + 1
+
+
+def _sentence_end(text: str, at: int) -> int:
+    ends = [place for mark in ".!?\n" if (place := text.find(mark, at)) >= 0]
+    return min(ends, default=len(text))

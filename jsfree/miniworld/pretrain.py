@@ -1,0 +1,64 @@
+"""Rebuilds the shipped models of MiniWorld: CLIP first, then the captioner m0 on CLIP's vision tower.
+
+    jsfree miniworld pretrain --out weights
+
+The same seed on the same machine and thread count gives the same weights.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from jsfree.miniworld import world
+from jsfree.miniworld.optimisation import Progress
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much pre-training; the default is what the shipped weights had."""
+
+    scenes: int = 40_000
+    clip_steps: int = 1500
+    captioner_steps: int = 2000
+
+
+def pretrain(
+    out_dir: str | Path, seed: int = 0, progress: Progress | None = None, effort: Effort | None = None
+) -> None:
+    """Write ``out_dir/clip`` and ``out_dir/captioner``.
+
+    Args:
+        out_dir: existing models in it are replaced.
+        seed: of initialisation, order and careless captions.
+        progress: called as ``progress(part, step, steps, loss)`` after every step.
+        effort: less of it for tests.
+    """
+    import torch
+
+    from jsfree.miniworld import captioner_training, clip_training
+    from jsfree.miniworld.tables import scene_table
+    from jsfree.publish import publish_captioner
+
+    effort, out = effort or Effort(), Path(out_dir)
+    report = progress or _log
+    logger.info("drawing %d scenes", effort.scenes)
+    scenes = [world.scene("pretrain", index) for index in range(effort.scenes)]
+    # Which words belong to which shape is learned from pictures of one or two objects.
+    easier = [scene if index % 3 == 0 else world.simplified(scene) for index, scene in enumerate(scenes)]
+    table = scene_table(easier, clip_training.PATCH)
+    clip = clip_training.train_clip(table, effort.clip_steps, seed=seed, progress=report)
+    clip_training.save_clip(clip, out / "clip")
+    torch.manual_seed(seed)
+    model = captioner_training.build_captioner(clip)
+    pixels = scene_table(scenes, clip_training.PATCH).pixels
+    features = captioner_training.vision_features(model, pixels)
+    task = captioner_training.CaptionTask(model, scenes, features, seed)
+    captioner_training.train_captioner(model, task, effort.captioner_steps, seed=seed, progress=report)
+    publish_captioner(model, captioner_training.build_processor(), out / "captioner")
+
+
+def _log(part: str, step: int, steps: int, loss: float) -> None:
+    if step % 100 == 0 or step == steps:
+        logger.info("%s: step %d of %d, loss %.3f", part, step, steps, loss)

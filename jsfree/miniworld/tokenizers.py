@@ -1,0 +1,92 @@
+"""The two small byte-level BPE tokenizers of MiniWorld: the captioner's and CLIP's.
+
+Byte level: any text can be written and read. Every word of MiniWorld's captions is one token.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from jsfree.miniworld import world
+from jsfree.miniworld.tables import sentence_table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+IMAGE_TOKEN = "<image>"
+CLIP_CONTEXT = 16
+# LLaVA-1.5's own template, as llava-hf checkpoints carry it, for one round of conversation.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}USER: {% else %}ASSISTANT: {% endif %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}<image>\n{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ content['text'] }} {% endfor %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+def captioner_tokenizer() -> "PreTrainedTokenizerFast":
+    """Llama's conventions: ``<s>`` is put in front, ``</s>`` ends a caption, nothing is lower-cased."""
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<unk>", "<s>", "</s>", "<pad>", IMAGE_TOKEN]
+    prompt = f"USER: {world.PROMPT} ASSISTANT:"
+    bpe = _byte_level_bpe([f"{prompt} {text}" for text in sentence_table().texts], specials, lowercase=False)
+    bpe.post_processor = _frame(bpe, "<s> $A", ["<s>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": IMAGE_TOKEN},
+        padding_side="left",
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def clip_tokenizer() -> "PreTrainedTokenizerFast":
+    """open_clip's conventions: lower case, and the end token is the largest id because text is pooled there."""
+    from transformers import PreTrainedTokenizerFast
+
+    texts = [text.lower() for text in sentence_table().texts]
+    bpe = _byte_level_bpe(texts, ["<pad>"], lowercase=True)
+    bpe.add_special_tokens(["<start>", "<end>"])
+    bpe.post_processor = _frame(bpe, "<start> $A <end>", ["<start>", "<end>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<start>",
+        eos_token="<end>",
+        pad_token="<pad>",
+        padding_side="right",
+        model_max_length=CLIP_CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _byte_level_bpe(corpus: Iterable[str], specials: list[str], *, lowercase: bool) -> Any:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE(unk_token="<unk>" if "<unk>" in specials else None))
+    if lowercase:
+        bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=lowercase)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2048,
+        special_tokens=specials,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(corpus, trainer)
+    return bpe
+
+
+def _frame(bpe: Any, template: str, specials: list[str]) -> Any:
+    from tokenizers import processors
+
+    return processors.TemplateProcessing(
+        single=template, special_tokens=[(token, bpe.token_to_id(token)) for token in specials]
+    )

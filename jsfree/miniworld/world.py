@@ -1,0 +1,304 @@
+"""Scenes of MiniWorld: what is in them, how they look, what is truly and what is carelessly said of them.
+
+A scene is a pure function of ``(split, index)``: any scene can be had without the ones before it, on any
+machine. Splits are disjoint by construction: a hash of the content (context and the multiset of object and
+colour) decides which split may use it, and a draw that belongs to another split is drawn again.
+"""
+
+import hashlib
+import io
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib import resources
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from jsfree.errors import ConfigError, SourceError
+from jsfree.miniworld.vocabulary import (
+    BACKDROPS,
+    COLOURS,
+    CONTEXTS,
+    ICONS,
+    NATIVE_PROBABILITY,
+    NATIVE_WEIGHTS,
+    OBJECTS,
+    POSITIONS,
+)
+
+T = TypeVar("T")
+
+SIZE = 64
+PROMPT = "Describe image in detail."
+ICON_SIZES = (15, 20)
+MAX_OBJECTS = 5
+OBJECT_COUNTS: tuple[tuple[int, float], ...] = ((2, 0.30), (3, 0.30), (4, 0.25), (5, 0.15))
+# Cumulative share of the content hash that each split owns.
+SPLITS: dict[str, tuple[float, float]] = {
+    "pretrain": (0.0, 0.6),
+    "unlabelled": (0.6, 0.8),
+    "development": (0.8, 0.9),
+    "test": (0.9, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object of a scene; ``box`` is (left, top, right, bottom) in pixels of the 64 x 64 picture."""
+
+    name: str
+    colour: str
+    position: str
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture's exact content."""
+
+    scene_id: str
+    split: str
+    index: int
+    context: str
+    objects: tuple[SceneObject, ...]
+
+
+@dataclass(frozen=True)
+class CaptionNoise:
+    """How careless the captions for supervised pre-training are (what makes the seed hallucinate).
+
+    With probability ``padded`` a caption goes on until it has a length drawn from ``lengths``, with
+    co-occurring objects that are not there, as GPT-written captions do.
+    """
+
+    omitted: float = 0.15
+    replaced: float = 0.08
+    wrong_colour: float = 0.06
+    wrong_position: float = 0.04
+    padded: float = 0.90
+    lengths: tuple[int, ...] = (3, 4, 4, 4, 5)
+
+
+def scene(split: str, index: int) -> Scene:
+    """The ``index``-th scene of ``split``; raises :class:`ConfigError` for an unknown split."""
+    if split not in SPLITS:
+        raise ConfigError(f"unknown MiniWorld split {split!r}; there are {', '.join(SPLITS)}")
+    if index < 0:
+        raise ConfigError(f"MiniWorld scene index {index} is negative; indices start at 0")
+    rng = random.Random(_digest(f"miniworld/{split}/{index}"))
+    low, high = SPLITS[split]
+    while True:
+        context, contents = _draw_contents(rng)
+        if low <= content_share(context, contents) < high:
+            break
+    boxes = _place(len(contents), rng)
+    objects = tuple(
+        SceneObject(name, colour, position_of(box), box) for (name, colour), box in zip(contents, boxes, strict=True)
+    )
+    return Scene(f"miniworld-{split}-{index:06d}", split, index, context, objects)
+
+
+def scene_from_id(scene_id: str) -> Scene:
+    """The scene that carries ``scene_id`` (``miniworld-test-000123``)."""
+    world, _, rest = scene_id.partition("-")
+    split, _, number = rest.rpartition("-")
+    if world != "miniworld" or split not in SPLITS or not number.isdecimal():
+        raise SourceError(f"{scene_id!r} is not the id of a MiniWorld scene; ids look like miniworld-test-000123")
+    return scene(split, int(number))
+
+
+def content_share(context: str, contents: Sequence[tuple[str, str]]) -> float:
+    """Where a content falls in [0, 1); equal contents fall on the same point, whatever their layout."""
+    words = sorted(f"{colour} {name}" for name, colour in contents)
+    return (_digest("/".join([context, *words])) % 1_000_000) / 1_000_000
+
+
+def position_of(box: tuple[int, int, int, int]) -> str:
+    """The phrase that says where the centre of ``box`` is."""
+    return POSITIONS[3 * _third((box[1] + box[3]) / 2) + _third((box[0] + box[2]) / 2)]
+
+
+def fair_positions(box: tuple[int, int, int, int], tolerance: float = 3.0) -> frozenset[str]:
+    """The phrases one may fairly use for ``box``: the centre may be off by ``tolerance`` pixels."""
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    shifts = (-tolerance, 0.0, tolerance)
+    return frozenset(POSITIONS[3 * _third(y + dy) + _third(x + dx)] for dy in shifts for dx in shifts)
+
+
+def draw(scene: Scene, scale: int = 1) -> Image.Image:
+    """The picture of ``scene``, RGB, ``64 * scale`` pixels square."""
+    rng = np.random.default_rng(_digest(f"noise/{scene.scene_id}"))
+    picture = _backdrop(scene.context, scale, rng)
+    for item in scene.objects:
+        left, top, right, _ = (scale * edge for edge in item.box)
+        mask = _icon(item.name, right - left)
+        picture.paste(_shade(COLOURS[item.colour], rng), (left, top), mask)
+    return picture
+
+
+def simplified(scene: Scene) -> Scene:
+    """``scene`` with its first one or two objects only, never a content that another split owns."""
+    low, high = SPLITS[scene.split]
+    kept = scene.objects[: 1 + scene.index % 2]
+    if not low <= content_share(scene.context, [(item.name, item.colour) for item in kept]) < high:
+        kept = kept[:1]
+    return replace(scene, objects=kept)
+
+
+def png_bytes(scene: Scene) -> bytes:
+    """The picture of ``scene`` as a PNG file."""
+    buffer = io.BytesIO()
+    draw(scene).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def context_sentence(context: str) -> str:
+    """The sentence every caption begins with."""
+    return f"This is a {context}."
+
+
+def object_sentence(name: str, colour: str, position: str) -> str:
+    """The sentence that mentions one object."""
+    return f"There is a {colour} {name} {position}."
+
+
+def caption(context: str, mentions: Sequence[tuple[str, str, str]]) -> str:
+    """A caption of (name, colour, position) mentions in the given order."""
+    return " ".join([context_sentence(context), *(object_sentence(*mention) for mention in mentions)])
+
+
+def true_caption(scene: Scene) -> str:
+    """Everything that is in ``scene`` and nothing else, row by row from the top left."""
+    ordered = sorted(scene.objects, key=lambda item: (POSITIONS.index(item.position), item.box))
+    return caption(scene.context, [(item.name, item.colour, item.position) for item in ordered])
+
+
+def noisy_caption(scene: Scene, rng: random.Random, noise: CaptionNoise | None = None) -> str:
+    """A caption as a careless annotator writes it: the target of the captioner's pre-training."""
+    noise = noise or CaptionNoise()
+    present = {item.name for item in scene.objects}
+    said: list[tuple[str, str, str]] = []
+    for item in _shuffled(scene.objects, rng):
+        if rng.random() < noise.omitted:
+            continue
+        name, colour, position = item.name, item.colour, item.position
+        if rng.random() < noise.replaced:
+            name = _draw_object(scene.context, present | {word for word, _, _ in said}, rng)
+        if rng.random() < noise.wrong_colour:
+            colour = _pick(tuple(COLOURS), rng)
+        if rng.random() < noise.wrong_position:
+            position = _pick(POSITIONS, rng)
+        said.append((name, colour, position))
+    if rng.random() < noise.padded:
+        length = _pick(noise.lengths, rng)
+        while len(said) < length:
+            name = _draw_object(scene.context, present | {word for word, _, _ in said}, rng)
+            said.append((name, _pick(tuple(COLOURS), rng), _pick(POSITIONS, rng)))
+    return caption(scene.context, said)
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+# Only ``Random.random`` is used of the generator: its stream is the one Python promises to keep.
+def _pick(choices: Sequence[T], rng: random.Random) -> T:
+    return choices[int(rng.random() * len(choices))]
+
+
+def _weighted(choices: Sequence[tuple[T, float]], rng: random.Random) -> T:
+    point = rng.random() * sum(weight for _, weight in choices)
+    for choice, weight in choices:
+        point -= weight
+        if point < 0:
+            return choice
+    return choices[-1][0]
+
+
+def _shuffled(items: Sequence[T], rng: random.Random) -> list[T]:
+    return [item for _, item in sorted(((rng.random(), item) for item in items), key=lambda pair: pair[0])]
+
+
+def _draw_object(context: str, taken: set[str], rng: random.Random) -> str:
+    """An object as it occurs in ``context``, none of ``taken``."""
+    while True:
+        if rng.random() < NATIVE_PROBABILITY:
+            name = _weighted(tuple(zip(CONTEXTS[context], NATIVE_WEIGHTS, strict=True)), rng)
+        else:
+            name = _pick(OBJECTS, rng)
+        if name not in taken:
+            return name
+
+
+def _draw_contents(rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
+    context = _pick(tuple(CONTEXTS), rng)
+    names: list[str] = []
+    for _ in range(_weighted(OBJECT_COUNTS, rng)):
+        names.append(_draw_object(context, set(names), rng))
+    return context, [(name, _pick(tuple(COLOURS), rng)) for name in names]
+
+
+def _place(count: int, rng: random.Random) -> list[tuple[int, int, int, int]]:
+    """Boxes anywhere in the picture that touch by 2 pixels at most."""
+    smallest, largest = ICON_SIZES
+    while True:
+        boxes: list[tuple[int, int, int, int]] = []
+        for _ in range(40):
+            size = smallest + int(rng.random() * (largest - smallest + 1))
+            left, top = (int(rng.random() * (SIZE - size + 1)) for _ in range(2))
+            box = (left, top, left + size, top + size)
+            if not any(_overlap(box, other) for other in boxes):
+                boxes.append(box)
+            if len(boxes) == count:
+                return boxes
+
+
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int], allowed: int = 2) -> bool:
+    across = min(a[2], b[2]) - max(a[0], b[0])
+    down = min(a[3], b[3]) - max(a[1], b[1])
+    return across > allowed and down > allowed
+
+
+def _third(centre: float) -> int:
+    return min(2, max(0, int(centre * 3 / SIZE)))
+
+
+def _backdrop(context: str, scale: int, rng: np.random.Generator) -> Image.Image:
+    backdrop = BACKDROPS[context]
+    horizon = round((backdrop.horizon + rng.uniform(-0.08, 0.08)) * SIZE)
+    pixels = np.empty((SIZE, SIZE, 3), np.float32)
+    pixels[:horizon], pixels[horizon:] = backdrop.upper, backdrop.lower
+    pixels += rng.uniform(-10, 10, 3) + rng.normal(0, 7, (SIZE, SIZE, 1)).astype(np.float32)
+    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    return picture if scale == 1 else picture.resize((SIZE * scale,) * 2, Image.Resampling.NEAREST)
+
+
+def _shade(colour: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, int, int]:
+    red, green, blue = (np.array(colour) + rng.uniform(-16, 16, 3)).clip(0, 255).astype(int).tolist()
+    return red, green, blue
+
+
+@lru_cache(maxsize=4096)
+def _icon(name: str, size: int) -> Image.Image:
+    """The glyph of an object, fitted to a square of ``size`` pixels, as a mask."""
+    from fonticon_mdi7 import MDI7
+
+    glyph = str(getattr(MDI7, ICONS[name]))[-1]
+    large = 4 * size
+    mask = Image.new("L", (2 * large, 2 * large))
+    ImageDraw.Draw(mask).text((large, large), glyph, 255, _font(large), anchor="mm")
+    box = mask.getbbox()
+    if box is None:
+        raise SourceError(f"the icon font has no glyph for {name!r}; reinstall fonticon-materialdesignicons7")
+    side = max(box[2] - box[0], box[3] - box[1])
+    left, top = (box[0] + box[2] - side) // 2, (box[1] + box[3] - side) // 2
+    return mask.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BOX)
+
+
+@lru_cache(maxsize=64)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    path = resources.files("fonticon_mdi7") / "fonts" / "materialdesignicons-webfont.ttf"
+    return ImageFont.truetype(io.BytesIO(path.read_bytes()), size)

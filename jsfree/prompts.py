@@ -1,0 +1,38 @@
+"""What a captioner is asked, with the image and without it.
+
+The conditional prompt is the processor's own chat template (LLaVA-1.5: ``USER: <image>\\n<text> ASSISTANT:``).
+The unconditional prompt, which the second path of Eq. 3 sees, is the same text without the image token and
+the newline behind it; everything else, token for token, stays.
+"""
+
+from transformers import LlavaProcessor
+
+from jsfree.errors import ConfigError, ModelError
+
+
+def conditional_prompt(processor: LlavaProcessor, text: str) -> str:
+    """Render one user turn that shows one image and asks ``text``, up to the assistant's first token.
+
+    Raises:
+        ConfigError: ``text`` itself holds the image token.
+        ModelError: the processor has no chat template, or its template does not hold exactly one image token.
+    """
+    image_token: str = processor.image_token
+    if image_token in text:
+        raise ConfigError(
+            f"the prompt {text!r} holds the image token {image_token!r}; remove it: the image is added by jsfree"
+        )
+    if processor.chat_template is None:
+        raise ModelError("the processor has no chat template; use a checkpoint of the llava-hf family, which ships one")
+    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+    rendered: str = processor.apply_chat_template(turn, add_generation_prompt=True)
+    if rendered.count(image_token) != 1:
+        raise ModelError(f"the chat template yields {rendered!r}, which does not hold exactly one {image_token!r}")
+    return rendered
+
+
+def unconditional_prompt(processor: LlavaProcessor, text: str) -> str:
+    """Render the same turn without the image token and its newline (the context of t_u in Eq. 3)."""
+    image_token: str = processor.image_token
+    rendered = conditional_prompt(processor, text)
+    return rendered.replace(image_token + "\n", "").replace(image_token, "")

@@ -1,0 +1,125 @@
+"""The two galleries of the page: scored pairs of the last round, and evaluation captions before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from jsfree.report import pictures, reading, scenes, tables
+from jsfree.report.reading import Caption, Scored
+from jsfree.report.scenes import Choice, Piece
+from jsfree.schemas import ScoredCaption, ScoredPair
+from jsfree.storage import Run
+
+
+@dataclass(frozen=True)
+class Side:
+    """One caption of a scene: its title, remarks about it, and its marked text; ``chosen`` where there is a choice."""
+
+    title: str
+    notes: list[str]
+    pieces: list[Piece]
+    chosen: bool | None = None
+
+
+@dataclass(frozen=True)
+class SceneView:
+    """A scene on the page; ``picture`` is a data: URI, or None where the image cannot be read."""
+
+    sample_id: str
+    outcome: str
+    picture: str | None
+    sides: list[Side]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Scenes of a round, and the outcomes they were chosen from; ``edges`` part the shades of sentences."""
+
+    round: int
+    views: list[SceneView]
+    choice: Choice
+    total: int
+    edges: list[str]
+
+
+def pair_gallery(run: Run, number: int, scored: Scored, kept: tuple[float, float] | None) -> Gallery:
+    """Scored pairs of round ``number``; ``kept`` is the range of gaps that it trained on."""
+    folder, notes = run.stage(number, "scored"), scored.notes
+    splits = reading.selected_ids(run.stage(number, "selected"))
+    by_id = {note.sample_id: note for note in notes}
+    outcomes = {key: scenes.pair_outcome(note, splits, kept, run.config.select) for key, note in by_id.items()}
+    choice = scenes.choose(outcomes, scenes.PAIR_OUTCOMES)
+    rows = reading.pairs_at(folder, [by_id[sample_id].place for sample_id, _ in choice.shown])
+    edges = scenes.shade_edges(scored.cosines)
+    views = [
+        SceneView(
+            sample_id,
+            outcome,
+            pictures.data_uri(row["image"], run.config.source),
+            _pair_sides(row, edges, run, outcome),
+        )
+        for (sample_id, outcome), row in zip(choice.shown, rows, strict=True)
+    ]
+    return Gallery(number, views, choice, len(notes), [tables.cosine(edge) for edge in edges])
+
+
+def caption_gallery(run: Run, last_round: int, truth: bool, low_score: float | None) -> Gallery | None:
+    """Captions of the seed and of the last model on the same images, in the first mode that both have."""
+    for mode in run.config.evaluate.modes:
+        first = run.stage(1, f"captions_scored/m0-{mode}")
+        before = reading.captions(first)
+        after = reading.captions(run.stage(last_round, f"captions_scored/m{last_round}-{mode}"))
+        if before.keys() & after.keys():
+            break
+    else:
+        return None
+    mark, faults, noun = _marking(truth, low_score)
+    outcomes = scenes.caption_outcomes(before, after, faults, noun)
+    choice = scenes.choose(outcomes, [name.format(noun) for name in scenes.CAPTION_OUTCOMES])
+    images = reading.images_at(first, [before[sample_id].place for sample_id, _ in choice.shown])
+    titles = (f"Before (m0, {mode})", f"After (m{last_round}, {mode})")
+    views = []
+    for (sample_id, outcome), image in zip(choice.shown, images, strict=True):
+        pair = zip(titles, (before[sample_id], after[sample_id]), strict=True)
+        sides = [Side(title, _caption_notes(caption, faults, noun), mark(caption)) for title, caption in pair]
+        views.append(SceneView(sample_id, outcome, pictures.data_uri(image, run.config.evaluate.source), sides))
+    return Gallery(last_round, views, choice, len(outcomes), [])
+
+
+def _pair_sides(row: ScoredPair, edges: Sequence[float], run: Run, outcome: str) -> list[Side]:
+    """Both captions of a pair; which is chosen follows from the scores and the rule for inverted pairs."""
+    has_roles = outcome in scenes.PAIR_OUTCOMES
+    swap = row["inverted"] and run.config.select.inverted != "keep"
+    sides = []
+    for role, caption, chosen in (("low", row["low"], not swap), ("high", row["high"], swap)):
+        title = f"{'Provisional winner' if role == 'low' else 'Provisional loser'}, h = {caption['ratio']:.2f}"
+        sides.append(
+            Side(title, _pair_notes(caption), scenes.shaded(caption["sentences"], edges), chosen if has_roles else None)
+        )
+    return sides
+
+
+def _pair_notes(caption: ScoredCaption) -> list[str]:
+    cut = ["cut at the length limit"] if caption["finish"] == "length" else []
+    return [f"mean CLIP {tables.cosine(caption['score'])}", *cut]
+
+
+def _marking(
+    truth: bool, low_score: float | None
+) -> tuple[Callable[[Caption], list[Piece]], Callable[[Caption], int], str]:
+    """How captions are marked, how their faults are counted, and what a fault is called."""
+    if truth:
+        return scenes.absent_marked, lambda caption: len(scenes.absent_spans(caption)), "absent objects"
+    threshold = float("-inf") if low_score is None else low_score
+    return (
+        lambda caption: scenes.low_marked(caption.row["sentences"], threshold),
+        lambda caption: scenes.low_count(caption, threshold),
+        "low CLIP sentences",
+    )
+
+
+def _caption_notes(caption: Caption, faults: Callable[[Caption], int], noun: str) -> list[str]:
+    count = faults(caption)
+    cut = ["cut at the length limit"] if caption.row["finish"] == "length" else []
+    return [f"{tables.count_word(count)} {noun if count != 1 else noun.removesuffix('s')}", *cut]

@@ -1,0 +1,84 @@
+"""Builds the report: ``build_report(run)`` reads a run's folder and writes ``report/index.html`` into it.
+
+The page is one file without scripts, fonts or links to anywhere: it opens from a disk, an object store or an
+attachment, and the content security policy in it forbids every request. All data in it is escaped by jinja.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jsfree.report import galleries, reading, sections, summary, tables
+from jsfree.report.scenes import SHADES
+from jsfree.storage import Run
+
+
+def build_report(run: Run) -> str:
+    """Write the page of ``run`` and return where it is (path or URI).
+
+    Shows whatever the run holds so far; missing parts are left out, or said to be missing.
+
+    Raises:
+        StorageError: a file of the run is damaged, or the page cannot be written.
+    """
+    folder = run.folder / "report"
+    folder.write("index.html", render(run).encode())
+    return f"{folder.uri}/index.html"
+
+
+def render(run: Run) -> str:
+    """The page of ``run`` as HTML text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("jsfree.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": tables.percent, "whole": tables.whole}
+    return environment.get_template("template.html.j2").render(_content(run))
+
+
+def _content(run: Run) -> dict[str, Any]:
+    """All that the template shows."""
+    rounds = reading.finished_rounds(run)
+    modes = list(run.config.evaluate.modes)
+    known = _measured(run, rounds, "metrics.json")
+    unknown = _measured(run, rounds, "label_free.json")
+    truth = tables.comparisons(known, tables.TRUTH, modes)
+    label_free = tables.comparisons(unknown, tables.LABEL_FREE, modes)
+    scored = {number: reading.scored_pairs(run.stage(number, "scored")) for number in rounds}
+    views = [sections.round_view(run, number, scored[number]) for number in rounds]
+    chosen = next((view for view in reversed(views) if view.splits), None)
+    scenes_known = bool(truth) and run.config.evaluate.source.kind == "miniworld"
+    low_score = next((found["low_score"] for _, found in reversed(unknown) if "low_score" in found), None)
+    done = [number for number in rounds if reading.evaluated(run, number)]
+    return {
+        "config": run.config,
+        "yaml": run.config.to_yaml(),
+        "about": reading.json_or_empty(run.folder, "run.json"),
+        "rounds": views,
+        "truth": truth,
+        "scenes_known": scenes_known,
+        "label_free": label_free,
+        "summary": summary.summarise(truth, label_free),
+        "evaluated": _count(known, "scenes") or _count(unknown, "captions"),
+        "low_score": tables.cosine(low_score),
+        "pairs": galleries.pair_gallery(run, chosen.number, scored[chosen.number], chosen.kept) if chosen else None,
+        "captions": galleries.caption_gallery(run, done[-1], scenes_known, low_score) if done else None,
+        "shades": SHADES,
+        "cost": sections.cost_view(reading.costs(run, rounds)),
+        "failures": reading.failures(run, rounds),
+    }
+
+
+def _measured(run: Run, rounds: Sequence[int], name: str) -> list[tuple[int, dict[str, Any]]]:
+    return [(number, reading.json_or_empty(run.round(number), name)) for number in rounds]
+
+
+def _count(measured: Sequence[tuple[int, dict[str, Any]]], key: str) -> int:
+    """How many captions of a model were measured, by the last round that says so."""
+    return next((int(found[key]) for _, found in reversed(measured) if key in found), 0)

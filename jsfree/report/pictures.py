@@ -1,0 +1,39 @@
+"""Pictures for the page: any image of a run as a small data: URI, or nothing when it cannot be read."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+
+from PIL import Image
+
+from jsfree.config import Source
+from jsfree.errors import JsfreeError
+from jsfree.images import load_image
+from jsfree.schemas import ImageRef
+
+SIDE = 256
+_log = logging.getLogger(__name__)
+
+
+def data_uri(image: ImageRef, source: Source) -> str | None:
+    """A JPEG of at most ``SIDE`` pixels a side as a data: URI; None, with a log line, for an unreadable image.
+
+    A scene of MiniWorld is drawn anew, larger than the captioner saw it. ``source`` limits bytes and pixels.
+    """
+    try:
+        picture = _scene(image["id"]) if source.kind == "miniworld" else load_image(image, source)[0]
+    except JsfreeError as error:
+        _log.warning("no picture of %s in the report: %s", image["id"], error)
+        return None
+    picture.thumbnail((SIDE, SIDE))
+    sink = io.BytesIO()
+    picture.save(sink, "JPEG", quality=82, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode()
+
+
+def _scene(scene_id: str) -> Image.Image:
+    from jsfree.miniworld import world
+
+    return world.draw(world.scene_from_id(scene_id), scale=SIDE // world.SIZE)

@@ -1,0 +1,160 @@
+"""Which scenes the page shows, and how their captions are marked.
+
+Scenes are not picked by anyone: every outcome there is takes its turn, and within an outcome the order is that
+of a hash of the sample's id. A caption becomes a list of pieces, each plain or marked; the page writes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jsfree.config import Select
+from jsfree.report.reading import Caption, PairNote
+from jsfree.report.tables import cosine
+from jsfree.schemas import SentenceScore
+
+SCENES = 12
+SHADES = 5
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a caption. ``kind``: plain | sentence | absent | low; ``label`` is shown beside it."""
+
+    text: str
+    kind: Literal["plain", "sentence", "absent", "low"] = "plain"
+    label: str = ""
+    shade: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A kind of scene: how it is called and which share of all scenes it is."""
+
+    name: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which scenes are shown: (sample_id, outcome) in the order of the page, and all outcomes there are."""
+
+    shown: list[tuple[str, str]] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+def choose(outcomes: Mapping[str, str], order: Sequence[str], count: int = SCENES) -> Choice:
+    """Take ``count`` scenes: the outcomes of ``order`` take turns, each giving its next sample by hash of id.
+
+    ``outcomes`` maps a sample's id to its outcome; outcomes that are not in ``order`` come last.
+    """
+    tally = Counter(outcomes.values())
+    names = [name for name in order if name in tally] + sorted(set(tally) - set(order))
+    waiting: dict[str, list[str]] = {name: [] for name in names}
+    for sample_id in sorted(outcomes, key=_hash):
+        waiting[outcomes[sample_id]].append(sample_id)
+    taken: dict[str, int] = dict.fromkeys(names, 0)
+    while sum(taken.values()) < min(count, len(outcomes)):
+        for name in names:
+            if taken[name] < len(waiting[name]) and sum(taken.values()) < count:
+                taken[name] += 1
+    shown = [(sample_id, name) for name in names for sample_id in waiting[name][: taken[name]]]
+    return Choice(shown, [Outcome(name, tally[name] / len(outcomes)) for name in names])
+
+
+# A pair of these outcomes has roles; of the others, nothing was chosen.
+PAIR_OUTCOMES = (
+    "kept, order of the ratios confirmed",
+    "kept, order inverted",
+    "left out, gap too small",
+    "left out, gap too large",
+)
+
+
+def pair_outcome(note: PairNote, splits: Mapping[str, int], kept: tuple[float, float] | None, select: Select) -> str:
+    """What became of a scored pair, in words."""
+    if note.sample_id in splits:
+        return PAIR_OUTCOMES[int(note.inverted and select.inverted == "swap")]
+    if note.identical:
+        return "left out, identical captions"
+    if note.cut and not select.keep_truncated:
+        return "left out, cut at the length limit"
+    if note.inverted and select.inverted == "drop":
+        return "left out, order inverted"
+    if kept is None or kept[0] <= note.gap <= kept[1]:
+        return "left out, not drawn"
+    return PAIR_OUTCOMES[2] if note.gap < kept[0] else PAIR_OUTCOMES[3]
+
+
+CAPTION_OUTCOMES = ("fewer {}", "none before or after", "as many {}", "more {}")
+
+
+def caption_outcomes(
+    before: Mapping[str, Caption], after: Mapping[str, Caption], faults: Callable[[Caption], int], noun: str
+) -> dict[str, str]:
+    """Outcome of every sample that has both captions, by the number of ``faults`` (called ``noun``) in each."""
+    found = {}
+    for sample_id in before.keys() & after.keys():
+        first, last = faults(before[sample_id]), faults(after[sample_id])
+        kind = 1 if first == last == 0 else (0 if last < first else 2 if last == first else 3)
+        found[sample_id] = CAPTION_OUTCOMES[kind].format(noun)
+    return found
+
+
+def shade_edges(cosines: NDArray[np.float64]) -> list[float]:
+    """The cosines that part all sentences of a run into ``SHADES`` equal classes."""
+    if not len(cosines):
+        return []
+    return [float(edge) for edge in np.quantile(cosines, np.arange(1, SHADES) / SHADES)]
+
+
+def shaded(sentences: Sequence[SentenceScore], edges: Sequence[float]) -> list[Piece]:
+    """The sentences of a caption, each with its cosine and the class it falls in (1 lowest)."""
+    return [
+        Piece(item["text"], "sentence", cosine(item["score"]), 1 + sum(item["score"] >= edge for edge in edges))
+        for item in sentences
+    ]
+
+
+def low_marked(sentences: Sequence[SentenceScore], low_score: float) -> list[Piece]:
+    """The sentences of a caption, those below ``low_score`` marked."""
+    pieces = []
+    for item in sentences:
+        if item["score"] < low_score:
+            pieces.append(Piece(item["text"], "low", f"low CLIP {cosine(item['score'])}"))
+        else:
+            pieces.append(Piece(item["text"] + " "))
+    return pieces
+
+
+def low_count(caption: Caption, low_score: float) -> int:
+    """How many sentences of a caption score below ``low_score``."""
+    return sum(item["score"] < low_score for item in caption.row["sentences"])
+
+
+def absent_spans(caption: Caption) -> list[tuple[int, int]]:
+    """Where a MiniWorld caption names an object that is not in its scene: (start, end) of the noun."""
+    from jsfree.miniworld import metrics, world
+
+    scene = world.scene_from_id(caption.row["sample_id"].rpartition("@")[0])
+    return [(found.start, found.end) for found in metrics.hallucinated_mentions(scene, caption.row["text"])]
+
+
+def absent_marked(caption: Caption) -> list[Piece]:
+    """A MiniWorld caption with the words for absent objects marked."""
+    text, at, pieces = caption.row["text"], 0, []
+    for start, end in absent_spans(caption):
+        pieces += [Piece(text[at:start]), Piece(text[start:end], "absent", "absent")]
+        at = end
+    return [piece for piece in (*pieces, Piece(text[at:])) if piece.text]
+
+
+def _hash(sample_id: str) -> str:
+    return hashlib.sha256(sample_id.encode()).hexdigest()

@@ -1,0 +1,192 @@
+"""What the page says of each round's selection and training, and of the cost of its stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from jsfree.report import figures, reading, tables
+from jsfree.report.figures import Series
+from jsfree.report.reading import Scored, StageCost
+from jsfree.storage import Run
+
+# What a stage does, in the page's words.
+STAGES = {
+    "samples": "images listed",
+    "pairs": "two captions an image",
+    "scored": "CLIP verification",
+    "selected": "preference pairs",
+    "reference": "reference log-probabilities",
+    "train": "DPO",
+    "evaluation": "evaluation images listed",
+    "captions": "captions for evaluation",
+    "captions_scored": "their CLIP scores",
+}
+
+
+@dataclass(frozen=True)
+class SplitLine:
+    """A line of the table of splits, written out."""
+
+    number: int
+    pairs: str
+    low: str
+    high: str
+    mean: str
+    kept: bool
+
+
+@dataclass(frozen=True)
+class RoundView:
+    """Selection and training of one round; ``kept`` is the range of gaps trained on."""
+
+    number: int
+    facts: dict[str, Any]
+    histogram: Markup | None
+    splits: list[SplitLine]
+    curves: list[Markup]
+    steps: int
+    kept: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class CostLine:
+    """A finished stage and its cost, written out; ``share`` is its part of all device time."""
+
+    round: int
+    stage: str
+    does: str
+    rows: list[str]
+    failed: bool
+    seconds: str
+    device: str
+    tokens: str
+    share: float
+
+
+@dataclass(frozen=True)
+class CostView:
+    """The cost of a run; ``verification`` and ``verification_loop`` are shares of device time, None without any."""
+
+    lines: list[CostLine]
+    figure: Markup
+    seconds: str
+    device: str
+    tokens: str
+    verification: float | None
+    verification_loop: float | None
+    verification_time: str
+
+
+def round_view(run: Run, number: int, scored: Scored) -> RoundView:
+    """What round ``number`` selected and how it trained, as far as it got."""
+    manifest = run.manifest(number, "selected")
+    facts = manifest.facts if manifest else {}
+    splits = [(split, _is_kept(split, run)) for split in facts.get("splits", [])]
+    kept = _range([split for split, is_kept in splits if is_kept])
+    steps = reading.training_log(run, number)
+    return RoundView(
+        number,
+        facts,
+        _histogram(run, scored, kept),
+        [_split_line(split, is_kept) for split, is_kept in splits],
+        _curves(steps),
+        len(steps),
+        kept,
+    )
+
+
+def cost_view(costs: Sequence[StageCost]) -> CostView:
+    """The cost of all finished stages; the loop is everything but evaluation."""
+    device = sum(cost.manifest.device_seconds for cost in costs)
+    by_stage: dict[str, float] = {}
+    for cost in costs:
+        base = "evaluation" if _is_evaluation(cost) else cost.stage
+        by_stage[base] = by_stage.get(base, 0.0) + cost.manifest.device_seconds
+    scored, loop = by_stage.get("scored", 0.0), device - by_stage.get("evaluation", 0.0)
+    parts = [(name, seconds, "part-" + name) for name, seconds in by_stage.items() if seconds > 0]
+    return CostView(
+        [_cost_line(cost, device) for cost in costs],
+        figures.shares_bar(parts) if parts else Markup(""),
+        tables.duration(sum(cost.manifest.seconds for cost in costs)),
+        tables.duration(device),
+        tables.whole(sum(cost.manifest.tokens for cost in costs)),
+        scored / device if device else None,
+        scored / loop if loop > 0 else None,
+        tables.duration(scored),
+    )
+
+
+def _histogram(run: Run, scored: Scored, kept: tuple[float, float] | None) -> Markup | None:
+    """Gaps of the pairs that can be sorted: different captions, and whole ones unless cut ones are kept."""
+    select = run.config.select
+    notes = [note for note in scored.notes if not note.identical and (select.keep_truncated or not note.cut)]
+    if not notes:
+        return None
+    gaps = [100 * (-note.gap if note.inverted and select.inverted == "keep" else note.gap) for note in notes]
+    shown = (100 * kept[0], 100 * kept[1]) if kept else None
+    return figures.gap_histogram(gaps, [note.inverted for note in notes], shown)
+
+
+def _is_kept(split: Mapping[str, Any], run: Run) -> bool:
+    select = run.config.select
+    return bool(split.get("kept", select.first <= split["split"] <= select.last))
+
+
+def _range(splits: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
+    """Lowest and highest gap of ``splits``; None when all of them are empty."""
+    filled = [split for split in splits if split.get("low_gap") is not None]
+    return (min(s["low_gap"] for s in filled), max(s["high_gap"] for s in filled)) if filled else None
+
+
+def _split_line(split: Mapping[str, Any], kept: bool) -> SplitLine:
+    low, high, mean = (_gap(split.get(name)) for name in ("low_gap", "high_gap", "mean_gap"))
+    return SplitLine(split["split"], tables.whole(split["pairs"]), low, high, mean, kept)
+
+
+def _gap(gap: float | None) -> str:
+    return tables.MISSING if gap is None else f"{100 * gap:.2f}".replace("-", "−")
+
+
+def _curves(steps: Sequence[Mapping[str, Any]]) -> list[Markup]:
+    if not steps:
+        return []
+    at = [float(step["step"]) for step in steps]
+
+    def series(key: str, name: str = "", kind: str = "after") -> Series:
+        return Series(name or key, [step.get(key) for step in steps], kind)
+
+    both = ("chosen", "rejected")
+    rewards = [series(f"{role}_reward", role, kind) for role, kind in zip(both, ("after", "before"), strict=True)]
+    logps = [series(f"{role}_logp", role, kind) for role, kind in zip(both, ("after", "before"), strict=True)]
+    return [
+        figures.curve("Loss", at, [series("loss")], (math.log(2), "ln 2")),
+        figures.curve("Implicit rewards", at, rewards, (0.0, "")),
+        figures.curve("Accuracy (chosen above rejected)", at, [series("accuracy")], (0.5, "chance")),
+        figures.curve("Reward margin", at, [series("margin")], (0.0, "")),
+        figures.curve("Gradient norm", at, [series("grad_norm", "norm")]),
+        figures.curve("Log-probability", at, logps),
+    ]
+
+
+def _cost_line(cost: StageCost, device: float) -> CostLine:
+    manifest, base = cost.manifest, cost.stage.partition("/")[0]
+    return CostLine(
+        cost.round,
+        cost.stage,
+        STAGES.get(base, ""),
+        [tables.whole(rows) for rows in (manifest.rows_in, manifest.rows_out, manifest.rows_failed)],
+        manifest.rows_failed > 0,
+        tables.duration(manifest.seconds),
+        tables.duration(manifest.device_seconds),
+        tables.whole(manifest.tokens) if manifest.tokens else tables.MISSING,
+        manifest.device_seconds / device if device else 0.0,
+    )
+
+
+def _is_evaluation(cost: StageCost) -> bool:
+    return cost.stage.partition("/")[0] in ("evaluation", "captions", "captions_scored")

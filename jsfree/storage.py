@@ -1,0 +1,278 @@
+"""The folder of a run, on any filesystem that fsspec reaches.
+
+    <run>/config.yaml  run.json  report/index.html
+    <run>/round-k/samples/ pairs/ scored/ selected/ reference/ train/ model/ captions/ metrics.json
+    <run>/round-k/errors/<stage>/    rows that failed
+    <run>/round-k/<stage>/_inputs.json, _manifest.json
+
+Tables are cut into shards, ``shard-00000.parquet`` and on: a shard's name depends only on its number, it
+appears whole or not at all, and a finished one is never written again. The manifest of a stage is published
+last; it carries the fingerprint of all that the stage depends on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from jsfree import config as configuration
+from jsfree.config import RunConfig
+from jsfree.errors import RunError, StorageError
+
+FACTS = b"jsfree"
+SHARD = re.compile(r"shard-(\d{5})\.parquet$")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished stage read, wrote and cost.
+
+    ``seconds`` is wall time; ``device_seconds`` sums the time that replicas spent on rows (a GPU's, or a
+    CPU's where there is none); ``tokens`` counts generated, scored or trained tokens.
+    """
+
+    fingerprint: str
+    rows_in: int
+    rows_out: int
+    rows_failed: int
+    seconds: float
+    device_seconds: float
+    tokens: int
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Folder:
+    """A folder of a filesystem; reading and writing raise StorageError with the path and the reason."""
+
+    def __init__(self, uri: str) -> None:
+        try:
+            self.filesystem, self.path = fsspec.url_to_fs(uri.rstrip("/"))
+        except (ImportError, ValueError) as error:
+            raise StorageError(f"{uri}: {error}") from error
+        self.uri = self.path if self.is_local else uri.rstrip("/")
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(f"{self.uri}/{name}")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether other programs can open ``path`` as it is."""
+        return isinstance(self.filesystem, LocalFileSystem)
+
+    def exists(self, name: str = "") -> bool:
+        """Whether the folder, or the file ``name`` in it, is there."""
+        with _explained(self.uri, "read"):
+            return bool(self.filesystem.exists(self._at(name)))
+
+    def names(self) -> list[str]:
+        """Names of the folder's entries, sorted; empty when there is no folder."""
+        with _explained(self.uri, "read"):
+            self.filesystem.invalidate_cache(self.path)
+            if not self.filesystem.isdir(self.path):
+                return []
+            return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in self.filesystem.ls(self.path, detail=False))
+
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+        with _explained(f"{self.uri}/{name}", "read"):
+            return bytes(self.filesystem.cat_file(self._at(name)))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Publish a file atomically: it appears whole or not at all."""
+        target = self._at(name)
+        with _explained(f"{self.uri}/{name}", "written"):
+            if not self.is_local:  # an object store publishes an object when its upload is complete
+                self.filesystem.pipe_file(target, content)
+                return
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            partial = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex}"
+            try:
+                with open(partial, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(partial, target)
+            except OSError:
+                with suppress(OSError):
+                    os.remove(partial)
+                raise
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file."""
+        try:
+            return json.loads(self.read(name))
+        except ValueError as error:
+            raise StorageError(
+                f"{self.uri}/{name} is no valid JSON ({error}); delete it to have it made anew"
+            ) from error
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Publish a JSON file."""
+        self.write(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def read_table(self, name: str, schema: pa.Schema) -> pa.Table:
+        """One Parquet file as a table of ``schema``."""
+        content = self.read(name)
+        try:
+            return pq.read_table(pa.BufferReader(content)).cast(schema)
+        except (pa.ArrowException, ValueError) as error:
+            raise StorageError(f"{self.uri}/{name} is no table of this stage ({error}); restart the stage") from error
+
+    def write_table(self, name: str, table: pa.Table, facts: dict[str, Any] | None = None) -> None:
+        """Publish a table as Parquet; ``facts`` travel in the file's metadata."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata({FACTS: json.dumps(facts or {})}), sink, compression="zstd")
+        self.write(name, sink.getvalue().to_pybytes())
+
+    def table_facts(self, name: str) -> dict[str, Any]:
+        """What ``write_table`` was told about a table."""
+        with _explained(f"{self.uri}/{name}", "read"), self.filesystem.open(self._at(name)) as file:
+            facts: dict[str, Any] = json.loads((pq.read_schema(file).metadata or {}).get(FACTS, b"{}"))
+            return facts
+
+    def rows(self) -> int:
+        """Rows of all finished shards, from their footers."""
+        return sum(self._rows_of(number) for number in self.shards())
+
+    def _rows_of(self, number: int) -> int:
+        with _explained(self.uri, "read"), self.filesystem.open(self._at(shard_name(number))) as file:
+            return int(pq.read_metadata(file).num_rows)
+
+    def shards(self) -> list[int]:
+        """Numbers of the finished shards."""
+        return [int(match.group(1)) for match in map(SHARD.match, self.names()) if match]
+
+    def read_shards(self, schema: pa.Schema) -> pa.Table:
+        """All finished shards as one table."""
+        tables = [self.read_table(shard_name(number), schema) for number in self.shards()]
+        return pa.concat_tables(tables) if tables else schema.empty_table()
+
+    def upload(self, local: str) -> None:
+        """Copy the files of a local folder into this one."""
+        with _explained(self.uri, "written"):
+            self.filesystem.makedirs(self.path, exist_ok=True)
+            self.filesystem.put(local.rstrip("/") + "/", self.path + "/", recursive=True)
+
+    def remove(self) -> None:
+        """Delete the folder and all in it."""
+        with _explained(self.uri, "removed"):
+            if self.filesystem.exists(self.path):
+                self.filesystem.rm(self.path, recursive=True)
+
+    def _at(self, name: str) -> str:
+        return f"{self.path}/{name}" if name else self.path
+
+
+class Run:
+    """A run's folder with its configuration."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.folder = Folder(config.run)
+
+    @classmethod
+    def open(cls, config: RunConfig) -> Run:
+        """Create the run's folder, or take up the one that is there.
+
+        Raises:
+            StorageError: the folder cannot be created or written.
+        """
+        run = cls(config)
+        if not run.folder.exists("config.yaml"):
+            run.folder.write("config.yaml", config.to_yaml().encode())
+        return run
+
+    @classmethod
+    def existing(cls, uri: str) -> Run:
+        """Open a run that is there, with the configuration it was made with.
+
+        Raises:
+            RunError: there is no run at ``uri``.
+        """
+        return cls(stored_config(Folder(uri)))
+
+    def round(self, number: int) -> Folder:
+        """The folder of a round, counted from 1."""
+        return self.folder / f"round-{number}"
+
+    def stage(self, number: int, name: str) -> Folder:
+        """The folder of a stage of a round."""
+        return self.round(number) / name
+
+    def manifest(self, number: int, stage: str) -> Manifest | None:
+        """The manifest of a stage, if it has finished."""
+        folder = self.stage(number, stage)
+        return Manifest(**folder.read_json("_manifest.json")) if folder.exists("_manifest.json") else None
+
+    def begin(self, number: int, stage: str, fingerprint: str) -> Manifest | None:
+        """Start, resume or skip a stage: its manifest when it has finished with the same inputs, else None.
+
+        Raises:
+            RunError: the stage was made, in part or whole, from other inputs.
+        """
+        folder = self.stage(number, stage)
+        if folder.exists("_inputs.json"):
+            if folder.read_json("_inputs.json")["fingerprint"] != fingerprint:
+                raise RunError(self._mismatch(number, stage))
+            return self.manifest(number, stage)
+        folder.write_json("_inputs.json", {"fingerprint": fingerprint})
+        return None
+
+    def finish(self, number: int, stage: str, manifest: Manifest) -> Manifest:
+        """Publish the manifest of a stage that is done, and the configuration that made it."""
+        self.stage(number, stage).write_json("_manifest.json", asdict(manifest))
+        self.folder.write("config.yaml", self.config.to_yaml().encode())
+        return manifest
+
+    def _mismatch(self, number: int, stage: str) -> str:
+        changed = configuration.differences(stored_config(self.folder), self.config)
+        what = (
+            "; ".join(changed[:4]) + ("; ..." if len(changed) > 4 else "") if changed else "an earlier stage was redone"
+        )
+        return (
+            f"{self.folder.uri}: stage {stage!r} of round {number} was made with other settings ({what});"
+            f" choose another folder with --run, or redo it with --restart {stage.split('/')[0]}"
+        )
+
+
+def stored_config(folder: Folder) -> RunConfig:
+    """The configuration in a run's folder.
+
+    Raises:
+        RunError: there is no run in ``folder``.
+    """
+    import yaml
+
+    if not folder.exists("config.yaml"):
+        raise RunError(f"{folder.uri} holds no run (no config.yaml); start one with `jsfree run --run {folder.uri}`")
+    return configuration.build(yaml.safe_load(folder.read("config.yaml")), where=f"{folder.uri}/config.yaml")
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard-{number:05d}.parquet"
+
+
+def cut(rows: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """Cut rows into shards of ``size``."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+@contextmanager
+def _explained(path: str, verb: str) -> Iterator[None]:
+    """Turn an operating system's or a store's error into one line that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{path} cannot be {verb}: {error.strerror or error}") from error

@@ -1,0 +1,190 @@
+"""The command line: ``jsfree ...``, also ``python -m ray_jobs.cli ...``.
+
+Exit codes: 0 done, 1 a failure, 2 wrong usage. Errors are one line each; ``--debug`` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import jsfree
+from jsfree import config as configuration
+from jsfree.errors import JsfreeError
+from jsfree.storage import Run
+
+app = typer.Typer(
+    help="Judge-free self-improvement for multimodal language models (arXiv 2411.17760).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+miniworld = typer.Typer(help="The embedded world: drawn scenes, a tiny LLaVA, a tiny CLIP.", no_args_is_help=True)
+app.add_typer(miniworld, name="miniworld")
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; without it, MiniWorld's defaults.")]
+RunFolder = Annotated[str | None, typer.Option("--run", help="Folder of the run (overrides the configuration).")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and log messages.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+SHOWN = {
+    "response_hallucination": ("Captions with an absent object", "%"),
+    "mention_hallucination": ("Absent objects among mentions", "%"),
+    "recall": ("Recall", "%"),
+    "precision": ("Precision", "%"),
+    "f1": ("F1", "%"),
+    "duplicates": ("Repeated mentions a caption", ""),
+    "attribute_errors": ("Attribute errors a caption", ""),
+    "words": ("Words a caption", ""),
+    "clip_score": ("CLIP score (x100)", "%"),
+    "low_clip_sentences": ("Sentences of low CLIP score", "%"),
+    "repeated_sentences": ("Repeated sentences a caption", ""),
+}
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Judge-free self-improvement for multimodal language models (arXiv 2411.17760)."""
+    if version:
+        typer.echo(f"jsfree {jsfree.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    config: ConfigFile = None,
+    run: RunFolder = None,
+    settings: Settings = None,
+    restart: Annotated[str | None, typer.Option("--restart", metavar="STAGE", help="Redo from this stage.")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Run the whole loop, or take up a run where it stopped."""
+    from ray_jobs import pipeline
+    from ray_jobs.console import Reporter
+
+    _log(debug)
+    resolved = _resolve(config, run, settings)
+    console = Console(stderr=as_json, highlight=False)
+    page = pipeline.run(resolved, Reporter(console), restart)
+    _show(Run.existing(resolved.run), console, as_json)
+    console.print(f"Report: {page}", soft_wrap=True)
+    console.print(f"Next:   jsfree report --run {resolved.run}    (rebuild and print this table)", soft_wrap=True)
+
+
+@app.command()
+def report(run: Annotated[str, typer.Option("--run", help="Folder of the run.")], as_json: AsJson = False) -> None:
+    """Rebuild a run's report and print its before/after table."""
+    from jsfree.report.page import build_report
+
+    existing = Run.existing(run)
+    page = build_report(existing)
+    console = Console(stderr=as_json, highlight=False)
+    _show(existing, console, as_json)
+    console.print(f"Report: {page}", soft_wrap=True)
+
+
+@app.command("config")
+def show_config(config: ConfigFile = None, settings: Settings = None) -> None:
+    """Print the resolved configuration."""
+    typer.echo(configuration.load(config, settings or []).to_yaml(), nl=False)
+
+
+@miniworld.command("show")
+def miniworld_show(
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("runs/miniworld.png"),
+    split: Annotated[str, typer.Option(help="pretrain, unlabelled, development or test.")] = "unlabelled",
+    count: Annotated[int, typer.Option(min=1, max=200, help="Scenes on the sheet.")] = 12,
+) -> None:
+    """Draw a sheet of scenes with their true captions."""
+    from jsfree.miniworld.sheet import picture_sheet
+
+    picture_sheet(split, count, out)
+    typer.echo(f"{count} scenes: {out}")
+
+
+@miniworld.command("pretrain")
+def miniworld_pretrain(
+    out: Annotated[Path, typer.Option(help="Folder to write captioner/ and clip/ into.")] = Path("runs/weights"),
+    seed: Annotated[int, typer.Option(help="Seed of initialisation and data order.")] = 0,
+) -> None:
+    """Rebuild the tiny CLIP and the tiny LLaVA from nothing."""
+    from jsfree.miniworld.pretrain import pretrain
+    from ray_jobs.console import Reporter
+
+    reporter = Reporter()
+    pretrain(out, seed=seed, progress=reporter.parts())
+    reporter.say(f"Weights: {out}")
+
+
+def main() -> None:
+    """Entry point: errors of ours become one line and an exit code."""
+    try:
+        app()
+    except JsfreeError as error:
+        if "--debug" in sys.argv:
+            raise
+        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        raise SystemExit(error.exit_code) from None
+
+
+def _resolve(config: Path | None, run: str | None, settings: list[str] | None) -> configuration.RunConfig:
+    overrides = [*(settings or []), *([f"run={run}"] if run else [])]
+    return configuration.load(config, overrides)
+
+
+def _log(debug: bool) -> None:
+    logging.basicConfig(level=logging.INFO if debug else logging.ERROR, format="%(name)s: %(message)s")
+
+
+def _show(run: Run, console: Console, as_json: bool) -> None:
+    """Print the last round's metrics: with truth where it is known, label-free elsewhere."""
+    done = [number for number in range(1, run.config.rounds + 1) if run.round(number).exists("label_free.json")]
+    if not done:
+        return
+    folder = run.round(done[-1])
+    metrics = folder.read_json("metrics.json" if folder.exists("metrics.json") else "label_free.json")
+    if as_json:
+        typer.echo(json.dumps(metrics, indent=2))
+        return
+    console.print(_table(metrics, f"m{done[-1]}"))
+
+
+def _table(metrics: dict[str, Any], after: str) -> Table:
+    modes = list(metrics["before"])
+    count = metrics.get("scenes", metrics.get("captions"))
+    table = Table(title=f"Before (m0) and after ({after}) on {count} images, 95 % intervals", title_justify="left")
+    table.add_column("")
+    for mode in modes:
+        table.add_column(f"{mode}: m0", justify="right")
+        table.add_column(after, justify="right")
+    for key, (label, unit) in SHOWN.items():
+        if key in metrics["before"][modes[0]]:
+            cells = [_cell(metrics[when][mode][key], unit) for mode in modes for when in ("before", "after")]
+            table.add_row(label, *cells)
+    return table
+
+
+def _cell(estimate: dict[str, float], unit: str) -> str:
+    if unit == "%":
+        value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
+        return f"{value:.1f} [dim]{low:.1f}-{high:.1f}[/dim]"
+    return f"{estimate['value']:.2f} [dim]{estimate['low']:.2f}-{estimate['high']:.2f}[/dim]"
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

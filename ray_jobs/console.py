@@ -1,0 +1,71 @@
+"""What a person sees while stages run: a live line in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Update = Callable[[int, str], None]
+PLAIN_SECONDS = 5.0
+
+
+class Reporter:
+    """Tells a person about stages; ``progress`` yields a function of (done so far, note)."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(text)
+
+    @contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Update]:
+        """Show work of ``total`` units until the block ends."""
+        if self.console.is_terminal:
+            with self._live(title, total) as update:
+                yield update
+        else:
+            yield self._plain(title, total)
+
+    def parts(self) -> Callable[[str, int, int, float], None]:
+        """A function of (part, step, steps, loss) that shows the parts of a long training one after the other."""
+        started: dict[str, float] = {}
+        last = [0.0]
+
+        def update(part: str, step: int, steps: int, loss: float) -> None:
+            began = started.setdefault(part, time.monotonic())
+            if step == steps or time.monotonic() - last[0] >= PLAIN_SECONDS:
+                last[0] = time.monotonic()
+                left = (last[0] - began) / max(step, 1) * (steps - step)
+                self.say(f"  {part}: step {step}/{steps}  loss {loss:.3f}  {left / 60:.1f} min left")
+
+        return update
+
+    @contextmanager
+    def _live(self, title: str, total: int) -> Iterator[Update]:
+        columns = (
+            TextColumn("  {task.description:<26}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task(title, total=total, note="")
+            yield lambda done, note: bar.update(task, completed=done, note=note)
+
+    def _plain(self, title: str, total: int) -> Update:
+        last = [time.monotonic(), -1.0]
+
+        def update(done: int, note: str) -> None:
+            if time.monotonic() - last[0] >= PLAIN_SECONDS and done != last[1]:
+                last[:] = [time.monotonic(), done]
+                self.say(f"  {title}: {done}/{total}{'  ' + note if note else ''}")
+
+        return update

@@ -1,0 +1,50 @@
+"""Stage 1: samples, and two captions of each by dual-path decoding on Ray Data actors."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from jsfree import schemas
+from jsfree.captioning import PairGenerator
+from jsfree.images import training_samples
+from jsfree.schemas import Sample
+from jsfree.storage import Folder, Manifest, cut, shard_name
+from ray_jobs.rounds import Round, StageRequest
+
+
+def list_samples(current: Round) -> Manifest:
+    """Write the round's samples in the order that the seed draws."""
+    fingerprint = current.fingerprint(current.config.fingerprint("seed", "prompt", "source", "shard_rows"))
+
+    def work() -> Manifest:
+        samples = training_samples(current.config, current.number)
+        return write_samples(samples, current.stage("samples"), current.config.shard_rows)
+
+    return current.once("samples", fingerprint, work)
+
+
+def generate_pairs(current: Round, samples: Manifest) -> Manifest:
+    """Two captions of every sample (paper, section 3.2)."""
+    config = current.config
+    request = StageRequest(
+        current.number,
+        "pairs",
+        current.fingerprint(
+            samples.fingerprint, current.start.fingerprint, config.fingerprint("seed", "captioner", "generate")
+        ),
+        current.stage("samples"),
+        schemas.SAMPLES,
+        schemas.PAIRS,
+        PairGenerator,
+        {"config": config, "model_ref": current.start.ref, "round_number": current.number},
+        config.generate.resources,
+    )
+    return current.sharded("pairs", [request])[0]
+
+
+def write_samples(samples: list[Sample], folder: Folder, shard_rows: int) -> Manifest:
+    """Publish samples as shards; a shard that is there is left alone."""
+    for number, rows in enumerate(cut(samples, shard_rows)):
+        if not folder.exists(shard_name(number)):
+            folder.write_table(shard_name(number), pa.Table.from_pylist(list(rows), schema=schemas.SAMPLES))
+    return Manifest("", len(samples), len(samples), 0, 0.0, 0.0, 0)

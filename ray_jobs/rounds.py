@@ -1,0 +1,131 @@
+"""A round under way: what every stage is given, and how a stage is skipped, resumed or run."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from jsfree.config import Resources, RunConfig
+from jsfree.storage import Folder, Manifest, Run
+from ray_jobs.cluster import Cluster
+from ray_jobs.console import Reporter
+from ray_jobs.shards import ShardedStage, StageClass, run_shards, total
+
+
+@dataclass(frozen=True)
+class Model:
+    """A captioner of the run: m0 (the seed), m1, ..., where it is, and a fingerprint of how it came to be."""
+
+    name: str
+    ref: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """A stage class of round ``number`` to be run over the shards of ``source``."""
+
+    number: int
+    name: str
+    fingerprint: str
+    source: Folder
+    source_schema: pa.Schema
+    schema: pa.Schema
+    build: Callable[..., StageClass]
+    arguments: Mapping[str, Any]
+    resources: Resources
+
+
+@dataclass(frozen=True)
+class Round:
+    """Round ``number`` of a run, which improves the model ``start``; ``seed`` is m0."""
+
+    run: Run
+    number: int
+    seed: Model
+    start: Model
+    cluster: Cluster
+    reporter: Reporter
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's configuration."""
+        return self.run.config
+
+    def stage(self, name: str) -> Folder:
+        """The folder of a stage of this round."""
+        return self.run.stage(self.number, name)
+
+    def fingerprint(self, *parts: str) -> str:
+        """Hash of what a stage depends on: fingerprints of earlier stages and of its settings."""
+        return hashlib.sha256("\0".join((str(self.number), *parts)).encode()).hexdigest()[:16]
+
+    def once(self, name: str, fingerprint: str, work: Callable[[], Manifest]) -> Manifest:
+        """Do a stage unless it is done; say what came of it.
+
+        Raises:
+            RunError: the stage was made from other inputs.
+        """
+        done = self.run.begin(self.number, name, fingerprint)
+        if done is not None:
+            self._tell(name, done, "done before")
+            return done
+        started = time.monotonic()
+        manifest = work()
+        manifest = replace(manifest, fingerprint=fingerprint, seconds=time.monotonic() - started)
+        self._tell(name, self.run.finish(self.number, name, manifest), "")
+        return manifest
+
+    def sharded(self, title: str, requests: Sequence[StageRequest]) -> list[Manifest]:
+        """Run stage classes over shards, those that need running in one pass; their manifests.
+
+        Raises:
+            RunError: a stage was made from other inputs.
+            StageError: a stage failed.
+        """
+        before = [self.run.begin(request.number, request.name, request.fingerprint) for request in requests]
+        stages = [self._placed(request) for request in requests]
+        open_stages = [stage for stage, done in zip(stages, before, strict=True) if done is None]
+        started = time.monotonic()
+        if any(stage.missing() for stage in open_stages):
+            self.cluster.ensure()
+            rows = sum(request.source.rows() for request, done in zip(requests, before, strict=True) if done is None)
+            with self.reporter.progress(title, rows) as update:
+                run_shards(open_stages, update)
+        wall = time.monotonic() - started
+        totals = [total(stage, "", self.config.max_failed_fraction) for stage in open_stages]
+        work = sum(manifest.device_seconds for manifest in totals) or 1.0
+        manifests = []
+        for request, done in zip(requests, before, strict=True):
+            if done is None:
+                part = totals.pop(0)
+                # The wall time of a shared pass is shared out by the work in it.
+                timed = replace(part, fingerprint=request.fingerprint, seconds=wall * part.device_seconds / work)
+                manifests.append(self.run.finish(request.number, request.name, timed))
+            else:
+                manifests.append(done)
+            self._tell(request.name, manifests[-1], "" if done is None else "done before")
+        return manifests
+
+    def _placed(self, request: StageRequest) -> ShardedStage:
+        return ShardedStage(
+            name=request.name,
+            source=request.source.uri,
+            source_schema=request.source_schema,
+            target=self.run.stage(request.number, request.name).uri,
+            target_schema=request.schema,
+            errors=(self.run.round(request.number) / "errors" / request.name).uri,
+            build=request.build,
+            arguments=request.arguments,
+            resources=request.resources,
+        )
+
+    def _tell(self, name: str, manifest: Manifest, note: str) -> None:
+        failed = f", {manifest.rows_failed} failed" if manifest.rows_failed else ""
+        cost = note or f"{manifest.seconds:.1f} s"
+        self.reporter.say(f"  {name:<24} {manifest.rows_out:>6} rows{failed}  {cost}")

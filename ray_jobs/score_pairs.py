@@ -1,0 +1,25 @@
+"""Stage 2: every sentence of both captions scored against the image by CLIP on Ray Data actors."""
+
+from __future__ import annotations
+
+from jsfree import schemas
+from jsfree.clipscore import ClipScorer
+from jsfree.storage import Manifest
+from ray_jobs.rounds import Round, StageRequest
+
+
+def score_pairs(current: Round, pairs: Manifest) -> Manifest:
+    """Sentence scores, inversion and gap of every pair (paper, section 3.4)."""
+    config = current.config
+    request = StageRequest(
+        current.number,
+        "scored",
+        current.fingerprint(pairs.fingerprint, config.fingerprint("clip", "score")),
+        current.stage("pairs"),
+        schemas.PAIRS,
+        schemas.SCORED,
+        ClipScorer,
+        {"config": config},
+        config.score.resources,
+    )
+    return current.sharded("scored", [request])[0]

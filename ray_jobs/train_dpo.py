@@ -1,0 +1,146 @@
+"""Stage 4: DPO by DeepSpeed workers under Ray Train."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from jsfree import schemas
+from jsfree.captioning import device_of
+from jsfree.config import RunConfig
+from jsfree.dpo.loop import Hooks, Models, Step, steps_per_epoch, train
+from jsfree.storage import Folder, Manifest
+from ray_jobs.cluster import explained
+from ray_jobs.console import Update
+from ray_jobs.rounds import Model, Round
+
+STEPS = "steps.json"
+LOG_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What a training worker is told."""
+
+    config: RunConfig
+    models: Models
+    selected: str
+    reference: str
+    output: str
+    model: str
+
+
+def train_dpo(current: Round, selected: Manifest) -> tuple[Manifest, Model]:
+    """Train the round's model; the manifest and the model."""
+    config = current.config
+    reference = current.seed if config.train.reference == "seed" else current.start
+    settings = config.fingerprint("seed", "captioner.dtype", "captioner.preprocessing", "train")
+    fingerprint = current.fingerprint(selected.fingerprint, current.start.fingerprint, settings)
+    model = Model(f"m{current.number}", current.stage("model").uri, fingerprint)
+    job = TrainJob(
+        config,
+        Models(current.start.ref, reference.ref),
+        current.stage("selected").uri,
+        current.stage("reference").uri,
+        current.stage("train").uri,
+        model.ref,
+    )
+    return current.once("train", fingerprint, lambda: _run(current, job, selected.rows_out, fingerprint)), model
+
+
+def worker_loop(job: TrainJob) -> None:
+    """The training function of a Ray Train worker."""
+    import torch
+    from ray import train as ray_train
+
+    pairs = Folder(job.selected).read_shards(schemas.SELECTED).to_pylist()
+    checkpoint = ray_train.get_checkpoint()
+    device = device_of(job.config.train.resources.gpus)
+    if device == "cpu":
+        torch.set_num_threads(max(1, int(job.config.train.resources.cpus)))
+
+    def save(directory: str, step: int) -> None:
+        named = ray_train.Checkpoint.from_directory(directory)
+        ray_train.report({"step": step}, checkpoint=named, checkpoint_dir_name=f"step-{step:06d}")
+
+    def go(restore: str | None) -> None:
+        hooks = Hooks(_throttled(Folder(job.output)), save, restore)
+        train(job.config, pairs, job.models, (Folder(job.reference), Folder(job.model)), hooks, device)
+
+    if checkpoint is None:
+        go(None)
+    else:
+        with checkpoint.as_directory() as directory:
+            go(directory)
+
+
+def _throttled(folder: Folder) -> Callable[[Sequence[Step], int], None]:
+    """Publish the step log at most once a second, and always after the last step."""
+    last = [0.0]
+
+    def publish(history: Sequence[Step], total: int) -> None:
+        if len(history) == total or time.monotonic() - last[0] >= LOG_SECONDS:
+            last[0] = time.monotonic()
+            folder.write_json(STEPS, list(history))
+
+    return publish
+
+
+def _run(current: Round, job: TrainJob, pairs: int, fingerprint: str) -> Manifest:
+    config = current.config
+    total = steps_per_epoch(pairs, config) * config.train.epochs
+    current.cluster.ensure()
+    with current.reporter.progress("train", total) as update, _watched(Folder(job.output), update), explained("train"):
+        _fit(job, fingerprint)
+    steps: list[Step] = Folder(job.output).read_json(STEPS)
+    seconds = sum(step["seconds"] for step in steps) * config.train.resources.replicas
+    tokens = int(sum(step["tokens"] for step in steps))
+    return Manifest("", pairs, total * config.train.pairs_per_step, 0, 0.0, seconds, tokens)
+
+
+def _fit(job: TrainJob, fingerprint: str) -> None:
+    """Run the workers; a run of the same fingerprint goes on from its last checkpoint."""
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    resources = job.config.train.resources
+    each = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
+    TorchTrainer(
+        worker_loop,
+        train_loop_config=job,
+        torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=resources.replicas, use_gpu=resources.gpus > 0, resources_per_worker=each
+        ),
+        run_config=RunConfig(
+            name=f"checkpoints-{fingerprint}",
+            storage_path=job.output,
+            failure_config=FailureConfig(max_failures=job.config.train.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    ).fit()
+
+
+@contextmanager
+def _watched(folder: Folder, update: Update) -> Iterator[None]:
+    """Follow the step log from a thread while the workers train."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        while not ended.wait(LOG_SECONDS):
+            if folder.exists(STEPS):
+                steps: list[Step] = folder.read_json(STEPS)
+                update(len(steps), f"loss {steps[-1]['loss']:.3f}  accuracy {steps[-1]['accuracy']:.2f}")
+
+    update(0, "starting workers")
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

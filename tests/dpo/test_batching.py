@@ -1,0 +1,94 @@
+"""Batches of pairs: log-probabilities equal to one forward a caption, and an order that depends on nothing else."""
+
+import pytest
+import torch
+
+from jsfree.captioning import PairGenerator
+from jsfree.config import RunConfig, build
+from jsfree.dpo.batching import collate, micro_batches, order_of_epoch, pair_logps
+from jsfree.dpo.engine import deepspeed_config
+from jsfree.dpo.loop import learning_rate, steps_per_epoch
+from jsfree.errors import StageError
+from jsfree.images import training_samples
+
+SMALL = build({"source": {"count": 6}}, where="test")
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    generator = PairGenerator(SMALL, "miniworld:captioner", round_number=1)
+    rows = generator(training_samples(SMALL, 1)).rows
+    return [{**row, "chosen": row["low"], "rejected": row["high"]} for row in rows]
+
+
+def alone(captioner, pair, role):
+    """Log-probability of one caption: one unpadded forward, summed token by token in float64."""
+    from jsfree.images import load_image
+
+    prompt = captioner.prompt_ids(pair["prompt"], image=True)
+    tokens = pair[role]["token_ids"]
+    image, _ = load_image(pair["image"], SMALL.source)
+    with torch.no_grad():
+        logits = captioner.model(
+            input_ids=torch.tensor([[*prompt, *tokens]]), pixel_values=captioner.pixel_values([image])
+        ).logits[0]
+    logps = torch.log_softmax(logits.double(), -1)
+    return sum(float(logps[len(prompt) - 1 + i, token]) for i, token in enumerate(tokens))
+
+
+def test_a_batch_gives_the_log_probabilities_of_separate_forwards(captioner, pairs):
+    batch = collate(pairs, captioner, SMALL.source)
+    with torch.no_grad():
+        logps = pair_logps(captioner.model, batch)
+    for row, pair in enumerate(pairs):
+        assert float(logps.chosen[row]) == pytest.approx(alone(captioner, pair, "chosen"), abs=1e-3)
+        assert float(logps.rejected[row]) == pytest.approx(alone(captioner, pair, "rejected"), abs=1e-3)
+    lengths = [len(pair[role]["token_ids"]) for pair in pairs for role in ("chosen", "rejected")]
+    assert batch.completion_tokens == sum(lengths)
+
+
+def test_the_end_token_belongs_to_the_completion(captioner, pairs):
+    batch = collate(pairs[:1], captioner, SMALL.source)
+    completion = batch.chosen.ids[0][batch.chosen.completion[0]].tolist()
+    assert completion == pairs[0]["chosen"]["token_ids"]
+    assert pairs[0]["chosen"]["finish"] == "stop"
+    assert completion[-1] in captioner.eos_ids
+
+
+def test_workers_share_out_every_step_without_overlap():
+    order = order_of_epoch(100, seed=3, epoch=1)
+    assert sorted(order) == list(range(100))
+    assert order == order_of_epoch(100, seed=3, epoch=1)
+    assert order != order_of_epoch(100, seed=3, epoch=2)
+    taken = [
+        index
+        for rank in range(4)
+        for micro in micro_batches(order, step=2, pairs_per_step=32, micro=4, rank=rank, world=4)
+        for index in micro
+    ]
+    assert sorted(taken) == sorted(order[64:96])
+
+
+def test_too_few_pairs_are_refused_with_a_remedy():
+    with pytest.raises(StageError, match=r"20 selected pairs do not fill one step of 32.*source.count"):
+        steps_per_epoch(20, RunConfig())
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    config = build({"train": {"learning_rate": 1.0, "warmup_fraction": 0.1}}, where="test")
+    rates = [learning_rate(step, 100, config) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[10] == pytest.approx(1.0)
+    assert rates[-1] < 0.001
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_deepspeed_is_told_what_the_configuration_says():
+    config = build(
+        {"train": {"pairs_per_step": 64, "pairs_per_worker": 4, "zero_stage": 3, "resources": {"replicas": 8}}},
+        where="test",
+    )
+    told = deepspeed_config(config, world=8)
+    assert told["train_micro_batch_size_per_gpu"] * told["gradient_accumulation_steps"] * 8 == 64
+    assert told["zero_optimization"]["stage"] == 3
+    assert told["bf16"] == {"enabled": False}

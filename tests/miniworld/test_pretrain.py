@@ -1,0 +1,165 @@
+"""The shipped weights do what they are shipped for, and a little pre-training already learns."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from jsfree.errors import ModelError
+from jsfree.miniworld import captioner_training, clip_training, tokenizers, world
+from jsfree.miniworld.metrics import count_caption
+from jsfree.miniworld.pretrain import Effort, pretrain
+from jsfree.miniworld.tables import scene_table, sentence_table
+from jsfree.models import WEIGHTS, load_captioner, load_clip
+
+TINY = Effort(scenes=160, clip_steps=8, captioner_steps=8)
+
+
+@pytest.fixture(scope="module")
+def captioner():
+    return load_captioner("miniworld:captioner")
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return load_clip("miniworld:clip")
+
+
+def captions(captioner, scenes):
+    """Greedy captions by transformers' own ``generate``."""
+    ids = torch.tensor([captioner.prompt_ids(world.PROMPT, image=True)] * len(scenes))
+    made = captioner.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pixel_values=captioner.pixel_values([world.draw(scene) for scene in scenes]),
+        do_sample=False,
+        max_new_tokens=80,
+    )
+    return [captioner.text(row[ids.shape[1] :]) for row in made.tolist()]
+
+
+def cosines(clip, scene, texts):
+    with torch.no_grad():
+        image = clip.model.encode_image(clip.transform(world.draw(scene))[None], normalize=True)
+        return (clip.model.encode_text(clip.tokenizer(texts), normalize=True) @ image[0]).tolist()
+
+
+def test_the_seed_sees_most_and_invents_some(captioner):
+    scenes = [world.scene("development", index) for index in range(60)]
+    counts = [count_caption(scene, text) for scene, text in zip(scenes, captions(captioner, scenes), strict=True)]
+    recall = sum(count.distinct_correct for count in counts) / sum(count.truth_objects for count in counts)
+    assert recall > 0.7
+    assert 0.2 < np.mean([count.hallucinated > 0 for count in counts]) < 0.85
+
+
+def test_clip_prefers_the_truth_to_what_is_nearly_true(clip):
+    rng, wins = random.Random(0), []
+    for index in range(60):
+        scene = world.scene("development", index)
+        item = scene.objects[0]
+        absent = world._draw_object(scene.context, {thing.name for thing in scene.objects}, rng)
+        colour = next(name for name in world.COLOURS if name != item.colour)
+        true, *others = cosines(
+            clip,
+            scene,
+            [
+                world.object_sentence(item.name, item.colour, item.position),
+                world.object_sentence(absent, item.colour, item.position),
+                world.object_sentence(item.name, colour, item.position),
+            ],
+        )
+        wins.append([true > other for other in others])
+    assert (np.mean(wins, axis=0) > 0.85).all()
+
+
+def test_every_sentence_of_the_world_fits_clips_context(clip):
+    texts = list(sentence_table().texts)
+    lengths = (clip.tokenizer(texts) == clip.tokenizer.tokenizer.eos_token_id).int().argmax(1) + 1
+    assert (clip.tokenizer(texts)[:, -1] == clip.tokenizer.tokenizer.pad_token_id).all()
+    assert int(lengths.max()) < clip.context_length
+
+
+def test_the_end_token_is_where_open_clip_pools():
+    tokenizer = tokenizers.clip_tokenizer()
+    assert tokenizer.eos_token_id == len(tokenizer) - 1
+    ids = tokenizer("There is a RED cup.").input_ids
+    assert ids == tokenizer("there is a red cup.").input_ids
+    assert len(ids) == 8
+
+
+def test_shipped_files_have_the_hubs_layout_and_stay_small():
+    with safe_open(WEIGHTS / "captioner" / "model.safetensors", "pt") as weights:
+        names = set(weights.keys())
+    assert "vision_tower.vision_model.embeddings.class_embedding" in names
+    assert {name.split(".")[0] for name in names} == {"vision_tower", "multi_modal_projector", "language_model"}
+    assert sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()) < 20e6
+    config = json.loads((WEIGHTS / "captioner" / "config.json").read_text())
+    heads = config["text_config"]
+    assert heads["hidden_size"] // heads["num_attention_heads"] in (32, 64)
+
+
+def test_the_prompt_is_llavas(captioner):
+    ids = captioner.prompt_ids(world.PROMPT, image=True)
+    assert ids.count(captioner.model.config.image_token_index) == captioner.image_tokens
+    text = captioner.processor.tokenizer.decode(ids).replace("<image>" * captioner.image_tokens, "<image>")
+    assert text == f"<s>USER: <image>\n{world.PROMPT} ASSISTANT:"
+    assert captioner.prompt_ids("x", image=False)[0] == captioner.processor.tokenizer.bos_token_id
+
+
+def test_the_captioner_sees_with_clips_tower(captioner, clip):
+    captioner_training.copy_vision_tower(clip.model.visual, captioner.model.model.vision_tower)
+    ours = captioner.model.model.vision_tower.state_dict()
+    theirs = captioner_training.vision_weights(clip.model.visual)
+    shipped = load_captioner("miniworld:captioner").model.model.vision_tower.state_dict()
+    assert len(ours) == len(theirs)
+    assert all(torch.equal(ours[name], shipped[name]) for name in ours)
+
+
+def test_a_tower_that_differs_is_refused(clip, monkeypatch):
+    spoiled = captioner_training.vision_weights(clip.model.visual)
+    spoiled["pre_layrnorm.weight"] = spoiled["pre_layrnorm.weight"] * 1.5
+    monkeypatch.setattr(captioner_training, "vision_weights", lambda visual: spoiled)
+    with pytest.raises(ModelError, match="differs from CLIP's"):
+        captioner_training.build_captioner(clip.model)
+
+
+def test_truth_of_pairs_is_exact():
+    scenes = [world.scene("development", index) for index in range(20)]
+    table, sentences = scene_table(scenes, clip_training.PATCH), sentence_table()
+    verdicts, misplaced = clip_training.truth(table, np.arange(20), sentences, np.arange(len(sentences.texts)))
+    assert not (verdicts & misplaced).any()
+    for scene, row in zip(scenes, verdicts, strict=True):
+        said = {text for text, true in zip(sentences.texts, row, strict=True) if true}
+        wanted = {world.context_sentence(scene.context)} | {
+            world.object_sentence(item.name, item.colour, position)
+            for item in scene.objects
+            for position in world.fair_positions(item.box)
+        }
+        assert said == wanted
+
+
+def test_drawn_sentences_are_true_and_nearly_true():
+    table = scene_table([world.scene("development", index) for index in range(64)], clip_training.PATCH)
+    sentences, rows = sentence_table(), np.arange(64)
+    sampler = clip_training.SentenceSampler(table, sentences, np.random.default_rng(0))
+    verdicts, misplaced = clip_training.truth(table, rows, sentences, sampler.draw(rows))
+    assert not misplaced[rows, 64 + rows].any()
+    assert verdicts[rows, rows].all()
+    assert not verdicts[rows, 64 + rows].any()
+
+
+def test_a_little_pretraining_learns_and_can_be_repeated(tmp_path: Path):
+    losses: dict[str, list[float]] = {"clip": [], "captioner": []}
+    pretrain(tmp_path / "a", seed=1, progress=lambda part, *rest: losses[part].append(rest[-1]), effort=TINY)
+    for part in losses.values():
+        assert len(part) == 8
+        assert part[-1] < part[0] - 0.3
+    pretrain(tmp_path / "b", seed=1, effort=TINY)
+    for file in ("clip/open_clip_model.safetensors", "captioner/model.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert load_clip(str(tmp_path / "a" / "clip")).context_length == tokenizers.CLIP_CONTEXT
+    assert load_captioner(str(tmp_path / "a" / "captioner")).image_tokens == captioner_training.PATCHES

@@ -1,0 +1,174 @@
+"""Builds run folders as the stages write them: MiniWorld scenes, careless captions, plausible scores, real metrics.
+
+Everything that can be real is (scenes, counts, selection, label-free figures, manifests); only the models are not:
+a caption is drawn with more or less care, and a sentence scores higher when it is true.
+"""
+
+import math
+import random
+from pathlib import Path
+
+import pyarrow as pa
+
+from jsfree import config, schemas
+from jsfree.evaluation import labelfree
+from jsfree.miniworld import metrics, world
+from jsfree.miniworld.world import CaptionNoise
+from jsfree.preference import select_pairs
+from jsfree.storage import Manifest, Run, shard_name
+
+SETTINGS = {"source": {"count": 120}, "evaluate": {"source": {"split": "test", "count": 40}}}
+CARE = {0: CaptionNoise(), 1: CaptionNoise(0.2, 0.03, 0.05, 0.03, 0.25), 2: CaptionNoise(0.28, 0.02, 0.05, 0.03, 0.1)}
+SHARD = 50
+
+
+def build(folder: Path, rounds: int = 1, truth: bool = True, errors: bool = True, **settings) -> Run:
+    """A finished run of ``rounds`` rounds in ``folder``; ``settings`` override the configuration's sections."""
+    run = Run.open(config.build({**SETTINGS, "run": str(folder), "rounds": rounds, **settings}, where="test"))
+    for number in range(1, rounds + 1):
+        _write_pairs(run, number)
+        _write_training(run, number)
+        _write_evaluation(run, number, truth)
+        if errors:
+            _write_errors(run, number)
+    run.folder.write_json("run.json", _about(rounds))
+    return run
+
+
+def write_rows(run: Run, number: int, stage: str, rows: list, schema: pa.Schema, **facts) -> None:
+    """Publish rows as the shards of a stage, and its manifest."""
+    for shard, start in enumerate(range(0, len(rows), SHARD)):
+        table = pa.Table.from_pylist(rows[start : start + SHARD], schema=schema)
+        run.stage(number, stage).write_table(shard_name(shard), table)
+    seconds = {"pairs": 9.2, "scored": 0.6, "selected": 0.02, "samples": 0.4}.get(stage, 1.7)
+    tokens = 57 * len(rows) if stage != "samples" else 0
+    manifest = Manifest("f" * 16, len(rows), len(rows), 0, seconds * 1.3, seconds * 1.8, tokens, facts)
+    run.finish(number, stage, manifest)
+
+
+def sample(run: Run, split: str, index: int) -> dict:
+    """One sample as the sources make it."""
+    scene = world.scene(split, index)
+    image = {"id": scene.scene_id, "uri": None, "bytes": world.png_bytes(scene), "sha256": None}
+    return {
+        "sample_id": schemas.sample_id(scene.scene_id, run.config.prompt),
+        "image": image,
+        "prompt": run.config.prompt,
+    }
+
+
+def _spoken(text: str, scene: world.Scene, rng: random.Random) -> dict:
+    """The columns of a scored caption of ``text``."""
+    sentences = [part.strip() + "." for part in text.split(".") if part.strip()]
+    scores = []
+    for sentence in sentences:
+        false = bool(metrics.hallucinated_mentions(scene, sentence))
+        scores.append({"text": sentence, "score": rng.gauss(0.225 if false else 0.292, 0.022)})
+    mean = sum(item["score"] for item in scores) / max(1, len(scores))
+    return {"text": text, "token_ids": [5] * len(text.split()), "finish": "stop", "sentences": scores, "score": mean}
+
+
+def _write_pairs(run: Run, number: int) -> None:
+    count = run.config.source.count
+    samples = [sample(run, "unlabelled", index) for index in range((number - 1) * count, number * count)]
+    rows = []
+    for row in samples:
+        scene, rng = world.scene_from_id(row["image"]["id"]), random.Random(row["sample_id"])
+        ratio = min(1.0, max(0.0, rng.gauss(0.5, 0.15)))
+        low = {"ratio": 0.0, **_spoken(world.noisy_caption(scene, rng, CARE[0]), scene, rng)}
+        worse = CaptionNoise(0.15 + 0.5 * ratio, 0.08 + 0.5 * ratio, 0.2, 0.2, 0.9)
+        high = {"ratio": ratio, **_spoken(world.noisy_caption(scene, rng, worse), scene, rng)}
+        inverted = high["score"] > low["score"]
+        rows.append(
+            {**row, "low": low, "high": high, "seed": 0, "inverted": inverted, "gap": abs(high["score"] - low["score"])}
+        )
+    rows[3]["high"] = {**rows[3]["low"], "ratio": 0.4}
+    rows[4]["low"]["finish"] = "length"
+    selection = select_pairs(rows, run.config.select, run.config.seed)
+    write_rows(run, number, "samples", samples, schemas.SAMPLES)
+    write_rows(run, number, "pairs", [_only(row, schemas.PAIRS) for row in rows], schemas.PAIRS)
+    write_rows(run, number, "scored", rows, schemas.SCORED)
+    write_rows(run, number, "selected", selection.rows, schemas.SELECTED, **selection.facts)
+
+
+def _only(row: dict, schema: pa.Schema) -> dict:
+    return {name: row[name] for name in schema.names}
+
+
+def _write_training(run: Run, number: int) -> None:
+    rng, steps = random.Random(number), []
+    for step in range(60):
+        margin = 2.4 * (1 - math.exp(-step / 22)) + rng.gauss(0, 0.12) * (step > 0)
+        steps.append(
+            {
+                "step": step,
+                "epoch": step // 30,
+                "loss": math.log1p(math.exp(-margin)),
+                "chosen_reward": 0.35 * margin,
+                "rejected_reward": -0.65 * margin,
+                "accuracy": min(1.0, 0.5 + 0.24 * margin) if step else 0.0,
+                "margin": margin,
+                "chosen_logp": -31 + 3.5 * margin,
+                "rejected_logp": -44 - 6.5 * margin,
+                "grad_norm": 9.0 * math.exp(-step / 25) + rng.random() * 2,
+                "learning_rate": 2e-4,
+                "tokens": 1800,
+                "seconds": 0.2,
+            }
+        )
+    run.stage(number, "train").write_json("steps.json", steps)
+    run.finish(number, "train", Manifest("f" * 16, 480, 960, 0, 14.0, 21.5, 108_000))
+
+
+def _write_evaluation(run: Run, number: int, truth: bool) -> None:
+    samples = [sample(run, "test", index) for index in range(run.config.evaluate.source.count)]
+    models = {f"m{number}": "after", "m0": "before"}
+    scored: dict = {"before": {}, "after": {}}
+    for model, when in models.items():
+        for mode in run.config.evaluate.modes:
+            rows = [_caption(row, model, mode) for row in samples]
+            scored[when][mode] = rows
+            if number == 1 or model != "m0":
+                plain = [_only(row, schemas.CAPTIONS) for row in rows]
+                write_rows(run, number, f"captions/{model}-{mode}", plain, schemas.CAPTIONS)
+                write_rows(run, number, f"captions_scored/{model}-{mode}", rows, schemas.SCORED_CAPTIONS)
+    low = labelfree.low_score_threshold(scored["before"]["greedy"])
+    known = {when: {m: labelfree.summarise(rows, low, 200) for m, rows in of.items()} for when, of in scored.items()}
+    run.round(number).write_json("label_free.json", {**known, "captions": len(samples), "low_score": low})
+    if truth:
+        counted = {when: {mode: _counted(rows) for mode, rows in of.items()} for when, of in scored.items()}
+        run.round(number).write_json("metrics.json", {**counted, "scenes": len(samples)})
+
+
+def _caption(row: dict, model: str, mode: str) -> dict:
+    scene, rng = world.scene_from_id(row["image"]["id"]), random.Random(f"{row['sample_id']}/{model}/{mode}")
+    care = CARE[int(model[1:])]
+    if mode == "sampled":
+        care = CaptionNoise(care.omitted + 0.1, care.replaced + 0.08, 0.12, 0.1, min(1.0, care.padded + 0.15))
+    return {**row, "model": model, "mode": mode, **_spoken(world.noisy_caption(scene, rng, care), scene, rng)}
+
+
+def _counted(rows: list) -> dict:
+    counts = [metrics.count_caption(world.scene_from_id(row["image"]["id"]), row["text"]) for row in rows]
+    return metrics.summarise(counts, 200)
+
+
+def _write_errors(run: Run, number: int) -> None:
+    failed = [("samples", "undecodable", "image 17.jpg is damaged (truncated file); replace or remove it")] * 3
+    failed += [("captions/m1-greedy", "missing", "image 4.jpg does not exist; restore it")]
+    for shard, (stage, kind, message) in enumerate(failed):
+        row = {"sample_id": f"x{shard}", "stage": stage, "kind": kind, "message": message}
+        folder = run.round(number) / "errors" / stage
+        folder.write_table(shard_name(shard), pa.Table.from_pylist([row], schema=schemas.ERRORS))
+
+
+def _about(rounds: int) -> dict:
+    return {
+        "jsfree": "0.1.0",
+        "created": "2026-11-21T09:30:00+00:00",
+        "versions": {"python": "3.12.3", "ray": "2.60.0", "torch": "2.13.0", "transformers": "5.19.1"},
+        "hardware": "2 CPU cores (x86_64)",
+        "command": "jsfree run configs/miniworld.yaml --run runs/miniworld",
+        "fingerprint": "0123456789abcdef",
+        "rounds_done": rounds,
+    }

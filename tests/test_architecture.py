@@ -1,0 +1,84 @@
+"""The house rules that a machine can hold: imports go one way, budgets are kept, everything imports."""
+
+import ast
+import importlib
+import pkgutil
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import jsfree
+import ray_jobs
+from jsfree import config
+
+ROOT = Path(jsfree.__file__).parents[1]
+SOURCES = [path for package in ("jsfree", "ray_jobs") for path in sorted((ROOT / package).rglob("*.py"))]
+TABLES = {"jsfree/miniworld/vocabulary.py", "jsfree/config.py"}
+MODULES = [
+    info.name
+    for package in (jsfree, ray_jobs)
+    for info in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+    if not info.name.endswith("__main__")
+]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield f"{name_of(path)}:{node.name}", node.end_lineno - node.lineno + 1
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if name_of(p).startswith("jsfree/")], ids=name_of)
+def test_the_method_knows_no_ray(path):
+    assert not imports(path) & {"ray", "ray_jobs", "serve"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_files_are_short_and_say_what_they_are_for(path):
+    assert ast.get_docstring(ast.parse(path.read_text())), "no module docstring"
+    assert name_of(path) in TABLES or path.read_text().count("\n") <= 400
+
+
+def test_functions_are_short():
+    lengths = dict(pair for path in SOURCES for pair in functions(path))
+    assert {name: length for name, length in lengths.items() if length > 60} == {}
+    assert statistics.median(lengths.values()) < 15
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_imports(module):
+    importlib.import_module(module)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_is_valid(path):
+    assert config.load(path).run
+
+
+def test_light_modules_import_nothing_heavy():
+    """Configuration and schemas must load in a moment on a machine without a model in sight."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, jsfree.config, jsfree.schemas, jsfree.storage, jsfree.preference, jsfree.miniworld.world;"
+        "print([name for name in ('torch', 'transformers', 'open_clip', 'deepspeed', 'ray') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

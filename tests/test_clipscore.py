@@ -1,0 +1,254 @@
+"""Fast scores equal plain ones, captions are scored sentence by sentence, and bad rows stay rows."""
+
+import io
+import json
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from jsfree.clipscore import ClipScorer
+from jsfree.config import RunConfig
+from jsfree.models import WEIGHTS, load_clip
+from jsfree.schemas import SCORED, SCORED_CAPTIONS
+
+CONTEXT = 24
+LONG = "a dog, a cat and a very large brown horse, two men with hats; " * 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tiny tensors gain nothing from more threads, and lose much where other work runs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def save_clip(folder, **text):
+    """A tiny CLIP with random weights and OpenAI's tokenizer, in the layout of open_clip's ``local-dir:``."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    settings = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+        "text_cfg": {"context_length": CONTEXT, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2, **text},
+    }
+    torch.manual_seed(0)
+    custom = settings["text_cfg"].pop("custom", False)
+    model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
+    if custom:
+        settings["custom_text"] = True
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings, "preprocess_cfg": {}}))
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return save_clip(tmp_path_factory.mktemp("clip") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def scorer(tiny):
+    return ClipScorer(config(tiny))
+
+
+def config(clip):
+    return RunConfig.model_validate({"clip": {"ref": str(clip)}})
+
+
+def picture(seed):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (40, 52, 3), dtype=np.uint8))
+
+
+def plain_scores(clip, images, captions):
+    """One image and one sentence at a time, as open_clip's own example does it."""
+    with torch.inference_mode():
+        return [
+            [
+                float(
+                    clip.model.encode_image(clip.transform(image)[None], normalize=True)
+                    @ clip.model.encode_text(clip.tokenizer([sentence]), normalize=True).T
+                )
+                for sentence in caption
+            ]
+            for image, caption in zip(images, captions, strict=True)
+        ]
+
+
+def assert_equal_to_plain(scorer, clip):
+    captions = [
+        ["a cup", "There is a red ball at the left.", "a dog and a cat, on a table"],
+        ["a cup"],
+        [],
+        ["a cup", "one two three four five six seven eight nine ten eleven " * 4, "été 一只猫 <end_of_text> x"],
+    ]
+    images = [picture(number) for number in range(4)]
+    scores = scorer.sentence_scores(images, captions)
+    expected = plain_scores(clip, images, captions)
+    assert [len(caption) for caption in scores] == [3, 1, 0, 3]
+    for own, plain in zip(scores, expected, strict=True):
+        assert own == pytest.approx(plain, abs=1e-6)
+
+
+def test_scores_equal_the_plain_computation(scorer, tiny):
+    assert_equal_to_plain(scorer, load_clip(str(tiny)))
+
+
+@pytest.mark.parametrize("text", [{"pool_type": "eos", "eos_id": 49407}, {"no_causal_mask": True}, {"custom": True}])
+def test_so_they_do_for_other_text_towers(text, tmp_path):
+    folder = save_clip(tmp_path / "clip", **text)
+    assert_equal_to_plain(ClipScorer(config(folder)), load_clip(str(folder)))
+
+
+def test_so_they_do_for_more_images_and_texts_than_one_forward_pass_takes(scorer, tiny):
+    images = [picture(number) for number in range(70)]
+    captions = [[f"{'so ' * (number % 9)}number {number} {word}" for word in "abcd"] for number in range(70)]
+    scores = scorer.sentence_scores(images, captions)
+    for number in (0, 33, 69):
+        plain = plain_scores(load_clip(str(tiny)), images[number : number + 1], captions[number : number + 1])
+        assert scores[number] == pytest.approx(plain[0], abs=1e-6)
+
+
+def image_of(seed, image_id=None):
+    buffer = io.BytesIO()
+    picture(seed).save(buffer, "PNG")
+    return {"id": image_id or f"image-{seed}", "uri": None, "bytes": buffer.getvalue(), "sha256": None}
+
+
+def decoded(text, ratio=0.0):
+    return {"ratio": ratio, "text": text, "token_ids": [1, 2], "finish": "stop"}
+
+
+def pair(seed, low, high):
+    image = image_of(seed)
+    return {
+        "sample_id": f"sample-{seed}",
+        "image": image,
+        "prompt": "Describe.",
+        "low": decoded(low),
+        "high": decoded(high, 0.5),
+        "seed": 3,
+    }
+
+
+def row(seed, text, mode="greedy"):
+    return {
+        "sample_id": f"sample-{seed}",
+        "image": image_of(seed),
+        "prompt": "Describe.",
+        "model": "m0",
+        "mode": mode,
+        "text": text,
+        "token_ids": [1],
+        "finish": "stop",
+    }
+
+
+def test_a_pair_gets_the_mean_of_its_sentences(scorer, tiny):
+    output = scorer([pair(0, "A cup. A dog runs.", "A red ball."), pair(1, "A red ball.", "A cup. A dog runs.")])
+    assert output.errors == []
+    first, second = output.rows
+    assert [sentence["text"] for sentence in first["low"]["sentences"]] == ["A cup.", "A dog runs."]
+    plain = plain_scores(load_clip(str(tiny)), [picture(0)], [["A cup.", "A dog runs.", "A red ball."]])[0]
+    assert first["low"]["score"] == pytest.approx((plain[0] + plain[1]) / 2, abs=1e-6)
+    assert first["high"]["score"] == pytest.approx(plain[2], abs=1e-6)
+    for scored in (first, second):
+        assert scored["inverted"] == (scored["low"]["score"] < scored["high"]["score"])
+        assert scored["gap"] == abs(scored["low"]["score"] - scored["high"]["score"])
+    assert pa.Table.from_pylist(output.rows, SCORED).to_pylist() == output.rows
+    # Three distinct sentences of 5, 6 and 6 tokens, start and end included.
+    assert output.tokens == 5 + 6 + 6
+
+
+def test_the_order_of_sentences_decides_nothing(scorer):
+    tie = scorer([pair(0, "A cup. A dog runs. A hat.", "A hat. A cup. A dog runs.")]).rows[0]
+    assert (tie["inverted"], tie["gap"]) == (False, 0)
+
+
+def test_a_sentence_over_the_context_is_cut_into_sub_sentences(scorer):
+    scored = scorer([pair(0, f"A cup. {LONG}", "A cup.")]).rows[0]
+    texts = [sentence["text"] for sentence in scored["low"]["sentences"]]
+    assert len(texts) > 3
+    assert " ".join(texts).split() == f"A cup. {LONG}".split()
+    import open_clip
+
+    tokenizer = open_clip.SimpleTokenizer()
+    assert all(len(tokenizer.encode(text)) + 2 <= CONTEXT for text in texts)
+    scores = [sentence["score"] for sentence in scored["low"]["sentences"]]
+    assert scored["low"]["score"] == pytest.approx(sum(scores) / len(scores))
+
+
+def test_a_sentence_that_just_fits_is_not_cut(scorer):
+    for length in range(CONTEXT - 5, CONTEXT + 3):
+        text = " ".join(["cup"] * length)
+        pieces = scorer([pair(0, text, "A cup.")]).rows[0]["low"]["sentences"]
+        assert (len(pieces) == 1) == (length + 2 <= CONTEXT)
+
+
+def test_rows_that_cannot_be_scored_become_error_rows(scorer):
+    broken = pair(1, "A cup.", "A dog.")
+    broken["image"] = {"id": "broken.png", "uri": None, "bytes": b"no image", "sha256": None}
+    output = scorer([pair(0, "A cup.", "A dog."), broken, pair(2, " ", "A dog."), pair(3, "A dog.", "...")])
+    assert [scored["sample_id"] for scored in output.rows] == ["sample-0"]
+    assert [(error["sample_id"], error["stage"], error["kind"]) for error in output.errors] == [
+        ("sample-1", "scored", "undecodable"),
+        ("sample-2", "scored", "no_sentence"),
+        ("sample-3", "scored", "no_sentence"),
+    ]
+    assert "broken.png" in output.errors[0]["message"]
+    assert "'low'" in output.errors[1]["message"]
+    assert "'high'" in output.errors[2]["message"]
+
+
+def test_nothing_but_bad_rows_is_no_failure(scorer):
+    output = scorer([pair(0, "", "")])
+    assert (output.rows, len(output.errors), output.tokens) == ([], 1, 0)
+    assert scorer([]).rows == []
+
+
+def test_captions_for_evaluation_are_scored_in_their_order(scorer, tiny):
+    rows = [row(0, "A cup. A dog."), row(1, "A hat."), row(0, "A hat.", "sampled"), row(1, "", "sampled")]
+    output = scorer.score_rows(rows)
+    assert [(scored["sample_id"], scored["mode"]) for scored in output.rows] == [
+        (scored["sample_id"], scored["mode"]) for scored in rows
+    ]
+    clip = load_clip(str(tiny))
+    cup, dog, hat = plain_scores(clip, [picture(0)], [["A cup.", "A dog.", "A hat."]])[0]
+    other = plain_scores(clip, [picture(1)], [["A hat."]])[0][0]
+    assert [scored["score"] for scored in output.rows[:3]] == pytest.approx([(cup + dog) / 2, other, hat], abs=1e-6)
+    assert output.rows[3]["sentences"] == []
+    assert math.isnan(output.rows[3]["score"])
+    assert pa.Table.from_pylist(output.rows, SCORED_CAPTIONS).num_rows == 4
+
+
+def test_an_evaluation_image_that_is_gone_fails_each_of_its_captions(scorer):
+    rows = [row(0, "A cup."), row(1, "A cup."), row(0, "A dog.", "sampled")]
+    for gone in (rows[0], rows[2]):
+        gone["image"] = {"id": "gone", "uri": "memory://nowhere/gone.png", "bytes": None, "sha256": None}
+    output = scorer.score_rows(rows)
+    assert [scored["sample_id"] for scored in output.rows] == ["sample-1"]
+    assert [(error["kind"], error["stage"]) for error in output.errors] == [("missing", "captions")] * 2
+
+
+@pytest.mark.skipif(not (WEIGHTS / "clip").is_dir(), reason="MiniWorld's CLIP is not there yet")
+def test_miniworld_clip_prefers_what_is_there():
+    from jsfree.miniworld import world
+
+    scorer = ClipScorer(RunConfig())
+    assert_equal_to_plain(scorer, load_clip("miniworld:clip"))
+    scenes = [world.scene("development", index) for index in range(60)]
+    other = [*scenes[1:], scenes[0]]
+    scores = scorer.sentence_scores(
+        [world.draw(scene) for scene in scenes],
+        [[world.true_caption(scene), world.true_caption(wrong)] for scene, wrong in zip(scenes, other, strict=True)],
+    )
+    assert sum(true > false for true, false in scores) > 45

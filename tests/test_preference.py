@@ -1,0 +1,143 @@
+"""Labels follow the scores, splits follow the gaps, and neither follows the order of the input."""
+
+import random
+
+import pytest
+
+from jsfree.config import Select
+from jsfree.errors import StageError
+from jsfree.preference import select_pairs
+from jsfree.schemas import SELECTED
+
+ALL = {"splits": 1, "first": 1, "last": 1}
+
+
+def caption(text, score, finish="stop"):
+    sentences = [{"text": text, "score": score}]
+    return {
+        "ratio": 0.0,
+        "text": text,
+        "token_ids": [1, 2],
+        "finish": finish,
+        "sentences": sentences,
+        "score": score,
+    }
+
+
+def pair(name, low, high, texts=("low caption", "high caption"), finish=("stop", "stop")):
+    image = {"id": name, "uri": f"/{name}.png", "bytes": None, "sha256": None}
+    return {
+        "sample_id": name,
+        "image": image,
+        "prompt": "Describe.",
+        "low": caption(texts[0], low, finish[0]),
+        "high": caption(texts[1], high, finish[1]),
+        "seed": 0,
+        "inverted": low < high,
+        "gap": abs(low - high),
+    }
+
+
+def names(selection):
+    return [row["sample_id"] for row in selection.rows]
+
+
+@pytest.fixture
+def twenty():
+    """Pairs p00 to p19 with gaps rising from 0.00 to 0.19, every third one inverted."""
+    return [pair(f"p{n:02}", 0.5, 0.5 + n / 100 * (1 if n % 3 == 0 else -1)) for n in range(20)]
+
+
+def test_an_inverted_pair_is_swapped():
+    rows = select_pairs([pair("good", 0.4, 0.1), pair("bad", 0.1, 0.2)], Select(**ALL), 0).rows
+    assert [(row["sample_id"], row["chosen"]["text"], row["rejected"]["text"]) for row in rows] == [
+        ("bad", "high caption", "low caption"),
+        ("good", "low caption", "high caption"),
+    ]
+    assert [row["gap"] for row in rows] == pytest.approx([0.1, 0.3])
+    assert [row["inverted"] for row in rows] == [True, False]
+
+
+def test_a_tie_is_not_swapped():
+    selection = select_pairs([pair("tie", 0.3, 0.3)], Select(**ALL), 0)
+    assert selection.rows[0]["chosen"]["text"] == "low caption"
+    assert selection.facts["tied"] == 1
+
+
+def test_inverted_pairs_can_be_dropped_or_kept():
+    scored = [pair("good", 0.4, 0.1), pair("bad", 0.1, 0.2)]
+    dropped = select_pairs(scored, Select(inverted="drop", **ALL), 0)
+    assert names(dropped) == ["good"]
+    assert dropped.facts["dropped_inverted"] == 1
+    kept = select_pairs(scored, Select(inverted="keep", **ALL), 0)
+    assert [(row["sample_id"], row["chosen"]["text"]) for row in kept.rows] == [
+        ("bad", "low caption"),
+        ("good", "low caption"),
+    ]
+    assert [row["gap"] for row in kept.rows] == pytest.approx([-0.1, 0.3])
+
+
+def test_identical_and_truncated_captions_are_dropped_and_counted():
+    scored = [
+        pair("same", 0.2, 0.2, texts=("x", "x"), finish=("length", "length")),
+        pair("cut", 0.2, 0.1, finish=("stop", "length")),
+        pair("fine", 0.2, 0.1),
+    ]
+    selection = select_pairs(scored, Select(**ALL), 0)
+    assert names(selection) == ["fine"]
+    facts = selection.facts
+    assert (facts["pairs"], facts["identical"], facts["truncated"], facts["kept"]) == (3, 1, 1, 1)
+    assert names(select_pairs(scored, Select(keep_truncated=True, **ALL), 0)) == ["cut", "fine"]
+
+
+def test_the_middle_splits_are_kept_in_the_order_of_gaps(twenty):
+    selection = select_pairs(twenty, Select(splits=5, first=2, last=3), 0)
+    assert names(selection) == [f"p{n:02}" for n in range(4, 12)]
+    assert [row["rank"] for row in selection.rows] == list(range(4, 12))
+    assert [row["split"] for row in selection.rows] == [2] * 4 + [3] * 4
+    assert selection.facts["inverted"] == 6
+    assert selection.facts["inverted_share"] == pytest.approx(0.3)
+    second = selection.facts["splits"][1]
+    assert (second["split"], second["pairs"]) == (2, 4)
+    assert (second["low_gap"], second["high_gap"], second["mean_gap"]) == pytest.approx((0.04, 0.07, 0.055))
+
+
+def test_splits_differ_by_one_pair_at_most(twenty):
+    sizes = [split["pairs"] for split in select_pairs(twenty[:17], Select(), 0).facts["splits"]]
+    assert sum(sizes) == 17
+    assert max(sizes) - min(sizes) == 1
+
+
+def test_the_order_of_the_input_does_not_matter(twenty):
+    shuffled = random.Random(1).sample(twenty, len(twenty))
+    for settings in (Select(splits=4, first=1, last=3), Select(max_pairs=3, **ALL)):
+        assert select_pairs(twenty, settings, 7) == select_pairs(shuffled, settings, 7)
+
+
+def test_max_pairs_draws_by_seed(twenty):
+    drawn = {seed: names(select_pairs(twenty, Select(max_pairs=6, **ALL), seed)) for seed in range(3)}
+    assert all(len(chosen) == 6 and chosen == sorted(chosen) for chosen in drawn.values())
+    assert drawn[0] != drawn[1]
+    fewer = names(select_pairs([p for p in twenty if p["sample_id"] != drawn[0][0]], Select(max_pairs=6, **ALL), 0))
+    assert set(drawn[0][1:]) <= set(fewer)
+
+
+def test_input_rows_are_not_changed(twenty):
+    before = [dict(row) for row in twenty]
+    select_pairs(twenty, Select(inverted="keep"), 0)
+    assert twenty == before
+
+
+def test_rows_fit_the_table_of_the_stage(twenty):
+    import pyarrow as pa
+
+    rows = select_pairs(twenty, Select(), 0).rows
+    assert pa.Table.from_pylist(rows, SELECTED).to_pylist() == rows
+
+
+def test_nothing_left_says_where_the_pairs_went():
+    scored = [pair("same", 0.2, 0.2, texts=("x", "x")), pair("cut", 0.2, 0.1, finish=("length", "stop"))]
+    with pytest.raises(StageError, match=r"of 2 pairs 1 have identical captions, 1 a truncated one.*keep_truncated"):
+        select_pairs(scored, Select(), 0)
+    with pytest.raises(StageError, match="of 0 pairs"):
+        select_pairs([], Select(), 0)
