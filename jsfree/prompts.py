@@ -5,9 +5,14 @@ The unconditional prompt, which the second path of Eq. 3 sees, is the same text 
 the newline behind it; everything else, token for token, stays.
 """
 
-from transformers import LlavaProcessor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from jsfree.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import LlavaProcessor
 
 
 def conditional_prompt(processor: LlavaProcessor, text: str) -> str:

@@ -36,17 +36,17 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and log me
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 SHOWN = {
-    "response_hallucination": ("Captions with an absent object", "%"),
-    "mention_hallucination": ("Absent objects among mentions", "%"),
+    "response_hallucination": ("Responses with an absent object", "%"),
+    "mention_hallucination": ("Absent among mentions", "%"),
     "recall": ("Recall", "%"),
     "precision": ("Precision", "%"),
     "f1": ("F1", "%"),
-    "duplicates": ("Repeated mentions a caption", ""),
-    "attribute_errors": ("Attribute errors a caption", ""),
-    "words": ("Words a caption", ""),
-    "clip_score": ("CLIP score (x100)", "%"),
-    "low_clip_sentences": ("Sentences of low CLIP score", "%"),
-    "repeated_sentences": ("Repeated sentences a caption", ""),
+    "duplicates": ("Repeated mentions", ""),
+    "attribute_errors": ("Attribute errors", ""),
+    "words": ("Words", ""),
+    "clip_score": ("CLIP score, x100", "%"),
+    "low_clip_sentences": ("Low CLIP sentences", "%"),
+    "repeated_sentences": ("Repeated sentences", ""),
 }
 
 
@@ -68,12 +68,12 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run the whole loop, or take up a run where it stopped."""
+    _log(debug)
+    resolved = _resolve(config, run, settings)
     from ray_jobs import pipeline
     from ray_jobs.console import Reporter
 
-    _log(debug)
-    resolved = _resolve(config, run, settings)
-    console = Console(stderr=as_json, highlight=False)
+    console = _console(as_json)
     page = pipeline.run(resolved, Reporter(console), restart)
     _show(Run.existing(resolved.run), console, as_json)
     console.print(f"Report: {page}", soft_wrap=True)
@@ -87,7 +87,7 @@ def report(run: Annotated[str, typer.Option("--run", help="Folder of the run.")]
 
     existing = Run.existing(run)
     page = build_report(existing)
-    console = Console(stderr=as_json, highlight=False)
+    console = _console(as_json)
     _show(existing, console, as_json)
     console.print(f"Report: {page}", soft_wrap=True)
 
@@ -136,6 +136,14 @@ def main() -> None:
         raise SystemExit(error.exit_code) from None
 
 
+def _console(as_json: bool) -> Console:
+    """On stdout, or on stderr when stdout is for JSON; wide enough for the table where it is no terminal."""
+    console = Console(stderr=as_json, highlight=False)
+    if not console.is_terminal:
+        console.width = 130
+    return console
+
+
 def _resolve(config: Path | None, run: str | None, settings: list[str] | None) -> configuration.RunConfig:
     overrides = [*(settings or []), *([f"run={run}"] if run else [])]
     return configuration.load(config, overrides)
@@ -161,11 +169,14 @@ def _show(run: Run, console: Console, as_json: bool) -> None:
 def _table(metrics: dict[str, Any], after: str) -> Table:
     modes = list(metrics["before"])
     count = metrics.get("scenes", metrics.get("captions"))
-    table = Table(title=f"Before (m0) and after ({after}) on {count} images, 95 % intervals", title_justify="left")
-    table.add_column("")
+    table = Table(
+        title=f"Before (m0) and after ({after}) on {count} images: %, or counts a caption; 95 % intervals",
+        title_justify="left",
+    )
+    table.add_column("", no_wrap=True)
     for mode in modes:
         table.add_column(f"{mode}: m0", justify="right")
-        table.add_column(after, justify="right")
+        table.add_column(f"{mode}: {after}", justify="right")
     for key, (label, unit) in SHOWN.items():
         if key in metrics["before"][modes[0]]:
             cells = [_cell(metrics[when][mode][key], unit) for mode in modes for when in ("before", "after")]

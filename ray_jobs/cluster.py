@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from jsfree import errors
 from jsfree.config import RunConfig
 from jsfree.errors import JsfreeError, StageError
 
@@ -49,12 +51,13 @@ class Cluster:
         address = self.config.ray.address or os.environ.get("RAY_ADDRESS")
         local = {"num_cpus": self.config.ray.num_cpus or self._cpus(), "include_dashboard": False}
         try:
-            ray.init(
-                address=address or "local",
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                **({} if address else local),
-            )
+            with _silent_stderr():  # the backend announces its log level there, before it heeds it
+                ray.init(
+                    address=address or "local",
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    **({} if address else local),
+                )
         except ConnectionError as error:
             raise StageError(f"no Ray cluster answers at {address!r}: {error}; set ray.address") from error
         self._started = True
@@ -67,21 +70,34 @@ class Cluster:
         return max(4, int(needed) + 1)
 
 
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Send what this process's native code writes to stderr nowhere."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _quieten_ray_data() -> None:
     import ray
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    for name in ("ray", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("ray", "ray.data", "ray.train"):  # what they would print is told by our own errors
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager
 def explained(stage: str) -> Iterator[None]:
-    """Turn what Ray raises when a stage fails into one StageError that names the cause.
+    """Turn what Ray raises when a stage fails into one error that names the cause.
 
-    An error of ours that a worker raised is raised again as it is.
+    An error of ours that a worker raised is raised again as what it was.
     """
     from ray.exceptions import RayError
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -89,24 +105,34 @@ def explained(stage: str) -> Iterator[None]:
     try:
         yield
     except (RayError, TrainingFailedError) as error:
-        cause = _root(error)
-        if isinstance(cause, JsfreeError):
-            raise cause from error
-        line = (str(cause).strip().splitlines() or [""])[-1]
-        raise StageError(f"stage {stage!r} failed: {type(cause).__name__}: {line}; run it again to go on") from error
+        chain = list(_chain(error))
+        for link in chain:
+            ours = _ours(link)
+            if ours is not None:
+                raise ours from error
+        lines = str(chain[-1]).strip().splitlines() or [type(chain[-1]).__name__]
+        raise StageError(f"stage {stage!r} failed: {lines[-1]}; run it again to go on, or with --debug") from error
 
 
-def _root(error: BaseException) -> BaseException:
-    """The innermost cause that a chain of Ray's wrappers carries, preferring an error of ours."""
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and all that its wrappers carry, outermost first."""
     seen: list[BaseException] = []
-    open_errors: list[object] = [error]
-    while open_errors:
-        current = open_errors.pop()
-        if not isinstance(current, BaseException) or current in seen:
-            continue
-        if isinstance(current, JsfreeError):
-            return current
-        seen.append(current)
-        failures = getattr(current, "worker_failures", None) or {}
-        open_errors += [*failures.values(), getattr(current, "cause", None), current.__cause__, current.__context__]
-    return seen[-1]
+    waiting: list[object] = [error]
+    while waiting:
+        current = waiting.pop(0)
+        if isinstance(current, BaseException) and current not in seen:
+            seen.append(current)
+            yield current
+            failures = getattr(current, "worker_failures", None) or {}
+            waiting += [*failures.values(), getattr(current, "cause", None), current.__cause__, current.__context__]
+
+
+def _ours(error: BaseException) -> JsfreeError | None:
+    """The error of ours that this one is, or that it tells of in its text (some wrappers keep no more)."""
+    if isinstance(error, JsfreeError):
+        return error
+    for name, message in re.findall(r"jsfree\.errors\.(\w+): (.*)", str(error)):
+        kind = getattr(errors, name, None)
+        if isinstance(kind, type) and issubclass(kind, JsfreeError) and kind is not errors.RowError:
+            return kind(message)
+    return None

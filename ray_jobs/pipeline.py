@@ -16,6 +16,7 @@ from typing import Any
 import jsfree
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError
+from jsfree.models import resolve
 from jsfree.storage import Run
 from ray_jobs.cluster import Cluster
 from ray_jobs.console import Reporter
@@ -41,7 +42,14 @@ VERSIONS = ("ray", "torch", "transformers", "open_clip_torch", "deepspeed", "pya
 
 
 def run(config: RunConfig, reporter: Reporter, restart: str | None = None) -> str:
-    """Run, or take up, all rounds of a run; the path of its report."""
+    """Run, or take up, all rounds of a run; the path of its report.
+
+    Raises:
+        JsfreeError: a setting, source, model or run that does not fit, or a stage that failed; what was
+            finished stays.
+    """
+    for ref in (config.captioner.ref, config.clip.ref):
+        resolve(ref)  # a model that is not there must not be found out by a worker
     current_run = Run.open(config)
     if restart is not None:
         remove_from(current_run, restart)

@@ -88,28 +88,27 @@ class Round:
             RunError: a stage was made from other inputs.
             StageError: a stage failed.
         """
-        before = [self.run.begin(request.number, request.name, request.fingerprint) for request in requests]
-        stages = [self._placed(request) for request in requests]
-        open_stages = [stage for stage, done in zip(stages, before, strict=True) if done is None]
+        done = {request.name: self.run.begin(request.number, request.name, request.fingerprint) for request in requests}
+        waiting = {request.name: self._placed(request) for request in requests if done[request.name] is None}
         started = time.monotonic()
-        if any(stage.missing() for stage in open_stages):
+        if any(stage.missing() for stage in waiting.values()):
             self.cluster.ensure()
-            rows = sum(request.source.rows() for request, done in zip(requests, before, strict=True) if done is None)
+            rows = sum(Folder(stage.source).rows() for stage in waiting.values())
             with self.reporter.progress(title, rows) as update:
-                run_shards(open_stages, update)
+                run_shards(list(waiting.values()), update)
         wall = time.monotonic() - started
-        totals = [total(stage, "", self.config.max_failed_fraction) for stage in open_stages]
-        work = sum(manifest.device_seconds for manifest in totals) or 1.0
+        totals = {name: total(stage, self.config.max_failed_fraction) for name, stage in waiting.items()}
+        work = sum(manifest.device_seconds for manifest in totals.values()) or 1.0
         manifests = []
-        for request, done in zip(requests, before, strict=True):
-            if done is None:
-                part = totals.pop(0)
+        for request in requests:
+            manifest = done[request.name]
+            if manifest is None:
+                part = totals[request.name]
                 # The wall time of a shared pass is shared out by the work in it.
-                timed = replace(part, fingerprint=request.fingerprint, seconds=wall * part.device_seconds / work)
-                manifests.append(self.run.finish(request.number, request.name, timed))
-            else:
-                manifests.append(done)
-            self._tell(request.name, manifests[-1], "" if done is None else "done before")
+                manifest = replace(part, fingerprint=request.fingerprint, seconds=wall * part.device_seconds / work)
+                self.run.finish(request.number, request.name, manifest)
+            self._tell(request.name, manifest, "done before" if request.name not in waiting else "")
+            manifests.append(manifest)
         return manifests
 
     def _placed(self, request: StageRequest) -> ShardedStage:

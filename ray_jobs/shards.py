@@ -136,8 +136,8 @@ def run_shards(stages: Sequence[ShardedStage], update: Update) -> None:
             update(done, f"{tokens / (time.monotonic() - started):,.0f} tokens/s")
 
 
-def total(stage: ShardedStage, fingerprint: str, max_failed_fraction: float) -> Manifest:
-    """The manifest of a finished stage, added up from its shards, without its wall time.
+def total(stage: ShardedStage, max_failed_fraction: float) -> Manifest:
+    """The manifest of a finished stage, added up from its shards; fingerprint and wall time are its caller's.
 
     Raises:
         StageError: more rows failed than the run allows.
@@ -151,7 +151,7 @@ def total(stage: ShardedStage, fingerprint: str, max_failed_fraction: float) -> 
             f" ({max_failed_fraction:g}) allows; first: {first['message']}; see {stage.errors}"
         )
     return Manifest(
-        fingerprint,
+        "",
         rows_in,
         sum(r.rows_out for r in receipts),
         failed,

@@ -14,13 +14,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import DynamicCache
 
 from jsfree.decoding import mixing, sampling
 from jsfree.decoding.requests import Caption, Request, finished
 from jsfree.models import Captioner
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
 
 
 @dataclass
@@ -133,7 +136,7 @@ class DualPathDecoder:
         images = {id(requests[row].image): requests[row].image for row in rows}
         position = {key: index for index, key in enumerate(images)}
         ids = self._ids(prompt, image=True).expand(len(images), -1)
-        cache = DynamicCache(config=self.captioner.model.config.get_text_config())
+        cache = self._new_cache()
         output = self.captioner.model(
             input_ids=ids,
             pixel_values=self.captioner.pixel_values(list(images.values())),
@@ -149,11 +152,16 @@ class DualPathDecoder:
         """Prefill the prompt without image once for all rows."""
         if not rows:
             return None
-        cache = DynamicCache(config=self.captioner.model.config.get_text_config())
+        cache = self._new_cache()
         ids = self._ids(prompt, image=False)
         output = self.captioner.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache.batch_repeat_interleave(len(rows))
         return _Path(cache, rows, output.logits[:, -1].repeat(len(rows), 1))
+
+    def _new_cache(self) -> DynamicCache:
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.captioner.model.config.get_text_config())
 
     def _next_tokens(self, wave: _Wave) -> list[int]:
         """Draw the next token of every live row."""

@@ -229,8 +229,8 @@ class CaptionTask:
 def train_captioner(
     model: "LlavaForConditionalGeneration",
     task: CaptionTask,
-    steps: int = 2400,
-    batch: int = 96,
+    steps: int,
+    batch: int,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> None:

@@ -2,11 +2,11 @@
 
 Two losses. (1) SigLIP's sigmoid loss of image against sentence, with the truth of every pair in the batch
 known and with hard negatives (a co-occurring object that is absent, another colour, another place). (2) A
-dense loss on the layer that LLaVA reads: which object and colour each patch shows. The second is what a
-large CLIP gets from 400 million pictures and a tiny one cannot get from forty thousand; its heads are
-thrown away.
+dense loss on the layer that LLaVA reads: which object each patch shows, in which colour and at which place
+of the picture. A large CLIP gets the second from 400 million pictures, a tiny one cannot get it from forty
+thousand; its heads are thrown away.
 
-Shapes: B images, T sentences, G patches, D width, O objects, P positions.
+Shapes: B images, T sentences, G patches, D width, O objects, P positions, K questions a patch is asked.
 """
 
 import json
@@ -93,20 +93,22 @@ class DenseHeads(nn.Module):
 
     def __init__(self, vision_tower: Any) -> None:
         super().__init__()
-        self.objects = nn.Linear(WIDTH, 1 + len(OBJECTS))
-        self.colours = nn.Linear(WIDTH, 1 + len(COLOURS))
+        sizes = (len(OBJECTS), len(COLOURS), len(POSITIONS))
+        self.heads = nn.ModuleList(nn.Linear(WIDTH, 1 + size) for size in sizes)
         self._hidden_BGD: torch.Tensor | None = None
         vision_tower.transformer.resblocks[READ_LAYER].register_forward_hook(self._keep)
 
-    def loss(self, objects_BG: torch.Tensor, colours_BG: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of the last forward pass, background patches weighted down."""
+    def loss(self, shown_BKG: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the last forward pass, background patches weighted down; K is what is asked."""
         if self._hidden_BGD is None:
             raise RuntimeError("the vision tower has not run yet")
-        hidden_ND = self._hidden_BGD[:, 1:].flatten(0, 1)
-        weight = torch.where(objects_BG.flatten() > 0, 1.0, 0.15)
-        losses = F.cross_entropy(self.objects(hidden_ND), objects_BG.flatten(), reduction="none")
-        losses = losses + F.cross_entropy(self.colours(hidden_ND), colours_BG.flatten(), reduction="none")
-        return (losses * weight).sum() / weight.sum()
+        hidden_BGD = self._hidden_BGD[:, 1:]
+        weight_BG = torch.where(shown_BKG[:, 0] > 0, 1.0, 0.15)
+        losses_BG = torch.zeros_like(weight_BG)
+        for head, shown_BG in zip(self.heads, shown_BKG.unbind(1), strict=True):
+            logits_BVG = head(hidden_BGD).transpose(1, 2)
+            losses_BG = losses_BG + F.cross_entropy(logits_BVG, shown_BG, reduction="none")
+        return (losses_BG * weight_BG).sum() / weight_BG.sum()
 
     def _keep(self, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
         self._hidden_BGD = output
@@ -179,13 +181,7 @@ def sigmoid_loss(logits_BT: torch.Tensor, truth_BT: torch.Tensor, hard_BT: torch
     return torch.stack(parts).sum()
 
 
-def train_clip(
-    scenes: SceneTable,
-    steps: int = 1500,
-    batch: int = 128,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Any:
+def train_clip(scenes: SceneTable, steps: int, batch: int, seed: int = 0, progress: Progress | None = None) -> Any:
     """Train a CLIP on ``scenes``; ``progress(part, step, steps, loss)`` is called after each step."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -205,7 +201,7 @@ def train_clip(
         image_BD = model.encode_image(pixel_values(scenes.pixels[rows]), normalize=True)
         text_TD = model.encode_text(token_ids[chosen], normalize=True)
         logits_BT = model.logit_scale.exp() * image_BD @ text_TD.T + model.logit_bias
-        dense = heads.loss(torch.from_numpy(scenes.patch_objects[rows]), torch.from_numpy(scenes.patch_colours[rows]))
+        dense = heads.loss(torch.from_numpy(scenes.patches[rows]).flatten(2))
         loss = sigmoid_loss(logits_BT, truth_BT, hard_BT) + dense
         optimiser.step(loss)
         if progress is not None:

@@ -20,8 +20,10 @@ class Effort:
     """How much pre-training; the default is what the shipped weights had."""
 
     scenes: int = 40_000
-    clip_steps: int = 1500
-    captioner_steps: int = 2000
+    clip_steps: int = 2000
+    clip_batch: int = 128
+    captioner_steps: int = 1500
+    captioner_batch: int = 64
 
 
 def pretrain(
@@ -48,14 +50,14 @@ def pretrain(
     # Which words belong to which shape is learned from pictures of one or two objects.
     easier = [scene if index % 3 == 0 else world.simplified(scene) for index, scene in enumerate(scenes)]
     table = scene_table(easier, clip_training.PATCH)
-    clip = clip_training.train_clip(table, effort.clip_steps, seed=seed, progress=report)
+    clip = clip_training.train_clip(table, effort.clip_steps, effort.clip_batch, seed, report)
     clip_training.save_clip(clip, out / "clip")
     torch.manual_seed(seed)
     model = captioner_training.build_captioner(clip)
     pixels = scene_table(scenes, clip_training.PATCH).pixels
     features = captioner_training.vision_features(model, pixels)
     task = captioner_training.CaptionTask(model, scenes, features, seed)
-    captioner_training.train_captioner(model, task, effort.captioner_steps, seed=seed, progress=report)
+    captioner_training.train_captioner(model, task, effort.captioner_steps, effort.captioner_batch, seed, report)
     publish_captioner(model, captioner_training.build_processor(), out / "captioner")
 
 

@@ -25,8 +25,7 @@ class SceneTable:
     contexts: NDArray[np.int64]  # (N,)
     colours: NDArray[np.int64]  # (N, O), ABSENT where the object is not there
     fair: NDArray[np.bool_]  # (N, O, P), positions one may fairly say
-    patch_objects: NDArray[np.int64]  # (N, G), 0 is background
-    patch_colours: NDArray[np.int64]  # (N, G), 0 is background
+    patches: NDArray[np.int64]  # (N, 3, side, side): object, colour and position there, from 1; 0 is background
 
     def __len__(self) -> int:
         return len(self.contexts)
@@ -58,8 +57,7 @@ def scene_table(scenes: list[Scene], patch: int) -> SceneTable:
         np.array([contexts.index(scene.context) for scene in scenes]),
         np.full((len(scenes), len(names)), ABSENT),
         np.zeros((len(scenes), len(names), len(POSITIONS)), bool),
-        np.zeros((len(scenes), side, side), np.int64),
-        np.zeros((len(scenes), side, side), np.int64),
+        np.zeros((len(scenes), 3, side, side), np.int64),
     )
     middles = (np.arange(side) + 0.5) * patch
     for row, scene in enumerate(scenes):
@@ -70,8 +68,8 @@ def scene_table(scenes: list[Scene], patch: int) -> SceneTable:
             table.fair[row, name] = [phrase in world.fair_positions(item.box) for phrase in POSITIONS]
             left, top, right, bottom = item.box
             inside = ((middles > top) & (middles < bottom))[:, None] & ((middles > left) & (middles < right))
-            table.patch_objects[row][inside] = 1 + name
-            table.patch_colours[row][inside] = 1 + colour
+            shown = (1 + name, 1 + colour, 1 + POSITIONS.index(item.position))
+            table.patches[row][:, inside] = np.array(shown)[:, None]
     return table
 
 

@@ -35,7 +35,7 @@ SIZE = 64
 PROMPT = "Describe image in detail."
 ICON_SIZES = (15, 20)
 MAX_OBJECTS = 5
-OBJECT_COUNTS: tuple[tuple[int, float], ...] = ((2, 0.30), (3, 0.30), (4, 0.25), (5, 0.15))
+OBJECT_COUNTS: tuple[tuple[int, float], ...] = ((2, 0.32), (3, 0.22), (4, 0.28), (5, 0.18))
 # Cumulative share of the content hash that each split owns.
 SPLITS: dict[str, tuple[float, float]] = {
     "pretrain": (0.0, 0.6),
@@ -70,16 +70,16 @@ class Scene:
 class CaptionNoise:
     """How careless the captions for supervised pre-training are (what makes the seed hallucinate).
 
-    With probability ``padded`` a caption goes on until it has a length drawn from ``lengths``, with
-    co-occurring objects that are not there, as GPT-written captions do.
+    ``padded[n]`` is the probability that a caption of ``n`` mentions is felt to be too short and goes on to a
+    length drawn from ``lengths``, with co-occurring objects that are not there, as GPT-written captions do.
     """
 
-    omitted: float = 0.15
+    omitted: float = 0.12
     replaced: float = 0.08
     wrong_colour: float = 0.06
     wrong_position: float = 0.04
-    padded: float = 0.90
-    lengths: tuple[int, ...] = (3, 4, 4, 4, 5)
+    padded: tuple[float, ...] = (1.0, 0.95, 0.95, 0.35, 0.05)
+    lengths: tuple[int, ...] = (4, 4, 4, 5)
 
 
 def scene(split: str, index: int) -> Scene:
@@ -192,7 +192,7 @@ def noisy_caption(scene: Scene, rng: random.Random, noise: CaptionNoise | None =
         if rng.random() < noise.wrong_position:
             position = _pick(POSITIONS, rng)
         said.append((name, colour, position))
-    if rng.random() < noise.padded:
+    if len(said) < len(noise.padded) and rng.random() < noise.padded[len(said)]:
         length = _pick(noise.lengths, rng)
         while len(said) < length:
             name = _draw_object(scene.context, present | {word for word, _, _ in said}, rng)

@@ -16,7 +16,7 @@ from jsfree.miniworld.pretrain import Effort, pretrain
 from jsfree.miniworld.tables import scene_table, sentence_table
 from jsfree.models import WEIGHTS, load_captioner, load_clip
 
-TINY = Effort(scenes=160, clip_steps=8, captioner_steps=8)
+TINY = Effort(scenes=160, clip_steps=8, clip_batch=24, captioner_steps=8, captioner_batch=16)
 
 
 @pytest.fixture(scope="module")

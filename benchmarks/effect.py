@@ -1,0 +1,137 @@
+"""The effect of the method in MiniWorld: three loop seeds each of the default and of the paper's literal setting.
+
+    make effect            (or: python benchmarks/effect.py [--seeds 0 1 2] [--weights FOLDER])
+
+Settings were chosen on the development split; this reports on the test split. ``--weights`` repeats it from
+another seed captioner m0, as ``jsfree miniworld pretrain --seed 1 --out FOLDER`` makes one. The result is written
+to ``benchmarks/results/effect_<date>_<hardware>.json`` and printed as the last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jsfree import config as configuration
+from jsfree.evaluation.statistics import wilson
+from jsfree.storage import Run
+from ray_jobs import pipeline
+from ray_jobs.console import Reporter
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = {"default": "miniworld.yaml", "paper": "miniworld-paper.yaml"}
+REPORTED = ("response_hallucination", "mention_hallucination", "recall", "precision", "f1", "duplicates", "words")
+
+
+def main() -> None:
+    """Run the loops, add up, write and print the result."""
+    arguments = parse()
+    loads = [os.getloadavg()[0]]
+    figures: dict[str, Any] = {}
+    for name, file in SETTINGS.items():
+        if name in arguments.settings:
+            runs = [loop(name, file, seed, arguments) for seed in arguments.seeds]
+            figures[name] = {"seeds": arguments.seeds, **summary(runs)}
+    loads.append(os.getloadavg()[0])
+    write(figures, arguments, loads)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--weights", type=Path, help="folder with captioner/ and clip/ of another pre-training")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "effect")
+    return parser.parse_args()
+
+
+def loop(name: str, file: str, seed: int, arguments: argparse.Namespace) -> Run:
+    """One whole loop; a finished one is taken as it is."""
+    m0 = arguments.weights.name if arguments.weights else "shipped"
+    overrides = [f"run={arguments.runs}/{m0}-{name}-{seed}", f"seed={seed}"]
+    if arguments.weights:
+        overrides += [f"{part}.ref={arguments.weights.resolve() / part}" for part in ("captioner", "clip")]
+    config = configuration.load(ROOT / "configs" / file, overrides)
+    reporter = Reporter()
+    reporter.say(f"[bold]{name}, seed {seed}, m0 {m0}[/bold]")
+    pipeline.run(config, reporter)
+    return Run.existing(config.run)
+
+
+def summary(runs: list[Run]) -> dict[str, Any]:
+    """Means over the seeds, with the range, of metrics before and after, and of what inversion did."""
+    metrics = [run.round(run.config.rounds).read_json("metrics.json") for run in runs]
+    modes = {
+        mode: {
+            key: {
+                "before": spread([m["before"][mode][key]["value"] for m in metrics]),
+                "after": spread([m["after"][mode][key]["value"] for m in metrics]),
+                "after_intervals": [[m["after"][mode][key]["low"], m["after"][mode][key]["high"]] for m in metrics],
+            }
+            for key in REPORTED
+        }
+        for mode in metrics[0]["before"]
+    }
+    return {"scenes": metrics[0]["scenes"], **modes, "inversion": [inversion(run) for run in runs]}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"mean": statistics.fmean(values), "min": min(values), "max": max(values)}
+
+
+def inversion(run: Run) -> dict[str, Any]:
+    """Is CLIP's inversion right? Absent objects of the new winner against those of the new loser, by the truth."""
+    from jsfree import schemas
+    from jsfree.miniworld.metrics import count_caption
+    from jsfree.miniworld.world import scene_from_id
+
+    pairs = run.stage(1, "scored").read_shards(schemas.SCORED).to_pylist()
+    right = wrong = 0
+    inverted = [pair for pair in pairs if pair["inverted"]]
+    for pair in inverted:
+        scene = scene_from_id(pair["image"]["id"])
+        winner, loser = (count_caption(scene, pair[role]["text"]).hallucinated for role in ("high", "low"))
+        right += winner < loser
+        wrong += winner > loser
+    interval = wilson(right, right + wrong)
+    return {
+        "share": len(inverted) / len(pairs),
+        "right": right,
+        "wrong": wrong,
+        "right_share": interval.value,
+        "interval": [interval.low, interval.high],
+    }
+
+
+def write(figures: dict[str, Any], arguments: argparse.Namespace, loads: list[float]) -> None:
+    """Write the dated result and print it."""
+    hardware = f"{os.cpu_count()}cpu-{platform.machine()}"
+    date = datetime.now(UTC).date().isoformat()
+    result = {
+        "benchmark": "effect",
+        "date": date,
+        "hardware": pipeline.hardware(),
+        "versions": {name: version(name) for name in pipeline.VERSIONS},
+        "load": loads,
+        "command": shlex.join(["python", *sys.argv]),
+        "ratios": {},
+        "figures": figures,
+    }
+    suffix = f"-{arguments.weights.name}" if arguments.weights else ""
+    path = ROOT / "benchmarks" / "results" / f"effect{suffix}_{date}_{hardware}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

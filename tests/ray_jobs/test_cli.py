@@ -1,0 +1,81 @@
+"""The command line as its user meets it: one line an error, the right exit code, no traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jsfree.miniworld import world
+
+ROOT = Path(__file__).parents[2]
+
+
+def jsfree(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ray_jobs.cli", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+
+
+def run_in(tmp_path, *settings: str) -> tuple[str, ...]:
+    return ("run", "--run", str(tmp_path / "run"), *(part for setting in settings for part in ("--set", setting)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "code", "told"),
+    [
+        (["source.kind=folder", "source.path={tmp}/absent"], 2, "{tmp}/absent does not exist"),
+        (["source.kind=folder", "source.path={tmp}/empty"], 2, "{tmp}/empty holds no images"),
+        (["sorce.count=3"], 2, "unknown key 'sorce'; did you mean 'source'?"),
+        (["source.count=many"], 2, "source.count: Input should be a valid integer"),
+        (["captioner.ref=/absent/model"], 1, "/absent/model"),
+        (["run=/proc/run"], 1, "/proc/run/config.yaml cannot be"),
+    ],
+)
+def test_bad_input_is_one_clear_line(tmp_path, settings, code, told):
+    (tmp_path / "empty").mkdir()
+    arguments = run_in(tmp_path, *(setting.format(tmp=tmp_path) for setting in settings))
+    if any(setting.startswith("run=") for setting in settings):
+        arguments = ("run", *arguments[3:])
+    done = jsfree(*arguments)
+    assert done.returncode == code, done.stderr
+    assert told.format(tmp=tmp_path) in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_another_config_is_refused_on_a_run(tmp_path):
+    (tmp_path / "images").mkdir()
+    world.draw(world.scene("unlabelled", 0)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "run" / "round-1" / "samples").mkdir(parents=True)
+    source = ["source.kind=folder", f"source.path={tmp_path}/images", "source.count=1"]
+    from jsfree import config
+    from jsfree.storage import Run
+
+    first = config.load(None, [f"run={tmp_path}/run", *source])
+    Run.open(first).begin(1, "samples", "made of something else")
+    done = jsfree(*run_in(tmp_path, *source, "seed=5"))
+    assert done.returncode == 2, done.stderr
+    assert "seed: 0 -> 5" in done.stderr
+    assert "--restart samples" in done.stderr
+
+
+def test_version_and_usage():
+    assert jsfree("--version").stdout.startswith("jsfree 0.")
+    unknown = jsfree("rum")
+    assert unknown.returncode == 2
+    assert "Traceback" not in unknown.stderr
+
+
+def test_report_of_no_run_is_refused(tmp_path):
+    done = jsfree("report", "--run", str(tmp_path / "nothing"))
+    assert done.returncode == 2
+    assert "holds no run" in done.stderr
+
+
+def test_the_picture_sheet_is_drawn(tmp_path):
+    done = jsfree("miniworld", "show", "--out", str(tmp_path / "sheet.png"), "--count", "4")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "sheet.png").stat().st_size > 2000

@@ -1,0 +1,168 @@
+"""The whole loop for real, small: Ray Data actors, open_clip, DeepSpeed under Ray Train, two rounds, a report."""
+
+import io
+import math
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+
+from jsfree import config, schemas
+from jsfree.errors import RunError, StageError
+from jsfree.models import load_captioner
+from jsfree.storage import Folder, Run, shard_name
+from ray_jobs import pipeline
+from ray_jobs.console import Reporter
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+
+SMALL = {
+    "rounds": 2,
+    "shard_rows": 48,
+    "source": {"count": 144},
+    "evaluate": {"source": {"count": 60}, "modes": {"greedy": {}}, "bootstrap": 200},
+    "select": {"first": 3, "last": 10},
+    "train": {"pairs_per_step": 32, "epochs": 1, "checkpoint_every": 2},
+}
+
+
+def quiet() -> Reporter:
+    return Reporter(Console(file=io.StringIO()))
+
+
+def settings(uri, **changes) -> config.RunConfig:
+    return config.build({"run": str(uri), **SMALL, **changes}, where="test")
+
+
+@pytest.fixture(scope="module")
+def finished(ray_session, tmp_path_factory) -> Run:
+    path = tmp_path_factory.mktemp("runs") / "small"
+    pipeline.run(settings(path), quiet())
+    return Run.existing(str(path))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_every_sample_is_in_every_table_once(finished, number):
+    samples = finished.stage(number, "samples").read_shards(schemas.SAMPLES)["sample_id"].to_pylist()
+    assert len(samples) == len(set(samples)) == 144
+    pairs = finished.stage(number, "pairs").read_shards(schemas.PAIRS)["sample_id"].to_pylist()
+    scored = finished.stage(number, "scored").read_shards(schemas.SCORED)["sample_id"].to_pylist()
+    assert sorted(pairs) == sorted(samples)
+    assert sorted(scored) == sorted(samples)
+
+
+def test_rounds_take_fresh_images_and_start_from_the_last_model(finished):
+    first, second = (
+        set(finished.stage(number, "samples").read_shards(schemas.SAMPLES)["sample_id"].to_pylist())
+        for number in (1, 2)
+    )
+    assert not first & second
+    m1 = load_captioner(finished.stage(1, "model").uri).model.state_dict()
+    m2 = load_captioner(finished.stage(2, "model").uri).model.state_dict()
+    m0 = load_captioner("miniworld:captioner").model.state_dict()
+    moved = "model.language_model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(m0[moved], m1[moved])
+    assert not torch.equal(m1[moved], m2[moved])
+    frozen = [name for name in m0 if name.startswith("model.vision_tower")]
+    assert frozen
+    assert all(torch.equal(m0[name], m2[name]) for name in frozen)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_training_starts_at_ln_2_and_learns(finished, number):
+    steps = finished.stage(number, "train").read_json("steps.json")
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert [step["step"] for step in steps] == list(range(len(steps)))
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    reference = finished.stage(number, "reference").read_table(shard_name(0), schemas.REFERENCE)
+    selected = finished.stage(number, "selected").read_shards(schemas.SELECTED)
+    assert reference["sample_id"].to_pylist() == selected["sample_id"].to_pylist()
+
+
+def test_chosen_captions_score_higher_and_inverted_pairs_are_swapped(finished):
+    for row in finished.stage(1, "selected").read_shards(schemas.SELECTED).to_pylist():
+        assert row["chosen"]["score"] >= row["rejected"]["score"]
+        assert row["gap"] == pytest.approx(row["chosen"]["score"] - row["rejected"]["score"])
+        assert row["chosen"]["text"] == row["high" if row["inverted"] else "low"]["text"]
+        mean = sum(sentence["score"] for sentence in row["chosen"]["sentences"]) / len(row["chosen"]["sentences"])
+        assert row["chosen"]["score"] == pytest.approx(mean)
+
+
+def test_the_published_model_has_the_hubs_key_layout(finished):
+    from safetensors import safe_open
+
+    with safe_open(f"{finished.stage(1, 'model').uri}/model.safetensors", "pt") as file:
+        prefixes = {".".join(name.split(".")[:2]) for name in file.keys()}  # noqa: SIM118 - no mapping
+    assert prefixes == {
+        "language_model.lm_head",
+        "language_model.model",
+        "multi_modal_projector.linear_1",
+        "multi_modal_projector.linear_2",
+        "vision_tower.vision_model",
+    }
+
+
+def test_metrics_and_report_are_complete(finished):
+    for number in (1, 2):
+        metrics = finished.round(number).read_json("metrics.json")
+        assert set(metrics) == {"before", "after", "scenes"}
+        assert metrics["scenes"] == 60
+        assert set(metrics["before"]["greedy"]) == {
+            "response_hallucination", "mention_hallucination", "recall", "precision", "f1", "mentions",
+            "distinct_mentions", "duplicates", "attribute_errors", "words",
+        }  # fmt: skip
+        for estimate in metrics["after"]["greedy"].values():
+            assert estimate["low"] <= estimate["value"] <= estimate["high"]
+    assert (
+        finished.round(1).read_json("metrics.json")["before"] == finished.round(2).read_json("metrics.json")["before"]
+    )
+    assert finished.folder.read_json("run.json")["rounds_done"] == 2
+    assert (finished.folder / "report").read("index.html").startswith(b"<!doctype html>")
+
+
+def test_a_finished_run_is_taken_up_without_any_work(finished, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a finished run needs no cluster")
+
+    monkeypatch.setattr("ray_jobs.cluster.Cluster.ensure", refuse)
+    before = (finished.folder / "round-1").read_json("metrics.json")
+    pipeline.run(settings(finished.folder.uri), quiet())
+    assert (finished.folder / "round-1").read_json("metrics.json") == before
+
+
+def test_other_settings_are_refused_with_the_key_and_the_remedy(finished):
+    with pytest.raises(RunError, match=r"'train' of round 1.*train.beta: 0.1 -> 0.3.*--restart train"):
+        pipeline.run(settings(finished.folder.uri, train={**SMALL["train"], "beta": 0.3}), quiet())
+
+
+def test_a_lost_shard_is_made_again_and_only_that_one(finished, ray_session):
+    stage = finished.stage(1, "pairs")
+    kept, lost = (f"{stage.uri}/{shard_name(number)}" for number in (0, 1))
+    expected = pq.read_table(lost)
+    import os
+
+    written = os.stat(kept).st_mtime_ns
+    os.remove(lost)
+    os.remove(f"{stage.uri}/_manifest.json")
+    pipeline.run(settings(finished.folder.uri), quiet())
+    assert pq.read_table(lost).equals(expected)
+    assert os.stat(kept).st_mtime_ns == written
+    assert finished.manifest(1, "pairs").rows_out == 144
+
+
+def test_bad_images_become_error_rows_and_too_many_fail_the_stage(ray_session, tmp_path):
+    from jsfree.miniworld import world
+
+    images = tmp_path / "images"
+    images.mkdir()
+    for index in range(40):
+        world.draw(world.scene("unlabelled", index)).save(images / f"{index:02d}.png")
+    (images / "broken.png").write_bytes(b"no image")
+    source = {"kind": "folder", "path": str(images), "count": 41}
+    strict = settings(tmp_path / "run", rounds=1, source=source)
+    with pytest.raises(StageError, match=r"1 of 41 rows failed, more than max_failed_fraction.*broken\.png"):
+        pipeline.run(strict, quiet())
+    errors = (Run.existing(strict.run).round(1) / "errors" / "pairs").read_shards(schemas.ERRORS).to_pylist()
+    assert [(row["kind"], row["stage"]) for row in errors] == [("undecodable", "pairs")]
+    assert Folder(f"{strict.run}/round-1/pairs").rows() == 40
