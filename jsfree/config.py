@@ -164,6 +164,9 @@ class Select(Section):
     """Last split kept."""
     keep_truncated: bool = False
     """Keep pairs with a caption that was cut at ``max_new_tokens`` (it has no end token to learn)."""
+    rare_word: Fraction = 0.0
+    """Drop pairs whose chosen caption repeats itself: two of its sentences share a word that no more than this
+    share of all sentences holds. The mean sentence score does not punish repetition; 0 keeps all pairs."""
     max_pairs: Positive | None = None
     """At most so many of the kept pairs, drawn by the seed."""
 

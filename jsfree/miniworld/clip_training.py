@@ -150,12 +150,12 @@ class SentenceSampler:
         return np.concatenate([true, nearly, np.arange(len(CONTEXTS))])
 
     def _spoil(self, rows: IntArray, names: IntArray, colours: IntArray, places: IntArray) -> IntArray:
-        """Another object, in half of the cases with the same colour and place, or another colour."""
+        """Another object, mostly with the same colour and place, or another colour."""
         size = len(rows)
         log_absent = np.where(self.scenes.colours[rows] >= 0, -np.inf, self.log_natives[self.scenes.contexts[rows]])
         absent = self.rng.random(size) < ABSENT_SHARE
         # A seed's inventions have a colour and a place of their own.
-        apart = absent & (self.rng.random(size) < 0.5)
+        apart = absent & (self.rng.random(size) < 0.35)
         other_colours = (colours + self.rng.integers(1, len(COLOURS), size)) % len(COLOURS)
         return self.sentences.index(
             np.where(absent, self._sample(log_absent), names),

@@ -19,10 +19,11 @@ logger = logging.getLogger(__name__)
 class Effort:
     """How much pre-training; the default is what the shipped weights had."""
 
-    scenes: int = 40_000
+    clip_scenes: int = 40_000
     clip_steps: int = 2000
     clip_batch: int = 128
-    captioner_steps: int = 1500
+    captioner_scenes: int = 30_000
+    captioner_steps: int = 1300
     captioner_batch: int = 64
 
 
@@ -39,26 +40,52 @@ def pretrain(
     """
     import torch
 
-    from jsfree.miniworld import captioner_training, clip_training
-    from jsfree.miniworld.tables import scene_table
-    from jsfree.publish import publish_captioner
+    out, effort = Path(out_dir), effort or Effort()
+    # The caller's own random numbers are none of this function's business.
+    with torch.random.fork_rng(devices=[]):
+        pretrain_clip(out / "clip", seed, progress, effort)
+        pretrain_captioner(out / "captioner", out / "clip", seed, progress, effort)
 
-    effort, out = effort or Effort(), Path(out_dir)
-    report = progress or _log
-    logger.info("drawing %d scenes", effort.scenes)
-    scenes = [world.scene("pretrain", index) for index in range(effort.scenes)]
+
+def pretrain_clip(directory: Path, seed: int, progress: Progress | None, effort: Effort) -> None:
+    """Write a CLIP into ``directory``."""
+    from jsfree.miniworld import clip_training
+    from jsfree.miniworld.tables import scene_table
+
+    scenes = _scenes(effort.clip_scenes)
     # Which words belong to which shape is learned from pictures of one or two objects.
     easier = [scene if index % 3 == 0 else world.simplified(scene) for index, scene in enumerate(scenes)]
     table = scene_table(easier, clip_training.PATCH)
-    clip = clip_training.train_clip(table, effort.clip_steps, effort.clip_batch, seed, report)
-    clip_training.save_clip(clip, out / "clip")
-    torch.manual_seed(seed)
-    model = captioner_training.build_captioner(clip)
+    clip = clip_training.train_clip(table, effort.clip_steps, effort.clip_batch, seed, progress or _log)
+    clip_training.save_clip(clip, directory)
+
+
+def pretrain_captioner(
+    directory: Path, clip_directory: Path, seed: int, progress: Progress | None, effort: Effort
+) -> None:
+    """Write a captioner that sees with the vision tower of the CLIP in ``clip_directory``."""
+    import torch
+
+    from jsfree.miniworld import captioner_training, clip_training
+    from jsfree.miniworld.tables import scene_table
+    from jsfree.models import load_clip
+    from jsfree.publish import publish_captioner
+
+    scenes = _scenes(effort.captioner_scenes)
     pixels = scene_table(scenes, clip_training.PATCH).pixels
+    torch.manual_seed(seed)
+    model = captioner_training.build_captioner(load_clip(str(clip_directory)).model)
     features = captioner_training.vision_features(model, pixels)
     task = captioner_training.CaptionTask(model, scenes, features, seed)
-    captioner_training.train_captioner(model, task, effort.captioner_steps, effort.captioner_batch, seed, report)
-    publish_captioner(model, captioner_training.build_processor(), out / "captioner")
+    captioner_training.train_captioner(
+        model, task, effort.captioner_steps, effort.captioner_batch, seed, progress or _log
+    )
+    publish_captioner(model, captioner_training.build_processor(), directory)
+
+
+def _scenes(count: int) -> list[world.Scene]:
+    logger.info("drawing %d scenes", count)
+    return [world.scene("pretrain", index) for index in range(count)]
 
 
 def _log(part: str, step: int, steps: int, loss: float) -> None:

@@ -74,11 +74,11 @@ class CaptionNoise:
     length drawn from ``lengths``, with co-occurring objects that are not there, as GPT-written captions do.
     """
 
-    omitted: float = 0.12
+    omitted: float = 0.06
     replaced: float = 0.08
     wrong_colour: float = 0.06
     wrong_position: float = 0.04
-    padded: tuple[float, ...] = (1.0, 0.95, 0.95, 0.35, 0.05)
+    padded: tuple[float, ...] = (1.0, 0.90, 0.74, 0.30, 0.05)
     lengths: tuple[int, ...] = (4, 4, 4, 5)
 
 
