@@ -10,7 +10,6 @@ import logging
 from collections.abc import Sequence
 from typing import cast
 
-import torch
 from PIL import Image
 
 from jsfree import schemas
@@ -123,11 +122,6 @@ def error_row(sample_id: str, stage: str, error: RowError) -> schemas.ErrorRow:
     """The row of ``errors/`` for a sample that failed."""
     log.warning("%s: %s: %s", stage, sample_id, error)
     return {"sample_id": sample_id, "stage": stage, "kind": error.kind, "message": str(error)}
-
-
-def device_of(gpus: float) -> str:
-    """Where a replica that reserved ``gpus`` computes."""
-    return "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"
 
 
 def _decoded(caption: Caption, ratio: float) -> schemas.Decoded:

@@ -108,6 +108,19 @@ class Clip:
     device: torch.device
 
 
+def device_of(gpus: float) -> str:
+    """Where a replica that reserved ``gpus`` computes.
+
+    Raises:
+        ModelError: GPUs were reserved, but torch sees none.
+    """
+    if gpus == 0:
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ModelError(f"{gpus:g} GPUs reserved, but torch sees no CUDA device; check the driver or set gpus: 0")
+    return "cuda"
+
+
 def pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
     """Centre ``image`` on a square of its longer side, filled with ``colour`` (LLaVA's original preprocessing)."""
     side = max(image.size)

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from jsfree import schemas
-from jsfree.captioning import device_of
 from jsfree.config import Resources
 from jsfree.errors import StageError
+from jsfree.models import device_of
 from jsfree.schemas import StageOutput
 from jsfree.storage import Folder, Manifest, shard_name
 from ray_jobs.cluster import explained

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from jsfree import schemas
-from jsfree.captioning import device_of
 from jsfree.config import RunConfig
 from jsfree.dpo.loop import Hooks, Models, Step, steps_per_epoch, train
 from jsfree.storage import Folder, Manifest
@@ -55,10 +54,11 @@ def worker_loop(job: TrainJob) -> None:
     """The training function of a Ray Train worker."""
     import torch
     from ray import train as ray_train
+    from ray.train.torch import get_device
 
     pairs = Folder(job.selected).read_shards(schemas.SELECTED).to_pylist()
     checkpoint = ray_train.get_checkpoint()
-    device = device_of(job.config.train.resources.gpus)
+    device = str(get_device())  # Ray Train gives each worker its own GPU
     if device == "cpu":
         torch.set_num_threads(max(1, int(job.config.train.resources.cpus)))
 

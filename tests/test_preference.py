@@ -141,3 +141,23 @@ def test_nothing_left_says_where_the_pairs_went():
         select_pairs(scored, Select(), 0)
     with pytest.raises(StageError, match="of 0 pairs"):
         select_pairs([], Select(), 0)
+
+
+def said(*sentences):
+    return {**caption(" ".join(sentences), 0.5), "sentences": [{"text": s, "score": 0.5} for s in sentences]}
+
+
+def test_winners_that_name_one_thing_twice_can_be_dropped():
+    """ "cup" is rare over all sentences, "there is a" is not; the loser may repeat itself."""
+    filler = [
+        {**pair(f"f{i}", 0.6, 0.4), "low": said(f"There is a thing{i}."), "high": said(f"There is a other{i}.")}
+        for i in range(20)
+    ]
+    twice, once = said("There is a red cup.", "There is a blue cup."), said("There is a red cup.", "There is a dog.")
+    repeats = {**pair("repeats", 0.6, 0.4), "low": twice, "high": once}
+    loser_repeats = {**pair("loser", 0.6, 0.4), "low": once, "high": twice}
+    pairs = [*filler, repeats, loser_repeats]
+    kept = select_pairs(pairs, Select(**ALL, rare_word=0.2), seed=0)
+    assert kept.facts["repeating"] == 1
+    assert {row["sample_id"] for row in kept.rows} == {row["sample_id"] for row in pairs} - {"repeats"}
+    assert select_pairs(pairs, Select(**ALL), seed=0).facts["repeating"] == 0

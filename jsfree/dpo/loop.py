@@ -134,7 +134,8 @@ class _Trainer:
         forward: Any = self.engine
         if models.reference != models.policy:
             settings = self.config.captioner
-            forward = load_captioner(models.reference, str(self.captioner.device), settings.dtype).model
+            device = str(self.captioner.device)
+            forward = load_captioner(models.reference, device, settings.dtype, settings.preprocessing).model
         self.reference = reference_logps.reference_logps(
             folder, self.pairs, self.captioner, forward, self.config.source, self.micro
         )

@@ -18,7 +18,11 @@ from jsfree.preference import select_pairs
 from jsfree.storage import Manifest, Run, shard_name
 
 SETTINGS = {"source": {"count": 120}, "evaluate": {"source": {"split": "test", "count": 40}}}
-CARE = {0: CaptionNoise(), 1: CaptionNoise(0.2, 0.03, 0.05, 0.03, 0.25), 2: CaptionNoise(0.28, 0.02, 0.05, 0.03, 0.1)}
+CARE = {
+    0: CaptionNoise(),
+    1: CaptionNoise(0.2, 0.03, 0.05, 0.03, (0.25,) * 5),
+    2: CaptionNoise(0.28, 0.02, 0.05, 0.03, (0.1,) * 5),
+}
 SHARD = 50
 
 
@@ -76,7 +80,7 @@ def _write_pairs(run: Run, number: int) -> None:
         scene, rng = world.scene_from_id(row["image"]["id"]), random.Random(row["sample_id"])
         ratio = min(1.0, max(0.0, rng.gauss(0.5, 0.15)))
         low = {"ratio": 0.0, **_spoken(world.noisy_caption(scene, rng, CARE[0]), scene, rng)}
-        worse = CaptionNoise(0.15 + 0.5 * ratio, 0.08 + 0.5 * ratio, 0.2, 0.2, 0.9)
+        worse = CaptionNoise(0.15 + 0.5 * ratio, 0.08 + 0.5 * ratio, 0.2, 0.2, (0.9,) * 5)
         high = {"ratio": ratio, **_spoken(world.noisy_caption(scene, rng, worse), scene, rng)}
         inverted = high["score"] > low["score"]
         rows.append(
@@ -144,7 +148,8 @@ def _caption(row: dict, model: str, mode: str) -> dict:
     scene, rng = world.scene_from_id(row["image"]["id"]), random.Random(f"{row['sample_id']}/{model}/{mode}")
     care = CARE[int(model[1:])]
     if mode == "sampled":
-        care = CaptionNoise(care.omitted + 0.1, care.replaced + 0.08, 0.12, 0.1, min(1.0, care.padded + 0.15))
+        padded = tuple(min(1.0, share + 0.15) for share in care.padded)
+        care = CaptionNoise(care.omitted + 0.1, care.replaced + 0.08, 0.12, 0.1, padded)
     return {**row, "model": model, "mode": mode, **_spoken(world.noisy_caption(scene, rng, care), scene, rng)}
 
 

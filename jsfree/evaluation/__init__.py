@@ -1,0 +1,1 @@
+"""What a model is measured by: metrics without truth, and the statistics behind every interval."""
