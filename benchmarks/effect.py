@@ -3,7 +3,7 @@
     make effect            (or: python benchmarks/effect.py [--seeds 0 1 2] [--weights FOLDER])
 
 Reports on the test split (docs/log.md says what was seen of it before the settings were fixed).
-``--weights`` repeats it from another seed captioner m0, as ``jsfree miniworld pretrain --seed 1 --out FOLDER`` makes one.
+``--weights`` repeats it from another m0, as ``jsfree miniworld pretrain --seed 1 --out FOLDER`` makes one.
 The result is written to ``benchmarks/results/effect_<date>_<hardware>.json`` and printed as the last line.
 """
 
