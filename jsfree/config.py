@@ -164,9 +164,9 @@ class Select(Section):
     """Last split kept."""
     keep_truncated: bool = False
     """Keep pairs with a caption that was cut at ``max_new_tokens`` (it has no end token to learn)."""
-    rare_word: Fraction = 0.0
-    """Drop pairs whose chosen caption repeats itself: two of its sentences share a word that no more than this
-    share of all sentences holds. The mean sentence score does not punish repetition; 0 keeps all pairs."""
+    repeating: Literal["keep", "drop"] = "keep"
+    """A pair whose chosen caption says more sentences again than its rejected one: ``keep`` it, or ``drop`` it,
+    because it teaches repetition, which the mean sentence score does not punish."""
     max_pairs: Positive | None = None
     """At most so many of the kept pairs, drawn by the seed."""
 
@@ -227,6 +227,8 @@ class EvaluationSource(Source):
     """``miniworld``: which of the disjoint splits to draw scenes from."""
     count: Positive | None = 600
     """Images of the evaluation, taken from the end of the order that training takes from the start."""
+    first: Annotated[int, Field(ge=0)] = 0
+    """``miniworld``: number of the first scene of the split; the others take their images from the end."""
 
 
 class Evaluate(Section):

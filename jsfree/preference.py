@@ -6,8 +6,6 @@ Pure: no files, no tensors, and no dependence on the order of the input.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -15,7 +13,8 @@ from typing import Any
 
 from jsfree.config import Select
 from jsfree.errors import StageError
-from jsfree.schemas import ScoredCaption, ScoredPair, SelectedPair, SentenceScore
+from jsfree.schemas import ScoredCaption, ScoredPair, SelectedPair
+from jsfree.sentences import repeated
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Selection:
 
     ``facts``: counts ``pairs`` (all), ``inverted`` and ``inverted_share`` (of all pairs), ``identical`` (dropped),
     ``truncated`` (dropped), ``tied`` (equal scores, of those left), ``dropped_inverted``, ``repeating`` (dropped
-    for a chosen caption that repeats itself), ``kept``; and
+    for a chosen caption that repeats more sentences), ``kept``; and
     ``splits``: for every split ``split``, ``pairs``, ``low_gap``, ``high_gap``, ``mean_gap`` (null where empty).
     """
 
@@ -35,8 +34,8 @@ class Selection:
 def select_pairs(scored: Sequence[ScoredPair], settings: Select, seed: int) -> Selection:
     """Label the pairs by their scores, sort them by gap, and keep some of the splits.
 
-    Pairs of identical captions, of truncated ones unless ``keep_truncated``, and with ``rare_word`` those whose
-    chosen caption repeats itself are dropped first. ``chosen`` is
+    Dropped first are pairs of identical captions, those with a truncated one unless ``keep_truncated``, and under
+    ``repeating: drop`` those whose chosen caption repeats more sentences than the rejected one. ``chosen`` is
     the provisional winner (``low``) unless the pair is inverted and ``settings.inverted`` is ``swap``. ``gap`` is
     chosen score - rejected score; negative only for inverted pairs under ``keep``. ``rank`` counts from 0 over all
     sorted pairs, ``split`` from 1; sizes of splits differ by one at most. ``max_pairs`` draws by (seed, sample_id).
@@ -54,8 +53,7 @@ def select_pairs(scored: Sequence[ScoredPair], settings: Select, seed: int) -> S
     labelled = [pair for pair in whole if not (pair["inverted"] and settings.inverted == "drop")]
     facts["dropped_inverted"] = len(whole) - len(labelled)
     roles = [_roles(pair, settings) for pair in labelled]
-    rare = _rare_words(scored, settings.rare_word)
-    distinct = [row for row in roles if not _repeats_itself(row["chosen"], rare)]
+    distinct = [row for row in roles if settings.repeating == "keep" or not _teaches_repetition(row)]
     facts["repeating"] = len(roles) - len(distinct)
     ranked = _ranked(distinct, settings)
     rows = _drawn([row for row in ranked if settings.first <= row["split"] <= settings.last], settings, seed)
@@ -70,25 +68,12 @@ def _truncated(pair: ScoredPair) -> bool:
     return "length" in (pair["low"]["finish"], pair["high"]["finish"])
 
 
-def _rare_words(scored: Sequence[ScoredPair], share: float) -> set[str]:
-    """Words that at most ``share`` of the sentences of all captions hold."""
-    if share == 0:
-        return set()
-    sentences = [
-        _words(sentence) for pair in scored for role in ("low", "high") for sentence in pair[role]["sentences"]
-    ]
-    counts = Counter(word for words in sentences for word in words)
-    return {word for word, count in counts.items() if count <= share * len(sentences)}
+def _teaches_repetition(row: SelectedPair) -> bool:
+    return _repeated(row["chosen"]) > _repeated(row["rejected"])
 
 
-def _repeats_itself(caption: ScoredCaption, rare: set[str]) -> bool:
-    """Whether two sentences of a caption share a rare word: most likely they name one thing twice."""
-    counts = Counter(word for sentence in caption["sentences"] for word in _words(sentence) & rare)
-    return any(count > 1 for count in counts.values())
-
-
-def _words(sentence: SentenceScore) -> set[str]:
-    return set(re.findall(r"\w+", sentence["text"].lower()))
+def _repeated(caption: ScoredCaption) -> int:
+    return repeated([sentence["text"] for sentence in caption["sentences"]])
 
 
 def _ranked(roles: Sequence[SelectedPair], settings: Select) -> list[SelectedPair]:
@@ -129,7 +114,7 @@ def _nothing_left(facts: dict[str, Any], settings: Select) -> str:
     return (
         f"no pair is left to train on: of {facts['pairs']} pairs {facts['identical']} have identical captions,"
         f" {facts['truncated']} a truncated one, {facts['dropped_inverted']} are inverted and dropped,"
-        f" {facts['repeating']} have a chosen caption that repeats itself; of the other"
+        f" {facts['repeating']} have a chosen caption that repeats more sentences; of the other"
         f" {sorted_pairs} none is in splits {settings.first} to {settings.last} of {settings.splits};"
         " take more images, raise 'generate.decoding.max_new_tokens', set 'select.keep_truncated',"
         " or widen 'select.first' and 'select.last'"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 _LIST_MARKER = re.compile(r"^\s*(?:[-*+•–—]|#{1,6}|\(?\d{1,3}[.)])(?=\s|$)\s*")
 # A full stop that stands alone ("a dog . 3 cats ."), as tokenised captions write it.
 _LONE_STOP = re.compile(r"(?<=\s[.!?])\s+")
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
 # Where a sentence may be cut, best first: clauses, clauses by their first word, words, characters.
 _CUTS = (
     re.compile(r"(?<=[;:,])\s+|(?<=[；：，、])"),
@@ -32,6 +33,17 @@ def sentences(text: str) -> list[str]:
             pieces = (_LIST_MARKER.sub("", piece).strip() for piece in sentencex.segment("en", part))
             found.extend(piece for piece in pieces if _says_something(piece))
     return found
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, without regard to case and punctuation."""
+    return _WORD.findall(text.casefold())
+
+
+def repeated(sentences: Sequence[str]) -> int:
+    """How many of the sentences say again, word for word, what one before has said."""
+    said = {tuple(words(sentence)) for sentence in sentences}
+    return len(sentences) - len(said)
 
 
 def sub_sentences(sentence: str, fits: Callable[[str], bool]) -> list[str]:

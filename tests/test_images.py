@@ -413,6 +413,8 @@ def test_miniworld_rounds_seeds_and_evaluation():
     assert ids(evaluation_samples(settings)) == ["miniworld-test-000000", "miniworld-test-000001"]
     image = first[0]["image"]
     assert load_image(image, Source())[1] == image["sha256"]
+    later = config({"kind": "miniworld"}, evaluate={"kind": "miniworld", "count": 2, "first": 1000})
+    assert ids(evaluation_samples(later)) == ["miniworld-test-001000", "miniworld-test-001001"]
 
 
 def test_miniworld_needs_a_count_and_other_scenes_for_evaluation():
@@ -420,3 +422,10 @@ def test_miniworld_needs_a_count_and_other_scenes_for_evaluation():
         training_samples(config({"kind": "miniworld", "count": None}), 1)
     with pytest.raises(SourceError, match=r"evaluate\.source\.split"):
         evaluation_samples(config({"kind": "miniworld", "split": "test", "count": 3}))
+    second_round = config(
+        {"kind": "miniworld", "split": "test", "count": 2},
+        rounds=2,
+        evaluate={"kind": "miniworld", "split": "test", "count": 1, "first": 3},
+    )
+    with pytest.raises(SourceError, match="scenes from 3 on"):
+        evaluation_samples(second_round)

@@ -147,17 +147,25 @@ def said(*sentences):
     return {**caption(" ".join(sentences), 0.5), "sentences": [{"text": s, "score": 0.5} for s in sentences]}
 
 
-def test_winners_that_name_one_thing_twice_can_be_dropped():
-    """ "cup" is rare over all sentences, "there is a" is not; the loser may repeat itself."""
-    filler = [
-        {**pair(f"f{i}", 0.6, 0.4), "low": said(f"There is a thing{i}."), "high": said(f"There is a other{i}.")}
-        for i in range(20)
-    ]
-    twice, once = said("There is a red cup.", "There is a blue cup."), said("There is a red cup.", "There is a dog.")
-    repeats = {**pair("repeats", 0.6, 0.4), "low": twice, "high": once}
-    loser_repeats = {**pair("loser", 0.6, 0.4), "low": once, "high": twice}
-    pairs = [*filler, repeats, loser_repeats]
-    kept = select_pairs(pairs, Select(**ALL, rare_word=0.2), seed=0)
-    assert kept.facts["repeating"] == 1
-    assert {row["sample_id"] for row in kept.rows} == {row["sample_id"] for row in pairs} - {"repeats"}
-    assert select_pairs(pairs, Select(**ALL), seed=0).facts["repeating"] == 0
+def test_pairs_whose_winner_repeats_more_sentences_can_be_dropped():
+    """Repetition that the loser shares teaches nothing, and the loser may repeat more."""
+    once, twice = said("There is a cup.", "A dog."), said("There is a cup.", "there is  a cup!", "A dog.")
+    captions = {
+        "winner": (twice, once),
+        "loser": (once, twice),
+        "both": (twice, said("A cat.", "A cat.")),
+        "no": (once, said("A cat.")),
+    }
+    pairs = [{**pair(name, 0.6, 0.4), "low": low, "high": high} for name, (low, high) in captions.items()]
+    dropped = select_pairs(pairs, Select(**ALL, repeating="drop"), seed=0)
+    assert dropped.facts["repeating"] == 1
+    assert {row["sample_id"] for row in dropped.rows} == captions.keys() - {"winner"}
+    assert {row["sample_id"] for row in select_pairs(pairs, Select(**ALL), seed=0).rows} == captions.keys()
+
+
+def test_repetition_is_judged_after_inversion():
+    """The chosen caption counts, not the provisional winner."""
+    once, twice = said("A cup."), said("A cup.", "A cup.")
+    inverted = {**pair("inverted", 0.4, 0.6), "low": {**once, "score": 0.4}, "high": {**twice, "score": 0.6}}
+    kept = select_pairs([inverted, pair("other", 0.6, 0.4)], Select(**ALL, repeating="drop"), seed=0)
+    assert [row["sample_id"] for row in kept.rows] == ["other"]

@@ -8,7 +8,6 @@ whether that was bought with shorter, repeated or broken captions. Pure; only th
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -18,9 +17,9 @@ import numpy as np
 from jsfree.errors import ConfigError, StageError
 from jsfree.evaluation.statistics import RESAMPLES, Z95, Interval, mean_interval, ratio_interval
 from jsfree.schemas import ScoredCaptionRow
+from jsfree.sentences import repeated, words
 
 LOW_SHARE = 0.10
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
 def low_score_threshold(rows: Sequence[ScoredCaptionRow]) -> float:
@@ -62,7 +61,7 @@ def summarise(
     means: dict[str, list[int]] = {
         "sentences": sentences,
         "words": [len(row["text"].split()) for row in rows],
-        "repeated_sentences": [_repeated(row) for row in rows],
+        "repeated_sentences": [repeated([sentence["text"] for sentence in row["sentences"]]) for row in rows],
         "truncated": [int(row["finish"] == "length") for row in rows],
         "empty": [int(not row["text"].strip()) for row in rows],
     }
@@ -88,7 +87,7 @@ ORDER = (
 
 def bigrams(text: str) -> list[tuple[str, str]]:
     """Neighbouring words, whatever their case and the punctuation between them."""
-    return list(pairwise(_WORD.findall(text.casefold())))
+    return list(pairwise(words(text)))
 
 
 def distinct_share(captions: Sequence[Sequence[tuple[str, str]]]) -> Interval:
@@ -108,12 +107,6 @@ def distinct_share(captions: Sequence[Sequence[tuple[str, str]]]) -> Interval:
     without = np.where(rest > 0, (len(sources) - own) / np.where(rest > 0, rest, 1), value)
     half = Z95 * math.sqrt((count - 1) / count * float(((without - without.mean()) ** 2).sum()))
     return Interval(value, max(0.0, value - half), min(1.0, value + half))
-
-
-def _repeated(row: ScoredCaptionRow) -> int:
-    """Sentences that say again, but for case, blanks and punctuation, what one before has said."""
-    said = [" ".join(_WORD.findall(sentence["text"].casefold())) for sentence in row["sentences"]]
-    return len(said) - len(set(said))
 
 
 def _written(interval: Interval) -> dict[str, float]:

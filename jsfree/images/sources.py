@@ -3,7 +3,8 @@
 Images are put in the order of a hash of (seed, image id), so that a missing one changes the order of no others,
 and the order of files or rows does not matter. Round k takes the k-th ``count`` from the front, evaluation takes
 its own from the end, so that one folder can serve both and they never share an image.
-MiniWorld has no end; its scenes are numbered by (seed, round), and evaluation counts from 0 for every seed.
+MiniWorld has no end; its scenes are numbered by (seed, round), and evaluation counts from
+``evaluate.source.first`` for every seed.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def evaluation_samples(config: RunConfig) -> list[Sample]:
     source = config.evaluate.source
     if source.kind == "miniworld":
         _require_other_scenes(config)
-        return _scene_samples(config, source, 0)
+        return _scene_samples(config, source, source.first)
     ordered = _ordered(source, config.seed)
     if _shared(config):
         _require(config, len(ordered), config.rounds, _held_out(config))
@@ -81,10 +82,12 @@ def _require_other_scenes(config: RunConfig) -> None:
     training, evaluation = config.source, config.evaluate.source
     if training.kind != "miniworld" or training.split != evaluation.split:
         return
-    if config.seed * SCENES_PER_SEED < _scenes(evaluation, "evaluate.source"):
+    trained = config.seed * SCENES_PER_SEED
+    evaluated = range(evaluation.first, evaluation.first + _scenes(evaluation, "evaluate.source"))
+    if trained < evaluated.stop and evaluated.start < trained + config.rounds * _scenes(training, "source"):
         raise SourceError(
-            f"MiniWorld's {evaluation.split!r} scenes from 0 on are both trained and evaluated on with seed"
-            f" {config.seed}; set 'evaluate.source.split' to another split"
+            f"MiniWorld's {evaluation.split!r} scenes from {max(trained, evaluated.start)} on are both trained and"
+            " evaluated on; set 'evaluate.source.split' to another split"
         )
 
 
