@@ -2,7 +2,7 @@
 
     make effect            (or: python benchmarks/effect.py [--seeds 0 1 2] [--weights FOLDER])
 
-Reports on the test split (docs/log.md says what was seen of it before the settings were fixed).
+Reports on test scenes that no choice of settings has seen (docs/log.md).
 ``--weights`` repeats it from another m0, as ``jsfree miniworld pretrain --seed 1 --out FOLDER`` makes one.
 The result is written to ``benchmarks/results/effect_<date>_<hardware>.json`` and printed as the last line.
 """
