@@ -32,7 +32,9 @@ class Captioning:
     def __init__(self, config: RunConfig, model_ref: str, device: str) -> None:
         settings = config.captioner
         self.config = config
-        self.captioner = load_captioner(model_ref, device, settings.dtype, settings.preprocessing)
+        self.captioner = load_captioner(
+            model_ref, device, settings.dtype, settings.preprocessing, settings.device_map, config.models
+        )
         self.decoder = DualPathDecoder(self.captioner, config.generate.batch_size, config.generate.mixing)
 
     def load(

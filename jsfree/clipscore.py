@@ -43,7 +43,7 @@ class ClipScorer:
             ModelError: it cannot be loaded.
         """
         self._config = config
-        self._clip = load_clip(config.clip.ref, device, config.clip.pretrained)
+        self._clip = load_clip(config.clip.versioned_ref, device, config.clip.pretrained, config.models)
         self._pad = int(self._tokens([""])[0, -1])
         self._end = int(self._tokens(["a " * self._clip.context_length])[0, -1])
         self._short = _can_be_cut(self._clip.model)

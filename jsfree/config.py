@@ -23,6 +23,12 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
+PLACEMENT = frozenset(
+    {"resources", "device_map", "models", "ray", "serve"} | {"checkpoint_every", "keep", "max_failures"}
+)
+"""Keys of settings that only place work, or guard it against loss: they change no result and no fingerprint."""
+
+
 class Section(BaseModel):
     """A group of settings: unknown keys are refused, values are not changed after construction."""
 
@@ -30,24 +36,47 @@ class Section(BaseModel):
 
 
 class Resources(Section):
-    """Where the replicas of a stage run; never part of a fingerprint."""
+    """Where the replicas of a stage run; never part of a fingerprint.
+
+    A replica goes to any node with room for it, so how many a node takes follows from what each reserves: a node
+    of 8 GPUs and 96 CPUs takes 8 replicas of ``gpus: 1``, 32 of ``gpus: 0.25``, and 6 of ``cpus: 16``. Replicas
+    are spread over the nodes, training workers packed onto as few as can be.
+    """
 
     replicas: Positive = 2
-    """Model replicas, one Ray actor (or training worker) each."""
+    """Model replicas, one Ray actor (or training worker) each; with ``min_replicas``, the most there may be."""
+    min_replicas: Positive | None = None
+    """Replicas to start with; more are added, up to ``replicas``, while shards wait and the cluster has room, also
+    on nodes that join later. ``null``: all from the start. Not for training."""
     cpus: Annotated[float, Field(ge=0)] = 1
     """Logical CPUs a replica reserves."""
     gpus: Annotated[float, Field(ge=0)] = 0
-    """GPUs a replica reserves; a fraction shares a GPU. 0 runs on the CPU."""
+    """GPUs a replica reserves; a fraction shares a GPU, more than one needs ``device_map: auto``. 0 runs on the
+    CPU."""
+    accelerator_type: str | None = None
+    """Ray's name of the GPU that a replica must get (``A100``, ``H100``, ``L4``...); ``null``: any."""
+
+    @model_validator(mode="after")
+    def _check_resources(self) -> Resources:
+        if self.min_replicas is not None and self.min_replicas > self.replicas:
+            raise ValueError(f"'min_replicas' ({self.min_replicas}) is more than 'replicas' ({self.replicas})")
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"'gpus' above 1 must be whole, got {self.gpus:g}")
+        if self.accelerator_type and not self.gpus:
+            raise ValueError(f"'accelerator_type: {self.accelerator_type}' needs 'gpus' above 0")
+        return self
 
 
 class Source(Section):
     """Where images come from. Every source yields samples with a stable id, in an order drawn by the seed."""
 
-    kind: Literal["miniworld", "folder", "llava_json", "parquet"] = "miniworld"
+    kind: Literal["miniworld", "folder", "llava_json", "parquet", "webdataset"] = "miniworld"
     """``miniworld`` draws scenes; ``folder`` takes every image below ``path``; ``llava_json`` reads a LLaVA
-    instruct file (conversations dropped, one sample an image); ``parquet`` reads a file or folder of tables."""
+    instruct file (conversations dropped, one sample an image); ``parquet`` reads a file or folder of tables;
+    ``webdataset`` reads tar files (images alone, captions in them are not used)."""
     path: str | None = None
-    """Folder, JSON file, or Parquet file or folder; local, or any fsspec URI. Not used by ``miniworld``."""
+    """Folder, JSON file, Parquet file or folder, or tar file, folder of tar files or pattern of their names
+    (``/data/shard-{000..123}.tar``); local, or any fsspec URI. Not used by ``miniworld``."""
     images: str | None = None
     """Folder that relative image paths of ``llava_json`` and ``parquet`` start from; default: beside ``path``."""
     column: str = "image"
@@ -70,16 +99,37 @@ class Source(Section):
         return self
 
 
+def _check_revision(ref: str, revision: str | None) -> None:
+    if revision is not None and ("://" in ref or ref.startswith(("miniworld:", "/", "./", "../", "~"))):
+        raise ValueError(f"'revision' belongs to a model of the hub; {ref!r} is none")
+
+
 class CaptionerSettings(Section):
     """The seed captioner m0."""
 
     ref: str = "miniworld:captioner"
     """Hub id, folder or URI of a LLaVA checkpoint; ``miniworld:captioner`` is the shipped tiny one."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; ``null``: the newest when the run starts (kept in ``models.commits``)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of generation and training."""
     preprocessing: Literal["crop", "pad"] = "crop"
     """``crop``: the Hugging Face processor's centre crop; ``pad``: to a square with the mean colour, as the
     original LLaVA. The same in generation, training, evaluation and serving."""
+    device_map: Literal["single", "auto"] = "single"
+    """``single``: a replica's model is on one GPU; ``auto``: its layers are laid out over all the GPUs that
+    ``generate.resources.gpus`` reserves, for a model larger than one. Places work only: no part of a fingerprint.
+    Training shards a model over its workers instead (``train.zero_stage: 3``)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> CaptionerSettings:
+        _check_revision(self.ref, self.revision)
+        return self
+
+    @property
+    def versioned_ref(self) -> str:
+        """What ``jsfree.models`` loads: ``ref``, or ``ref@revision``."""
+        return f"{self.ref}@{self.revision}" if self.revision else self.ref
 
 
 class ClipSettings(Section):
@@ -89,6 +139,18 @@ class ClipSettings(Section):
     """open_clip name (with ``pretrained``), ``hf-hub:`` id, folder or URI."""
     pretrained: str | None = None
     """open_clip weight tag of a built-in name (``openai`` for ViT-L-14-336)."""
+    revision: str | None = None
+    """Branch, tag or commit, as of the captioner."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ClipSettings:
+        _check_revision(self.ref, self.revision)
+        return self
+
+    @property
+    def versioned_ref(self) -> str:
+        """What ``jsfree.models`` loads: ``ref``, or ``ref@revision``."""
+        return f"{self.ref}@{self.revision}" if self.revision else self.ref
 
 
 class Ratios(Section):
@@ -196,17 +258,30 @@ class Train(Section):
     """Share of the steps with a rising learning rate; a cosine to zero follows."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    trained_layers: Annotated[int, Field(ge=0)] | None = None
+    """Layers of the language model that are trained, counted from the last, with the projector; the rest, embeddings
+    and head included, is frozen. 0: the projector alone. ``null``: projector and language model whole, as in the
+    paper. The vision tower is always frozen. For GPUs that cannot hold the whole optimizer state."""
     zero_stage: Literal[1, 2, 3] = 2
     """DeepSpeed ZeRO stage."""
     gradient_checkpointing: bool = False
     checkpoint_every: Positive = 50
-    """Optimizer steps between checkpoints."""
+    """Optimizer steps between checkpoints; not after the last. Part of no fingerprint: a run may go on with another."""
+    keep: Positive = 1
+    """Checkpoints that are kept; while one is written there is one more. Part of no fingerprint."""
     max_failures: Annotated[int, Field(ge=0)] = 2
     """Lost workers that Ray Train replaces before the stage fails."""
     resources: Resources = Resources()
 
     @model_validator(mode="after")
     def _check(self) -> Train:
+        if self.resources.min_replicas is not None:
+            raise ValueError("'resources.min_replicas' is not for training: the shards of its state fix the workers")
+        if self.resources.gpus not in (0, 1):
+            raise ValueError(
+                f"a training worker takes one whole GPU, not {self.resources.gpus:g}; set 'resources.gpus: 1' and use"
+                " more 'replicas' with 'zero_stage: 3' for a larger model"
+            )
         if self.pairs_per_step % self.resources.replicas:
             raise ValueError(
                 f"'pairs_per_step' ({self.pairs_per_step}) must be a multiple of the"
@@ -221,7 +296,10 @@ class Train(Section):
 
 
 class EvaluationSource(Source):
-    """Images for evaluation; the defaults are another split than that of training."""
+    """Images for evaluation; the defaults are another split than that of training.
+
+    Without a ``path`` of its own, a source of the same kind reads where ``source`` does, from the other end.
+    """
 
     split: Literal["unlabelled", "development", "test"] = "test"
     """``miniworld``: which of the disjoint splits to draw scenes from."""
@@ -250,6 +328,59 @@ class Evaluate(Section):
         return modes
 
 
+class ServedModel(Resources):
+    """Where the replicas of a served model run."""
+
+    replicas: Positive = 1
+    """Replicas of the model; requests are shared out among them."""
+
+    @model_validator(mode="after")
+    def _check_serving(self) -> ServedModel:
+        if self.min_replicas is not None:
+            raise ValueError("'min_replicas' is not for serving: set 'replicas', the number that always runs")
+        return self
+
+
+class Serve(Section):
+    """The HTTP server of ``jsfree serve``; never part of a fingerprint."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. There is no authentication: another one than loopback is open to whoever reaches it."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Port to listen on."""
+    before: ServedModel = ServedModel()
+    """Replicas of m0."""
+    after: ServedModel = ServedModel()
+    """Replicas of the run's last model."""
+    slots: Positive = 16
+    """Captions that a replica decodes together."""
+    max_waiting: Annotated[int, Field(ge=0)] = 64
+    """Captions that may wait for a replica's slots; a request that would add to them is refused (429)."""
+    max_requests: Positive = 128
+    """Requests under way at once; the next is refused (429) before its body is read."""
+    request_timeout_s: Annotated[float, Field(gt=0)] = 120
+    """A request that is not answered by then is refused (408), and its slots are freed."""
+    stall_s: Annotated[float, Field(gt=0)] = 120
+    """A replica whose decoding has not advanced for so long is unhealthy, and replaced."""
+    max_new_tokens: Positive = 512
+    """Longest caption that a request may ask for, and what it gets if it names no length."""
+    max_choices: Positive = 8
+    """Captions that one request may ask for (``n``)."""
+    max_prompt_chars: Positive = 4000
+    """Longest text beside the image."""
+    max_image_bytes: Positive = 10_000_000
+    """Largest image file; checked before its base64 is decoded. The limit of a request's body follows from it."""
+    max_pixels: Positive = 20_000_000
+    """An image of more pixels is refused; checked before its pixels are decoded."""
+    min_side: Positive = 8
+    """An image with a shorter side is refused."""
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Bytes of a request's body: the largest image in base64, the longest text escaped, and some room."""
+        return (self.max_image_bytes + 2) // 3 * 4 + 6 * self.max_prompt_chars + 65536
+
+
 class Ray(Section):
     """The Ray cluster; never part of a fingerprint."""
 
@@ -257,6 +388,18 @@ class Ray(Section):
     """``null`` starts a local cluster for this run; ``auto`` joins the one on this machine or of this job."""
     num_cpus: Positive | None = None
     """Logical CPUs of a local cluster; default: what the stages ask for, at least 4."""
+
+
+class ModelFiles(Section):
+    """How models come to a node; never part of a fingerprint."""
+
+    cache: str | None = None
+    """Folder, on every node, for models that are fetched. ``null``: the one that the environment's ``JSFREE_CACHE``
+    names; without it ``~/.cache/jsfree``, and Hugging Face's own cache for hub models."""
+    offline: bool = False
+    """Ask no hub: its models must be in the cache. ``HF_HUB_OFFLINE=1`` does the same."""
+    commits: dict[str, str] = {}
+    """Commit that the run takes of each hub model, filled in when it starts: all nodes have the same, to the end."""
 
 
 class RunConfig(Section):
@@ -282,7 +425,20 @@ class RunConfig(Section):
     select: Select = Select()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    models: ModelFiles = ModelFiles()
+    serve: Serve = Serve()
     ray: Ray = Ray()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _evaluation_reads_where_training_does(cls, settings: Any) -> Any:
+        """Fill in ``evaluate.source`` what it leaves out, where it is of the same kind as ``source``."""
+        evaluate, source = (_section(settings, key) for key in ("evaluate", "source"))
+        own = _section(evaluate, "source")
+        if own.get("path") or not source.get("path") or own.get("kind") != source.get("kind"):
+            return settings
+        place = {key: source[key] for key in ("images", "column") if key in source}
+        return {**settings, "evaluate": {**evaluate, "source": {**place, **own, "path": source["path"]}}}
 
     @field_validator("prompt")
     @classmethod
@@ -297,9 +453,29 @@ class RunConfig(Section):
             raise ValueError("several rounds need 'source.count': how many fresh images each takes")
         return self
 
+    @model_validator(mode="after")
+    def _check_device_map(self) -> RunConfig:
+        gpus = self.generate.resources.gpus
+        if self.captioner.device_map == "auto" and gpus <= 1:
+            raise ValueError(
+                f"'captioner.device_map: auto' lays a model out over several GPUs, but 'generate.resources.gpus' is"
+                f" {gpus:g}; set it to 2 or more, or use 'device_map: single'"
+            )
+        if self.captioner.device_map == "single" and gpus > 1:
+            raise ValueError(
+                f"'generate.resources.gpus' is {gpus:g}, but 'captioner.device_map: single' uses one GPU;"
+                " set 'gpus: 1', or 'device_map: auto' for a model larger than a GPU"
+            )
+        if self.score.resources.gpus > 1:
+            raise ValueError(
+                f"'score.resources.gpus' is {self.score.resources.gpus:g}, but CLIP uses one GPU or a fraction of one"
+            )
+        return self
+
     def fingerprint(self, *paths: str) -> str:
         """Hash of the settings at the dotted ``paths``, without what only places work."""
-        chosen = {path: _semantic(_at(self.model_dump(mode="json"), path)) for path in paths}
+        settings = self.model_dump(mode="json")
+        chosen = {path: _semantic(_at(settings, path)) for path in paths if path not in PLACEMENT}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
@@ -327,6 +503,18 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         _apply(settings, override)
     return build(settings, where=str(path) if path is not None else "--set")
+
+
+def overridden(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """``config`` with ``key.path=value`` overrides.
+
+    Raises:
+        ConfigError: a key is unknown or a value is wrong.
+    """
+    settings = config.model_dump(mode="json")
+    for override in overrides:
+        _apply(settings, override)
+    return build(settings, where="--set")
 
 
 def build(settings: Mapping[str, Any], where: str) -> RunConfig:
@@ -392,6 +580,12 @@ def _keys_beside(location: Sequence[str]) -> list[str]:
     return list(section.model_fields)
 
 
+def _section(settings: Any, key: str) -> dict[str, Any]:
+    """The section ``key`` of settings not yet checked; empty where there is none."""
+    section = settings.get(key) if isinstance(settings, dict) else None
+    return section if isinstance(section, dict) else {}
+
+
 def _at(settings: Any, path: str) -> Any:
     for part in path.split("."):
         settings = settings[part]
@@ -400,7 +594,7 @@ def _at(settings: Any, path: str) -> Any:
 
 def _semantic(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _semantic(child) for key, child in value.items() if key not in ("resources", "ray")}
+        return {key: _semantic(child) for key, child in value.items() if key not in PLACEMENT}
     return value
 
 

@@ -4,9 +4,13 @@
     +-- ConfigError     a setting, key or argument is wrong                        (exit code 2)
     +-- SourceError     the images of a run cannot be listed                       (exit code 2)
     +-- RunError        a run folder does not fit what was asked of it             (exit code 2)
+    +-- LeaseError      another driver works on the run                            (exit code 1)
+    +-- CodeError       code or libraries are not those that the work needs        (exit code 1)
     +-- StorageError    a path cannot be read or written                           (exit code 1)
+    +-- DeviceError     a GPU, its driver, memory or a disk is not what is needed  (exit code 1)
     +-- ModelError      a model, processor or tokenizer cannot be loaded or saved  (exit code 1)
     +-- StageError      a stage ran and failed                                     (exit code 1)
+    +-- ServeError      a server cannot start, or its decoding has stopped         (exit code 1)
     +-- RowError        one sample cannot be used; becomes a row of ``errors/``
 
 Every message says what was wrong, where (file, row or key) and what to do about it.
@@ -37,8 +41,20 @@ class RunError(JsfreeError):
     exit_code = 2
 
 
+class LeaseError(JsfreeError):
+    """Another driver works on the run, or took it over."""
+
+
+class CodeError(JsfreeError):
+    """A process has other code or libraries than the driver, or than the uploaded code was made for."""
+
+
 class StorageError(JsfreeError):
     """A path cannot be read or written."""
+
+
+class DeviceError(JsfreeError):
+    """A machine lacks what the settings ask of it: a GPU, a driver, memory, disk space."""
 
 
 class ModelError(JsfreeError):
@@ -47,6 +63,10 @@ class ModelError(JsfreeError):
 
 class StageError(JsfreeError):
     """A stage ran and failed as a whole."""
+
+
+class ServeError(JsfreeError):
+    """A server cannot start, or a model replica has stopped decoding."""
 
 
 class RowError(JsfreeError):

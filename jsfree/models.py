@@ -1,38 +1,33 @@
 """The only place that loads LLaVA captioners, their processors and CLIP models.
 
-A model is named by a reference:
-
-- ``miniworld:captioner`` and ``miniworld:clip``: the tiny models shipped with jsfree;
-- a local folder;
-- ``s3://...``, ``gs://...`` or any other fsspec URI of a folder, copied once into a node-local cache;
-- anything else is a Hugging Face hub id (captioner) or an open_clip name (CLIP).
+What a reference may be, and how it becomes a folder on this node, is said in ``model_files.py``. Models are loaded
+from such a folder and from safetensors alone: no code and no pickle comes with a model.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import fsspec
 import torch
-from filelock import FileLock
 from PIL import Image
 
 from jsfree import prompts
+from jsfree.config import ModelFiles
 from jsfree.errors import ModelError
+from jsfree.gpus import check_dtype, visible_gpu
+from jsfree.model_files import PACKAGED, local_folder, look_up
+from jsfree.model_folder import CAPTIONER, CLIP
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 Preprocessing = Literal["crop", "pad"]
-PACKAGED = "miniworld:"
-WEIGHTS = Path(__file__).parent / "miniworld" / "weights"
+DeviceMap = Literal["single", "auto"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -48,6 +43,12 @@ class Captioner:
     def device(self) -> torch.device:
         device: torch.device = self.model.device
         return device
+
+    @property
+    def index_device(self) -> torch.device:
+        """Where indices into the model's caches are: beside them, or on the CPU where they are on several GPUs."""
+        devices = set(getattr(self.model, "hf_device_map", {}).values())
+        return torch.device("cpu") if len(devices) > 1 else self.device
 
     def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Preprocess RGB images into ``(images, 3, height, width)`` on the model's device and dtype."""
@@ -112,12 +113,11 @@ def device_of(gpus: float) -> str:
     """Where a replica that reserved ``gpus`` computes.
 
     Raises:
-        ModelError: GPUs were reserved, but torch sees none.
+        DeviceError: GPUs were reserved, but torch sees none.
     """
     if gpus == 0:
         return "cpu"
-    if not torch.cuda.is_available():
-        raise ModelError(f"{gpus:g} GPUs reserved, but torch sees no CUDA device; check the driver or set gpus: 0")
+    visible_gpu(gpus)
     return "cuda"
 
 
@@ -130,81 +130,110 @@ def pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
 
 
 def load_captioner(
-    ref: str, device: str = "cpu", dtype: str = "float32", preprocessing: Preprocessing = "crop"
+    ref: str,
+    device: str = "cpu",
+    dtype: str = "float32",
+    preprocessing: Preprocessing = "crop",
+    device_map: DeviceMap = "single",
+    files: ModelFiles | None = None,
 ) -> Captioner:
-    """Load a captioner and its processor.
+    """Load a captioner and its processor; ``device_map="auto"`` lays the model out over all GPUs of the process.
+
+    Args:
+        ref: as in ``model_files.py``; what is not on this node is fetched, once for all its processes.
+        files: where to and whether from the hub; the environment's settings when omitted.
 
     Raises:
-        ModelError: the reference leads nowhere, is gated, or is no LLaVA checkpoint.
+        ModelError: the reference leads nowhere, is gated, or is no whole LLaVA checkpoint; or there is no
+            ``accelerate`` to lay a model out.
     """
+    if torch.device(device).type == "cuda":
+        check_dtype(visible_gpu(1), dtype)
+    laid_out = device_map == "auto"
+    if laid_out and find_spec("accelerate") is None:
+        raise ModelError("captioner.device_map: auto needs the package 'accelerate'; install it, or use single")
+    from safetensors import SafetensorError
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    path = resolve(ref)
+    path = local_folder(ref, CAPTIONER, files)
     try:
-        model = LlavaForConditionalGeneration.from_pretrained(
-            path, dtype=DTYPES[dtype], local_files_only=Path(path).is_dir()
+        model, loaded = LlavaForConditionalGeneration.from_pretrained(
+            path,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **({"device_map": "auto"} if laid_out else {}),
         )
-        processor = LlavaProcessor.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"captioner {ref!r} cannot be loaded: {error}") from error
-    return Captioner(model.to(device).eval(), processor, preprocessing)
+        processor = LlavaProcessor.from_pretrained(path, local_files_only=True)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ModelError(f"captioner {ref!r} cannot be loaded from {path}: {' '.join(str(error).split())}") from error
+    # transformers fills what is not in the files with random numbers and only logs it.
+    absent = sorted(loaded["missing_keys"])
+    if absent:
+        raise ModelError(
+            f"captioner {ref!r}: {len(absent)} weights are not in {path}, first {absent[0]}; it is no whole checkpoint"
+        )
+    return Captioner((model if laid_out else model.to(device)).eval(), processor, preprocessing)
 
 
-def load_clip(ref: str, device: str = "cpu", pretrained: str | None = None) -> Clip:
+def load_clip(ref: str, device: str = "cpu", pretrained: str | None = None, files: ModelFiles | None = None) -> Clip:
     """Load an open_clip model: a reference to a folder, an ``hf-hub:`` id, or a built-in name with ``pretrained``.
 
     Raises:
-        ModelError: the reference leads nowhere or is no open_clip model.
+        ModelError: the reference leads nowhere, is gated, or is no whole open_clip model.
     """
     import open_clip
+    from safetensors import SafetensorError
 
-    path = resolve(ref)
-    name = f"local-dir:{path}" if Path(path).is_dir() else path
+    source, quick_gelu = clip_source(ref, pretrained)
+    name = f"local-dir:{local_folder(source, CLIP, files)}"
     try:
-        model, transform = open_clip.create_model_from_pretrained(name, pretrained=pretrained, device=device)
+        model, transform = open_clip.create_model_from_pretrained(name, device=device, force_quick_gelu=quick_gelu)
         tokenizer = open_clip.get_tokenizer(name)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"CLIP {ref!r} cannot be loaded: {error}") from error
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ModelError(f"CLIP {ref!r} cannot be loaded: {' '.join(str(error).split())}") from error
     return Clip(model.eval(), transform, tokenizer, int(model.context_length), torch.device(device))
 
 
-def resolve(ref: str) -> str:
-    """Turn a reference into a local folder, or leave it as it is when it is a name for a hub.
+def clip_source(ref: str, pretrained: str | None) -> tuple[str, bool]:
+    """The reference behind an open_clip name, and whether its weights want the QuickGELU activation.
+
+    A built-in name and its weight tag stand for a model of the hub. open_clip itself would load OpenAI's weights
+    into a ``ViT-L-14-336`` with another activation than they were trained with, and only warn.
 
     Raises:
-        ModelError: a path, URI or packaged name that does not exist.
+        ModelError: there is no such tag, or its weights are not on the hub.
     """
-    if ref.startswith(PACKAGED):
-        return _existing(WEIGHTS / ref.removeprefix(PACKAGED), ref)
-    if "://" in ref:
-        return _fetched(ref)
-    if ref.startswith(("/", "./", "../", "~")) or Path(ref).is_dir():
-        return _existing(Path(ref).expanduser(), ref)
-    return ref
+    import open_clip
+
+    if ref.startswith("hf-hub:"):
+        return ref.removeprefix("hf-hub:"), False
+    name, at, revision = ref.partition("@")
+    if "://" in ref or ref.startswith(PACKAGED) or Path(ref).is_dir() or name not in open_clip.list_models():
+        return ref, False
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained not in tags:
+        raise ModelError(
+            f"CLIP {name!r} has no weights {pretrained!r}; set 'clip.pretrained' to one of {', '.join(tags) or 'none'}"
+        )
+    tag = open_clip.get_pretrained_cfg(name, pretrained)
+    repo, _, file = tag["hf_hub"].rpartition("/")
+    if not repo or (file and not file.endswith(".safetensors")):
+        raise ModelError(
+            f"CLIP {name!r} has pickled weights only under {pretrained!r}, which run code when they are loaded; choose"
+            " another 'clip.pretrained', or an hf-hub: model with safetensors"
+        )
+    return f"{repo}{at}{revision}", bool(tag.get("quick_gelu", False))
 
 
-def _existing(path: Path, ref: str) -> str:
-    if not path.is_dir():
-        raise ModelError(f"model {ref!r}: there is no folder {path}")
-    return str(path)
+def look_up_models(captioner: str, clip: str, pretrained: str | None, files: ModelFiles) -> ModelFiles:
+    """Check that both models of a run are there, and pin those of the hub to a commit.
 
-
-def _fetched(uri: str) -> str:
-    """Copy a remote model folder into the node-local cache, once however many processes ask."""
-    if uri.startswith("file://"):
-        return _existing(Path(uri.removeprefix("file://")), uri)
-    cache = Path(os.environ.get("JSFREE_CACHE", Path.home() / ".cache" / "jsfree")) / "models"
-    cache.mkdir(parents=True, exist_ok=True)
-    target = cache / hashlib.sha256(uri.encode()).hexdigest()[:24]
-    with FileLock(f"{target}.lock"):
-        if not target.is_dir():
-            partial = target.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            filesystem, path = fsspec.url_to_fs(uri)
-            if not filesystem.isdir(path):
-                raise ModelError(f"model {uri!r}: there is no such folder")
-            filesystem.get(path.rstrip("/") + "/", str(partial) + "/", recursive=True)
-            partial.rename(target)
-    return str(target)
+    Raises:
+        ModelError: one of them is missing, gated, or not whole.
+    """
+    commits = look_up(captioner, CAPTIONER, files) | look_up(clip_source(clip, pretrained)[0], CLIP, files)
+    return files.model_copy(update={"commits": {**files.commits, **commits}})

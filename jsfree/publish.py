@@ -1,7 +1,8 @@
 """The only place that saves a captioner for others.
 
 A published folder is safetensors in the key layout of the llava-hf checkpoints on the hub, with config,
-generation config, processor, tokenizer and chat template: ``from_pretrained`` and vLLM load it as it is.
+generation config, processor, tokenizer and chat template: ``from_pretrained`` and vLLM load it as it is. Its
+``checksums.json`` lets every node tell that it fetched this very model, whole.
 transformers 5 would write the vision tower without its ``vision_model.`` level, which loads nowhere else.
 """
 
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from jsfree.errors import ModelError, StorageError
+from jsfree.model_folder import write_checksums
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -66,5 +68,6 @@ def publish_captioner(
         model.config.save_pretrained(directory)
         model.generation_config.save_pretrained(directory)
         processor.save_pretrained(directory)
+        write_checksums(Path(directory))
     except OSError as error:
         raise StorageError(f"the model cannot be written to {directory}: {error.strerror or error}") from error

@@ -21,7 +21,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
@@ -29,6 +28,7 @@ from fsspec.implementations.local import LocalFileSystem
 from jsfree import config as configuration
 from jsfree.config import RunConfig
 from jsfree.errors import RunError, StorageError
+from jsfree.filesystems import filesystem_of, reason
 
 FACTS = b"jsfree"
 SHARD = re.compile(r"shard-(\d{5})\.parquet$")
@@ -57,7 +57,7 @@ class Folder:
 
     def __init__(self, uri: str) -> None:
         try:
-            self.filesystem, self.path = fsspec.url_to_fs(uri.rstrip("/"))
+            self.filesystem, self.path = filesystem_of(uri.rstrip("/"))
         except (ImportError, ValueError) as error:
             raise StorageError(f"{uri}: {error}") from error
         self.uri = self.path if self.is_local else uri.rstrip("/")
@@ -164,11 +164,11 @@ class Folder:
             self.filesystem.makedirs(self.path, exist_ok=True)
             self.filesystem.put(local.rstrip("/") + "/", self.path + "/", recursive=True)
 
-    def remove(self) -> None:
-        """Delete the folder and all in it."""
+    def remove(self, name: str = "") -> None:
+        """Delete the folder and all in it, or the entry ``name`` of it, if it is there."""
         with _explained(self.uri, "removed"):
-            if self.filesystem.exists(self.path):
-                self.filesystem.rm(self.path, recursive=True)
+            if self.filesystem.exists(self._at(name)):
+                self.filesystem.rm(self._at(name), recursive=True)
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}" if name else self.path
@@ -274,5 +274,5 @@ def _explained(path: str, verb: str) -> Iterator[None]:
     """Turn an operating system's or a store's error into one line that names the path."""
     try:
         yield
-    except OSError as error:
-        raise StorageError(f"{path} cannot be {verb}: {error.strerror or error}") from error
+    except Exception as error:  # every store's client has errors of its own
+        raise StorageError(f"{path} cannot be {verb}: {reason(error)}") from error

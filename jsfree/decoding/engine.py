@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from transformers import DynamicCache
 
 
+PROMPTS_KEPT = 256
+
+
 @dataclass
 class _Path:
     """One path of a wave: its cache, the wave's rows it serves, and the logits of their next token."""
@@ -144,7 +147,7 @@ class DualPathDecoder:
             use_cache=True,
             logits_to_keep=1,
         )
-        source = torch.tensor([position[id(requests[row].image)] for row in rows], device=ids.device)
+        source = torch.tensor([position[id(requests[row].image)] for row in rows], device=self.captioner.index_device)
         cache.batch_select_indices(source)
         return _Path(cache, rows, output.logits[:, -1][source])
 
@@ -214,13 +217,15 @@ class DualPathDecoder:
             if path is not None and rows.intersection(path.rows):
                 kept = [index for index, row in enumerate(path.rows) if row not in rows]
                 path.rows = [path.rows[index] for index in kept]
-                index = torch.tensor(kept, dtype=torch.int64, device=self.captioner.device)
+                index = torch.tensor(kept, dtype=torch.int64, device=self.captioner.index_device)
                 path.logits_PV = path.logits_PV[index]
                 if kept:
                     path.cache.batch_select_indices(index)
 
     def _ids(self, prompt: str, *, image: bool) -> torch.Tensor:
         """Token ids of the prompt, (1, length)."""
+        if len(self._prompt_ids) >= PROMPTS_KEPT:  # a server is asked without end
+            self._prompt_ids.clear()
         if (prompt, image) not in self._prompt_ids:
             self._prompt_ids[prompt, image] = self.captioner.prompt_ids(prompt, image=image)
         return torch.tensor([self._prompt_ids[prompt, image]], device=self.captioner.device)

@@ -14,7 +14,8 @@ from jsfree.miniworld import captioner_training, clip_training, tokenizers, worl
 from jsfree.miniworld.metrics import count_caption
 from jsfree.miniworld.pretrain import Effort, pretrain
 from jsfree.miniworld.tables import scene_table, sentence_table
-from jsfree.models import WEIGHTS, load_captioner, load_clip
+from jsfree.model_files import WEIGHTS
+from jsfree.models import load_captioner, load_clip
 
 TINY = Effort(
     clip_scenes=64,

@@ -1,0 +1,68 @@
+"""Turns the reference of a model into a local folder that holds it.
+
+- ``miniworld:captioner`` and ``miniworld:clip``: the tiny models shipped with jsfree;
+- a local folder, used where it is;
+- ``s3://...``, ``gs://...`` or any other fsspec URI of a folder, such as a round's model in a run: copied once
+  into the node's cache;
+- ``owner/name`` or ``owner/name@revision``: a model of the Hugging Face hub, fetched once into the node's cache.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsfree.config import ModelFiles
+from jsfree.errors import ModelError
+from jsfree.hub import HubModel, commit_of, hub_folder
+from jsfree.model_folder import Kind, require_folder
+from jsfree.node_cache import RemoteFolder, fetched
+
+PACKAGED = "miniworld:"
+WEIGHTS = Path(__file__).parent / "miniworld" / "weights"
+
+
+def local_folder(ref: str, kind: Kind, files: ModelFiles | None = None) -> Path:
+    """The local folder of a model, fetched if need be; safe to call from many processes at once.
+
+    Raises:
+        ModelError: the reference leads nowhere, or to no whole model; the message says what to do.
+    """
+    files = files or ModelFiles()
+    found = _on_this_machine(ref, kind)
+    if found is not None:
+        return found
+    return fetched(ref, kind, files) if "://" in ref else hub_folder(HubModel.parse(ref), kind, files)
+
+
+def look_up(ref: str, kind: Kind, files: ModelFiles | None = None) -> dict[str, str]:
+    """Check without fetching that a model is there, so that a missing one is not found out by a worker.
+
+    The commits of hub models by reference, for ``ModelFiles.commits``; empty for others.
+
+    Raises:
+        ModelError: as ``local_folder``, as far as it can be told from here.
+    """
+    files = files or ModelFiles()
+    if _on_this_machine(ref, kind) is not None:
+        return {}
+    if "://" in ref:
+        RemoteFolder(ref, kind).require()
+        return {}
+    commit = commit_of(HubModel.parse(ref), kind, files)
+    return {} if commit is None else {ref: commit}
+
+
+def _on_this_machine(ref: str, kind: Kind) -> Path | None:
+    """The folder that a packaged name or a path leads to; None for what is elsewhere."""
+    if ref.startswith(PACKAGED):
+        path = WEIGHTS / ref.removeprefix(PACKAGED)
+    elif ref.startswith("file://"):
+        path = Path(ref.removeprefix("file://"))
+    elif "://" not in ref and (ref.startswith(("/", "./", "../", "~")) or Path(ref).is_dir()):
+        path = Path(ref).expanduser()
+    else:
+        return None
+    if not path.is_dir():
+        raise ModelError(f"{kind.name} {ref!r}: there is no folder {path}")
+    require_folder(kind, ref, path)
+    return path

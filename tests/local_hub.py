@@ -1,0 +1,159 @@
+"""A Hugging Face hub on this machine: the few endpoints that ``huggingface_hub`` needs to fetch a model.
+
+The real client talks to it over HTTP, in another process whose ``HF_ENDPOINT`` names it. It counts what it serves,
+keeps the tokens it was shown, and can be gated, slow, or damage what it sends.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+ASK = """
+import json, sys
+from jsfree.config import ModelFiles
+from jsfree.errors import ModelError
+from jsfree.model_files import local_folder, look_up
+from jsfree.model_folder import CAPTIONER, CLIP
+for line in sys.stdin:
+    asked = json.loads(line)
+    kind = {"captioner": CAPTIONER, "clip": CLIP}[asked.get("kind", "captioner")]
+    act = look_up if asked.get("look_up") else local_folder
+    try:
+        found = act(asked["ref"], kind, ModelFiles(**asked.get("files", {})))
+        answer = {"found": found if isinstance(found, dict) else str(found)}
+    except ModelError as error:
+        answer = {"error": str(error)}
+    print(json.dumps(answer), flush=True)
+"""
+
+
+@dataclass
+class Repo:
+    """A model's files; large ones are kept by content (LFS), as the hub does."""
+
+    files: dict[str, bytes]
+    token: str | None = None
+    damaged: str | None = None
+
+    @property
+    def commit(self) -> str:
+        hashes = sorted((name, git_hash(content)) for name, content in self.files.items())
+        return hashlib.sha1(repr(hashes).encode()).hexdigest()
+
+    def entry(self, name: str) -> dict:
+        content = self.files[name]
+        entry = {"type": "file", "path": name, "size": len(content), "oid": git_hash(content)}
+        if name.endswith((".safetensors", ".bin")):
+            entry["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 134}
+        return entry
+
+    def etag(self, name: str) -> str:
+        entry = self.entry(name)
+        return entry.get("lfs", entry)["oid"]
+
+
+@dataclass
+class LocalHub:
+    repos: dict[str, Repo] = field(default_factory=dict)
+    served: Counter = field(default_factory=Counter)
+    tokens: set = field(default_factory=set)
+    listed: int = 0
+    seconds: float = 0.0
+
+    def __enter__(self):
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                hub.answer(self)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *args):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._server.server_close()
+
+    def environment(self, home, **more) -> dict:
+        """The environment of a process that has this hub and no other, and nothing in its cache."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "JSFREE_"))}
+        return {**kept, "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HOME": str(home), **more}
+
+    def ask(self, home, *requests, **environment) -> list[dict]:
+        """What a fresh process gets for its requests, one after the other."""
+        process = self.start(home, **environment)
+        told, errors = process.communicate("".join(json.dumps(request) + "\n" for request in requests), timeout=60)
+        answers = [json.loads(line) for line in told.splitlines()]
+        assert len(answers) == len(requests), errors
+        return answers
+
+    def start(self, home, **environment) -> subprocess.Popen:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, "-c", ASK], env=self.environment(home, **environment), **pipes)
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        path = unquote(urlsplit(request.path).path)
+        token = (request.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if token:
+            self.tokens.add(token)
+        owner_name = "/".join(path.removeprefix("/api/models").strip("/").split("/")[:2])
+        repo = self.repos.get(owner_name)
+        if repo is None:
+            return _send(request, 404, {"X-Error-Code": "RepoNotFound"})
+        rest = path.split(owner_name, 1)[1].strip("/").split("/", 2)
+        if rest[0] == "tree":
+            self.listed += 1
+            return _send(request, 200, {}, json.dumps([repo.entry(name) for name in repo.files]).encode())
+        if rest[0] == "resolve" and repo.token not in (None, token):
+            return _send(request, 403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
+        if rest[0] == "resolve":
+            return self._file(request, repo, rest[2])
+        if rest[0] == "revision" and rest[1] not in ("main", repo.commit):
+            return _send(request, 404, {"X-Error-Code": "RevisionNotFound"})
+        return _send(request, 200, {}, json.dumps({"id": owner_name, "sha": repo.commit, "siblings": []}).encode())
+
+    def _file(self, request: BaseHTTPRequestHandler, repo: Repo, name: str) -> None:
+        if name not in repo.files:
+            return _send(request, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": repo.commit})
+        if request.command == "GET":
+            self.served[name] += 1
+            time.sleep(self.seconds)
+        content = repo.files[name]
+        if name == repo.damaged:
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        return _send(request, 200, {"ETag": f'"{repo.etag(name)}"', "X-Repo-Commit": repo.commit}, content)
+
+
+@cache
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@cache
+def git_hash(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _send(request: BaseHTTPRequestHandler, status: int, headers: dict, content: bytes = b"") -> None:
+    request.send_response(status)
+    for name, value in {**headers, "Content-Length": str(len(content))}.items():
+        request.send_header(name, value)
+    request.end_headers()
+    if request.command != "HEAD":
+        request.wfile.write(content)

@@ -1,0 +1,321 @@
+"""References become local folders: once a node, whole or not at all, and with errors that say what to do."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import fsspec
+import pytest
+from local_hub import LocalHub, Repo
+
+from jsfree import node_cache
+from jsfree.config import ModelFiles
+from jsfree.errors import ModelError
+from jsfree.model_files import WEIGHTS, local_folder, look_up
+from jsfree.model_folder import CAPTIONER, CLIP, write_checksums
+
+ID = "owner/llava"
+CONFIG = {
+    "config.json": b'{"model_type": "llava"}',
+    "processor_config.json": b"{}",
+    "tokenizer.json": b'{"model": {}}',
+}
+SHARDS = {
+    "model.safetensors.index.json": json.dumps(
+        {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    ).encode(),
+    "model-00001-of-00002.safetensors": b"1" * 5000,
+    "model-00002-of-00002.safetensors": b"2" * 5000,
+}
+BESIDE = {"README.md": b"# LLaVA", "pytorch_model.bin": b"pickle", "code.py": b"raise", "onnx/model.safetensors": b"o"}
+WHOLE = {**CONFIG, **SHARDS}
+
+
+def without(name):
+    return {key: value for key, value in WHOLE.items() if key != name}
+
+
+def write(folder: Path, files) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def hub():
+    with LocalHub({ID: Repo({**WHOLE, **BESIDE})}) as running:
+        yield running
+
+
+# The hub
+
+
+def test_many_processes_fetch_a_hub_model_once_and_only_what_belongs_to_it(hub, tmp_path):
+    hub.seconds = 0.3
+    processes = [hub.start(tmp_path, JSFREE_CACHE=str(tmp_path / "cache")) for _ in range(4)]
+    for process in processes:  # all are asked before any answers
+        process.stdin.write(json.dumps({"ref": ID}) + "\n")
+        process.stdin.flush()
+    answers = {process.communicate(timeout=60)[0] for process in processes}
+    assert len(answers) == 1
+    folder = Path(json.loads(answers.pop())["found"])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == WHOLE
+    assert tmp_path / "cache" / "hub" in folder.parents
+    assert set(hub.served) == set(WHOLE)
+    assert set(hub.served.values()) == {1}
+    assert hub.listed == 3  # to check, to fetch and to verify: by one process, the others find a whole model
+
+
+def test_a_run_keeps_to_its_commit_and_needs_no_network_then(hub, tmp_path):
+    [looked, fetched] = hub.ask(tmp_path, {"ref": ID, "look_up": True}, {"ref": ID})
+    first = hub.repos[ID].commit
+    assert looked == {"found": {ID: first}}
+    assert Path(fetched["found"]).name == first
+    assert tmp_path / "hub" in Path(fetched["found"]).parents  # no cache named: Hugging Face's own
+    hub.repos[ID] = Repo({**WHOLE, "config.json": b'{"model_type": "llava", "again": 1}'})
+    pinned = {"ref": ID, "files": {"commits": {ID: first}}}
+    [kept, newest, main, missing] = hub.ask(tmp_path, pinned, {"ref": ID}, {"ref": f"{ID}@main"}, {"ref": f"{ID}@v9"})
+    assert kept == fetched
+    assert Path(newest["found"]).name == Path(main["found"]).name == hub.repos[ID].commit
+    assert f"'{ID}' has no revision 'v9'" in missing["error"]
+    gone = LocalHub()
+    gone.url = "http://127.0.0.1:9"
+    [still, newest_then, unknown] = gone.ask(tmp_path, pinned, {"ref": ID}, {"ref": "owner/other"})
+    assert still == fetched
+    assert newest_then == newest
+    assert "127.0.0.1:9 cannot be reached" in unknown["error"]
+
+
+def test_offline_asks_nobody(hub, tmp_path):
+    offline = {"files": {"offline": True}}
+    [unknown, looked] = hub.ask(tmp_path, {"ref": ID, **offline}, {"ref": ID, "look_up": True, **offline})
+    assert f"'{ID}' is not, or not whole, in the cache {tmp_path}/hub and models.offline forbids" in unknown["error"]
+    assert looked == {"found": {}}
+    assert not hub.served
+    [fetched] = hub.ask(tmp_path, {"ref": ID})
+    hub.repos.clear()
+    [by_setting] = hub.ask(tmp_path, {"ref": ID, **offline})
+    [by_environment, other] = hub.ask(tmp_path, {"ref": ID}, {"ref": "owner/b"}, HF_HUB_OFFLINE="1")
+    assert by_setting == by_environment == fetched
+    assert "HF_HUB_OFFLINE forbids" in other["error"]
+
+
+def test_a_gated_model_opens_with_the_environments_token_which_is_kept_nowhere(hub, tmp_path):
+    hub.repos[ID].token = "hf_secret"
+    [looked, fetched] = hub.ask(tmp_path, {"ref": ID, "look_up": True}, {"ref": ID})
+    for told in (looked, fetched):
+        assert told["error"] == (
+            f"captioner '{ID}' is gated: accept its licence at {hub.url}/{ID} with your account, and give the"
+            " account's token to every node (HF_TOKEN, or `hf auth login`)"
+        )
+    [opened] = hub.ask(tmp_path, {"ref": ID}, HF_TOKEN="hf_secret")
+    assert Path(opened["found"]).is_dir()
+    assert hub.tokens == {"hf_secret"}
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]
+
+
+def test_hub_models_that_cannot_be_used_are_refused_before_they_are_fetched(hub, tmp_path):
+    hub.repos |= {
+        "owner/pickled": Repo({**CONFIG, "pytorch_model.bin": b"pickle"}),
+        "owner/half": Repo(without("tokenizer.json")),
+        "owner/shard": Repo(without("model-00002-of-00002.safetensors")),
+        "owner/opt": Repo({**WHOLE, "config.json": b'{"model_type": "opt"}'}),
+        "owner/damaged": Repo(WHOLE, damaged="model-00001-of-00002.safetensors"),
+    }
+    refs = ["owner/absent", "no/such/name", "owner/pickled", "owner/half", "owner/shard", "owner/opt", "owner/damaged"]
+    told = [answer["error"] for answer in hub.ask(tmp_path, *({"ref": ref} for ref in refs))]
+    expected = [
+        f"there is no such folder here and no such model at {hub.url}/owner/absent",
+        "it is no name of a hub model",
+        "has pickled weights only (pytorch_model.bin)",
+        "lacks tokenizer.json or tokenizer.model",
+        "lacks model-00002-of-00002.safetensors, one of the 2 files of model.safetensors.index.json",
+        "is a model of type 'opt'",
+        "model-00001-of-00002.safetensors came with sha256",
+    ]
+    for text, error in zip(expected, told, strict=True):
+        assert text in error
+        assert "\n" not in error
+    assert hub.served["pytorch_model.bin"] == 0
+    hub.repos["owner/damaged"].damaged = None
+    [mended] = hub.ask(tmp_path, {"ref": "owner/damaged"})
+    assert Path(mended["found"]).is_dir()
+
+
+# Other filesystems
+
+COUNTED = """
+import os, sys, time
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+class Counted(LocalFileSystem):
+    protocol = "counted"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return LocalFileSystem._strip_protocol(str(path).removeprefix("counted://"))
+
+    def get_file(self, rpath, lpath, **kwargs):
+        with open({log!r}, "a") as log:
+            log.write(os.path.basename(rpath) + chr(10))
+        time.sleep(0.2)
+        super().get_file(rpath, lpath, **kwargs)
+        if os.path.basename(rpath) == os.environ.get("DIE_AFTER"):
+            os._exit(9)
+
+fsspec.register_implementation("counted", Counted)
+from jsfree.config import ModelFiles
+from jsfree.model_files import local_folder
+from jsfree.model_folder import CAPTIONER
+print(local_folder("counted://" + {source!r}, CAPTIONER, ModelFiles(cache={cache!r})))
+"""
+
+
+def start(tmp_path, source, **environment):
+    import os
+
+    code = COUNTED.format(log=str(tmp_path / "log"), source=str(source), cache=str(tmp_path / "cache"))
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    )
+
+
+def test_many_processes_copy_a_folder_once_also_after_one_was_killed_at_it(tmp_path):
+    source = write(tmp_path / "store" / "model", WHOLE)
+    write_checksums(source)
+    killed = start(tmp_path, source, DIE_AFTER="model.safetensors.index.json")
+    killed.communicate(timeout=60)
+    assert killed.returncode == 9
+    left = [path.name for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()]
+    assert [Path(name).suffix for name in left] == [".partial"]
+    (tmp_path / "log").unlink()
+    processes = [start(tmp_path, source) for _ in range(4)]
+    folders = {process.communicate(timeout=60)[0].strip() for process in processes}
+    assert len(folders) == 1
+    folder = Path(folders.pop())
+    assert {path.name for path in folder.iterdir()} == {*WHOLE, "checksums.json"}
+    fetched = (tmp_path / "log").read_text().split()
+    assert sorted(fetched) == sorted({*WHOLE, "checksums.json"})
+    assert [path for path in folder.parent.iterdir() if path.is_dir()] == [folder]
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A folder of the in-memory filesystem with a whole model."""
+    uri = f"memory://{tmp_path.name}/round-1/model"
+    put(uri, tmp_path, WHOLE)
+    return uri
+
+
+def put(uri, tmp_path, files, checksums=True):
+    local = tmp_path / "put"
+    shutil.rmtree(local, ignore_errors=True)
+    write(local, files)
+    if checksums:
+        write_checksums(local)
+    filesystem, path = fsspec.url_to_fs(uri)
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
+    filesystem.put(f"{local}/", f"{path}/", recursive=True)
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+def test_a_model_published_again_at_its_address_is_fetched_again(store, tmp_path, checksums):
+    files = ModelFiles(cache=str(tmp_path / "cache"))
+    put(store, tmp_path, WHOLE, checksums)
+    first = local_folder(store, CAPTIONER, files)
+    assert local_folder(store, CAPTIONER, files) == first
+    put(store, tmp_path, {**WHOLE, "model-00001-of-00002.safetensors": b"3" * 5000}, checksums)
+    second = local_folder(store, CAPTIONER, files)
+    assert (first / "model-00001-of-00002.safetensors").read_bytes() == b"1" * 5000
+    assert (second / "model-00001-of-00002.safetensors").read_bytes() == b"3" * 5000
+
+
+def test_the_same_model_at_two_addresses_is_kept_once(store, tmp_path):
+    files = ModelFiles(cache=str(tmp_path / "cache"))
+    put(f"{store}-2", tmp_path, WHOLE)
+    assert local_folder(store, CAPTIONER, files) == local_folder(f"{store}-2", CAPTIONER, files)
+
+
+def test_the_environment_names_the_cache_unless_the_settings_do(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("JSFREE_CACHE", str(tmp_path / "env"))
+    assert tmp_path / "env" / "models" == local_folder(store, CAPTIONER).parent
+    named = ModelFiles(cache=str(tmp_path / "set"))
+    assert tmp_path / "set" / "models" == local_folder(store, CAPTIONER, named).parent
+
+
+def test_what_was_damaged_on_its_way_is_not_kept(store, tmp_path):
+    filesystem, path = fsspec.url_to_fs(store)
+    filesystem.pipe_file(f"{path}/model-00002-of-00002.safetensors", b"X" * 5000)
+    files = ModelFiles(cache=str(tmp_path / "cache"))
+    with pytest.raises(ModelError, match=r"round-1/model/model-00002-of-00002.safetensors came with SHA-256"):
+        local_folder(store, CAPTIONER, files)
+    assert [path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (without("config.json"), "lacks config.json"),
+        (without("processor_config.json"), "lacks processor_config.json or preprocessor_config.json"),
+        (without("model-00002-of-00002.safetensors"), "lacks model-00002-of-00002.safetensors, one of the 2 files"),
+        (CONFIG, "holds no weights (model*.safetensors)"),
+        ({**CONFIG, "pytorch_model.bin": b"p"}, "has pickled weights only (pytorch_model.bin), which run code"),
+        ({**WHOLE, "config.json": b"{"}, "config.json is no valid JSON"),
+        ({**WHOLE, "config.json": b'{"model_type": "opt"}'}, "is a model of type 'opt'; jsfree takes LLaVA-1.5"),
+    ],
+)
+@pytest.mark.parametrize("where", ["folder", "store"])
+def test_a_folder_that_is_no_whole_model_is_refused(where, files, told, tmp_path):
+    ref = str(write(tmp_path / "model", files))
+    if where == "store":
+        ref = f"memory://{tmp_path.name}/broken"
+        put(ref, tmp_path, files)
+    for ask in (local_folder, look_up):
+        with pytest.raises(ModelError) as error:
+            ask(ref, CAPTIONER, ModelFiles(cache=str(tmp_path / "cache")))
+        assert told in str(error.value)
+        assert ref in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("ref", "told"),
+    [
+        ("./nowhere", "captioner './nowhere': there is no folder nowhere"),
+        ("miniworld:captioneer", "there is no folder"),
+        ("memory://nothing/here", "there is no such folder, or it is empty"),
+        ("https://example.com/model", "a web address lists no files"),
+        ("nosuch://bucket/model", "nosuch"),
+        ("s3://bucket/model", "Install s3fs to access S3: `uv sync --frozen --extra aws` (on every node)"),
+    ],
+)
+def test_a_reference_that_leads_nowhere_is_named(monkeypatch, ref, told):
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # so that it cannot be imported, installed or not
+    with pytest.raises(ModelError) as error:
+        local_folder(ref, CAPTIONER)
+    assert told in str(error.value)
+
+
+def test_local_and_packaged_models_are_used_where_they_are(tmp_path):
+    model = write(tmp_path / "model", WHOLE)
+    for ref in (str(model), f"file://{model}"):
+        assert local_folder(ref, CAPTIONER) == model
+        assert look_up(ref, CAPTIONER) == {}
+    assert local_folder("miniworld:captioner", CAPTIONER) == WEIGHTS / "captioner"
+    assert local_folder("miniworld:clip", CLIP) == WEIGHTS / "clip"
+    write_checksums(model)
+    (model / "model-00001-of-00002.safetensors").write_bytes(b"1" * 4000)
+    with pytest.raises(ModelError, match=r"has 4000 bytes, checksums.json says 5000; it was copied in part"):
+        local_folder(str(model), CAPTIONER)
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(node_cache, "SPARE_BYTES", 10**18)
+    with pytest.raises(ModelError, match=r"needs 0.0 GB .* GB free; delete old models there.* with models.cache"):
+        local_folder(store, CAPTIONER, ModelFiles(cache=str(tmp_path / "cache")))
+    assert [path.suffix for path in (tmp_path / "cache" / "models").iterdir()] == [".lock"]

@@ -1,0 +1,165 @@
+"""Models are loaded whole, from safetensors, from wherever they are; what is not whole is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from local_hub import LocalHub, Repo
+from safetensors.torch import load_file, save_file
+
+from jsfree import config
+from jsfree.config import ModelFiles
+from jsfree.errors import ConfigError, ModelError
+from jsfree.model_files import WEIGHTS
+from jsfree.models import clip_source, load_captioner, load_clip
+from jsfree.publish import publish_captioner
+from jsfree.storage import Folder
+
+
+@pytest.fixture
+def copied(tmp_path):
+    return Path(shutil.copytree(WEIGHTS / "captioner", tmp_path / "captioner"))
+
+
+def test_a_rounds_model_on_a_store_is_the_one_that_was_published(captioner, tmp_path):
+    uri, files = f"memory://{tmp_path.name}/round-1/model", ModelFiles(cache=str(tmp_path / "cache"))
+    trained = {name: weights + 0.25 for name, weights in captioner.model.state_dict().items()}
+    for number, weights in enumerate([None, trained]):
+        publish_captioner(captioner.model, captioner.processor, tmp_path / "out", weights, max_shard_size="2MB")
+        Folder(uri).remove()
+        Folder(uri).upload(str(tmp_path / "out"))
+        loaded = load_captioner(uri, files=files).model.state_dict()
+        expected = captioner.model.state_dict() if weights is None else weights
+        assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+        copies = [path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()]
+        assert len(copies) == number + 1
+        assert len(list(copies[0].glob("model-*.safetensors"))) > 3
+    known = json.loads((tmp_path / "out" / "checksums.json").read_text())["files"]
+    assert set(known) == {path.name for path in (tmp_path / "out").iterdir()} - {"checksums.json"}
+
+
+def test_weights_that_are_absent_are_not_made_up(copied):
+    weights = load_file(copied / "model.safetensors")
+    weights.pop("language_model.model.norm.weight")
+    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 weights are not in .*captioner, first model.language_model.norm.weight"):
+        load_captioner(str(copied))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "processor_config.json", "tokenizer.json"])
+def test_files_that_were_cut_are_told_in_one_line(copied, name):
+    (copied / name).write_bytes((copied / name).read_bytes()[:300])
+    with pytest.raises(ModelError, match=r"captioner '.*' cannot be loaded from ") as error:
+        load_captioner(str(copied))
+    assert "\n" not in str(error.value)
+
+
+def test_clip_needs_its_configuration_and_safetensors(tmp_path):
+    folder = Path(shutil.copytree(WEIGHTS / "clip", tmp_path / "clip"))
+    (folder / "open_clip_model.safetensors").rename(folder / "open_clip_pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pickled weights only \(open_clip_pytorch_model.bin\)"):
+        load_clip(str(folder))
+    (folder / "open_clip_config.json").unlink()
+    with pytest.raises(ModelError, match=r"lacks open_clip_config.json"):
+        load_clip(str(folder))
+
+
+def test_open_clip_names_stand_for_hub_models():
+    assert clip_source("ViT-L-14-336", "openai") == ("timm/vit_large_patch14_clip_336.openai", True)
+    assert clip_source("ViT-L-14-336@main", "openai") == ("timm/vit_large_patch14_clip_336.openai@main", True)
+    assert clip_source("hf-hub:laion/x", None) == ("laion/x", False)
+    for elsewhere in ("miniworld:clip", "s3://bucket/clip", str(WEIGHTS / "clip"), "owner/clip"):
+        assert clip_source(elsewhere, None) == (elsewhere, False)
+    with pytest.raises(ModelError, match=r"has no weights 'opneai'; set 'clip.pretrained' to one of openai"):
+        clip_source("ViT-L-14-336", "opneai")
+    with pytest.raises(ModelError, match="pickled weights only under 'datacomp1b'"):
+        clip_source("ViTamin-S", "datacomp1b")
+
+
+def test_a_revision_is_part_of_the_reference_and_only_of_hub_models():
+    built = config.build({"captioner": {"ref": "owner/llava", "revision": "v1"}}, where="test")
+    assert built.captioner.versioned_ref == "owner/llava@v1"
+    assert built.clip.versioned_ref == "miniworld:clip"
+    for section in ("captioner", "clip"):
+        with pytest.raises(ConfigError, match=f"{section}: 'revision' belongs to a model of the hub; 's3://b/m'"):
+            config.build({section: {"ref": "s3://b/m", "revision": "v1"}}, where="test")
+
+
+def test_where_models_are_kept_changes_no_fingerprint():
+    base = config.RunConfig()
+    moved = config.build({"models": {"cache": "/big", "offline": True, "commits": {"a/b": "c"}}}, where="test")
+    revised = config.build({"captioner": {"ref": "owner/llava", "revision": "v1"}}, where="test")
+    unrevised = config.build({"captioner": {"ref": "owner/llava"}}, where="test")
+    assert config.differences(base, moved) == []
+    assert config.differences(unrevised, revised) == ["captioner.revision: None -> v1"]
+    assert unrevised.fingerprint("captioner") != revised.fingerprint("captioner")
+
+
+FROM_THE_HUB = """
+import sys
+from jsfree import config
+from jsfree.model_files import local_folder
+from jsfree.model_folder import CAPTIONER
+from jsfree.models import load_clip
+from jsfree.storage import Run
+from ray_jobs.pipeline import with_models
+
+run, second = sys.argv[1:]
+settings = {
+    "run": run,
+    "captioner": {"ref": "owner/llava"},
+    "clip": {"ref": "ViT-L-14-336", "pretrained": "openai"},
+}
+begun = with_models(config.build(settings, where="test"))
+Run.open(begun)
+captioner = local_folder(begun.captioner.versioned_ref, CAPTIONER, begun.models)
+clip = load_clip(begun.clip.versioned_ref, pretrained=begun.clip.pretrained, files=begun.models)
+print("loaded", flush=True)
+input()  # the hub has another commit now
+again = with_models(config.build(settings, where="test"))
+fresh = with_models(config.build({**settings, "run": second}, where="test"))
+print(begun.models.commits)
+print(again.models.commits)
+print(fresh.models.commits)
+print(captioner.name, clip.context_length, type(clip.model.transformer.resblocks[0].mlp.gelu).__name__)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_takes_both_models_from_the_hub_and_keeps_to_their_commits(tmp_path):
+    def repo(folder):
+        return Repo({path.name: path.read_bytes() for path in (WEIGHTS / folder).iterdir()})
+
+    clip = "timm/vit_large_patch14_clip_336.openai"
+    with LocalHub({"owner/llava": repo("captioner"), clip: repo("clip")}) as hub:
+        first = {name: each.commit for name, each in hub.repos.items()}
+        process = subprocess.Popen(
+            [sys.executable, "-c", FROM_THE_HUB, str(tmp_path / "run"), str(tmp_path / "second")],
+            env=hub.environment(tmp_path, JSFREE_CACHE=str(tmp_path / "cache")),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout.readline() == "loaded\n", process.stderr.read()
+        hub.repos["owner/llava"].files["README.md"] = b"changed"
+        told, errors = process.communicate("\n", timeout=120)
+        assert process.returncode == 0, errors
+    begun, again, fresh, facts = told.splitlines()
+    assert begun == again == str(first)
+    assert fresh == str({**first, "owner/llava": hub.repos["owner/llava"].commit})
+    assert facts == f"{first['owner/llava']} 16 QuickGELU"
+    assert {path.name for path in (tmp_path / "cache" / "hub").glob("models--*")} == {
+        "models--owner--llava",
+        "models--timm--vit_large_patch14_clip_336.openai",
+    }
+
+
+def test_a_model_over_several_gpus_needs_accelerate(monkeypatch):
+    monkeypatch.setattr("jsfree.models.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="device_map: auto needs the package 'accelerate'"):
+        load_captioner("miniworld:captioner", device_map="auto")
