@@ -1,4 +1,6 @@
-"""Images of a run: where they come from (``sources``, ``listing``, ``tables``) and how one is opened (``decoding``)."""
+"""Images of a run: where they come from (``sources``, ``listing``, ``tables``, ``tars``) and how one is opened
+(``decoding``, ``ranges``).
+"""
 
 from jsfree.images.decoding import load_image
 from jsfree.images.sources import evaluation_samples, training_samples

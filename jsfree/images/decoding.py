@@ -14,10 +14,11 @@ import warnings
 import zlib
 from typing import TYPE_CHECKING
 
-import fsspec
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jsfree.errors import RowError
+from jsfree.filesystems import filesystem_of, reason
+from jsfree.images.ranges import Part, part_at
 
 if TYPE_CHECKING:
     from jsfree.config import Source
@@ -63,14 +64,27 @@ def load_image(image: ImageRef, limits: Source) -> tuple[Image.Image, str]:
     """
     name = image["id"] if image["uri"] in (None, image["id"]) else f"{image['id']} ({image['uri']})"
     content = _content(image, name, limits.max_bytes)
-    encoded = _open(content, name)
-    _check_size(encoded.size, name, limits)
+    encoded = check_image(content, name, limits)
     try:
         encoded.load()
         decoded = _rgb(_upright(encoded))
     except (Image.DecompressionBombError, *_DAMAGED) as error:
         raise RowError("undecodable", f"image {name} is damaged ({_reason(error)}); replace or remove it") from error
     return decoded, hashlib.sha256(content).hexdigest()
+
+
+def check_image(content: bytes, name: str, limits: Source, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """Look at an image's header alone: whether it is of one of ``formats`` and within the limits of its sides.
+
+    Returns:
+        The opened image; its pixels are not decoded.
+
+    Raises:
+        RowError: the image cannot be used, by what its header says; ``name`` is what its message calls it.
+    """
+    opened = _open(content, name, formats)
+    _check_size(opened.size, name, limits)
+    return opened
 
 
 def _content(image: ImageRef, name: str, max_bytes: int) -> bytes:
@@ -86,49 +100,73 @@ def _content(image: ImageRef, name: str, max_bytes: int) -> bytes:
 
 
 def _read(uri: str, name: str, max_bytes: int) -> bytes:
-    """At most ``max_bytes + 1`` bytes of a file; its size is asked for first, where the filesystem knows it."""
+    """The content of a file, or of the part of one that ``uri`` names."""
     try:
-        filesystem, path = fsspec.url_to_fs(uri)
-        size = filesystem.info(path).get("size")
-        if size is not None and size > max_bytes:
-            raise _too_large(name, size, max_bytes)
-        with filesystem.open(path, "rb") as file:
-            return bytes(file.read(max_bytes + 1))
+        part = part_at(uri)
+        return _read_file(uri, name, max_bytes) if part is None else _read_part(part, name, max_bytes)
+    except RowError:
+        raise
     except FileNotFoundError as error:
         raise RowError("missing", f"image {name} does not exist; restore it or remove it from the source") from error
-    except (OSError, ImportError, ValueError, TypeError, LookupError, RuntimeError) as error:
+    except Exception as error:  # every filesystem has errors of its own, for refused access above all
         raise RowError(
             "unreadable", f"image {name} cannot be read ({_reason(error)}); check the path and your access to it"
         ) from error
+
+
+def _read_file(uri: str, name: str, max_bytes: int) -> bytes:
+    """At most ``max_bytes + 1`` bytes of a file; its size is asked for first, where the filesystem knows it."""
+    filesystem, path = filesystem_of(uri)
+    size = filesystem.info(path).get("size")
+    if size is not None and size > max_bytes:
+        raise _too_large(name, size, max_bytes)
+    with filesystem.open(path, "rb") as file:
+        return bytes(file.read(max_bytes + 1))
+
+
+def _read_part(part: Part, name: str, max_bytes: int) -> bytes:
+    """Part of a file, by one ranged read."""
+    if part.length > max_bytes:
+        raise _too_large(name, part.length, max_bytes)
+    if part.length == 0:
+        return b""
+    filesystem, path = filesystem_of(part.file)
+    content = bytes(filesystem.cat_file(path, start=part.offset, end=part.offset + part.length))
+    if len(content) != part.length:
+        raise RowError(
+            "undecodable",
+            f"image {name} is cut off ({len(content)} of {part.length} bytes); copy {part.file} again",
+        )
+    return content
 
 
 def _too_large(name: str, size: int, limit: int) -> RowError:
     return RowError("too_many_bytes", f"image {name} has {size} bytes or more, the limit is {limit}; raise 'max_bytes'")
 
 
-def _open(content: bytes, name: str) -> Image.Image:
+def _open(content: bytes, name: str, formats: tuple[str, ...]) -> Image.Image:
     """Read the header alone, by the decoders of the allowed formats alone."""
     try:
         # Pillow warns of large images, and calls damaged ones malformed, before our own limits can speak. The
         # filters belong to the process, hence the lock; reading a header takes microseconds.
         with _OPENING, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return Image.open(io.BytesIO(content), formats=FORMATS)
+            return Image.open(io.BytesIO(content), formats=formats)
     except Image.DecompressionBombError as error:
         raise RowError("too_many_pixels", f"image {name} has too many pixels for Pillow; scale it down") from error
     except UnidentifiedImageError as error:
-        raise _unidentified(content, name) from error
+        raise _unidentified(content, name, formats) from error
     except _DAMAGED as error:
         raise RowError("undecodable", f"image {name} is damaged ({_reason(error)}); replace or remove it") from error
 
 
-def _unidentified(content: bytes, name: str) -> RowError:
+def _unidentified(content: bytes, name: str, formats: tuple[str, ...]) -> RowError:
     """Tell a format that is not allowed from a file that is no image, by its first bytes."""
     Image.init()
     prefix = content[:16].ljust(16, b"\0")
     for kind, (_, accept) in sorted(Image.OPEN.items()):
-        if kind not in FORMATS and accept is not None and accept(prefix):
-            return RowError("unsupported_format", f"image {name} is {kind}; convert it to one of {', '.join(FORMATS)}")
+        if kind not in formats and accept is not None and accept(prefix):
+            return RowError("unsupported_format", f"image {name} is {kind}; convert it to one of {', '.join(formats)}")
     what = "is empty" if not content else "is no image, or damaged"
     return RowError("undecodable", f"image {name} {what}; replace or remove it")
 
@@ -179,5 +217,5 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _reason(error: BaseException) -> str:
-    """The gist of an error in one line."""
-    return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())[:200]
+    """The gist of an error."""
+    return reason(error)[:200]

@@ -1,4 +1,4 @@
-"""Lists the images of a folder, a LLaVA JSON file or Parquet tables, local or behind any fsspec URI.
+"""Lists the images of a folder, a LLaVA JSON file, Parquet tables or tar files, local or behind any fsspec URI.
 
 Nothing here opens an image. Every listing is without repetitions; its order means nothing.
 """
@@ -12,22 +12,26 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from jsfree.config import Source
 from jsfree.errors import SourceError
+from jsfree.filesystems import filesystem_of, reason
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 class Candidate(NamedTuple):
-    """An image that could be used: at ``uri``, or in row ``row`` of the Parquet file ``table``."""
+    """An image that could be used: at ``uri``, or in row ``row`` of the Parquet file ``table``.
+
+    Images are drawn by ``key`` where there is one, else by ``id``.
+    """
 
     id: str
     uri: str | None = None
     table: str | None = None
     row: int = -1
+    key: str | None = None
 
 
 def listing(source: Source) -> list[Candidate]:
@@ -37,8 +41,14 @@ def listing(source: Source) -> list[Candidate]:
         SourceError: the path is missing or unreadable, holds no images, or is not of the kind it should be.
     """
     from jsfree.images.tables import table_images
+    from jsfree.images.tars import tar_images
 
-    listers = {"folder": _folder_images, "llava_json": _llava_images, "parquet": table_images}
+    listers = {
+        "folder": _folder_images,
+        "llava_json": _llava_images,
+        "parquet": table_images,
+        "webdataset": tar_images,
+    }
     unique: dict[str, Candidate] = {}
     for candidate in listers[source.kind](source):
         unique.setdefault(candidate.id, candidate)
@@ -51,21 +61,23 @@ def opened(path: str) -> tuple[Any, str]:
     Raises:
         SourceError: there is nothing at ``path``, or no filesystem for it.
     """
-    with explained(path):
-        filesystem, inner = fsspec.url_to_fs(os.path.expanduser(path))
+    with explained(path, Exception):  # every filesystem has errors of its own for refused access
+        filesystem, inner = filesystem_of(os.path.expanduser(path))
         if filesystem.exists(inner):
             return filesystem, inner
     raise SourceError(f"{path} does not exist; correct 'source.path' (or 'evaluate.source.path')")
 
 
 @contextmanager
-def explained(path: str) -> Iterator[None]:
-    """Turn a filesystem's error into one line that names the path."""
+def explained(path: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn a filesystem's error into one line that names the path; ``errors`` are those to expect beside the usual."""
+    expected: tuple[type[Exception], ...] = (OSError, ImportError, ValueError, *errors)
     try:
         yield
-    except (OSError, ImportError, ValueError) as error:
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise SourceError(f"{path} cannot be read: {reason}; check the path and your access to it") from error
+    except SourceError:
+        raise
+    except expected as error:
+        raise SourceError(f"{path} cannot be read: {reason(error)}; check the path and your access to it") from error
 
 
 def normalised(path: str) -> str:
@@ -106,8 +118,12 @@ def _folder_images(source: Source) -> Iterable[Candidate]:
     filesystem, folder = opened(path)
     with explained(path):
         if not filesystem.isdir(folder):
-            raise SourceError(f"{path} is a file, not a folder; set 'source.kind' to llava_json or parquet to read it")
-        images = [found for found in files_below(filesystem, folder) if found.lower().endswith(EXTENSIONS)]
+            kinds = "llava_json, parquet or webdataset"
+            raise SourceError(f"{path} is a file, not a folder; set 'source.kind' to {kinds} to read it")
+        files = files_below(filesystem, folder)
+    images = [found for found in files if found.lower().endswith(EXTENSIONS)]
+    if not images and any(found.endswith(".tar") for found in files):
+        raise SourceError(f"{path} holds .tar files and no images; set 'source.kind' to webdataset to read them")
     if not images:
         raise SourceError(f"{path} holds no images (looked for {', '.join(EXTENSIONS)}); correct 'source.path'")
     root = address(filesystem, folder.rstrip("/"))

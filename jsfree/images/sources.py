@@ -93,7 +93,7 @@ def _require_other_scenes(config: RunConfig) -> None:
 
 def _ordered(source: Source, seed: int) -> list[Candidate]:
     """All images of a source in the order of blake2b(seed, image id)."""
-    return sorted(listing(source), key=lambda candidate: (_rank(seed, candidate.id), candidate.id))
+    return sorted(listing(source), key=lambda candidate: (_rank(seed, candidate.key or candidate.id), candidate.id))
 
 
 def _rank(seed: int, image_id: str) -> bytes:

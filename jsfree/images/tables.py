@@ -1,14 +1,16 @@
 """Images in Parquet tables: bytes, structs of bytes and path (Hugging Face datasets, RLAIF-V), or paths.
 
-Listing reads ids (and paths) only; image bytes are read for the chosen rows alone, a few rows at a time.
+Listing reads ids (and paths) only; image bytes are read for the chosen rows alone, a few rows at a time. A row
+cannot be read without its row group, so these bytes travel in the run's own tables, and there is a limit to that.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +21,8 @@ from jsfree.images.listing import Candidate, address, beside, explained, files_b
 
 ID_COLUMNS = ("id", "image_id")
 ROWS_AT_ONCE = 64
+# They are in the driver's memory at once, and again in the table of every stage.
+MOST_EMBEDDED_BYTES = 4 * 10**9
 
 
 def table_images(source: Source) -> Iterable[Candidate]:
@@ -44,11 +48,22 @@ def table_images(source: Source) -> Iterable[Candidate]:
 
 
 def read_bytes(source: Source, candidates: Sequence[Candidate]) -> dict[str, bytes | str]:
-    """By image id: the bytes of images that are in tables, or the URI where a table has only a path."""
+    """By image id: the bytes of images that are in tables, or the URI where a table has only a path.
+
+    Raises:
+        SourceError: the chosen images hold more bytes than ``MOST_EMBEDDED_BYTES``; nothing was read then.
+    """
     wanted: dict[str, dict[int, str]] = defaultdict(dict)
     for candidate in candidates:
         if candidate.table is not None:
             wanted[candidate.table][candidate.row] = candidate.id
+    expected = sum(_expected_bytes(table, source.column, sorted(rows)) for table, rows in wanted.items())
+    if expected > MOST_EMBEDDED_BYTES:
+        raise SourceError(
+            f"{source.path}: the {len(candidates)} chosen images hold about {expected / 1e9:.1f} GB inside Parquet;"
+            f" up to {MOST_EMBEDDED_BYTES / 1e9:.1f} GB are carried in a run. Pack them as WebDataset (docs/data.md),"
+            " put paths into the table, or lower 'source.count'"
+        )
     found: dict[str, bytes | str] = {}
     for table, rows in wanted.items():
         with _parquet(table) as file:
@@ -93,19 +108,50 @@ def _holds_paths(schema: pa.Schema, column: str, uri: str) -> bool:
     )
 
 
+class _Group(NamedTuple):
+    """A row group that holds chosen rows: the number of its first row, and the chosen ones (ascending)."""
+
+    number: int
+    start: int
+    rows: Sequence[int]
+
+
+def _groups(file: pq.ParquetFile, rows: Sequence[int]) -> Iterator[_Group]:
+    """Row groups that hold any of ``rows`` (ascending)."""
+    start = 0
+    for number in range(file.num_row_groups):
+        end = start + file.metadata.row_group(number).num_rows
+        inside = rows[bisect_left(rows, start) : bisect_left(rows, end)]
+        if inside:
+            yield _Group(number, start, inside)
+        start = end
+
+
 def _chosen(file: pq.ParquetFile, column: str, rows: Sequence[int]) -> Iterator[tuple[int, Any]]:
     """Values of ``column`` in ``rows`` (ascending); row groups without any are not read."""
-    start = 0
-    for group in range(file.num_row_groups):
-        size = file.metadata.row_group(group).num_rows
-        inside = {row - start for row in rows if start <= row < start + size}
-        if inside:
-            offset = 0
-            for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=[column]):
-                for position in sorted(inside & set(range(offset, offset + batch.num_rows))):
-                    yield start + position, batch.column(0)[position - offset].as_py()
-                offset += batch.num_rows
-        start += size
+    for group in _groups(file, rows):
+        first = group.start
+        for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group.number], columns=[column]):
+            last = first + batch.num_rows
+            for row in group.rows[bisect_left(group.rows, first) : bisect_left(group.rows, last)]:
+                yield row, batch.column(0)[row - first].as_py()
+            first = last
+
+
+def _expected_bytes(table: str, column: str, rows: Sequence[int]) -> int:
+    """About how many bytes ``rows`` (ascending) hold, by the sizes in the file's footer."""
+    expected = 0.0
+    with _parquet(table) as file:
+        for group in _groups(file, rows):
+            facts = file.metadata.row_group(group.number)
+            chunks = (facts.column(number) for number in range(facts.num_columns))
+            size = sum(chunk.total_uncompressed_size for chunk in chunks if _belongs(chunk.path_in_schema, column))
+            expected += size * len(group.rows) / facts.num_rows
+    return round(expected)
+
+
+def _belongs(path: str, column: str) -> bool:
+    return path == column or path.startswith(f"{column}.")
 
 
 def _content(value: Any, root: str) -> bytes | str | None:

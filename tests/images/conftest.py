@@ -1,0 +1,20 @@
+"""What the tests of tar files share."""
+
+import pytest
+from example_tars import packed, picture
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Thirty images in three shards, each with a caption and facts beside it, and what macOS leaves behind."""
+    root = tmp_path / "shards"
+    root.mkdir()
+    for shard in range(3):
+        members = {}
+        for number in range(shard * 10, shard * 10 + 10):
+            key = f"./coco/{number:09d}"
+            members |= {f"{key}.png": picture(number), f"{key}.txt": b"a caption", f"{key}.json": b"{}"}
+        members["coco/._000000000.png"] = b"no image"
+        (root / f"shard-{shard:03d}.tar").write_bytes(packed(members))
+    (root / "README.md").write_text("no shard")
+    return root

@@ -1,0 +1,127 @@
+"""The sample of a seed: what is missing is replaced and moves no other image, and order means nothing."""
+
+import io
+import json
+import random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jsfree.config import RunConfig, Source
+from jsfree.errors import RowError, SourceError
+from jsfree.images import evaluation_samples, load_image, tables, training_samples
+
+ROWS, COUNT = 66_500, 10_000  # a tenth of LLaVA's 665k rows and of the 100k images the paper draws
+
+
+def picture(number=0):
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 12), (number, 0, 30)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def config(source, **evaluate):
+    evaluate = {**source, **evaluate} if evaluate else {"kind": "miniworld", "split": "test", "count": 2}
+    return RunConfig.model_validate({"source": source, "evaluate": {"source": evaluate}, "seed": 11})
+
+
+def ids(samples):
+    return [sample["image"]["id"] for sample in samples]
+
+
+def drawn(**source):
+    return ids(training_samples(config(source), 1))
+
+
+def llava(path, images):
+    path.write_text(json.dumps([{"id": str(row), "image": image} for row, image in enumerate(images)]))
+    return {"kind": "llava_json", "path": str(path), "count": COUNT}
+
+
+def test_a_tenth_of_llavas_mix_with_images_missing(tmp_path):
+    rng = random.Random(0)
+    images = [f"{rng.choice(['coco/train2017', 'gqa/images', 'vg/VG_100K'])}/{row:012d}.jpg" for row in range(ROWS)]
+    before = drawn(**llava(tmp_path / "all.json", images))
+    assert len(set(before)) == COUNT
+
+    lost = set(rng.sample(images, 700))
+    rest = [image for image in images if image not in lost]
+    rng.shuffle(rest)
+    after = drawn(**llava(tmp_path / "rest.json", rest + rest[:500]))  # rows in another order, some twice
+    kept = [image for image in before if image not in lost]
+    assert 50 < COUNT - len(kept) < 150
+    assert after[: len(kept)] == kept  # nothing else moved; those that replace the lost ones come last
+
+
+def test_missing_files_of_a_listing_become_rows_that_failed_and_move_nothing(tmp_path):
+    names = [f"ocr_vqa/images/{number}.jpg" for number in range(60)]
+    (tmp_path / "ocr_vqa" / "images").mkdir(parents=True)
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(picture(number))
+    source = {**llava(tmp_path / "mix.json", names), "count": 40}
+    before = drawn(**source)
+    gone = [*before[3:6], before[-1]]
+    for name in gone:
+        (tmp_path / name).unlink()
+    samples = training_samples(config(source), 1)
+    assert ids(samples) == before
+    kinds = {}
+    for sample in samples:
+        try:
+            load_image(sample["image"], Source(min_side=4))
+        except RowError as error:
+            kinds[sample["image"]["id"]] = error.kind
+    assert kinds == dict.fromkeys(gone, "missing")
+
+
+def test_training_and_evaluation_stay_apart_when_images_go_missing(tmp_path):
+    images = [f"{row}.jpg" for row in range(400)]
+    for lost in (0, 10, 50):
+        settings = config({**llava(tmp_path / "mix.json", images[lost:]), "count": 300}, count=40)
+        training, held_out = ids(training_samples(settings, 1)), ids(evaluation_samples(settings))
+        assert (len(training), len(held_out), set(training) & set(held_out)) == (300, 40, set())
+        if not lost:
+            first = held_out
+    assert [image for image in first if int(image[:-4]) >= 50] == [image for image in held_out if image in first]
+
+
+def test_order_and_loss_of_rows_and_tables_change_no_other_image(tmp_path):
+    rows = [{"id": f"image-{number:03d}", "image": picture(number)} for number in range(200)]
+    folder = tmp_path / "tables"
+    folder.mkdir()
+
+    def sample(parts, count):
+        for path in folder.iterdir():
+            path.unlink()
+        for number, part in enumerate(parts):
+            pq.write_table(pa.Table.from_pylist(part), folder / f"{number}.parquet", row_group_size=7)
+        samples = training_samples(config({"kind": "parquet", "path": str(folder), "count": count}), 1)
+        assert all(s["image"]["bytes"] == picture(int(s["image"]["id"][-3:])) for s in samples)
+        return ids(samples)
+
+    before = sample([rows[:120], rows[120:]], 80)
+    backwards = rows[::-1]
+    assert sample([backwards[150:], backwards[:20], backwards[20:150]], 80) == before
+    left = sample([rows[:120]], 60)
+    kept = [image for image in before if int(image[-3:]) < 120]
+    assert left[: len(kept)] == kept
+
+
+def test_bytes_in_tables_are_carried_up_to_a_limit_that_is_known_beforehand(tmp_path, monkeypatch):
+    noise = [random.Random(number).randbytes(20_000) for number in range(40)]
+    struct = [{"bytes": each, "path": None} for each in noise]
+    for name, column in {"plain": noise, "struct": struct}.items():
+        pq.write_table(pa.table({"image": column, "text": noise}), tmp_path / f"{name}.parquet", row_group_size=5)
+        source = {"kind": "parquet", "path": str(tmp_path / f"{name}.parquet"), "count": 20}
+        monkeypatch.setattr(tables, "MOST_EMBEDDED_BYTES", 410_000)
+        assert len(drawn(**source)) == 20
+        monkeypatch.setattr(tables, "MOST_EMBEDDED_BYTES", 390_000)
+        with monkeypatch.context() as patch:
+            patch.setattr(tables, "_chosen", lambda *_: pytest.fail("nothing may be read"))
+            with pytest.raises(
+                SourceError, match=r"the 20 chosen images hold about 0\.0 GB.*WebDataset.*source\.count"
+            ):
+                drawn(**source)
+        assert len(drawn(**{**source, "count": 10})) == 10
