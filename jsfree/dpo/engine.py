@@ -8,7 +8,10 @@ from typing import Any
 import torch
 
 from jsfree.config import RunConfig
+from jsfree.dpo.trained import trained_names
+from jsfree.errors import ModelError
 from jsfree.models import Captioner
+from jsfree.publish import hub_key
 
 
 def deepspeed_config(config: RunConfig, world: int) -> dict[str, Any]:
@@ -22,7 +25,8 @@ def deepspeed_config(config: RunConfig, world: int) -> dict[str, Any]:
         "gradient_clipping": train.max_grad_norm,
         "bf16": {"enabled": config.captioner.dtype == "bfloat16"},
         "zero_optimization": {"stage": train.zero_stage, "stage3_gather_16bit_weights_on_model_save": True},
-        # torch's AdamW needs no compiler on the nodes; DeepSpeed's own builds one at the first start.
+        # torch's AdamW needs no compiler on the nodes, where DeepSpeed's own is built at the first start. It is on
+        # DeepSpeed's list of optimizers for ZeRO (0.19.8); should it leave that list, this lets it pass.
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
@@ -31,7 +35,9 @@ def deepspeed_config(config: RunConfig, world: int) -> dict[str, Any]:
 def start_engine(captioner: Captioner, config: RunConfig, world: int) -> Any:
     """Freeze what is not trained and hand the model to DeepSpeed; torch.distributed must be initialised.
 
-    The vision tower stays frozen; the projector and the language model are trained (paper, section 4.1).
+    Raises:
+        ConfigError: more layers are to be trained than the model has.
+        ModelError: gradients cannot be checkpointed, because the model has dropout.
     """
     on_cpu = captioner.device.type == "cpu"
     if on_cpu:
@@ -42,15 +48,51 @@ def start_engine(captioner: Captioner, config: RunConfig, world: int) -> Any:
         # Its shared-memory collectives would need a compiler on the node; gloo serves as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     model = captioner.model
-    model.model.vision_tower.requires_grad_(requires_grad=False)
+    freeze(model, config.train.trained_layers)
     if config.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=config.train.learning_rate, weight_decay=config.train.weight_decay, fused=not on_cpu
-    )
+        checkpoint_gradients(model)
+    optimizer = adamw(model, config, fused=not on_cpu)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(config, world))
     return engine
+
+
+def adamw(model: torch.nn.Module, config: RunConfig, *, fused: bool) -> torch.optim.AdamW:
+    """The optimizer of the trained parameters; ``fused`` is torch's own kernel, built into its package."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(
+        trained, lr=config.train.learning_rate, weight_decay=config.train.weight_decay, fused=fused
+    )
+
+
+def freeze(model: torch.nn.Module, trained_layers: int | None) -> None:
+    """Let gradients flow into the trained parameters alone."""
+    parameters = {hub_key(name): parameter for name, parameter in model.named_parameters()}
+    trained = trained_names(parameters, trained_layers)
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in trained)
+
+
+def checkpoint_gradients(model: Any) -> None:
+    """Compute activations again in the backward pass instead of keeping them.
+
+    transformers heeds this in training mode only, which dropout would make another model than the reference.
+
+    Raises:
+        ModelError: the model has dropout.
+    """
+    dropout = {
+        f"{part}.{name}": value
+        for part, settings in (("text_config", model.config.text_config), ("vision_config", model.config.vision_config))
+        for name, value in settings.to_dict().items()
+        if name.endswith("dropout") and value
+    }
+    if dropout:
+        raise ModelError(
+            f"train.gradient_checkpointing needs a captioner without dropout, but its config.json has {dropout};"
+            " set it to 0 there, or gradient_checkpointing: false"
+        )
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
 
 
 def gathered_weights(engine: Any) -> dict[str, torch.Tensor]:

@@ -124,7 +124,9 @@ class _Trainer:
         self.pairs = pairs
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         settings = config.captioner
-        self.captioner = load_captioner(models.policy, device, settings.dtype, settings.preprocessing)
+        self.captioner = load_captioner(
+            models.policy, device, settings.dtype, settings.preprocessing, files=config.models
+        )
         self.engine = start_engine(self.captioner, config, self.world)
         self.micro: int = self.engine.train_micro_batch_size_per_gpu()
         self.reference: reference_logps.ReferenceLogps = {}
@@ -133,9 +135,11 @@ class _Trainer:
         """Have the reference's log-probabilities ready."""
         forward: Any = self.engine
         if models.reference != models.policy:
-            settings = self.config.captioner
+            settings, files = self.config.captioner, self.config.models
             device = str(self.captioner.device)
-            forward = load_captioner(models.reference, device, settings.dtype, settings.preprocessing).model
+            forward = load_captioner(
+                models.reference, device, settings.dtype, settings.preprocessing, files=files
+            ).model
         self.reference = reference_logps.reference_logps(
             folder, self.pairs, self.captioner, forward, self.config.source, self.micro
         )
@@ -207,6 +211,7 @@ class _Trainer:
         if self.rank == 0:
             with tempfile.TemporaryDirectory() as directory:
                 publish_captioner(self.captioner.model, self.captioner.processor, directory, weights)
+                folder.remove()  # files of an attempt that was broken off must not mix with these
                 folder.upload(str(Path(directory)))
         dist.barrier()
 

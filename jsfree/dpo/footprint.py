@@ -1,0 +1,98 @@
+"""What training takes, in bytes, told from the number of parameters before anything is loaded.
+
+P is the number of all parameters, T of those that are trained, W of workers, and b the bytes of a parameter in
+``captioner.dtype`` (bfloat16 2, float32 4). The optimizer keeps three float32 numbers a trained parameter: master
+weight and Adam's two moments.
+
+| | ZeRO-1 | ZeRO-2 | ZeRO-3 |
+|---|---|---|---|
+| weights on a GPU | b P | b P | b P / W |
+| optimizer state on a GPU | 12 T / W | 12 T / W | 12 T / W |
+| gradients on a GPU | b T | b T / W | b T / W |
+| most during an optimizer step, beside these | (b + 4) T / W | (b + 4) T / W | (b + 4) T / W |
+| a checkpoint, all workers' files | 12 T + b P | 12 T + b P | 12 T + b (P - T) |
+
+The step's share is a flat copy of the gradients and their float32 copy. Activations, buckets and logits come on
+top. Read in DeepSpeed 0.19.8; the checkpoints are measured in tests/dpo/test_engine.py, GPU memory is not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jsfree.dpo.trained import trained_names
+from jsfree.model_folder import CAPTIONER
+
+BYTES = {"float32": 4, "bfloat16": 2}
+OPTIMIZER_BYTES = 12
+GRADIENT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of a model's parameters: all of them, and those that are trained."""
+
+    total: int
+    trained: int
+
+
+def count_parameters(folder: Path, trained_layers: int | None) -> Parameters:
+    """Count the parameters of a captioner in a local folder from the headers of its safetensors files.
+
+    Raises:
+        ConfigError: the model has fewer layers than are to be trained.
+    """
+    shapes: dict[str, Sequence[int]] = {}
+    for path in sorted(folder.glob(CAPTIONER.weights)):
+        shapes |= {name: entry["shape"] for name, entry in _header(path).items() if name != "__metadata__"}
+    return parameters_of(shapes, trained_layers)
+
+
+def parameters_of(shapes: Mapping[str, Sequence[int]], trained_layers: int | None) -> Parameters:
+    """Count parameters by the names and shapes of a captioner's tensors (``jsfree.shapes.tensors``, or its files).
+
+    Raises:
+        ConfigError: the model has fewer layers than are to be trained.
+    """
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    trained = trained_names(sizes, trained_layers)
+    return Parameters(sum(sizes.values()), sum(size for name, size in sizes.items() if name in trained))
+
+
+def checkpoint_bytes(parameters: Parameters, zero_stage: int, dtype: str) -> int:
+    """A training checkpoint, summed over all workers' files."""
+    stored = parameters.total - parameters.trained if zero_stage == 3 else parameters.total
+    return OPTIMIZER_BYTES * parameters.trained + BYTES[dtype] * stored
+
+
+def model_bytes(parameters: Parameters, dtype: str) -> int:
+    """The published model."""
+    return BYTES[dtype] * parameters.total
+
+
+def gpu_bytes(parameters: Parameters, zero_stage: int, workers: int, dtype: str) -> int:
+    """The most that weights, gradients and optimizer take on a GPU, without activations."""
+    each = BYTES[dtype]
+    weights = each * parameters.total / (workers if zero_stage == 3 else 1)
+    gradients = each * parameters.trained / (1 if zero_stage == 1 else workers)
+    step = (each + GRADIENT_BYTES) * parameters.trained / workers
+    return math.ceil(weights + gradients + step + OPTIMIZER_BYTES * parameters.trained / workers)
+
+
+def checkpoints_held(steps: int, every: int, keep: int) -> int:
+    """Most checkpoints on the disk at once in a training of ``steps``: those kept and the one being written."""
+    written = (steps - 1) // every
+    return min(keep + 1, written)
+
+
+def _header(path: Path) -> dict[str, dict[str, list[int]]]:
+    """A safetensors file begins with the length of its JSON header, 8 bytes little-endian, and the header."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header: dict[str, dict[str, list[int]]] = json.loads(file.read(length))
+        return header

@@ -1,0 +1,138 @@
+"""DeepSpeed for real on one worker: what it trains, what it writes, with the optimizer kernel that GPUs get."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from jsfree.config import RunConfig, build
+from jsfree.dpo import engine as dpo_engine
+from jsfree.dpo import footprint
+from jsfree.dpo.batching import collate, pair_logps
+from jsfree.dpo.engine import checkpoint_gradients, gathered_weights, start_engine
+from jsfree.dpo.trained import trained_names
+from jsfree.errors import ModelError
+from jsfree.images import training_samples
+from jsfree.model_files import WEIGHTS
+from jsfree.models import load_captioner
+from jsfree.publish import hub_key
+
+pytestmark = pytest.mark.filterwarnings("default")  # DeepSpeed's own
+WORKER = {"DS_ACCELERATOR": "cpu", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+
+
+@pytest.fixture(scope="module")
+def extensions(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("extensions")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_worker(tmp_path_factory, extensions):
+    """A process group of this process alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**WORKER, "TORCH_EXTENSIONS_DIR": str(extensions)}.items():
+            patch.setenv(name, value)
+        store = tmp_path_factory.mktemp("store") / "file"
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """Have the optimizer kernel that GPUs use; torch has one for the CPU too."""
+    plain = dpo_engine.adamw
+    monkeypatch.setattr(dpo_engine, "adamw", lambda model, config, fused: plain(model, config, fused=True))
+
+
+def settings(dtype: str = "float32", **train) -> RunConfig:
+    train = {"pairs_per_step": 2, "learning_rate": 1e-3, "resources": {"replicas": 1}, **train}
+    return build({"source": {"count": 2}, "captioner": {"dtype": dtype}, "train": train}, where="test")
+
+
+def started(config: RunConfig):
+    captioner = load_captioner("miniworld:captioner", dtype=config.captioner.dtype)
+    samples = training_samples(config, 1)
+    pairs = [{**row, "chosen": {"token_ids": [9, 10, 2]}, "rejected": {"token_ids": [11, 2]}} for row in samples]
+    return start_engine(captioner, config, 1), collate(pairs, captioner, config.source)
+
+
+def step(engine, batch) -> float:
+    logps = pair_logps(engine, batch)
+    loss = (logps.rejected - logps.chosen).mean()
+    engine.backward(loss)
+    engine.step()
+    return loss.item()
+
+
+def weights(engine) -> dict[str, torch.Tensor]:
+    return {hub_key(name): tensor.clone() for name, tensor in gathered_weights(engine).items()}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize(
+    ("zero_stage", "dtype", "trained_layers"),
+    [(1, "bfloat16", None), (2, "float32", 1), (2, "bfloat16", 1), (3, "bfloat16", 1)],
+)
+def test_what_is_trained_changes_and_a_checkpoint_is_as_large_as_told(tmp_path, zero_stage, dtype, trained_layers):
+    engine, batch = started(settings(dtype, zero_stage=zero_stage, trained_layers=trained_layers))
+    assert all(group["fused"] for group in engine.optimizer.optimizer.param_groups)
+    before = weights(engine)
+    step(engine, batch)
+    after = weights(engine)
+    trained = trained_names(before, trained_layers)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed <= trained
+    assert len(changed) > 0.6 * len(trained)
+    engine.save_checkpoint(str(tmp_path), tag="state")
+    written = sum(file.stat().st_size for file in (tmp_path / "state").iterdir())
+    told = footprint.checkpoint_bytes(
+        footprint.count_parameters(WEIGHTS / "captioner", trained_layers), zero_stage, dtype
+    )
+    assert written == pytest.approx(told, rel=0.02, abs=100_000)  # the files have headers, some tensors padding
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fused")
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path):
+    config = settings("bfloat16", trained_layers=1)
+    engine, batch = started(config)
+    step(engine, batch)
+    engine.save_checkpoint(str(tmp_path), tag="state")
+    resumed, _ = started(config)
+    resumed.load_checkpoint(str(tmp_path), tag="state")
+    assert step(resumed, batch) == step(engine, batch)
+    expected, found = weights(engine), weights(resumed)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("checkpointing", "passes"), [(False, 1), (True, 2)])
+def test_checkpointed_gradients_compute_activations_again_and_give_the_same_loss(checkpointing, passes):
+    engine, batch = started(settings(gradient_checkpointing=checkpointing))
+    with torch.no_grad():
+        expected = pair_logps(load_captioner("miniworld:captioner").model, batch)
+    seen = []
+    # Before the layer's MLP: the second pass stops as soon as it has what the backward pass needs.
+    engine.module.model.language_model.layers[0].mlp.register_forward_pre_hook(lambda *_: seen.append(1))
+    loss = step(engine, batch)
+    assert len(seen) == passes
+    assert loss == pytest.approx(float((expected.rejected - expected.chosen).mean()), abs=1e-5)
+
+
+def test_gradients_of_a_model_with_dropout_are_not_checkpointed():
+    model = load_captioner("miniworld:captioner").model
+    model.config.text_config.attention_dropout = 0.1
+    with pytest.raises(ModelError, match=r"text_config.attention_dropout.* 0\.1.*set it to 0"):
+        checkpoint_gradients(model)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fused")
+def test_no_compiler_is_needed(extensions):
+    """DeepSpeed and torch put what they build into a folder, which no engine of this module has written to."""
+    engine, batch = started(settings())
+    step(engine, batch)
+    assert list(extensions.rglob("*")) == []
