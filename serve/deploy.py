@@ -1,0 +1,100 @@
+"""The configuration that ``serve deploy`` and a RayService take, written and checked.
+
+Serve accepts misspelled keys in silence at every level but the deployments' own, and then serves with its defaults,
+on all interfaces. ``check`` refuses them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from jsfree.config import RunConfig
+from jsfree.errors import ConfigError
+
+IMPORT_PATH = "serve.app:build"
+NAME = "jsfree"
+SPARE_SECONDS = 10  # how much later than ours Serve's own limit speaks, whose error is plain text
+HEADER = """\
+# For a running Ray cluster whose nodes hold this environment: serve deploy {file}
+# There is no authentication: whoever reaches {host}:{port} may ask.
+"""
+
+
+def http_options(config: RunConfig) -> dict[str, Any]:
+    """Where Serve's proxies listen."""
+    serve = config.serve
+    return {"host": serve.host, "port": serve.port, "request_timeout_s": serve.request_timeout_s + SPARE_SECONDS}
+
+
+def deploy_config(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
+    """The configuration that serves a run.
+
+    Args:
+        config: as it is served; its ``run`` must be where the cluster reaches it.
+        overrides: ``serve.key=value`` settings that differ from those in the run's folder.
+    """
+    arguments: dict[str, Any] = {"run": config.run, **({"settings": overrides} if overrides else {})}
+    application = {"name": NAME, "route_prefix": "/", "import_path": IMPORT_PATH, "args": arguments}
+    built = {"proxy_location": "EveryNode", "http_options": http_options(config), "applications": [application]}
+    check(built, "the configuration")
+    return built
+
+
+def deploy_yaml(config: RunConfig, overrides: list[str], file: str) -> str:
+    """The same as the content of a file, with a comment that says how to use it."""
+    header = HEADER.format(file=file, host=config.serve.host, port=config.serve.port)
+    return header + yaml.safe_dump(deploy_config(config, overrides), sort_keys=False)
+
+
+def check(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a configuration that ``serve deploy`` would take otherwise than it is meant.
+
+    Raises:
+        ConfigError: a key is unknown, or a value is wrong.
+    """
+    from ray.serve.schema import ServeDeploySchema
+
+    from serve.app import Arguments
+
+    for path, key, valid in _unknown(ServeDeploySchema, config, ""):
+        nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid keys: {', '.join(valid)}"
+        raise ConfigError(f"{where}: unknown key {path + key!r}; {hint}")
+    try:
+        ServeDeploySchema.model_validate(config)
+        for application in config["applications"]:
+            if application.get("import_path") == IMPORT_PATH:
+                Arguments.model_validate(application.get("args", {}))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise ConfigError(f"{where}: {key or 'configuration'}: {problem['msg'].lower()}") from None
+
+
+def _unknown(schema: type[BaseModel], value: Any, path: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Keys that ``schema`` does not know: the path before each, the key, and the keys that are known there."""
+    if isinstance(value, list):
+        for index, entry in enumerate(value):
+            yield from _unknown(schema, entry, f"{path.rstrip('.')}[{index}].")
+    if not isinstance(value, Mapping):
+        return
+    known = {name for field, info in schema.model_fields.items() for name in (field, info.alias) if name}
+    for key, child in value.items():
+        if key not in known:
+            yield path, str(key), sorted(known)
+        elif key in schema.model_fields:
+            for nested in _sections(schema.model_fields[key].annotation):
+                yield from _unknown(nested, child, f"{path}{key}.")
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models in an annotation: itself, a list's, or a union's."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections(inner)

@@ -1,0 +1,231 @@
+"""The decoding of one model replica: requests of many clients, decoded together in one loop.
+
+A plain class without Ray. One thread owns the decoder and steps it; requests come in, and those whose client
+has gone are dropped, between two steps. Whoever asks awaits a future, so no event loop waits for arithmetic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+import uuid
+from asyncio import gather, get_running_loop, wrap_future
+from bisect import bisect_left
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from PIL import Image
+
+from jsfree.config import Decoding, RunConfig
+from jsfree.decoding.engine import DualPathDecoder
+from jsfree.decoding.requests import Caption, Request
+from jsfree.decoding.sampling import noise_key
+from jsfree.errors import RowError, ServeError
+from jsfree.images import load_image
+from jsfree.models import Captioner, load_captioner
+from serve.protocol import Answer, Choice, Question, Refusal
+from serve.security import image_limits, image_problem
+
+log = logging.getLogger(__name__)
+IDLE_SECONDS = 1.0
+OPENERS = 2  # threads that decode images, each of up to ``max_pixels``
+
+
+class Engine:
+    """A captioner with its decoding loop.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+    """
+
+    def __init__(self, config: RunConfig, ref: str, device: str = "cpu") -> None:
+        model = config.captioner
+        self._settings = config.serve
+        self._captioner = load_captioner(ref, device, model.dtype, model.preprocessing, model.device_map, config.models)
+        self._admitted = 0  # captions of requests that are under way
+        decoder = DualPathDecoder(self._captioner, config.serve.slots)
+        self._warm_up(decoder, config.prompt)
+        self._loop = DecodingLoop(decoder, config.serve.stall_s)
+        self._openers = ThreadPoolExecutor(OPENERS, "open-image")
+        self._loop.start()
+
+    async def caption(self, question: Question) -> Answer | Refusal:
+        """Captions of an image; cancelling the call frees the slots that it takes."""
+        prompt_tokens = self._prompt_tokens(question.prompt)
+        if isinstance(prompt_tokens, Refusal):
+            return prompt_tokens
+        room = self._captioner.model.config.get_text_config().max_position_embeddings - prompt_tokens
+        if room < (question.max_tokens or 1):
+            message = f"image and text take {prompt_tokens} tokens, which leaves room for {max(room, 0)} in the caption"
+            return Refusal("context_length_exceeded", message)
+        if self._admitted + question.choices > self._settings.slots + self._settings.max_waiting:
+            return Refusal("overloaded", "too many captions are being decoded; try again soon")
+        length = min(question.max_tokens or self._settings.max_new_tokens, room)
+        self._admitted += question.choices
+        try:
+            captions = await self._decoded(question, length)
+        except RowError as error:
+            return Refusal("invalid_image", image_problem(error.kind, self._settings))
+        except ServeError:
+            return Refusal("unavailable", "the model has stopped; it is being replaced")
+        finally:
+            self._admitted -= question.choices
+        return Answer(tuple(choice_of(self._captioner, each, question.stop) for each in captions), prompt_tokens)
+
+    def check(self) -> None:
+        """Whether the decoding advances.
+
+        Raises:
+            ServeError: it has ended, or stands still.
+        """
+        self._loop.check()
+
+    async def healthy(self) -> bool:
+        """Whether the decoding advances."""
+        return self._loop.problem() is None
+
+    def close(self) -> None:
+        """End the loop; what is being decoded is refused."""
+        self._loop.close()
+        self._openers.shutdown(wait=False, cancel_futures=True)
+
+    async def _decoded(self, question: Question, length: int) -> list[Caption]:
+        image = await get_running_loop().run_in_executor(self._openers, self._opened, question.image)
+        decoding = Decoding(temperature=question.temperature, top_p=question.top_p, max_new_tokens=length)
+        # The stream of noise knows the image and the text, not the model: before and after share it.
+        asked = f"{hashlib.sha256(question.image).hexdigest()}/{question.prompt}"
+        keys = [noise_key(question.seed, 0, asked, f"choice-{index}") for index in range(question.choices)]
+        requests = [Request(uuid.uuid4().hex, image, question.prompt, 0.0, key, decoding) for key in keys]
+        return await gather(*(wrap_future(future) for future in self._loop.submit(requests)))
+
+    def _warm_up(self, decoder: DualPathDecoder, prompt: str) -> None:
+        """Decode once, so that a replica that counts as ready can, and the first client does not wait for kernels."""
+        image = Image.new("RGB", (64, 64))
+        decoding = Decoding(temperature=0, max_new_tokens=2)
+        decoder.decode([Request("warm-up", image, prompt, 0.0, (0, 0, 0, 0), decoding)])
+
+    def _opened(self, content: bytes) -> Image.Image:
+        reference = {"id": "sent", "uri": None, "bytes": content, "sha256": None}
+        return load_image(reference, image_limits(self._settings))[0]  # type: ignore[arg-type]
+
+    def _prompt_tokens(self, text: str) -> int | Refusal:
+        """Tokens of the prompt with its image; a text that spells tokens of the template's own is refused."""
+        special = [token for token in self._captioner.processor.tokenizer.all_special_tokens if token in text]
+        if special:
+            return Refusal("invalid_prompt", f"the text holds the model's own token {special[0]!r}; leave it out")
+        ids = self._captioner.prompt_ids(text, image=True)
+        if ids.count(self._captioner.model.config.image_token_index) != self._captioner.image_tokens:
+            return Refusal("invalid_prompt", "the text holds an image token; leave it out")
+        return len(ids)
+
+
+def choice_of(captioner: Captioner, caption: Caption, stops: Sequence[str]) -> Choice:
+    """A caption as the client gets it: up to the first of ``stops`` in it, and as long as it took to reach it."""
+    found = [(caption.text.index(stop), stop) for stop in stops if stop in caption.text]
+    if not found:
+        return Choice(caption.text, caption.finish, len(caption.token_ids))
+    place, stop = min(found)
+    ids = caption.token_ids
+    reached = bisect_left(range(1, len(ids) + 1), True, key=lambda count: stop in captioner.text(ids[:count]))
+    return Choice(caption.text[:place], "stop", min(reached + 1, len(ids)))
+
+
+class DecodingLoop:
+    """The thread that steps a decoder."""
+
+    def __init__(self, decoder: DualPathDecoder, stall_seconds: float) -> None:
+        self._decoder = decoder
+        self._stall_seconds = stall_seconds
+        self._changed = threading.Condition()
+        self._incoming: list[tuple[Request, Future[Caption]]] = []
+        self._under_way: dict[str, Future[Caption]] = {}
+        self._ended = False
+        self._closing = False
+        self._beat = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
+
+    def start(self) -> None:
+        """Start decoding."""
+        self._thread.start()
+
+    def submit(self, requests: Sequence[Request]) -> list[Future[Caption]]:
+        """Queue requests; a future that is cancelled frees its slot.
+
+        Raises:
+            ServeError: the loop has ended.
+        """
+        futures: list[Future[Caption]] = [Future() for _ in requests]
+        with self._changed:
+            if self._ended:
+                raise ServeError("the decoding loop has ended")
+            self._incoming.extend(zip(requests, futures, strict=True))
+            self._changed.notify()
+        return futures
+
+    def problem(self) -> str | None:
+        """Why the loop does not decode; None while it does."""
+        if self._ended:
+            return "the decoding loop has ended; the replica's log has the reason"
+        still = time.monotonic() - self._beat
+        return f"the decoding has not advanced for {still:.0f} s" if still > self._stall_seconds else None
+
+    def check(self) -> None:
+        """Raise what ``problem`` finds.
+
+        Raises:
+            ServeError: the loop does not decode.
+        """
+        problem = self.problem()
+        if problem is not None:
+            raise ServeError(problem)
+
+    def close(self) -> None:
+        """End the loop after the step under way."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                self._beat = time.monotonic()
+                self._admit()
+                self._drop_abandoned()
+                if self._decoder.active:
+                    self._hand_out(self._decoder.step())
+        finally:
+            self._end()
+
+    def _admit(self) -> None:
+        """Take in what has come; wait for it a while when there is nothing to do."""
+        with self._changed:
+            if not self._incoming and not self._decoder.active and not self._closing:
+                self._changed.wait(IDLE_SECONDS)
+            for request, future in self._incoming:
+                self._under_way[request.request_id] = future
+                self._decoder.submit(request)
+            self._incoming.clear()
+
+    def _drop_abandoned(self) -> None:
+        for request_id in [name for name, future in self._under_way.items() if future.cancelled()]:
+            self._decoder.cancel(request_id)
+            del self._under_way[request_id]
+
+    def _hand_out(self, captions: Sequence[Caption]) -> None:
+        for caption in captions:
+            future = self._under_way.pop(caption.request_id)
+            if future.set_running_or_notify_cancel():  # False: its client went during this very step
+                future.set_result(caption)
+
+    def _end(self) -> None:
+        """Refuse what is under way: nobody may wait for a loop that has ended."""
+        with self._changed:
+            self._ended = True
+            waiting = [*self._under_way.values(), *(future for _, future in self._incoming)]
+            self._under_way.clear()
+            self._incoming.clear()
+        for future in waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(ServeError("the decoding loop has ended"))

@@ -1,0 +1,109 @@
+"""What is asked in the tests of serving: pictures as data URLs, chat requests, and a table of what must be refused."""
+
+import base64
+import io
+
+from PIL import Image
+
+from jsfree.miniworld import world
+
+# Limits of the servers in these tests, small so that a test can break them.
+SERVED = {"slots": 4, "max_waiting": 28, "max_new_tokens": 400, "max_image_bytes": 100_000, "max_pixels": 250_000}
+
+
+def data_url(content: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def scene_url(index: int = 0) -> str:
+    return data_url(world.png_bytes(world.scene("development", index)))
+
+
+def picture_url(width: int, height: int, kind: str = "png") -> str:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "teal").save(file, kind)
+    return data_url(file.getvalue(), kind)
+
+
+def user(*parts) -> list[dict]:
+    return [{"role": "user", "content": list(parts)}]
+
+
+def image(url: str | None = None) -> dict:
+    return {"type": "image_url", "image_url": {"url": url or scene_url()}}
+
+
+def text(words: str = world.PROMPT) -> dict:
+    return {"type": "text", "text": words}
+
+
+def chat(url: str | None = None, **fields) -> dict:
+    """A request for one short greedy caption, with changed fields."""
+    return {"model": "before", "messages": user(image(url), text()), "temperature": 0, "max_tokens": 12, **fields}
+
+
+def _without(field: str) -> dict:
+    return {name: value for name, value in chat().items() if name != field}
+
+
+PNG = world.png_bytes(world.scene("development", 0))
+SYSTEM = {"role": "system", "content": "You are kind."}
+URL = "messages.0.content.0.image_url.url"
+
+# Body, the error's param and code; the status is 400.
+BAD_CHATS = {
+    "no JSON": (b"{", None, "invalid_json"),
+    "nested JSON": (b"[" * 60_000, None, "invalid_json"),
+    "a list": ([], None, "invalid_json"),
+    "no model": (_without("model"), "model", "missing_required_parameter"),
+    "no messages": (_without("messages"), "messages", "missing_required_parameter"),
+    "empty messages": (chat(messages=[]), "messages", "invalid_value"),
+    "system message": (chat(messages=[SYSTEM, *chat()["messages"]]), "messages", "invalid_value"),
+    "assistant message": (chat(messages=[{"role": "assistant", "content": [text()]}]), "messages", "invalid_value"),
+    "text alone": (chat(messages=[{"role": "user", "content": "hello"}]), "messages.0.content", "invalid_image_count"),
+    "two images": (chat(messages=user(image(), image(), text())), "messages.0.content", "invalid_image_count"),
+    "image alone": (chat(messages=user(image())), "messages.0.content", "invalid_value"),
+    "blank text": (chat(messages=user(image(), text(" \n"))), "messages.0.content", "invalid_value"),
+    "long text": (chat(messages=user(image(), text("a " * 2001))), "messages.0.content", "string_too_long"),
+    "image token": (chat(messages=user(image(), text("what <image>?"))), "messages.0.content", "invalid_value"),
+    "end token": (chat(messages=user(image(), text("so</s>"))), "messages", "invalid_prompt"),
+    "too long for the model": (chat(messages=user(image(), text("red " * 900))), "messages", "context_length_exceeded"),
+    "sound": (
+        chat(messages=user({"type": "input_audio", "input_audio": {}}, text())), "messages.0.content.0", "invalid_value"
+    ),
+    "remote image": (chat("https://example.org/a.png"), URL, "invalid_image_url"),
+    "internal image": (chat("http://169.254.169.254/latest"), URL, "invalid_image_url"),
+    "local file": (chat("file:///etc/passwd"), URL, "invalid_image_url"),
+    "data of another kind": (chat(data_url(b"<svg/>", "svg+xml")), URL, "invalid_image_url"),
+    "damaged base64": (chat(data_url(PNG)[:-5] + "!!!!!"), URL, "invalid_base64"),
+    "no image in it": (chat(data_url(b"hello")), URL, "invalid_image"),
+    "cut off": (chat(data_url(PNG[: len(PNG) // 2])), "messages", "invalid_image"),
+    "another format than declared": (chat(data_url(PNG, "jpeg")), URL, "invalid_image"),
+    "bitmap as PNG": (chat(picture_url(32, 32, "bmp").replace("bmp", "png")), URL, "invalid_image"),
+    "too many pixels": (chat(picture_url(600, 600)), URL, "invalid_image"),
+    "too small": (chat(picture_url(1, 1)), URL, "invalid_image"),
+    "a thread": (chat(picture_url(4000, 8)), URL, "invalid_image"),
+    "too large a file": (chat(data_url(bytes(100_001))), URL, "invalid_image"),
+    "hot": (chat(temperature=2.5), "temperature", "invalid_value"),
+    "text as a number": (chat(temperature="1"), "temperature", "invalid_value"),
+    "not a number": (chat(temperature=float("nan")), "temperature", "invalid_value"),
+    "empty nucleus": (chat(top_p=0), "top_p", "invalid_value"),
+    "no tokens": (chat(max_tokens=0), "max_tokens", "invalid_value"),
+    "too many tokens": (chat(max_tokens=401), "max_tokens", "invalid_value"),
+    "too many tokens, newer name": (chat(max_completion_tokens=401), "max_completion_tokens", "invalid_value"),
+    "too many choices": (chat(n=9), "n", "invalid_value"),
+    "choices as truth": (chat(n=True), "n", "invalid_value"),
+    "huge seed": (chat(seed=2**64), "seed", "invalid_value"),
+    "empty stop": (chat(stop=""), "stop.0", "invalid_value"),
+    "many stops": (chat(stop=["a"] * 5), "stop", "invalid_value"),
+    "streaming": (chat(stream=True), "stream", "unsupported_parameter"),
+    "tools": (chat(tools=[{"type": "function"}]), "tools", "unsupported_parameter"),
+    "audio": (chat(audio={"voice": "x"}), "audio", "unsupported_parameter"),
+    "JSON answers": (chat(response_format={"type": "json_object"}), "response_format", "unsupported_parameter"),
+    "log-probabilities": (chat(logprobs=True), "logprobs", "unsupported_parameter"),
+    "a penalty": (chat(frequency_penalty=0.5), "frequency_penalty", "unsupported_parameter"),
+    "a template": (chat(chat_template_kwargs={}), "chat_template_kwargs", "unknown_parameter"),
+    "a field in a part": (
+        chat(messages=user(image(), {**text(), "size": 3})), "messages.0.content.1.size", "unknown_parameter"
+    ),
+}  # fmt: skip

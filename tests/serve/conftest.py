@@ -1,0 +1,33 @@
+"""A finished run, made cheaply: m0, and a model after it that says other things and never ends by itself."""
+
+from dataclasses import dataclass
+
+import asking
+import pytest
+import torch
+
+from jsfree import config
+from jsfree.models import Captioner, load_captioner
+from jsfree.publish import publish_captioner
+from jsfree.storage import Manifest, Run
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    run: Run
+    before: Captioner
+    after: Captioner
+
+
+@pytest.fixture(scope="session")
+def finished_run(captioner, tmp_path_factory) -> FinishedRun:
+    path = tmp_path_factory.mktemp("runs") / "served"
+    run = Run.open(config.build({"run": str(path), "serve": asking.SERVED}, "test"))
+    after = load_captioner("miniworld:captioner")
+    with torch.no_grad():
+        weight = after.model.lm_head.weight
+        weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+        weight[list(after.eos_ids)] = 0  # so that a request to it lasts as long as a test needs
+    publish_captioner(after.model, after.processor, run.stage(1, "model").uri)
+    run.finish(1, "train", Manifest("made for this test", 1, 1, 0, 1.0, 1.0, 1))
+    return FinishedRun(run, captioner, after)

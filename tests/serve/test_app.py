@@ -1,0 +1,186 @@
+"""Ray Serve for real: `jsfree serve` as its user starts it, asked by the official client, curl's way and badly."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import asking
+import openai
+import pytest
+from asking import chat, image, scene_url, text, user
+
+from jsfree.config import Decoding
+from jsfree.decoding import algorithm1
+from jsfree.decoding.requests import Request
+from jsfree.miniworld import world
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+
+class Server:
+    """A `jsfree serve` process: its address, and what it printed."""
+
+    def __init__(self, run: str, log: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.log = log
+        self.address = f"http://127.0.0.1:{self.port}"
+        command = [sys.executable, "-m", "ray_jobs.cli", "serve", "--run", run, "--port", str(self.port)]
+        with log.open("w") as out:
+            self.process = subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
+
+    def wait_until_ready(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while "Ctrl-C" not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < until, self.log.read_text()
+            time.sleep(0.2)
+
+    def get(self, path: str, content: bytes | None = None) -> tuple[int, dict, dict]:
+        """Status, headers and body of a raw request."""
+        request = urllib.request.Request(self.address + path, data=content)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, dict(answer.headers), json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, dict(error.headers), json.loads(error.read())
+
+
+@pytest.fixture(scope="module")
+def server(finished_run, tmp_path_factory):
+    server = Server(finished_run.run.folder.uri, tmp_path_factory.mktemp("serve") / "log.txt")
+    try:
+        server.wait_until_ready(240)
+        yield server
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=f"{server.address}/v1", api_key="unused", max_retries=0) as client:
+        yield client
+
+
+def expected(captioner, index: int) -> str:
+    picture = world.draw(world.scene("development", index))
+    request = Request("x", picture, world.PROMPT, 0.0, (0, 0, 0, 0), Decoding(temperature=0))
+    return algorithm1.decode(captioner, request).text
+
+
+def test_the_official_client_lists_models_and_gets_captions(client, finished_run):
+    assert [model.id for model in client.models.list()] == ["before", "m0", "after", "m1"]
+    assert client.models.retrieve("after").root == "m1"
+    for model, captioner in (("before", finished_run.before), ("after", finished_run.after)):
+        messages = user(text(), image(scene_url(2)))
+        completion = client.chat.completions.create(model=model, messages=messages, temperature=0, max_tokens=96)
+        assert completion.choices[0].message.content == expected(captioner, 2)
+        assert completion.choices[0].finish_reason == ("stop" if model == "before" else "length")
+        assert completion.usage.total_tokens > completion.usage.prompt_tokens > 0
+
+
+def test_the_official_client_understands_the_errors(client):
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.chat.completions.create(**chat(model="gpt-4o"))
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as streaming:
+        client.chat.completions.create(**chat(stream=True))
+    assert (streaming.value.param, streaming.value.code) == ("stream", "unsupported_parameter")
+
+
+def test_eight_clients_at_once_get_what_each_gets_alone(client):
+    def ask(index: int) -> str:
+        body = chat(scene_url(index), temperature=1, seed=index, max_tokens=60)
+        return client.chat.completions.create(**body).choices[0].message.content
+
+    with ThreadPoolExecutor(8) as clients:
+        together = list(clients.map(ask, range(8)))
+    assert len(set(together)) == 8
+    assert together == [ask(index) for index in range(8)]
+
+
+def test_the_printed_command_works_when_copied(server):
+    command = re.search(r"^ +(.*curl.*)$", server.log.read_text(), re.MULTILINE).group(1)
+    assert "example.png" in command
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    compared = json.loads(done.stdout)
+    assert compared["before"]["model"] == "m0"
+    assert compared["after"]["model"] == "m1"
+    assert compared["before"]["text"] != compared["after"]["text"]
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "status", "code"),
+    [
+        ("/v1/chat/completions", b"{", 400, "invalid_json"),
+        ("/v1/chat/completions", json.dumps(chat("https://example.org/a.png")).encode(), 400, "invalid_image_url"),
+        ("/v1/chat/completions", json.dumps(chat(asking.picture_url(600, 600))).encode(), 400, "invalid_image"),
+        ("/v1/chat/completions", None, 405, "method_not_allowed"),
+        ("/v1/embeddings", None, 404, "not_found"),
+        ("/compare", bytes(1_000_000), 413, "too_large"),
+    ],
+)
+def test_errors_keep_their_shape_behind_ray_serve(server, path, content, status, code):
+    answered, headers, body = server.get(path, content)
+    assert answered == status
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["code"] == code
+    assert headers["x-should-retry"] == "false"
+
+
+def test_clients_that_go_free_their_slots(server, client):
+    """Four requests fill a replica, and their clients go: another is answered long before they could have been."""
+
+    def answered(**fields) -> bool:
+        try:
+            client.chat.completions.create(**chat(model="after", temperature=1, **fields))
+        except openai.RateLimitError:
+            return False
+        return True
+
+    started = time.monotonic()
+    assert answered(n=8, max_tokens=400)
+    one = time.monotonic() - started
+    body = json.dumps(chat(model="after", temperature=1, n=8, max_tokens=400)).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(4)]
+    for each in clients:
+        each.sendall(head + body)
+    time.sleep(one / 4)
+    assert not answered(max_tokens=1)
+    started = time.monotonic()
+    for each in clients:
+        each.close()
+    while not answered(max_tokens=1) and time.monotonic() - started < 4 * one:
+        time.sleep(0.05)
+    assert time.monotonic() - started < 2 * one
+    assert server.get("/healthz")[2] == {"status": "ok", "models": {"before": "m0", "after": "m1"}}
+
+
+def test_the_port_is_on_loopback_alone(server):
+    done = subprocess.run(["ss", "-ltnH", f"sport = :{server.port}"], capture_output=True, text=True)
+    addresses = {line.split()[3] for line in done.stdout.splitlines()}
+    assert addresses == {f"127.0.0.1:{server.port}"}
+
+
+def test_sigterm_ends_it_in_order(server):
+    """Last: it ends the server that the other tests ask."""
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0
+    assert "Traceback" not in server.log.read_text()
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", server.port), timeout=2)

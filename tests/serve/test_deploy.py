@@ -1,0 +1,164 @@
+"""What `serve deploy` is given: written by `--write-yaml`, checked key by key, and what cannot be served."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jsfree import config
+from jsfree.errors import ConfigError, ModelError, RunError, ServeError
+from jsfree.storage import Manifest, Run
+from ray_jobs import serve_models
+from serve import deploy
+from serve.app import Arguments, build, served_models, serving_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def unserved(tmp_path, **settings) -> Run:
+    return Run.open(config.build({"run": str(tmp_path / "run"), **settings}, "test"))
+
+
+def finish(run: Run, number: int) -> None:
+    run.finish(number, "train", Manifest("x", 1, 1, 0, 1.0, 1.0, 1))
+
+
+def test_the_last_finished_model_is_after(tmp_path):
+    run = unserved(tmp_path)
+    (run.folder / "round-3" / "train").write_json("_inputs.json", {})  # begun, not done
+    finish(run, 1)
+    finish(run, 2)
+    before, after = served_models(run)
+    assert (before.role, before.name, before.ref) == ("before", "m0", "miniworld:captioner")
+    assert (after.role, after.name, after.ref) == ("after", "m2", run.stage(2, "model").uri)
+
+
+def test_a_run_that_cannot_be_served_is_refused_before_anything_starts(tmp_path):
+    with pytest.raises(RunError, match="holds no run"):
+        build(Arguments(run=str(tmp_path / "nothing")))
+    run = unserved(tmp_path)
+    with pytest.raises(RunError, match="no trained model yet; finish it with `jsfree run"):
+        build(Arguments(run=run.folder.uri))
+    finish(run, 1)
+    with pytest.raises(ModelError, match="round-1/model"):
+        build(Arguments(run=run.folder.uri))
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("serve.slot=3", "unknown key 'serve.slot'; did you mean 'slots'?"),
+        ("serve.port=0", "serve.port"),
+        ("serve.after.min_replicas=1", "not for serving"),
+        ("captioner.preprocessing=pad", "a run is served with its own settings"),
+        ("serve.after.gpus=2", "a model uses one GPU"),
+    ],
+)
+def test_a_wrong_setting_is_named(finished_run, override, told):
+    with pytest.raises(ConfigError) as error:
+        serving_config(finished_run.run.folder.uri, [override])
+    assert told in str(error.value)
+
+
+def test_how_a_run_is_served_is_in_no_fingerprint():
+    wide = config.build({"serve": {"slots": 99, "after": {"replicas": 4, "gpus": 1}}}, "test")
+    assert wide.fingerprint(*config.RunConfig.model_fields) == config.RunConfig().fingerprint(
+        *config.RunConfig.model_fields
+    )
+    assert config.differences(config.RunConfig(), wide) == []
+
+
+def test_build_places_replicas_as_configured(finished_run):
+    settings = ["serve.after.replicas=3", "serve.after.gpus=0.5", "serve.after.cpus=2", "serve.slots=4"]
+    application = build(Arguments(run=finished_run.run.folder.uri, settings=settings))
+    bound = application._bound_deployment
+    after = bound.init_args[3]._bound_deployment
+    assert (after.name, after.num_replicas) == ("after", 3)
+    assert after.ray_actor_options["num_cpus"] == 2
+    assert after.ray_actor_options["num_gpus"] == 0.5
+    assert after.max_ongoing_requests > 4 + finished_run.run.config.serve.max_waiting
+
+
+def test_serve_deploy_finds_the_builder_and_its_arguments(finished_run):
+    """As `serve run`, `serve deploy` and a RayService come to the application: by import path and a mapping."""
+    import pydantic
+    from ray._common.utils import import_attr
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as called
+
+    builder = import_attr(deploy.IMPORT_PATH)
+    arguments = {"run": finished_run.run.folder.uri, "settings": ["serve.after.replicas=2"]}
+    assert called(builder, arguments)._bound_deployment.name == "http"
+    with pytest.raises(pydantic.ValidationError, match="setings"):
+        called(builder, {"run": finished_run.run.folder.uri, "setings": []})
+
+
+def test_the_written_configuration_is_that_of_the_server(finished_run, tmp_path):
+    file = tmp_path / "served.yaml"
+    command = [sys.executable, "-m", "ray_jobs.cli", "serve", "--run", finished_run.run.folder.uri]
+    options = ["--host", "0.0.0.0", "--port", "8123", "--set", "serve.slots=4", "--write-yaml", str(file)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "no authentication" in " ".join(done.stdout.split())
+    written = yaml.safe_load(file.read_text())
+    deploy.check(written, "the file")
+    assert written["http_options"]["host"] == "0.0.0.0"
+    assert written["http_options"]["port"] == 8123
+    arguments = Arguments.model_validate(written["applications"][0]["args"])
+    assert serving_config(arguments.run, arguments.settings).serve.slots == 4
+    assert written["applications"][0]["import_path"] == "serve.app:build"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda c: c.update(http_option={}), "unknown key 'http_option'; did you mean 'http_options'?"),
+        (lambda c: c["http_options"].update(hots="x"), "unknown key 'http_options.hots'; did you mean 'host'?"),
+        (lambda c: c["applications"][0].update(rout_prefix="/"), "applications[0].rout_prefix"),
+        (lambda c: c["applications"][0].update(deployments=[{"name": "http", "num_replica": 2}]), "num_replica"),
+        (lambda c: c["applications"][0]["args"].update(runn="x"), "runn"),
+        (lambda c: c["http_options"].update(port="high"), "port"),
+        (lambda c: c.pop("applications"), "applications"),
+    ],
+)
+def test_a_misspelled_configuration_is_refused(finished_run, change, told):
+    written = deploy.deploy_config(finished_run.run.config, [])
+    change(written)
+    with pytest.raises(ConfigError) as error:
+        deploy.check(written, "served.yaml")
+    assert told in str(error.value)
+    assert str(error.value).startswith("served.yaml: ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "fits"),
+    [
+        ([], 0, True),
+        (["serve.after.gpus=1"], 0, False),
+        (["serve.before.gpus=1", "serve.after.gpus=1"], 1, False),
+        (["serve.before.gpus=1", "serve.after.gpus=1"], 2, True),
+        (["serve.before.gpus=0.5", "serve.after.gpus=0.5"], 1, True),
+        (["serve.before.replicas=5"], 0, False),
+    ],
+)
+def test_replicas_without_room_are_refused(finished_run, settings, gpus, fits):
+    wanted = serving_config(finished_run.run.folder.uri, settings)
+    nodes = [{"CPU": 4.0, "GPU": float(gpus)}]
+    if fits:
+        serve_models.require_room(wanted, nodes)
+        return
+    with pytest.raises(ServeError, match=r"lower serve\.before and serve\.after"):
+        serve_models.require_room(wanted, nodes)
+
+
+def test_a_taken_port_is_refused_before_ray_starts(finished_run):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        held = serving_config(finished_run.run.folder.uri, [f"serve.port={port}"])
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}.*choose another"):
+            serve_models._require_free(held)

@@ -1,0 +1,145 @@
+"""The decoding loop of a replica: many clients at once, those who go, and how it dies."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from jsfree.config import Decoding
+from jsfree.decoding import algorithm1
+from jsfree.decoding.engine import DualPathDecoder
+from jsfree.decoding.requests import Request
+from jsfree.errors import ServeError
+from jsfree.miniworld import world
+from serve.engines import DecodingLoop, Engine, choice_of
+from serve.protocol import Answer, Question, Refusal
+
+
+@pytest.fixture
+def engine(finished_run):
+    engine = Engine(finished_run.run.config, "miniworld:captioner")
+    yield engine
+    engine.close()
+
+
+def question(index: int, **fields) -> Question:
+    given = {"prompt": world.PROMPT, "temperature": 1.0, "top_p": 0.9, "max_tokens": 40, "seed": index}
+    return Question(image=world.png_bytes(world.scene("development", index)), **{**given, **fields})
+
+
+def test_eight_clients_get_what_each_would_get_alone(engine):
+    questions = [question(index, prompt=world.PROMPT if index % 3 else "Describe.") for index in range(8)]
+
+    async def together() -> list[Answer | Refusal]:
+        return await asyncio.gather(*(engine.caption(each) for each in questions))
+
+    async def in_turn() -> list[Answer | Refusal]:
+        return [await engine.caption(each) for each in questions]
+
+    answers = asyncio.run(together())
+    assert all(isinstance(answer, Answer) for answer in answers)
+    assert len({answer.choices for answer in answers}) == 8
+    assert asyncio.run(in_turn()) == answers
+
+
+class Counting(DualPathDecoder):
+    """Counts its steps, and takes long over the first one."""
+
+    steps = 0
+
+    def step(self):
+        self.steps += 1
+        if self.steps == 1:
+            time.sleep(0.5)
+        return super().step()
+
+
+def test_a_client_that_goes_frees_its_slots(engine):
+    """What nobody waits for is not decoded on: 32 captions of 60 tokens would take hundreds of steps."""
+    decoder = Counting(engine._captioner, 4)
+    engine._loop.close()
+    engine._loop = DecodingLoop(decoder, 60)
+    engine._loop.start()
+
+    async def go_and_ask() -> Answer | Refusal:
+        abandoned = [asyncio.create_task(engine.caption(question(i, choices=8, max_tokens=60))) for i in range(4)]
+        await asyncio.sleep(0.2)
+        refused = await engine.caption(question(5))
+        assert isinstance(refused, Refusal)  # 32 captions are all that it admits
+        assert refused.reason == "overloaded"
+        for task in abandoned:
+            task.cancel()
+        await asyncio.gather(*abandoned, return_exceptions=True)
+        return await engine.caption(question(5, max_tokens=10))
+
+    assert isinstance(asyncio.run(go_and_ask()), Answer)
+    assert decoder.steps <= 12
+    assert (engine._admitted, decoder.active) == (0, 0)
+
+
+class Failing(DualPathDecoder):
+    """Breaks at its third step, as a GPU out of memory would."""
+
+    steps = 0
+
+    def step(self):
+        self.steps += 1
+        if self.steps == 3:
+            raise RuntimeError("out of memory")
+        return super().step()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_loop_that_dies_refuses_who_waits_and_is_unhealthy(engine):
+    engine._loop.close()
+    engine._loop = DecodingLoop(Failing(engine._captioner, 8), 60)
+    engine._loop.start()
+    engine.check()
+    answer = asyncio.run(engine.caption(question(0)))
+    assert isinstance(answer, Refusal)
+    assert answer.reason == "unavailable"
+    assert "memory" not in answer.message
+    with pytest.raises(ServeError, match="has ended"):
+        engine.check()
+    assert isinstance(asyncio.run(engine.caption(question(0))), Refusal)
+
+
+def test_a_loop_that_stands_still_is_unhealthy(captioner):
+    go_on = threading.Event()
+
+    class Stuck(DualPathDecoder):
+        def step(self):
+            go_on.wait(10)
+            return super().step()
+
+    loop = DecodingLoop(Stuck(captioner, 1), 0.2)
+    loop.start()
+    loop.check()
+
+    async def ask_and_wait() -> None:
+        picture = world.draw(world.scene("development", 0))
+        request = Request("x", picture, world.PROMPT, 0.0, (0, 0, 0, 0), Decoding(max_new_tokens=2))
+        (future,) = loop.submit([request])
+        await asyncio.sleep(0.4)
+        assert "not advanced" in loop.problem()
+        go_on.set()
+        await asyncio.wrap_future(future)
+        assert loop.problem() is None
+
+    asyncio.run(ask_and_wait())
+    loop.close()
+
+
+def test_a_stop_counts_the_tokens_it_took_to_reach_it(captioner):
+    picture = world.draw(world.scene("development", 0))
+    caption = algorithm1.decode(
+        captioner, Request("x", picture, world.PROMPT, 0.0, (0, 0, 0, 0), Decoding(temperature=0))
+    )
+    assert choice_of(captioner, caption, ["zebra"]).tokens == len(caption.token_ids)
+    sentence = choice_of(captioner, caption, ["zebra", "."])
+    assert sentence.text == caption.text.split(".")[0]
+    assert sentence.finish == "stop"
+    reached = captioner.text(caption.token_ids[: sentence.tokens])
+    assert "." in reached
+    assert "." not in captioner.text(caption.token_ids[: sentence.tokens - 1])
