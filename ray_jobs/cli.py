@@ -1,15 +1,21 @@
 """The command line: ``jsfree ...``, also ``python -m ray_jobs.cli ...``.
 
-Exit codes: 0 done, 1 a failure, 2 wrong usage. Errors are one line each; ``--debug`` shows the traceback.
+Exit codes: 0 done, 1 a failure, 2 wrong usage, 130 or 143 stopped by a signal. Errors are one line each; ``--debug``
+shows the traceback.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
+import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from types import FrameType
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -19,6 +25,7 @@ import jsfree
 from jsfree import config as configuration
 from jsfree.errors import JsfreeError
 from jsfree.storage import Run
+from ray_jobs.jobs import settled
 
 app = typer.Typer(
     help="Judge-free self-improvement for multimodal language models (arXiv 2411.17760).",
@@ -33,7 +40,21 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; wi
 RunFolder = Annotated[str | None, typer.Option("--run", help="Folder of the run (overrides the configuration).")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and log messages.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="End with a check of every part: a pass/fail table.")]
+RoundNumber = Annotated[
+    int | None, typer.Option("--round", help="Which round; without it, the first in which the stage is not done.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+STAGES = {
+    "generate": "Stage 1 alone: the samples, and two captions of each.",
+    "score": "Stage 2 alone: CLIP scores of every sentence, and which pairs are inverted.",
+    "select": "Stage 3 alone: the pairs of a moderate score gap.",
+    "train": "Stage 4 alone: the round's model, by DPO.",
+    "evaluate": "Stage 5 alone: captions before and after, metrics, report.",
+}
+
+STOPPED = 128  # and the number of the signal: the exit code, as shells have it
 
 SHOWN = {
     "response_hallucination": ("Responses with an absent object", "%"),
@@ -64,6 +85,7 @@ def run(
     run: RunFolder = None,
     settings: Settings = None,
     restart: Annotated[str | None, typer.Option("--restart", metavar="STAGE", help="Redo from this stage.")] = None,
+    smoke: Smoke = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -78,6 +100,41 @@ def run(
     _show(Run.existing(resolved.run), console, as_json)
     console.print(f"Report: {page}", soft_wrap=True)
     console.print(f"Next:   jsfree report --run {resolved.run}    (rebuild and print this table)", soft_wrap=True)
+    if smoke:
+        from ray_jobs.smoke_run import smoke as check
+
+        check(Run.existing(resolved.run), console)
+
+
+def _stage_command(name: str) -> Callable[..., None]:
+    """The command that does one stage of one round."""
+
+    def command(
+        config: ConfigFile = None,
+        run: RunFolder = None,
+        number: RoundNumber = None,
+        settings: Settings = None,
+        debug: Debug = False,
+    ) -> None:
+        _log(debug)
+        resolved = _resolve(config, run, settings)
+        from ray_jobs import pipeline
+        from ray_jobs.console import Reporter, plain_or_live
+
+        console = plain_or_live()
+        number = pipeline.run_stage(resolved, Reporter(console), name, number)
+        order = list(STAGES)
+        if name == order[-1]:
+            _show(Run.existing(resolved.run), console, as_json=False, number=number)
+        else:
+            then = order[order.index(name) + 1]
+            console.print(f"Next:   jsfree {then} --round {number}    (with the same options)", soft_wrap=True)
+
+    return command
+
+
+for _name, _help in STAGES.items():
+    app.command(_name, help=_help)(_stage_command(_name))
 
 
 @app.command()
@@ -90,6 +147,29 @@ def report(run: Annotated[str, typer.Option("--run", help="Folder of the run.")]
     console = _console(as_json)
     _show(existing, console, as_json)
     console.print(f"Report: {page}", soft_wrap=True)
+
+
+@app.command()
+def serve(
+    run: Annotated[str, typer.Option("--run", help="Folder of a finished run.")],
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on; loopback by default.")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port to listen on; 8000 by default.")] = None,
+    settings: Settings = None,
+    write_yaml: Annotated[
+        Path | None, typer.Option("--write-yaml", metavar="FILE", help="Write this for `serve deploy`; start nothing.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Answer HTTP with the models of a run, before and after: an OpenAI-compatible API on Ray Serve."""
+    _log(debug)
+    from ray_jobs import serve_models
+
+    given = {"serve.host": host, "serve.port": port}
+    overrides = [*(settings or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
+    if write_yaml is not None:
+        serve_models.write_yaml(run, overrides, write_yaml, _console(False))
+    else:
+        serve_models.serve_models(run, overrides, _console(False))
 
 
 @app.command("config")
@@ -127,35 +207,60 @@ def miniworld_pretrain(
 
 def main() -> None:
     """Entry point: errors of ours become one line and an exit code."""
+    stop = _stopper(os.dup(2))  # while Ray starts, what goes to stderr is lost
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
         app()
     except JsfreeError as error:
         if "--debug" in sys.argv:
             raise
-        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        _console(True).print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
         raise SystemExit(error.exit_code) from None
+    except SystemExit as ended:
+        if isinstance(ended.code, int) and ended.code > STOPPED:
+            _leave(ended.code)
+        raise
+
+
+def _stopper(stderr: int) -> Callable[[int, FrameType | None], None]:
+    """What SIGTERM and Ctrl-C do: say at once that the run is stopped, then leave; a second signal kills."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        os.write(stderr, b"stopped; what was finished stays, and the same command goes on from there\n")
+        raise SystemExit(STOPPED + number)
+
+    return stop
+
+
+def _leave(code: int) -> NoReturn:
+    """End without taking Python and its libraries down piece by piece: `ray job stop` kills after three seconds."""
+    atexit._run_exitfuncs()  # a Ray session that was only half started ends there
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def _console(as_json: bool) -> Console:
-    """On stdout, or on stderr when stdout is for JSON; wide enough for the table where it is no terminal."""
-    console = Console(stderr=as_json, highlight=False)
-    if not console.is_terminal:
-        console.width = 130
-    return console
+    """On stdout, or on stderr when stdout is for JSON."""
+    from ray_jobs.console import plain_or_live
+
+    return plain_or_live(stderr=as_json)
 
 
 def _resolve(config: Path | None, run: str | None, settings: list[str] | None) -> configuration.RunConfig:
     overrides = [*(settings or []), *([f"run={run}"] if run else [])]
-    return configuration.load(config, overrides)
+    return settled(configuration.load(config, overrides))
 
 
 def _log(debug: bool) -> None:
     logging.basicConfig(level=logging.INFO if debug else logging.ERROR, format="%(name)s: %(message)s")
 
 
-def _show(run: Run, console: Console, as_json: bool) -> None:
-    """Print the last round's metrics: with truth where it is known, label-free elsewhere."""
-    done = [number for number in range(1, run.config.rounds + 1) if run.round(number).exists("label_free.json")]
+def _show(run: Run, console: Console, as_json: bool, number: int | None = None) -> None:
+    """Print a round's metrics, the last one's unless told: with truth where it is known, label-free elsewhere."""
+    rounds = range(1, run.config.rounds + 1) if number is None else [number]
+    done = [number for number in rounds if run.round(number).exists("label_free.json")]
     if not done:
         return
     folder = run.round(done[-1])

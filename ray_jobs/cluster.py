@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from jsfree import errors
 from jsfree.config import RunConfig
@@ -15,6 +18,7 @@ from jsfree.errors import JsfreeError, StageError
 QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_COLOR_PREFIX": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
@@ -26,6 +30,8 @@ class Cluster:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self._started = False
+        self.is_local = False  # started here, with this machine's resources and no more to come
+        self.nodes: dict[str, dict[str, Any]] = {}  # what is known of the nodes that were seen, by id
 
     def __enter__(self) -> Cluster:
         return self
@@ -51,7 +57,7 @@ class Cluster:
         address = self.config.ray.address or os.environ.get("RAY_ADDRESS")
         local = {"num_cpus": self.config.ray.num_cpus or self._cpus(), "include_dashboard": False}
         try:
-            with _silent_stderr():  # the backend announces its log level there, before it heeds it
+            with _own_sigterm(), _silent_stderr():  # the backend announces its log level there, before it heeds it
                 ray.init(
                     address=address or "local",
                     logging_level=logging.ERROR,
@@ -61,6 +67,7 @@ class Cluster:
         except ConnectionError as error:
             raise StageError(f"no Ray cluster answers at {address!r}: {error}; set ray.address") from error
         self._started = True
+        self.is_local = not address
         _quieten_ray_data()
 
     def _cpus(self) -> float:
@@ -68,6 +75,17 @@ class Cluster:
         stages = (self.config.generate, self.config.score, self.config.train)
         needed = max(stage.resources.replicas * stage.resources.cpus for stage in stages)
         return max(4, int(needed) + 1)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the driver's handler of SIGTERM, which Ray would replace, if it has one."""
+    kept = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(kept) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, kept)
 
 
 @contextmanager
@@ -105,13 +123,12 @@ def explained(stage: str) -> Iterator[None]:
     try:
         yield
     except (RayError, TrainingFailedError) as error:
-        chain = list(_chain(error))
-        for link in chain:
+        for link in _chain(error):
             ours = _ours(link)
             if ours is not None:
                 raise ours from error
-        lines = str(chain[-1]).strip().splitlines() or [type(chain[-1]).__name__]
-        raise StageError(f"stage {stage!r} failed: {lines[-1]}; run it again to go on, or with --debug") from error
+        told = _told(_root(error))
+        raise StageError(f"stage {stage!r} failed: {told}; run it again to go on, or with --debug") from error
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -127,9 +144,32 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             waiting += [*failures.values(), getattr(current, "cause", None), current.__cause__, current.__context__]
 
 
+def _root(error: BaseException) -> BaseException:
+    """What an error was raised for in the first place; not what happened to be handled at that time."""
+    from ray.data.exceptions import SystemException
+
+    for _ in range(100):
+        failures = getattr(error, "worker_failures", None) or {}
+        inner = next(iter(failures.values()), None) or getattr(error, "cause", None) or error.__cause__
+        if not isinstance(inner, BaseException) or isinstance(inner, SystemException):  # which says nothing
+            break
+        error = inner
+    return error
+
+
+def _told(root: BaseException) -> str:
+    """The line of an error that says most: the last of a traceback in its text, else the first; Ray adds advice."""
+    lines = str(root).strip().splitlines() or [type(root).__name__]
+    raised = [line for line in lines if re.match(r"(?!ray\.)[\w.]*(Error|Exception): ", line)]
+    return raised[-1] if raised else lines[0]
+
+
 def _ours(error: BaseException) -> JsfreeError | None:
     """The error of ours that this one is, or that it tells of in its text (some wrappers keep no more)."""
-    if isinstance(error, JsfreeError):
+    from ray.exceptions import RayTaskError
+
+    # What Ray raises for an error of ours in a task is of its class too, but says it in a traceback.
+    if isinstance(error, JsfreeError) and not isinstance(error, RayTaskError):
         return error
     for name, message in re.findall(r"jsfree\.errors\.(\w+): (.*)", str(error)):
         kind = getattr(errors, name, None)

@@ -9,19 +9,30 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ray_jobs.jobs import in_job
+
 Update = Callable[[int, str], None]
 PLAIN_SECONDS = 5.0
+PLAIN_WIDTH = 130  # of tables, where there is no terminal to ask
+
+
+def plain_or_live(stderr: bool = False) -> Console:
+    """A console on stdout or stderr; in a job's log, and wherever there is no terminal, without control characters."""
+    console = Console(stderr=stderr, highlight=False, force_terminal=False if in_job() else None)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    return console
 
 
 class Reporter:
     """Tells a person about stages; ``progress`` yields a function of (done so far, note)."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or plain_or_live()
 
     def say(self, text: str) -> None:
-        """One line."""
-        self.console.print(text)
+        """One line, however long."""
+        self.console.print(text, soft_wrap=True)
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Update]:
@@ -61,7 +72,7 @@ class Reporter:
             yield lambda done, note: bar.update(task, completed=done, note=note)
 
     def _plain(self, title: str, total: int) -> Update:
-        last = [time.monotonic(), -1.0]
+        last = [float("-inf"), -1.0]  # that a stage has begun is told at once
 
         def update(done: int, note: str) -> None:
             if time.monotonic() - last[0] >= PLAIN_SECONDS and done != last[1]:

@@ -68,8 +68,8 @@ def caption_scorer(config: RunConfig, device: str) -> StageClass:
     return ClipScorer(config, device).score_rows
 
 
-def evaluate_model(current: Round, model: Model) -> None:
-    """Captions before and after, and ``metrics.json`` and ``label_free.json`` of the round."""
+def evaluate_model(current: Round, model: Model) -> Model:
+    """Captions before and after, ``metrics.json`` and, last, ``label_free.json`` of the round; the model."""
     # Samples and the seed's captions are made once, in the first round, for all rounds.
     first = replace(current, number=1)
     samples = list_evaluation_samples(first)
@@ -86,9 +86,10 @@ def evaluate_model(current: Round, model: Model) -> None:
         for when, (home, each) in homes.items()
     }
     folder = current.run.round(current.number)
-    folder.write_json("label_free.json", _label_free(rows, current.config.evaluate.bootstrap))
     if current.config.evaluate.source.kind == "miniworld":
         folder.write_json("metrics.json", _with_truth(rows, current.config.evaluate.bootstrap))
+    folder.write_json("label_free.json", _label_free(rows, current.config.evaluate.bootstrap))
+    return model
 
 
 def _rows(current: Round, model: Model, mode: str) -> list[ScoredCaptionRow]:

@@ -1,25 +1,25 @@
 """The order of the stages, written once: samples -> pairs -> scored -> selected -> model -> captions -> metrics.
 
-The next round starts from the model; the report is written after every round.
+The next round starts from the model; the report is written after every round. ``run`` does all of it,
+``run_stage`` one stage of one round.
 """
 
 from __future__ import annotations
 
-import platform
-import sys
 import time
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
-import jsfree
 from jsfree.config import RunConfig
-from jsfree.errors import ConfigError
-from jsfree.models import resolve
-from jsfree.storage import Run
+from jsfree.errors import ConfigError, RunError
+from jsfree.lease import Lease
+from jsfree.models import look_up_models
+from jsfree.storage import Folder, Manifest, Run, stored_config
 from ray_jobs.cluster import Cluster
 from ray_jobs.console import Reporter
+from ray_jobs.describe import about, described, note, stages
 from ray_jobs.evaluate_model import evaluate_model
 from ray_jobs.generate_pairs import generate_pairs, list_samples
 from ray_jobs.rounds import Model, Round
@@ -27,18 +27,40 @@ from ray_jobs.score_pairs import score_pairs
 from ray_jobs.select_pairs import select_pairs
 from ray_jobs.train_dpo import train_dpo
 
-# What --restart removes: the named stage's folders and all behind them.
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of every round that has a command of its own."""
+
+    work: Callable[[Round, Any], Any]
+    """Does what is not done yet, given what the stage before it made."""
+    mark: str
+    """The file that appears in the round's folder when the stage is done."""
+    parts: dict[str, tuple[str, ...]]
+    """What ``--restart`` can name, in order, and what each part writes."""
+
+
+def generate(current: Round, _: None) -> Manifest:
+    """The round's samples, and two captions of each."""
+    return generate_pairs(current, list_samples(current))
+
+
 STAGES = {
-    "samples": ("samples",),
-    "pairs": ("pairs",),
-    "scored": ("scored",),
-    "selected": ("selected",),
-    "train": ("reference", "train", "model"),
-    "evaluation": ("evaluation",),
-    "captions": ("captions",),
-    "captions_scored": ("captions_scored",),
+    "generate": Stage(generate, "pairs/_manifest.json", {"samples": ("samples",), "pairs": ("pairs",)}),
+    "score": Stage(score_pairs, "scored/_manifest.json", {"scored": ("scored",)}),
+    "select": Stage(select_pairs, "selected/_manifest.json", {"selected": ("selected",)}),
+    "train": Stage(train_dpo, "train/_manifest.json", {"train": ("reference", "train", "model")}),
+    "evaluate": Stage(
+        evaluate_model,
+        "label_free.json",
+        {
+            "evaluation": ("evaluation",),
+            "captions": ("captions",),
+            "captions_scored": ("captions_scored", "metrics.json", "label_free.json"),
+        },
+    ),
 }
-VERSIONS = ("ray", "torch", "transformers", "open_clip_torch", "deepspeed", "pyarrow")
+LAST = "evaluate"
 
 
 def run(config: RunConfig, reporter: Reporter, restart: str | None = None) -> str:
@@ -48,88 +70,142 @@ def run(config: RunConfig, reporter: Reporter, restart: str | None = None) -> st
         JsfreeError: a setting, source, model or run that does not fit, or a stage that failed; what was
             finished stays.
     """
-    for ref in (config.captioner.ref, config.clip.ref):
-        resolve(ref)  # a model that is not there must not be found out by a worker
-    current_run = Run.open(config)
-    if restart is not None:
-        remove_from(current_run, restart)
     started = time.monotonic()
-    _describe(current_run, rounds_done=0)
-    seed = Model("m0", config.captioner.ref, config.fingerprint("captioner.ref"))
-    model = seed
-    with Cluster(config) as cluster:
+    with _session(config, reporter) as first:
+        if restart is not None:
+            remove_from(first.run, restart)
+            note(first.run, stages=stages(first.run))
+        model = first.seed
         for number in range(1, config.rounds + 1):
-            reporter.say(f"[bold]Round {number}[/bold] of {config.rounds}: {model.name} -> m{number}")
-            model = improve(Round(current_run, number, seed, model, cluster, reporter))
-            _describe(current_run, rounds_done=number)
-            page = _report(current_run)
+            model = improve(replace(first, number=number, start=model))
+            _count_round(first.run, number)
+            page = _report(first.run)
     reporter.say(f"Done in {time.monotonic() - started:.0f} s.")
     return page
 
 
-def improve(current: Round) -> Model:
-    """One round of self-improvement (paper, Algorithm 1)."""
-    samples = list_samples(current)
-    pairs = generate_pairs(current, samples)
-    scored = score_pairs(current, pairs)
-    selected = select_pairs(current, scored)
-    _, model = train_dpo(current, selected)
-    evaluate_model(current, model)
-    return model
+def run_stage(config: RunConfig, reporter: Reporter, name: str, number: int | None = None) -> int:
+    """Do, or take up, one stage of one round; the round's number.
+
+    Without ``number`` it is the first round in which the stage is not done, or the last one.
+
+    Raises:
+        JsfreeError: as ``run``, or a stage that this one builds on is not done.
+    """
+    number = _chosen_round(Run(config), name, number)
+    _require_before(Run(config), name, number)
+    with _session(config, reporter) as first:
+        model = first.seed
+        for before in range(1, number):
+            model = improve(replace(first, number=before, start=model), "train")
+        improve(replace(first, number=number, start=model), name)
+        if name == LAST:
+            _count_round(first.run, number)
+            _report(first.run)
+    return number
+
+
+def improve(current: Round, last: str = LAST) -> Any:
+    """One round of self-improvement (paper, Algorithm 1), or its stages up to ``last``; what that one made."""
+    current.reporter.say(
+        f"[bold]Round {current.number}[/bold] of {current.config.rounds}: {current.start.name} -> m{current.number}"
+    )
+    made = None
+    for name, stage in STAGES.items():
+        made = stage.work(current, made)
+        if name == last:
+            break
+    return made
+
+
+@contextmanager
+def _session(config: RunConfig, reporter: Reporter) -> Iterator[Round]:
+    """The first round of a run, ready for work: its models are there, its folder is ours, Ray starts when needed.
+
+    Raises:
+        LeaseError: another driver works on the run.
+    """
+    config = with_models(config)
+    current_run = Run.open(config)
+    seed = Model("m0", config.captioner.versioned_ref, config.fingerprint("captioner.ref", "captioner.revision"))
+    with Lease(current_run.folder) as lease, described(current_run, lease), Cluster(config) as cluster:
+        yield Round(current_run, 1, seed, seed, cluster, reporter)
+
+
+def with_models(config: RunConfig) -> RunConfig:
+    """The configuration, its models found to be there and those of the hub kept to one commit for all nodes.
+
+    A run that goes on keeps the commits it began with. A model that is not there must not be found out by a worker.
+
+    Raises:
+        ModelError: a model is missing, gated or not whole.
+    """
+    folder, models = Folder(config.run), config.models
+    if folder.exists("config.yaml"):
+        kept = stored_config(folder).models.commits
+        models = models.model_copy(update={"commits": {**kept, **models.commits}})
+    captioner, clip = config.captioner, config.clip
+    models = look_up_models(captioner.versioned_ref, clip.versioned_ref, clip.pretrained, models)
+    return config.model_copy(update={"models": models})
+
+
+def _chosen_round(of: Run, name: str, number: int | None) -> int:
+    """The round that a stage's command means.
+
+    Raises:
+        ConfigError: there is no such round.
+    """
+    rounds = range(1, of.config.rounds + 1)
+    if number is None:
+        return next((each for each in rounds if not of.round(each).exists(STAGES[name].mark)), rounds[-1])
+    if number not in rounds:
+        raise ConfigError(f"--round {number}: the run has rounds 1 to {rounds[-1]}; for more, --set rounds={number}")
+    return number
+
+
+def _require_before(of: Run, name: str, number: int) -> None:
+    """See that all that a stage of a round builds on is done, without touching the run.
+
+    Raises:
+        RunError: a stage must be done first.
+    """
+    order = list(STAGES)
+    to_model = order[: order.index("train") + 1]
+    needed = [(before, each) for before in range(1, number) for each in to_model]
+    needed += [(number, each) for each in order[: order.index(name)]]
+    for before, each in needed:
+        if not of.round(before).exists(STAGES[each].mark):
+            raise RunError(
+                f"{of.folder.uri}: {name!r} of round {number} needs {each!r} of round {before}, which is not done;"
+                f" first do `jsfree {each} --round {before}` with the same --config, --run and --set"
+            )
 
 
 def remove_from(current_run: Run, stage: str) -> None:
-    """Remove a stage of the first round that has it, and everything made after it.
+    """Remove a stage, or a part of one, of the first round, and everything made after it.
 
     Raises:
         ConfigError: there is no such stage.
     """
-    if stage not in STAGES:
-        raise ConfigError(f"--restart {stage}: no such stage; choose from {', '.join(STAGES)}")
-    behind = list(STAGES)[list(STAGES).index(stage) :]
-    folders = [folder for name in behind for folder in STAGES[name]]
-    for name in [*folders, *(f"errors/{folder}" for folder in folders)]:
+    parts = {name: written for each in STAGES.values() for name, written in each.parts.items()}
+    if stage in STAGES:
+        stage = next(iter(STAGES[stage].parts))
+    if stage not in parts:
+        raise ConfigError(f"--restart {stage}: no such stage; choose from {', '.join({**STAGES, **parts})}")
+    behind = list(parts)[list(parts).index(stage) :]
+    written = [name for part in behind for name in parts[part]]
+    for name in [*written, *(f"errors/{each}" for each in written)]:
         (current_run.round(1) / name).remove()
     for entry in current_run.folder.names():
         if entry.startswith("round-") and entry != "round-1":
             (current_run.folder / entry).remove()
 
 
+def _count_round(current_run: Run, number: int) -> None:
+    note(current_run, rounds_done=max(number, about(current_run).get("rounds_done", 0)))
+
+
 def _report(current_run: Run) -> str:
     from jsfree.report.page import build_report
 
     return build_report(current_run)
-
-
-def _describe(current_run: Run, rounds_done: int) -> None:
-    """Keep ``run.json`` true: versions, hardware, command."""
-    known: dict[str, Any] = current_run.folder.read_json("run.json") if current_run.folder.exists("run.json") else {}
-    described = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        **known,
-        "jsfree": jsfree.__version__,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
-        "hardware": hardware(),
-        "command": command(sys.argv),
-        "fingerprint": current_run.config.fingerprint(*(set(RunConfig.model_fields) - {"run", "ray"})),
-        "rounds_done": max(rounds_done, known.get("rounds_done", 0)),
-    }
-    current_run.folder.write_json("run.json", described)
-
-
-def hardware() -> str:
-    """The driver's machine, in words."""
-    import os
-
-    import torch
-
-    gpus = f", {torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}){gpus}"
-
-
-def command(argv: Sequence[str]) -> str:
-    """The command line as a person would type it."""
-    import shlex
-    from pathlib import Path
-
-    return shlex.join(["jsfree" if Path(argv[0]).stem in ("jsfree", "cli") else Path(argv[0]).name, *argv[1:]])

@@ -12,8 +12,10 @@ import pyarrow as pa
 
 from jsfree.config import Resources, RunConfig
 from jsfree.storage import Folder, Manifest, Run
+from ray_jobs.capacity import check_room
 from ray_jobs.cluster import Cluster
 from ray_jobs.console import Reporter
+from ray_jobs.describe import note_stage, see_nodes
 from ray_jobs.shards import ShardedStage, StageClass, run_shards, total
 
 
@@ -76,9 +78,10 @@ class Round:
             self._tell(name, done, "done before")
             return done
         started = time.monotonic()
+        note_stage(self.run, self.number, name, "running", self.cluster.nodes)
         manifest = work()
         manifest = replace(manifest, fingerprint=fingerprint, seconds=time.monotonic() - started)
-        self._tell(name, self.run.finish(self.number, name, manifest), "")
+        self._tell(name, self._finish(self.number, name, manifest), "")
         return manifest
 
     def sharded(self, title: str, requests: Sequence[StageRequest]) -> list[Manifest]:
@@ -91,9 +94,14 @@ class Round:
         done = {request.name: self.run.begin(request.number, request.name, request.fingerprint) for request in requests}
         waiting = {request.name: self._placed(request) for request in requests if done[request.name] is None}
         started = time.monotonic()
-        if any(stage.missing() for stage in waiting.values()):
-            self.cluster.ensure()
+        missing = sum(len(stage.missing()) for stage in waiting.values())
+        if missing:
+            resources = requests[0].resources
+            self.claim(title, resources, min(resources.min_replicas or resources.replicas, missing))
             rows = sum(Folder(stage.source).rows() for stage in waiting.values())
+            for request in requests:
+                if request.name in waiting:
+                    note_stage(self.run, request.number, request.name, "running", self.cluster.nodes)
             with self.reporter.progress(title, rows) as update:
                 run_shards(list(waiting.values()), update)
         wall = time.monotonic() - started
@@ -106,10 +114,28 @@ class Round:
                 part = totals[request.name]
                 # The wall time of a shared pass is shared out by the work in it.
                 manifest = replace(part, fingerprint=request.fingerprint, seconds=wall * part.device_seconds / work)
-                self.run.finish(request.number, request.name, manifest)
+                self._finish(request.number, request.name, manifest)
             self._tell(request.name, manifest, "done before" if request.name not in waiting else "")
             manifests.append(manifest)
         return manifests
+
+    def claim(self, stage: str, resources: Resources, replicas: int) -> None:
+        """Have a Ray session with room for so many replicas, or one that may grow until it has.
+
+        Raises:
+            StageError: the cluster neither has the room nor can come to have it.
+        """
+        self.cluster.ensure()
+        waiting = check_room(stage, resources, replicas, fixed=self.cluster.is_local)
+        if waiting:
+            self.reporter.say(f"  {waiting}")
+
+    def _finish(self, number: int, name: str, manifest: Manifest) -> Manifest:
+        """Publish the manifest of a stage, and enter it and the nodes that are there in ``run.json``."""
+        self.run.finish(number, name, manifest)
+        see_nodes(self.cluster.nodes)
+        note_stage(self.run, number, name, manifest, self.cluster.nodes)
+        return manifest
 
     def _placed(self, request: StageRequest) -> ShardedStage:
         return ShardedStage(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,10 @@ from jsfree.schemas import StageOutput
 from jsfree.storage import Folder, Manifest, shard_name
 from ray_jobs.cluster import explained
 from ray_jobs.console import Update
+from ray_jobs.same_code import carried_actor
+
+if TYPE_CHECKING:
+    from ray.data import ActorPoolStrategy
 
 
 class StageClass(Protocol):
@@ -67,6 +72,10 @@ class ShardedStage:
         target = Folder(self.target)
         return [Receipt(**target.table_facts(shard_name(number))) for number in target.shards()]
 
+    def start(self) -> StageClass:
+        """The stage class, built on the device that its replica got."""
+        return self.build(**self.arguments, device=device_of(self.resources.gpus))
+
 
 class ShardActor:
     """The Ray Data actor around stage classes: one at a time, built when its first shard comes."""
@@ -86,7 +95,7 @@ class ShardActor:
     def _build(self, index: int) -> None:
         if index != self.current:
             stage = self.stages[index]
-            self.work = stage.build(**stage.arguments, device=device_of(stage.resources.gpus))
+            self.work = stage.start()
             self.current = index
 
     def _publish(self, index: int, number: int) -> Receipt:
@@ -114,19 +123,18 @@ def run_shards(stages: Sequence[ShardedStage], update: Update) -> None:
         StageError: a stage failed; what was finished stays.
     """
     import ray
-    from ray.data import ActorPoolStrategy
 
     missing = [{"stage": index, "shard": shard} for index, stage in enumerate(stages) for shard in stage.missing()]
     done = sum(receipt.rows_in for stage in stages for receipt in stage.receipts())
     resources = stages[0].resources
     update(done, "starting replicas")
     receipts = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
-        ShardActor,
-        fn_constructor_args=(stages,),
+        carried_actor(partial(ShardActor, stages)),
         batch_size=1,
-        compute=ActorPoolStrategy(size=min(resources.replicas, len(missing))),
+        compute=pool(resources, len(missing)),
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
+        accelerator_type=resources.accelerator_type,
     )
     started, tokens = time.monotonic(), 0
     with explained(stages[0].name):
@@ -134,6 +142,16 @@ def run_shards(stages: Sequence[ShardedStage], update: Update) -> None:
             done += int(receipt["rows_in"])
             tokens += int(receipt["tokens"])
             update(done, f"{tokens / (time.monotonic() - started):,.0f} tokens/s")
+
+
+def pool(resources: Resources, shards: int) -> ActorPoolStrategy:
+    """The actors for so many shards: all from the start, or growing with the room that the cluster has."""
+    from ray.data import ActorPoolStrategy
+
+    most = min(resources.replicas, shards)
+    if resources.min_replicas is None:
+        return ActorPoolStrategy(size=most)
+    return ActorPoolStrategy(min_size=min(resources.min_replicas, most), max_size=most)
 
 
 def total(stage: ShardedStage, max_failed_fraction: float) -> Manifest:

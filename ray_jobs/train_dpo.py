@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 from jsfree import schemas
-from jsfree.config import RunConfig
+from jsfree.config import Resources, RunConfig
+from jsfree.dpo.guards import check_training
 from jsfree.dpo.loop import Hooks, Models, Step, steps_per_epoch, train
 from jsfree.storage import Folder, Manifest
 from ray_jobs.cluster import explained
 from ray_jobs.console import Update
+from ray_jobs.nccl import COLLECTIVE_SECONDS, worker_environment
 from ray_jobs.rounds import Model, Round
+from ray_jobs.same_code import carried
+
+if TYPE_CHECKING:
+    from ray.train import ScalingConfig
 
 STEPS = "steps.json"
 LOG_SECONDS = 1.0
@@ -32,8 +42,8 @@ class TrainJob:
     model: str
 
 
-def train_dpo(current: Round, selected: Manifest) -> tuple[Manifest, Model]:
-    """Train the round's model; the manifest and the model."""
+def train_dpo(current: Round, selected: Manifest) -> Model:
+    """Train the round's model."""
     config = current.config
     reference = current.seed if config.train.reference == "seed" else current.start
     settings = config.fingerprint("seed", "captioner.dtype", "captioner.preprocessing", "train")
@@ -47,7 +57,8 @@ def train_dpo(current: Round, selected: Manifest) -> tuple[Manifest, Model]:
         current.stage("train").uri,
         model.ref,
     )
-    return current.once("train", fingerprint, lambda: _run(current, job, selected.rows_out, fingerprint)), model
+    current.once("train", fingerprint, lambda: _run(current, job, selected.rows_out, fingerprint))
+    return model
 
 
 def worker_loop(job: TrainJob) -> None:
@@ -92,37 +103,82 @@ def _throttled(folder: Folder) -> Callable[[Sequence[Step], int], None]:
 def _run(current: Round, job: TrainJob, pairs: int, fingerprint: str) -> Manifest:
     config = current.config
     total = steps_per_epoch(pairs, config) * config.train.epochs
-    current.cluster.ensure()
+    current.claim("train", config.train.resources, config.train.resources.replicas)
     with current.reporter.progress("train", total) as update, _watched(Folder(job.output), update), explained("train"):
-        _fit(job, fingerprint)
+        _check(job, total)
+        with _own_sigint():
+            _fit(job, fingerprint)
     steps: list[Step] = Folder(job.output).read_json(STEPS)
     seconds = sum(step["seconds"] for step in steps) * config.train.resources.replicas
     tokens = int(sum(step["tokens"] for step in steps))
     return Manifest("", pairs, total * config.train.pairs_per_step, 0, 0.0, seconds, tokens)
 
 
+def _check(job: TrainJob, steps: int) -> None:
+    """Find out what would stop the workers, where GPUs train on a node that has them.
+
+    Raises:
+        JsfreeError: as ``check_training``.
+    """
+    resources = job.config.train.resources
+    arguments = (job.config, job.models.policy, steps, job.output)
+    if not resources.gpus:
+        check_training(*arguments)
+        return
+    import ray
+
+    # max_calls: the process ends, and with it the memory that CUDA holds on the GPU.
+    probe = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1)(check_training)
+    ray.get(probe.options(accelerator_type=resources.accelerator_type).remote(*arguments))
+
+
 def _fit(job: TrainJob, fingerprint: str) -> None:
     """Run the workers; a run of the same fingerprint goes on from its last checkpoint."""
-    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     resources = job.config.train.resources
-    each = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
     TorchTrainer(
-        worker_loop,
-        train_loop_config=job,
-        torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=resources.replicas, use_gpu=resources.gpus > 0, resources_per_worker=each
-        ),
+        carried(partial(worker_loop, job)),
+        torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo", timeout_s=COLLECTIVE_SECONDS),
+        scaling_config=scaling(resources),
         run_config=RunConfig(
             name=f"checkpoints-{fingerprint}",
             storage_path=job.output,
             failure_config=FailureConfig(max_failures=job.config.train.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            checkpoint_config=CheckpointConfig(num_to_keep=job.config.train.keep),
             logging_config=LoggingConfig(log_level="ERROR"),
+            worker_runtime_env={"env_vars": worker_environment(resources.gpus, os.environ)},
         ),
     ).fit()
+
+
+def scaling(resources: Resources) -> ScalingConfig:
+    """The training workers: a fixed number, on as few nodes as can be."""
+    from ray.train import ScalingConfig
+
+    return ScalingConfig(
+        num_workers=resources.replicas,
+        use_gpu=resources.gpus > 0,
+        resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
+        placement_strategy="PACK",
+        accelerator_type=resources.accelerator_type,
+    )
+
+
+@contextmanager
+def _own_sigint() -> Iterator[None]:
+    """Have Ctrl-C interrupt; Ray Train would end the driver as if all was done, and keep its handler for good."""
+    kept = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if error.code:
+            raise
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, kept)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The command line as its user meets it: one line an error, the right exit code, no traceback."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,3 +80,47 @@ def test_the_picture_sheet_is_drawn(tmp_path):
     done = jsfree("miniworld", "show", "--out", str(tmp_path / "sheet.png"), "--count", "4")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "sheet.png").stat().st_size > 2000
+
+
+def test_every_stage_has_a_command_in_the_order_of_the_pipeline():
+    from ray_jobs import cli, pipeline
+
+    assert list(cli.STAGES) == list(pipeline.STAGES)
+    assert set(cli.STAGES) <= {command.name for command in cli.app.registered_commands}
+
+
+@pytest.mark.slow
+def test_a_stage_before_its_turn_names_the_command_to_run_first(tmp_path):
+    done = jsfree("score", "--run", str(tmp_path / "run"))
+    assert done.returncode == 2, done.stderr
+    needed = "'score' of round 1 needs 'generate' of round 1, which is not done; first do `jsfree generate --round 1`"
+    assert needed in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_job_refuses_a_run_that_would_be_lost_with_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    refused = jsfree("generate", "--run", "runs/x")
+    assert refused.returncode == 2
+    assert "run 'runs/x' is relative" in refused.stderr
+    monkeypatch.setenv("JSFREE_HOME", str(tmp_path))
+    taken = jsfree("score", "--run", "runs/x")
+    assert taken.stderr.startswith(f"error: {tmp_path}/runs/x: 'score' of round 1 needs"), taken.stderr
+    monkeypatch.setenv("JSFREE_HOME", str(tmp_path / "absent"))
+    assert "absent: No such file or directory" in jsfree("score", "--run", "runs/x").stderr
+
+
+@pytest.mark.slow
+def test_a_run_that_another_driver_works_on_is_refused_and_its_report_is_not(tmp_path):
+    from jsfree.lease import Lease
+    from jsfree.storage import Folder
+
+    with Lease(Folder(str(tmp_path / "run"))):
+        done = jsfree(*run_in(tmp_path))
+        reported = jsfree("report", "--run", str(tmp_path / "run"))
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith(f"error: {tmp_path}/run is worked on by ")
+    assert f"(process {os.getpid()}) since " in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert reported.returncode == 0, reported.stderr

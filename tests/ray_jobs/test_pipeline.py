@@ -5,15 +5,18 @@ import math
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from rich.console import Console
 
 from jsfree import config, schemas
-from jsfree.errors import RunError, StageError
+from jsfree.errors import ConfigError, DeviceError, RunError, StageError
 from jsfree.models import load_captioner
 from jsfree.storage import Folder, Run, shard_name
 from ray_jobs import pipeline
+from ray_jobs.cluster import explained
 from ray_jobs.console import Reporter
+from ray_jobs.smoke_run import smoke
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -23,7 +26,7 @@ SMALL = {
     "source": {"count": 144},
     "evaluate": {"source": {"count": 60}, "modes": {"greedy": {}}, "bootstrap": 200},
     "select": {"first": 3, "last": 10},
-    "train": {"pairs_per_step": 32, "epochs": 1, "checkpoint_every": 2},
+    "train": {"pairs_per_step": 16, "epochs": 1, "checkpoint_every": 2, "sft_weight": 1.0},
 }
 
 
@@ -121,6 +124,37 @@ def test_metrics_and_report_are_complete(finished):
     assert (finished.folder / "report").read("index.html").startswith(b"<!doctype html>")
 
 
+def test_the_smoke_checks_pass(finished):
+    shown = io.StringIO()
+    smoke(finished, Console(file=shown, width=160))
+    checks = finished.folder.read_json("smoke.json")
+    assert [check["passed"] for check in checks] == [True] * 19
+    assert shown.getvalue().count(" pass ") == 19
+
+
+def test_a_smoke_run_fails_with_the_check_and_its_remedy(finished):
+    steps = finished.stage(1, "train").read_json("steps.json")
+    finished.stage(1, "train").write_json("steps.json", [{**steps[0], "loss": 0.8}, *steps[1:]])
+    shown = io.StringIO()
+    try:
+        with pytest.raises(StageError, match="1 of 19 smoke checks failed: round 1: the loss starts at ln 2"):
+            smoke(finished, Console(file=shown, width=160))
+    finally:
+        finished.stage(1, "train").write_json("steps.json", steps)
+    assert "FAIL" in shown.getvalue()
+    assert "--restart train" in shown.getvalue()
+
+
+def test_an_error_of_ours_in_a_task_is_one_line(ray_session):
+    @ray.remote
+    def fail() -> None:
+        raise DeviceError("there is no GPU; set gpus: 0")
+
+    with pytest.raises(DeviceError) as error, explained("train"):
+        ray.get(fail.remote())
+    assert str(error.value) == "there is no GPU; set gpus: 0"
+
+
 def test_a_finished_run_is_taken_up_without_any_work(finished, monkeypatch):
     def refuse(*_):
         raise AssertionError("a finished run needs no cluster")
@@ -129,6 +163,46 @@ def test_a_finished_run_is_taken_up_without_any_work(finished, monkeypatch):
     before = (finished.folder / "round-1").read_json("metrics.json")
     pipeline.run(settings(finished.folder.uri), quiet())
     assert (finished.folder / "round-1").read_json("metrics.json") == before
+
+
+def test_single_stages_skip_what_is_done_and_take_the_first_round_that_needs_them(finished, ray_session):
+    small = settings(finished.folder.uri)
+    assert [pipeline.run_stage(small, quiet(), name) for name in pipeline.STAGES] == [2] * 5
+    scored = finished.stage(1, "captions_scored/m1-greedy")
+    expected = finished.round(1).read_json("metrics.json")
+    for name in ("metrics.json", "label_free.json"):
+        (finished.round(1) / name).remove()
+    scored.remove()
+    assert pipeline.run_stage(small, quiet(), "evaluate") == 1
+    assert scored.rows() == 60
+    assert finished.round(1).read_json("metrics.json") == expected
+
+
+def test_a_stage_whose_turn_has_not_come_is_refused_and_leaves_nothing(tmp_path):
+    small = settings(tmp_path / "run")
+    for name, number, needed in [
+        ("score", None, "'score' of round 1 needs 'generate' of round 1.*first do `jsfree generate --round 1`"),
+        ("generate", 2, "'generate' of round 2 needs 'generate' of round 1"),
+        ("train", 1, "'train' of round 1 needs 'generate' of round 1"),
+    ]:
+        with pytest.raises(RunError, match=needed):
+            pipeline.run_stage(small, quiet(), name, number)
+    with pytest.raises(ConfigError, match="--round 3: the run has rounds 1 to 2"):
+        pipeline.run_stage(small, quiet(), "generate", 3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_stages_one_by_one_make_what_a_run_makes(finished, ray_session, tmp_path):
+    alone = settings(tmp_path / "run", source={"count": 48}, rounds=1)
+    for name in ("generate", "score", "select"):
+        assert pipeline.run_stage(alone, quiet(), name) == 1
+    made = Run.existing(alone.run)
+    first = [row["sample_id"] for row in finished.stage(1, "samples").read_shards(schemas.SAMPLES).to_pylist()[:48]]
+    assert [row["sample_id"] for row in made.stage(1, "samples").read_shards(schemas.SAMPLES).to_pylist()] == first
+    assert made.stage(1, "scored").rows() == 48
+    assert made.stage(1, "selected").rows() > 0
+    with pytest.raises(RunError, match="'evaluate' of round 1 needs 'train' of round 1"):
+        pipeline.run_stage(alone, quiet(), "evaluate")
 
 
 def test_other_settings_are_refused_with_the_key_and_the_remedy(finished):

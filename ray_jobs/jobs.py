@@ -1,0 +1,50 @@
+"""What is different for a driver that `ray job submit` started.
+
+Its folder is a temporary copy of the uploaded one, so relative paths start elsewhere; its environment was made
+before the upload and may not fit it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from jsfree.code_version import refuse_unfit_upload
+from jsfree.config import RunConfig
+from jsfree.errors import ConfigError
+
+HOME = "JSFREE_HOME"
+SET_BY_RAY = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def in_job() -> bool:
+    """Whether Ray started this process as the driver of a submitted job."""
+    return SET_BY_RAY in os.environ
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """The configuration, with a run that outlives the job; in a job, enter the folder that JSFREE_HOME names.
+
+    Raises:
+        CodeError: the environment does not fit the uploaded code.
+        ConfigError: the run would be lost with the job's temporary folder.
+    """
+    if not in_job():
+        return config
+    refuse_unfit_upload(Path.cwd())
+    home = os.environ.get(HOME)
+    if home:
+        try:
+            os.chdir(home)
+        except OSError as error:
+            raise ConfigError(f"{HOME}={home}: {error.strerror}; let it name a folder that all nodes share") from error
+    elif not _is_absolute(config.run):
+        raise ConfigError(
+            f"run {config.run!r} is relative, and a job's folder is temporary: give --run a path that all nodes"
+            f" share or a URI, or set {HOME} on the nodes to the folder that relative paths start from"
+        )
+    return config if _is_absolute(config.run) else config.model_copy(update={"run": os.path.abspath(config.run)})
+
+
+def _is_absolute(path: str) -> bool:
+    return "://" in path or os.path.isabs(path)

@@ -1,0 +1,63 @@
+"""What fits a cluster: replicas a node, and how far an autoscaler can go; the shipped cluster.yaml is one case."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jsfree.config import Resources
+from ray_jobs.capacity import describe, fitting, inventory, most_room, nobody_launches
+
+A100 = {"CPU": 96.0, "GPU": 8.0, "accelerator_type:A100": 1.0}
+SHIPPED = yaml.safe_load((Path(__file__).parents[2] / "cluster.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("asked", "replicas"),
+    [
+        ({"gpus": 1}, 8),
+        ({"gpus": 1, "cpus": 16}, 6),
+        ({"gpus": 0.25}, 32),
+        ({"gpus": 0.3}, 24),  # three to a GPU: a replica's fraction is of one GPU
+        ({"gpus": 3}, 2),
+        ({"gpus": 1, "accelerator_type": "A100"}, 8),
+        ({"gpus": 1, "accelerator_type": "L4"}, 0),
+        ({"cpus": 0.1}, 100),
+        ({"cpus": 0}, 100),
+    ],
+)
+def test_replicas_a_node_follow_from_what_each_reserves(asked, replicas):
+    assert fitting(A100, Resources(replicas=100, **asked)) == replicas
+
+
+@pytest.mark.parametrize(
+    ("asked", "most"),
+    [
+        ({"gpus": 1, "cpus": 8, "accelerator_type": "A100"}, 8),
+        ({"gpus": 1, "cpus": 4, "accelerator_type": "L40S"}, 16),
+        ({"gpus": 1, "cpus": 4}, 24),
+        ({"gpus": 1, "accelerator_type": "H100"}, 0),
+        ({"gpus": 8}, 1),
+    ],
+)
+def test_the_shipped_cluster_grows_to_what_its_file_says(asked, most):
+    assert most_room(Resources(replicas=100, **asked), {"abc": "head"}, SHIPPED) == most
+
+
+def test_what_is_not_known_is_not_guessed():
+    asked = Resources(replicas=4, gpus=1)
+    assert most_room(asked, {}, SHIPPED) is None  # no autoscaler has reported yet
+    assert most_room(asked, {"abc": "head"}, {}) is None  # the driver is not on the head node
+    assert most_room(asked, {"abc": "other"}, SHIPPED) is None  # the file is of another cluster
+    assert nobody_launches({"abc": "node_abc"})
+    assert not nobody_launches({"abc": "node_abc", "def": "head"})
+    assert not nobody_launches({})
+    silent = {"head_node_type": "head", "available_node_types": {"head": {"resources": {"CPU": 1}}, "gpu": {}}}
+    assert most_room(asked, {"abc": "head"}, silent) is None  # its resources are found out when it starts
+    unnamed = {"gpu": {"resources": {"CPU": 8, "GPU": 4}, "max_workers": 2}}
+    assert most_room(Resources(gpus=1, accelerator_type="L4"), {"abc": "gpu"}, {"available_node_types": unnamed}) == 4
+
+
+def test_words():
+    assert describe(Resources(cpus=4, gpus=0.25, accelerator_type="L4")) == "4 CPU + 0.25 GPU of type L4"
+    assert inventory([A100, {"CPU": 4.0}]) == "2 nodes, 100 CPU, 8 GPU of type A100"

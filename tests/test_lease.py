@@ -1,0 +1,214 @@
+"""The lease of a run, held and asked for by processes of their own, on a disk and on a store without locks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from jsfree.errors import LeaseError, StorageError
+from jsfree.lease import LEASE, LOCK, Holder, Lease, Timing
+from jsfree.storage import Folder
+
+QUICK = Timing(renew=0.2, stale=1.5, settle=1.0)
+# A driver: takes the lease, says so, works until its input ends, and says what came of it.
+DRIVER = """
+import sys, time
+from jsfree.errors import JsfreeError
+from jsfree.lease import Lease, Timing
+from jsfree.storage import Folder
+
+try:
+    with Lease(Folder(sys.argv[1]), Timing(renew=0.2, stale=1.5, settle=1.0)):
+        print("held", flush=True)
+        sys.stdin.readline()
+        if sys.argv[2:] == ["fail"]:
+            raise RuntimeError("the stage failed")
+    print("ended", flush=True)
+except JsfreeError as error:
+    print(error, flush=True)
+"""
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts drivers; what still runs when the test ends is killed."""
+    running: list[subprocess.Popen[str]] = []
+
+    def driver(uri: str, *arguments: str) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, uri, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield driver
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def line_of(process: "subprocess.Popen[str]") -> str:
+    return process.stdout.readline().strip()
+
+
+@pytest.fixture(params=["disk", "store"])
+def uri(request, tmp_path) -> str:
+    """A folder that processes share: with locks, and through a filesystem that fsspec knows no locks of."""
+    path = f"{tmp_path}/run"
+    (tmp_path / "run").mkdir()
+    return path if request.param == "disk" else f"dir://run::file://{tmp_path}"
+
+
+def lease_of(tmp_path: Path) -> dict:
+    return json.loads((tmp_path / "run" / LEASE).read_text())
+
+
+def written_by_another(tmp_path: Path, **changes) -> Holder:
+    """A lease of a driver on another machine."""
+    holder = replace(Holder.this_process(QUICK), host="node-7", pid=4711, machine="another boot", user="ada", **changes)
+    Folder(f"{tmp_path}/run").write_json(LEASE, asdict(holder))
+    return holder
+
+
+def test_the_second_driver_is_told_who_works_on_the_run(uri, tmp_path, start):
+    first = start(uri)
+    assert line_of(first) == "held"
+    second = line_of(start(uri))
+    held = lease_of(tmp_path)
+    assert f"is worked on by {held['user']} on {held['host']} (process {first.pid}) since {held['since']}" in second
+    assert "last sign of life " in second
+    assert "choose another folder with --run" in second
+    first.stdin.write("\n")
+    first.stdin.flush()
+    assert line_of(first) == "ended"
+    assert not (tmp_path / "run" / LEASE).exists()
+    assert line_of(start(uri)) == "held"
+
+
+def test_of_drivers_that_start_together_one_gets_the_lease(uri, start):
+    drivers = [start(uri) for _ in range(4)]
+    said = [line_of(driver) for driver in drivers]
+    assert said.count("held") == 1, said
+    assert sum("is worked on by" in line for line in said) == 3, said
+
+
+def test_a_killed_driver_of_this_machine_is_followed_at_once(tmp_path, start):
+    first = start(f"{tmp_path}/run")
+    assert line_of(first) == "held"
+    first.kill()
+    os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)  # a zombie from here on
+    began = time.monotonic()
+    with Lease(Folder(f"{tmp_path}/run"), replace(QUICK, stale=60)):
+        assert time.monotonic() - began < QUICK.renew
+        assert lease_of(tmp_path)["pid"] == os.getpid()
+
+
+def test_a_process_number_that_was_given_out_again_is_no_holder(tmp_path):
+    mine = Holder.this_process(QUICK)
+    Folder(f"{tmp_path}/run").write_json(LEASE, asdict(replace(mine, started="1")))
+    with Lease(Folder(f"{tmp_path}/run"), QUICK):
+        assert lease_of(tmp_path)["token"] != mine.token
+
+
+@pytest.mark.parametrize("end", ["fail", signal.SIGTERM, signal.SIGINT])
+def test_the_lease_is_released_however_the_driver_ends(tmp_path, start, end):
+    driver = start(f"{tmp_path}/run", *(["fail"] if end == "fail" else []))
+    assert line_of(driver) == "held"
+    if end == "fail":
+        driver.stdin.write("\n")
+        driver.stdin.flush()
+    else:
+        driver.send_signal(end)
+    driver.wait(10)
+    assert driver.returncode not in (0, -signal.SIGTERM)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+
+
+def test_a_lease_is_renewed_while_its_holder_lives(uri, tmp_path, start):
+    assert line_of(start(uri)) == "held"
+    before = lease_of(tmp_path)
+    time.sleep(QUICK.stale + 2 * QUICK.renew)
+    after = lease_of(tmp_path)
+    assert {**after, "renewed": ""} == {**before, "renewed": ""}
+    assert after["renewed"] > before["renewed"]
+    assert "is worked on by" in line_of(start(uri))
+
+
+def test_a_fresh_lease_of_another_machine_is_respected_and_a_stale_one_taken(uri, tmp_path):
+    written_by_another(tmp_path)
+    with pytest.raises(LeaseError, match=r"ada on node-7 \(process 4711\).* for 1\.5 s its lease is taken over"):
+        Lease(Folder(uri), QUICK).__enter__()
+    old = (datetime.now(UTC) - timedelta(seconds=5)).isoformat()
+    written_by_another(tmp_path, renewed=old)
+    with Lease(Folder(uri), QUICK):
+        assert lease_of(tmp_path)["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("hours", [-3, 3])
+def test_a_live_holder_whose_clock_is_wrong_is_not_taken_for_dead(tmp_path, hours):
+    def at() -> str:
+        return (datetime.now(UTC) + timedelta(hours=hours)).isoformat()
+
+    holder = written_by_another(tmp_path, renewed=at())
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(0.1):
+            Folder(f"{tmp_path}/run").write_json(LEASE, asdict(replace(holder, renewed=at())))
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        with pytest.raises(LeaseError, match="ada on node-7"):
+            Lease(Folder(f"{tmp_path}/run"), QUICK).__enter__()
+    finally:
+        ended.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("how", ["taken over by ada on node-7", "removed"])
+def test_a_driver_that_lost_its_lease_stops_and_leaves_that_of_the_other(uri, tmp_path, start, how):
+    driver = start(uri)
+    assert line_of(driver) == "held"
+    if how == "removed":
+        (tmp_path / "run" / LEASE).unlink()
+    else:
+        other = written_by_another(tmp_path)
+    told = line_of(driver)  # its input is open: it was interrupted
+    assert f"its lease was {how}" in told
+    assert "what was finished stays" in told
+    if how != "removed":
+        assert lease_of(tmp_path)["token"] == other.token
+
+
+def test_a_lease_that_cannot_be_renewed_is_given_up_before_others_take_it(tmp_path, monkeypatch):
+    folder = Folder(f"{tmp_path}/run")
+    with pytest.raises(LeaseError, match=r"could not be renewed for 1\.5 s .*No space left"):  # noqa: SIM117, PT012
+        with Lease(folder, QUICK):
+
+            def full(*_):
+                raise StorageError("No space left")
+
+            monkeypatch.setattr(folder, "write", full)
+            time.sleep(10)
+
+
+def test_a_lease_of_another_version_is_named(tmp_path):
+    Folder(f"{tmp_path}/run").write_json(LEASE, {"holder": "someone"})
+    with pytest.raises(StorageError, match=r"lease\.json is no lease of this version; delete it"):
+        Lease(Folder(f"{tmp_path}/run"), QUICK).__enter__()
