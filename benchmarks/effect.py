@@ -24,7 +24,7 @@ from typing import Any
 from jsfree import config as configuration
 from jsfree.evaluation.statistics import wilson
 from jsfree.storage import Run
-from ray_jobs import pipeline
+from ray_jobs import describe, pipeline
 from ray_jobs.console import Reporter
 
 ROOT = Path(__file__).parents[1]
@@ -119,8 +119,8 @@ def write(figures: dict[str, Any], arguments: argparse.Namespace, loads: list[fl
     result = {
         "benchmark": "effect",
         "date": date,
-        "hardware": pipeline.hardware(),
-        "versions": {name: version(name) for name in pipeline.VERSIONS},
+        "hardware": describe.hardware(),
+        "versions": {name: version(name) for name in describe.VERSIONS},
         "load": loads,
         "command": shlex.join(["python", *sys.argv]),
         "ratios": {},

@@ -11,14 +11,15 @@ import pytest
 
 import jsfree
 import ray_jobs
+import serve
 from jsfree import config
 
 ROOT = Path(jsfree.__file__).parents[1]
-SOURCES = [path for package in ("jsfree", "ray_jobs") for path in sorted((ROOT / package).rglob("*.py"))]
+SOURCES = [path for package in ("jsfree", "ray_jobs", "serve") for path in sorted((ROOT / package).rglob("*.py"))]
 TABLES = {"jsfree/miniworld/vocabulary.py", "jsfree/config.py"}
 MODULES = [
     info.name
-    for package in (jsfree, ray_jobs)
+    for package in (jsfree, ray_jobs, serve)
     for info in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
     if not info.name.endswith("__main__")
 ]
@@ -47,6 +48,21 @@ def functions(path: Path) -> Iterator[tuple[str, int]]:
 @pytest.mark.parametrize("path", [p for p in SOURCES if name_of(p).startswith("jsfree/")], ids=name_of)
 def test_the_method_knows_no_ray(path):
     assert not imports(path) & {"ray", "ray_jobs", "serve"}
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if name_of(p).startswith("serve/")], ids=name_of)
+def test_serving_knows_no_jobs(path):
+    assert "ray_jobs" not in imports(path)
+
+
+def test_the_http_side_imports_no_model():
+    """A Serve replica that only admits requests and hands them on must start in a moment, without torch."""
+    import subprocess
+    import sys
+
+    code = "import sys, serve.app; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
