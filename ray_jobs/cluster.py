@@ -147,11 +147,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _root(error: BaseException) -> BaseException:
     """What an error was raised for in the first place; not what happened to be handled at that time."""
     from ray.data.exceptions import SystemException
+    from ray.exceptions import UserCodeException
 
     for _ in range(100):
         failures = getattr(error, "worker_failures", None) or {}
         inner = next(iter(failures.values()), None) or getattr(error, "cause", None) or error.__cause__
-        if not isinstance(inner, BaseException) or isinstance(inner, SystemException):  # which says nothing
+        # The last two say nothing; what carries them has the traceback as text.
+        if not isinstance(inner, BaseException) or isinstance(inner, SystemException | UserCodeException):
             break
         error = inner
     return error
