@@ -14,10 +14,11 @@ help: ## this list
 demo: setup ## the whole loop on MiniWorld, 2 CPU cores, no GPU, no network
 	$(BIN)/jsfree run --config configs/miniworld.yaml
 
-test: setup ## all tests
-	$(BIN)/pytest
+test: setup ## the tests, without those marked slow
+	$(BIN)/pytest -m "not slow"
 
-check: lint types test ## lint, types and tests: what CI runs
+check: lint types ## lint, types and all tests: what CI runs
+	$(BIN)/pytest
 
 lint: setup ## ruff
 	$(BIN)/ruff format --check .
