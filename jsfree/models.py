@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -144,14 +143,11 @@ def load_captioner(
         files: where to and whether from the hub; the environment's settings when omitted.
 
     Raises:
-        ModelError: the reference leads nowhere, is gated, or is no whole LLaVA checkpoint; or there is no
-            ``accelerate`` to lay a model out.
+        ModelError: the reference leads nowhere, is gated, or is no whole LLaVA checkpoint.
     """
     if torch.device(device).type == "cuda":
         check_dtype(visible_gpu(1), dtype)
     laid_out = device_map == "auto"
-    if laid_out and find_spec("accelerate") is None:
-        raise ModelError("captioner.device_map: auto needs the package 'accelerate'; install it, or use single")
     from safetensors import SafetensorError
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
     from transformers.utils import logging as transformers_logging

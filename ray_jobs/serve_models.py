@@ -129,8 +129,10 @@ def _serving(config: RunConfig, application: Any, is_local: bool) -> Iterator[No
         answering = True
         yield
     finally:
-        if answering or not is_local:  # a local cluster ends with this process, and what is half started with it
+        if not is_local:
             ray_serve.shutdown()
+        elif answering:  # the rest ends with the cluster, and the cluster with this process
+            ray_serve.delete(NAME)
 
 
 def _reason(error: Exception) -> str:

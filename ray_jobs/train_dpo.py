@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -106,8 +106,7 @@ def _run(current: Round, job: TrainJob, pairs: int, fingerprint: str) -> Manifes
     current.claim("train", config.train.resources, config.train.resources.replicas)
     with current.reporter.progress("train", total) as update, _watched(Folder(job.output), update), explained("train"):
         _check(job, total)
-        with _own_sigint():
-            _fit(job, fingerprint)
+        _beside(lambda: _fit(job, fingerprint))
     steps: list[Step] = Folder(job.output).read_json(STEPS)
     seconds = sum(step["seconds"] for step in steps) * config.train.resources.replicas
     tokens = int(sum(step["tokens"] for step in steps))
@@ -166,19 +165,20 @@ def scaling(resources: Resources) -> ScalingConfig:
     )
 
 
-@contextmanager
-def _own_sigint() -> Iterator[None]:
-    """Have Ctrl-C interrupt; Ray Train would end the driver as if all was done, and keep its handler for good."""
-    kept = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:
-        if error.code:
-            raise
-        raise KeyboardInterrupt from error
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, kept)
+def _beside(work: Callable[[], object]) -> None:
+    """Do something in a thread and wait for it: in the main thread Ray Train would take Ctrl-C for itself."""
+    done: Future[None] = Future()
+
+    def do() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=do, name="fit", daemon=True).start()
+    done.result()
 
 
 @contextmanager

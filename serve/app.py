@@ -150,7 +150,10 @@ def serving_config(run: str, overrides: list[str]) -> RunConfig:
     for role in (BEFORE, AFTER):
         gpus = getattr(config.serve, role).gpus
         if gpus > 1 and config.captioner.device_map == "single":
-            raise ConfigError(f"serve.{role}.gpus: {gpus:g}, but a model uses one GPU; set it to 1 at most")
+            raise ConfigError(
+                f"serve.{role}.gpus: {gpus:g}, but with the run's 'captioner.device_map: single' a model uses one GPU;"
+                " set it to 1 at most"
+            )
     return config
 
 

@@ -75,7 +75,13 @@ def uri(request, tmp_path) -> str:
 
 
 def lease_of(tmp_path: Path) -> dict:
-    return json.loads((tmp_path / "run" / LEASE).read_text())
+    """The lease as it is; what stands for a store writes files in place, so one may be seen empty."""
+    path = tmp_path / "run" / LEASE
+    for _ in range(100):
+        if text := path.read_text():
+            break
+        time.sleep(0.01)
+    return json.loads(text)
 
 
 def written_by_another(tmp_path: Path, **changes) -> Holder:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from local_hub import LocalHub, Repo
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from jsfree import config
@@ -159,7 +160,10 @@ def test_a_run_takes_both_models_from_the_hub_and_keeps_to_their_commits(tmp_pat
     }
 
 
-def test_a_model_over_several_gpus_needs_accelerate(monkeypatch):
-    monkeypatch.setattr("jsfree.models.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match="device_map: auto needs the package 'accelerate'"):
-        load_captioner("miniworld:captioner", device_map="auto")
+def test_a_model_that_is_laid_out_over_the_devices_at_hand_is_the_same_model():
+    laid_out = load_captioner("miniworld:captioner", device_map="auto")
+    whole = load_captioner("miniworld:captioner")
+    picture = Image.new("RGB", (64, 64), "red")
+    inputs = whole.processor(text="<image> Describe image in detail.", images=picture, return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(laid_out.model(**inputs).logits, whole.model(**inputs).logits)

@@ -2,29 +2,28 @@
 
 import os
 import signal
-import sys
+import threading
+import time
 
 import pytest
 
-from ray_jobs.train_dpo import _own_sigint
+from jsfree.errors import StageError
+from ray_jobs.train_dpo import _beside
 
 
-def leave_like_ray_train(*_: object) -> None:
-    sys.exit(0)
-
-
-def test_ctrl_c_interrupts_training_and_the_handler_is_ours_again():
+def test_a_signal_ends_the_wait_for_training_with_the_handler_of_the_driver():
     kept = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), _own_sigint():  # noqa: PT012
-        signal.signal(signal.SIGINT, leave_like_ray_train)
-        os.kill(os.getpid(), signal.SIGINT)
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        _beside(lambda: time.sleep(20))
+    assert time.monotonic() - started < 10
     assert signal.getsignal(signal.SIGINT) is kept
 
 
-def test_another_end_stays_what_it_is():
-    kept = signal.getsignal(signal.SIGINT)
-    with pytest.raises(SystemExit) as ended, _own_sigint():  # noqa: PT012
-        signal.signal(signal.SIGINT, leave_like_ray_train)
-        raise SystemExit(143)
-    assert ended.value.code == 143
-    assert signal.getsignal(signal.SIGINT) is kept
+def test_what_training_raises_is_raised():
+    def failing() -> None:
+        raise StageError("no more memory")
+
+    with pytest.raises(StageError, match="no more memory"):
+        _beside(failing)
