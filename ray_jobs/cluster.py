@@ -13,7 +13,7 @@ from typing import Any
 
 from jsfree import errors
 from jsfree.config import RunConfig
-from jsfree.errors import JsfreeError, StageError
+from jsfree.errors import ConfigError, JsfreeError, StageError
 
 QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -46,6 +46,7 @@ class Cluster:
         """Have a Ray session; one that the caller started is used and left alone.
 
         Raises:
+            ConfigError: RAY_ADDRESS is an address for submitting jobs.
             StageError: there is no cluster at the configured address.
         """
         for name, value in QUIET.items():
@@ -55,6 +56,10 @@ class Cluster:
         if ray.is_initialized():
             return
         address = self.config.ray.address or os.environ.get("RAY_ADDRESS")
+        if address and address.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"{address!r} takes submitted jobs, not drivers; unset RAY_ADDRESS to work here, or `ray job submit`"
+            )
         local = {"num_cpus": self.config.ray.num_cpus or self._cpus(), "include_dashboard": False}
         try:
             with _own_sigterm(), _silent_stderr():  # the backend announces its log level there, before it heeds it

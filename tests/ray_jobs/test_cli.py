@@ -124,3 +124,11 @@ def test_a_run_that_another_driver_works_on_is_refused_and_its_report_is_not(tmp
     assert f"(process {os.getpid()}) since " in done.stderr
     assert done.stderr.count("\n") == 1
     assert reported.returncode == 0, reported.stderr
+
+
+def test_an_address_for_submitting_jobs_is_no_cluster_to_join(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    done = jsfree(*run_in(tmp_path))
+    assert done.returncode == 2, done.stderr
+    assert "'http://127.0.0.1:8265' takes submitted jobs, not drivers; unset RAY_ADDRESS" in done.stderr
+    assert "Traceback" not in done.stderr
