@@ -1,6 +1,6 @@
 # Every target sets up what it needs: uv (in .uv/ where the machine has none) and the locked environment.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types effect setup clean
+.PHONY: help demo test check lint types effect bench setup clean
 
 PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/dev/null && echo python3.12 || echo python3)
 SYSTEM_UV := $(shell command -v uv 2>/dev/null)
@@ -11,7 +11,7 @@ export UV_PYTHON_DOWNLOADS := never
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-demo: setup ## the whole loop on MiniWorld, 2 CPU cores, no GPU, no network
+demo: setup ## the whole loop on MiniWorld, 2 CPU cores, no GPU, no network once installed
 	$(BIN)/jsfree run --config configs/miniworld.yaml
 
 test: setup ## the tests, without those marked slow
@@ -29,6 +29,11 @@ types: setup ## mypy, strict
 
 effect: setup ## the effect on three seeds, default and paper setting (about 30 minutes)
 	$(BIN)/python benchmarks/effect.py
+
+bench: setup ## speed of generation and scoring against their peers (about 10 minutes)
+	$(UV) sync --frozen --group bench
+	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/scoring.py
 
 setup: .venv/.synced
 

@@ -10,21 +10,17 @@ The result is written to ``benchmarks/results/effect_<date>_<hardware>.json`` an
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-import shlex
 import statistics
-import sys
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from measuring import publish
 
 from jsfree import config as configuration
 from jsfree.evaluation.statistics import wilson
 from jsfree.storage import Run
-from ray_jobs import describe, pipeline
+from ray_jobs import pipeline
 from ray_jobs.console import Reporter
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +38,8 @@ def main() -> None:
             runs = [loop(name, file, seed, arguments) for seed in arguments.seeds]
             figures[name] = {"seeds": arguments.seeds, **summary(runs)}
     loads.append(os.getloadavg()[0])
-    write(figures, arguments, loads)
+    suffix = f"-{arguments.weights.name}" if arguments.weights else ""
+    publish(f"effect{suffix}", {}, figures, loads)
 
 
 def parse() -> argparse.Namespace:
@@ -110,27 +107,6 @@ def inversion(run: Run) -> dict[str, Any]:
         "right_share": interval.value,
         "interval": [interval.low, interval.high],
     }
-
-
-def write(figures: dict[str, Any], arguments: argparse.Namespace, loads: list[float]) -> None:
-    """Write the dated result and print it."""
-    hardware = f"{os.cpu_count()}cpu-{platform.machine()}"
-    date = datetime.now(UTC).date().isoformat()
-    result = {
-        "benchmark": "effect",
-        "date": date,
-        "hardware": describe.hardware(),
-        "versions": {name: version(name) for name in describe.VERSIONS},
-        "load": loads,
-        "command": shlex.join(["python", *sys.argv]),
-        "ratios": {},
-        "figures": figures,
-    }
-    suffix = f"-{arguments.weights.name}" if arguments.weights else ""
-    path = ROOT / "benchmarks" / "results" / f"effect{suffix}_{date}_{hardware}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
 
 
 if __name__ == "__main__":

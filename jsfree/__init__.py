@@ -3,6 +3,9 @@
 This package is the method; it knows no Ray. ``ray_jobs`` runs it on a cluster, ``serve`` answers HTTP.
 """
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
-__version__ = version("jsfree")
+try:
+    __version__ = version("jsfree")
+except PackageNotFoundError:  # imported from a checkout that is not installed
+    __version__ = "0+checkout"

@@ -7,117 +7,162 @@ object works in a loop, in a Ray Data actor and in a test.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import cast
 
-from PIL import Image
+import torch
 
 from jsfree import schemas
-from jsfree.config import Decoding, RunConfig, Source
-from jsfree.decoding.engine import DualPathDecoder
+from jsfree.config import RunConfig, Source
+from jsfree.decoding.engine import DualPathEngine
+from jsfree.decoding.mixing import NAMED, contrast_of
 from jsfree.decoding.requests import Caption, Request
 from jsfree.decoding.sampling import noise_key
 from jsfree.errors import RowError
 from jsfree.images import load_image
-from jsfree.models import load_captioner
+from jsfree.models import Captioner, load_captioner
 from jsfree.ratios import draw_ratios
 from jsfree.schemas import ImageRef, Sample, StageOutput
 
 log = logging.getLogger(__name__)
+READ_AHEAD = 64
+"""Images that are read while others are decoded."""
 
 
-class Captioning:
-    """A captioner with its decoder and guarded image loading, shared by the stage classes below."""
+class Reading:
+    """Guarded reading and preprocessing of images, in threads, ahead of the decoding."""
 
-    def __init__(self, config: RunConfig, model_ref: str, device: str) -> None:
-        settings = config.captioner
-        self.config = config
-        self.captioner = load_captioner(
-            model_ref, device, settings.dtype, settings.preprocessing, settings.device_map, config.models
-        )
-        self.decoder = DualPathDecoder(self.captioner, config.generate.batch_size, config.generate.mixing)
+    def __init__(self, captioner: Captioner, threads: float) -> None:
+        self._captioner = captioner
+        self._readers = ThreadPoolExecutor(max(1, int(threads)), "read-image")
 
-    def load(
-        self, samples: Sequence[Sample], limits: Source, stage: str
-    ) -> tuple[list[tuple[Sample, Image.Image]], StageOutput]:
-        """Load the samples' images; what cannot be loaded becomes an error row of the returned output."""
-        output = StageOutput()
-        loaded: list[tuple[Sample, Image.Image]] = []
+    def read(
+        self, samples: Sequence[Sample], limits: Source, stage: str, output: StageOutput
+    ) -> Iterator[tuple[Sample, torch.Tensor]]:
+        """Samples with their pixels, in order; one that cannot be read becomes an error row of ``output`` instead."""
+        waiting: deque[tuple[Sample, Future[tuple[torch.Tensor, str]]]] = deque()
         for sample in samples:
-            try:
-                image, sha256 = load_image(sample["image"], limits)
-            except RowError as error:
-                output.errors.append(error_row(sample["sample_id"], stage, error))
-                continue
-            known = cast(ImageRef, {**sample["image"], "sha256": sha256})
-            loaded.append((cast(Sample, {**sample, "image": known}), image))
-        return loaded, output
+            waiting.append((sample, self._readers.submit(self._one, sample["image"], limits)))
+            if len(waiting) >= READ_AHEAD:
+                yield from self._taken(*waiting.popleft(), stage, output)
+        for each in waiting:
+            yield from self._taken(*each, stage, output)
+
+    def _one(self, image: ImageRef, limits: Source) -> tuple[torch.Tensor, str]:
+        loaded, sha256 = load_image(image, limits)
+        return self._captioner.pixels(loaded), sha256
+
+    @staticmethod
+    def _taken(
+        sample: Sample, done: Future[tuple[torch.Tensor, str]], stage: str, output: StageOutput
+    ) -> Iterator[tuple[Sample, torch.Tensor]]:
+        try:
+            pixels, sha256 = done.result()
+        except RowError as error:
+            output.errors.append(error_row(sample["sample_id"], stage, error))
+            return
+        image = cast(ImageRef, {**sample["image"], "sha256": sha256})
+        yield cast(Sample, {**sample, "image": image}), pixels
 
 
-class PairGenerator(Captioning):
+class PairGenerator:
     """Stage 1: two captions an image by dual-path decoding (paper, section 3.2 and Algorithm 1, lines 3-8)."""
 
     def __init__(self, config: RunConfig, model_ref: str, round_number: int, device: str = "cpu") -> None:
-        super().__init__(config, model_ref, device)
+        self.config = config
         self.round_number = round_number
+        settings = config.generate
+        self.captioner = captioner_of(config, model_ref, device)
+        self._reading = Reading(self.captioner, settings.resources.cpus)
+        self.engine = DualPathEngine(
+            self.captioner,
+            settings.slots,
+            mixed=0.5 if settings.ratios.winner == "zero" else 1.0,
+            mixing_of=NAMED[settings.mixing],
+            kv_cache_gib=settings.kv_cache_gib,
+            compiling=settings.compile,
+        )
 
     def __call__(self, samples: Sequence[Sample]) -> StageOutput:
         """Rows of ``schemas.PAIRS``, one a sample whose image loads."""
-        loaded, output = self.load(samples, self.config.source, "pairs")
-        ratios = [self._ratios(sample) for sample, _ in loaded]
-        requests = [
-            self._request(sample, image, role, ratio)
-            for (sample, image), pair in zip(loaded, ratios, strict=True)
-            for role, ratio in zip((schemas.LOW, schemas.HIGH), pair, strict=True)
-        ]
-        captions = self.decoder.decode(requests)
-        for (sample, _), pair, low, high in zip(loaded, ratios, captions[::2], captions[1::2], strict=True):
+        output = StageOutput()
+        read: list[tuple[Sample, tuple[float, float]]] = []
+
+        def requests() -> Iterator[Request]:
+            for sample, pixels in self._reading.read(samples, self.config.source, "pairs", output):
+                ratios = self._ratios(sample)
+                read.append((sample, ratios))
+                for role, ratio in zip((schemas.LOW, schemas.HIGH), ratios, strict=True):
+                    yield self._request(sample, pixels, role, ratio)
+
+        captions = self.engine.decode(requests())
+        for (sample, ratios), low, high in zip(read, captions[::2], captions[1::2], strict=True):
             output.tokens += len(low.token_ids) + len(high.token_ids)
             output.rows.append(
-                {**sample, "low": _decoded(low, pair[0]), "high": _decoded(high, pair[1]), "seed": self.config.seed}
+                {**sample, "low": _decoded(low, ratios[0]), "high": _decoded(high, ratios[1]), "seed": self.config.seed}
             )
         return output
 
     def _ratios(self, sample: Sample) -> tuple[float, float]:
         return draw_ratios(self.config.generate.ratios, self.config.seed, self.round_number, sample["sample_id"])
 
-    def _request(self, sample: Sample, image: Image.Image, role: str, ratio: float) -> Request:
+    def _request(self, sample: Sample, pixels: torch.Tensor, role: str, ratio: float) -> Request:
         key = noise_key(self.config.seed, self.round_number, sample["sample_id"], role)
         decoding = self.config.generate.decoding
-        return Request(f"{sample['sample_id']}/{role}", image, sample["prompt"], ratio, key, decoding)
+        return Request(f"{sample['sample_id']}/{role}", pixels, sample["prompt"], ratio, key, decoding)
 
 
-class CaptionWriter(Captioning):
-    """Captions of one model for evaluation, decoded with the image alone (h = 0)."""
+class CaptionWriter:
+    """Captions of one model for evaluation: with the image alone (h = 0), or by a contrastive baseline."""
 
     def __init__(self, config: RunConfig, model_ref: str, model: str, mode: str, device: str = "cpu") -> None:
-        super().__init__(config, model_ref, device)
+        self.config = config
         self.model = model
         self.mode = mode
-        self.decoding: Decoding = config.evaluate.modes[mode]
+        self.decoding = config.evaluate.modes[mode]
+        contrast, settings = self.decoding.contrast, config.generate
+        self.captioner = captioner_of(config, model_ref, device)
+        self._reading = Reading(self.captioner, settings.resources.cpus)
+        self.engine = DualPathEngine(
+            self.captioner,
+            settings.slots,
+            mixed=1.0 if contrast else 0.0,
+            seats=1,
+            images=1.0,
+            mixing_of=contrast_of(contrast) if contrast else None,
+            kv_cache_gib=settings.kv_cache_gib,
+            compiling=settings.compile,
+        )
 
     def __call__(self, samples: Sequence[Sample]) -> StageOutput:
         """Rows of ``schemas.CAPTIONS``, one a sample whose image loads.
 
         The noise does not depend on the model, so that captions before and after are compared on one stream.
         """
-        loaded, output = self.load(samples, self.config.evaluate.source, "captions")
-        requests = [
-            Request(
-                sample["sample_id"],
-                image,
-                sample["prompt"],
-                0.0,
-                noise_key(self.config.seed, 0, sample["sample_id"], self.mode),
-                self.decoding,
-            )
-            for sample, image in loaded
-        ]
-        for (sample, _), caption in zip(loaded, self.decoder.decode(requests), strict=True):
+        output = StageOutput()
+        read: list[Sample] = []
+
+        def requests() -> Iterator[Request]:
+            for sample, pixels in self._reading.read(samples, self.config.evaluate.source, "captions", output):
+                read.append(sample)
+                key = noise_key(self.config.seed, 0, sample["sample_id"], self.mode)
+                ratio = 1.0 if self.decoding.contrast else 0.0
+                yield Request(sample["sample_id"], pixels, sample["prompt"], ratio, key, self.decoding)
+
+        captions = self.engine.decode(requests())
+        for sample, caption in zip(read, captions, strict=True):
             output.tokens += len(caption.token_ids)
             written = {"text": caption.text, "token_ids": list(caption.token_ids), "finish": caption.finish}
             output.rows.append({**sample, "model": self.model, "mode": self.mode, **written})
         return output
+
+
+def captioner_of(config: RunConfig, model_ref: str, device: str) -> Captioner:
+    """Load a captioner as a run's settings say."""
+    settings = config.captioner
+    return load_captioner(model_ref, device, settings.dtype, settings.preprocessing, settings.device_map, config.models)
 
 
 def error_row(sample_id: str, stage: str, error: RowError) -> schemas.ErrorRow:

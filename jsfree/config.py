@@ -24,9 +24,11 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 PLACEMENT = frozenset(
-    {"resources", "device_map", "models", "ray", "serve"} | {"checkpoint_every", "keep", "max_failures"}
+    {"resources", "device_map", "models", "ray", "serve", "slots", "kv_cache_gib", "compile"}
+    | {"checkpoint_every", "keep", "max_failures"}
 )
-"""Keys of settings that only place work, or guard it against loss: they change no result and no fingerprint."""
+"""Keys of settings that only place work, or guard it against loss: they change no result (but for the last bits of
+floating point) and no fingerprint."""
 
 
 class Section(BaseModel):
@@ -181,6 +183,23 @@ class Ratios(Section):
         return self
 
 
+class Contrast(Section):
+    """A contrastive decoding baseline of the literature, in place of Eq. 3."""
+
+    kind: Literal["vcd", "m3id"]
+    """``vcd``: Visual Contrastive Decoding (arXiv 2311.16922); ``m3id``: arXiv 2403.14003."""
+    alpha: Annotated[float, Field(ge=0)] = 1.0
+    """``vcd``: how strongly the second path is subtracted."""
+    beta: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """``vcd``: tokens less probable than this share of the most probable one are left out."""
+    noise_step: Annotated[int, Field(ge=0, le=999)] | None = 500
+    """``vcd``: how far the second path's image is noised, of 1,000 diffusion steps; ``null``: no image there."""
+    decay: Annotated[float, Field(ge=0)] = 0.02
+    """``m3id``: lambda, by how much the correction grows a token."""
+    gate: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """``m3id``: no correction where the most probable token has at least this probability."""
+
+
 class Decoding(Section):
     """How a caption is decoded from the next-token distribution."""
 
@@ -188,8 +207,29 @@ class Decoding(Section):
     """Divides the logits of each path before mixing; 0 takes the most probable token of the mixture."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus of each path's distribution, applied before mixing; 1 keeps all tokens."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Most probable tokens that are kept, before ``top_p``; 0 keeps all."""
     max_new_tokens: Positive = 96
     """A caption that has not ended by then is cut (finish ``length``)."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a caption; it ends before the first of them."""
+
+    @field_validator("stop")
+    @classmethod
+    def _stops_say_something(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in stop:
+            raise ValueError("an empty text would end every caption at once")
+        return stop
+
+
+class Mode(Decoding):
+    """A way to decode captions for evaluation."""
+
+    contrast: Contrast | None = None
+    """``null``: with the image alone; else with a baseline's contrast of two paths."""
+
+
+MixingName = Literal["probability", "logit"]
 
 
 class Generate(Section):
@@ -197,10 +237,16 @@ class Generate(Section):
 
     ratios: Ratios = Ratios()
     decoding: Decoding = Decoding()
-    mixing: Literal["probability", "logit"] = "probability"
+    mixing: MixingName = "probability"
     """``probability``: Eq. 3; ``logit``: the geometric mixture, for comparison."""
-    batch_size: Positive = 64
-    """Captions decoded together by a replica."""
+    slots: Positive = 64
+    """Captions decoded together by a replica; fewer where ``kv_cache_gib`` does not hold them."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    """Memory of a replica for keys and values; ``null``: nine tenths of what a GPU has left beside the model, half of
+    what is available on a CPU. Replicas that share a GPU (``gpus`` below 1) want a number."""
+    compile: Literal["none", "inductor", "cuda_graphs"] = "none"
+    """How a decoding step is run: as it is; compiled by torch (takes a C++ compiler on CPUs, minutes at the first
+    step); or recorded once and replayed by the GPU, which spares it waiting for Python."""
     resources: Resources = Resources()
 
 
@@ -314,7 +360,7 @@ class Evaluate(Section):
 
     source: EvaluationSource = EvaluationSource()
     """Images that no round trains on; MiniWorld's truth is known, elsewhere the label-free metrics are used."""
-    modes: dict[str, Decoding] = {"greedy": Decoding(temperature=0), "sampled": Decoding(temperature=1)}
+    modes: dict[str, Mode] = {"greedy": Mode(temperature=0), "sampled": Mode(temperature=1)}
     """How captions are decoded, by name; ``greedy`` means temperature 0 unless it says otherwise."""
     bootstrap: Positive = 2000
     """Resamples behind every 95 % interval."""
@@ -353,7 +399,9 @@ class Serve(Section):
     after: ServedModel = ServedModel()
     """Replicas of the run's last model."""
     slots: Positive = 16
-    """Captions that a replica decodes together."""
+    """Captions that a replica decodes together; fewer where ``kv_cache_gib`` does not hold them."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    """Memory of a replica for keys and values, as in ``generate``."""
     max_waiting: Annotated[int, Field(ge=0)] = 64
     """Captions that may wait for a replica's slots; a request that would add to them is refused (429)."""
     max_requests: Positive = 128

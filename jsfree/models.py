@@ -43,20 +43,19 @@ class Captioner:
         device: torch.device = self.model.device
         return device
 
-    @property
-    def index_device(self) -> torch.device:
-        """Where indices into the model's caches are: beside them, or on the CPU where they are on several GPUs."""
-        devices = set(getattr(self.model, "hf_device_map", {}).values())
-        return torch.device("cpu") if len(devices) > 1 else self.device
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """Preprocess an RGB image into ``(3, height, width)``, float32 on the CPU; of any thread."""
+        squared = pad_to_square(image, self._mean_colour) if self.preprocessing == "pad" else image
+        pixels: torch.Tensor = self.processor.image_processor(images=squared, return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+    def batch(self, pixels: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Preprocessed images as the model takes them: ``(images, 3, height, width)``, on its device, in its dtype."""
+        return torch.stack(list(pixels)).to(device=self.device, dtype=self.model.dtype)
 
     def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Preprocess RGB images into ``(images, 3, height, width)`` on the model's device and dtype."""
-        squared = (
-            [pad_to_square(image, self._mean_colour) for image in images] if self.preprocessing == "pad" else images
-        )
-        pixels = self.processor.image_processor(images=list(squared), return_tensors="pt")["pixel_values"]
-        moved: torch.Tensor = pixels.to(device=self.device, dtype=self.model.dtype)
-        return moved
+        """``batch`` of RGB images."""
+        return self.batch([self.pixels(image) for image in images])
 
     def prompt_ids(self, text: str, *, image: bool) -> list[int]:
         """Token ids of the prompt; with ``image`` the image token is repeated once per visual token."""
@@ -88,9 +87,18 @@ class Captioner:
         ids = {self.model.config.image_token_index, *(() if padding is None else (padding,))}
         return tuple(sorted(ids - self.eos_ids))
 
+    @cached_property
+    def vocabulary(self) -> int:
+        """Width of the logits."""
+        return int(self.model.config.get_text_config().vocab_size)
+
     def text(self, token_ids: Sequence[int]) -> str:
         """The caption that these completion tokens spell, without special tokens and outer blanks."""
-        return str(self.processor.tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
+        return self.spelt(token_ids).strip()
+
+    def spelt(self, token_ids: Sequence[int]) -> str:
+        """The text of completion tokens, without special tokens."""
+        return str(self.processor.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     @cached_property
     def _mean_colour(self) -> tuple[int, ...]:

@@ -12,24 +12,25 @@ import threading
 import time
 import uuid
 from asyncio import gather, get_running_loop, wrap_future
-from bisect import bisect_left
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import torch
 from PIL import Image
 
 from jsfree.config import Decoding, RunConfig
-from jsfree.decoding.engine import DualPathDecoder
+from jsfree.decoding.engine import DualPathEngine
 from jsfree.decoding.requests import Caption, Request
 from jsfree.decoding.sampling import noise_key
-from jsfree.errors import RowError, ServeError
+from jsfree.errors import DeviceError, RowError, ServeError
 from jsfree.images import load_image
-from jsfree.models import Captioner, load_captioner
+from jsfree.models import load_captioner
 from serve.protocol import Answer, Choice, Question, Refusal
 from serve.security import image_limits, image_problem
 
 log = logging.getLogger(__name__)
 IDLE_SECONDS = 1.0
+SEATS = 4  # choices of a request that share its image's prefill
 OPENERS = 2  # threads that decode images, each of up to ``max_pixels``
 
 
@@ -45,8 +46,16 @@ class Engine:
         self._settings = config.serve
         self._captioner = load_captioner(ref, device, model.dtype, model.preprocessing, model.device_map, config.models)
         self._admitted = 0  # captions of requests that are under way
-        decoder = DualPathDecoder(self._captioner, config.serve.slots)
+        decoder = DualPathEngine(
+            self._captioner,
+            config.serve.slots,
+            mixed=0.0,
+            seats=SEATS,
+            images=1.0,
+            kv_cache_gib=config.serve.kv_cache_gib,
+        )
         self._warm_up(decoder, config.prompt)
+        self._decoder = decoder
         self._loop = DecodingLoop(decoder, config.serve.stall_s)
         self._openers = ThreadPoolExecutor(OPENERS, "open-image")
         self._loop.start()
@@ -66,13 +75,16 @@ class Engine:
         self._admitted += question.choices
         try:
             captions = await self._decoded(question, length)
+        except DeviceError:
+            message = f"there is no memory for {prompt_tokens} tokens of image and text and {length} of the caption"
+            return Refusal("context_length_exceeded", message)
         except RowError as error:
             return Refusal("invalid_image", image_problem(error.kind, self._settings))
         except ServeError:
             return Refusal("unavailable", "the model has stopped; it is being replaced")
         finally:
             self._admitted -= question.choices
-        return Answer(tuple(choice_of(self._captioner, each, question.stop) for each in captions), prompt_tokens)
+        return Answer(tuple(Choice(each.text, each.finish, len(each.token_ids)) for each in captions), prompt_tokens)
 
     def check(self) -> None:
         """Whether the decoding advances.
@@ -92,23 +104,30 @@ class Engine:
         self._openers.shutdown(wait=False, cancel_futures=True)
 
     async def _decoded(self, question: Question, length: int) -> list[Caption]:
-        image = await get_running_loop().run_in_executor(self._openers, self._opened, question.image)
-        decoding = Decoding(temperature=question.temperature, top_p=question.top_p, max_new_tokens=length)
+        pixels = await get_running_loop().run_in_executor(self._openers, self._opened, question.image)
+        decoding = Decoding(
+            temperature=question.temperature, top_p=question.top_p, max_new_tokens=length, stop=question.stop
+        )
         # The stream of noise knows the image and the text, not the model: before and after share it.
         asked = f"{hashlib.sha256(question.image).hexdigest()}/{question.prompt}"
         keys = [noise_key(question.seed, 0, asked, f"choice-{index}") for index in range(question.choices)]
-        requests = [Request(uuid.uuid4().hex, image, question.prompt, 0.0, key, decoding) for key in keys]
+        requests = [Request(uuid.uuid4().hex, pixels, question.prompt, 0.0, key, decoding) for key in keys]
+        self._decoder.require_room(requests[0])
         return await gather(*(wrap_future(future) for future in self._loop.submit(requests)))
 
-    def _warm_up(self, decoder: DualPathDecoder, prompt: str) -> None:
+    def _warm_up(self, decoder: DualPathEngine, prompt: str) -> None:
         """Decode once, so that a replica that counts as ready can, and the first client does not wait for kernels."""
-        image = Image.new("RGB", (64, 64))
-        decoding = Decoding(temperature=0, max_new_tokens=2)
-        decoder.decode([Request("warm-up", image, prompt, 0.0, (0, 0, 0, 0), decoding)])
+        pixels = self._captioner.pixels(Image.new("RGB", (64, 64)))
+        decoding = Decoding(temperature=0, max_new_tokens=self._settings.max_new_tokens)
+        decoder.submit(Request("warm-up", pixels, prompt, 0.0, 0, decoding))
+        for _ in range(2):
+            decoder.step()
+        decoder.cancel("warm-up")
 
-    def _opened(self, content: bytes) -> Image.Image:
+    def _opened(self, content: bytes) -> torch.Tensor:
         reference = {"id": "sent", "uri": None, "bytes": content, "sha256": None}
-        return load_image(reference, image_limits(self._settings))[0]  # type: ignore[arg-type]
+        image = load_image(reference, image_limits(self._settings))[0]  # type: ignore[arg-type]
+        return self._captioner.pixels(image)
 
     def _prompt_tokens(self, text: str) -> int | Refusal:
         """Tokens of the prompt with its image; a text that spells tokens of the template's own is refused."""
@@ -121,21 +140,10 @@ class Engine:
         return len(ids)
 
 
-def choice_of(captioner: Captioner, caption: Caption, stops: Sequence[str]) -> Choice:
-    """A caption as the client gets it: up to the first of ``stops`` in it, and as long as it took to reach it."""
-    found = [(caption.text.index(stop), stop) for stop in stops if stop in caption.text]
-    if not found:
-        return Choice(caption.text, caption.finish, len(caption.token_ids))
-    place, stop = min(found)
-    ids = caption.token_ids
-    reached = bisect_left(range(1, len(ids) + 1), True, key=lambda count: stop in captioner.text(ids[:count]))
-    return Choice(caption.text[:place], "stop", min(reached + 1, len(ids)))
-
-
 class DecodingLoop:
     """The thread that steps a decoder."""
 
-    def __init__(self, decoder: DualPathDecoder, stall_seconds: float) -> None:
+    def __init__(self, decoder: DualPathEngine, stall_seconds: float) -> None:
         self._decoder = decoder
         self._stall_seconds = stall_seconds
         self._changed = threading.Condition()
@@ -194,7 +202,7 @@ class DecodingLoop:
                 self._admit()
                 self._drop_abandoned()
                 if self._decoder.active:
-                    self._hand_out(self._decoder.step())
+                    self._hand_out(self._decoder.step().finished)
         finally:
             self._end()
 

@@ -14,6 +14,12 @@ from jsfree.models import Captioner, load_captioner
 torch.set_num_threads(1)  # two cores: threads of one process hinder the actors of another
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(scope="session")
 def captioner() -> Iterator[Captioner]:
     """The shipped tiny LLaVA."""

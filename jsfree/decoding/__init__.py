@@ -1,1 +1,1 @@
-"""Dual-path decoding (paper, section 3.2): mixing, sampling, the literal algorithm and the batched decoder."""
+"""Dual-path decoding (paper, section 3.2): mixing, sampling, the literal algorithm and the engine."""

@@ -1,231 +1,415 @@
-"""The batched dual-path decoder: both paths with a KV cache, requests admitted and cancelled between steps.
+"""The dual-path engine: captions in flight, each in a slot that is refilled as soon as the caption ends.
 
-Requests wait in a queue. When no caption is live, a wave of up to ``slots`` requests with one prompt is
-admitted: each distinct image is prefilled once and its cache shared out to its captions, the unconditional
-prompt is prefilled once for all. Every step runs one forward per path over the rows that need it (h = 0 needs
-no unconditional path, h = 1 no conditional one) and drops the rows whose caption has ended. All rows of a wave
-have prompts of one length, so nothing is padded.
+A step is one forward of the model over a fixed number of rows: a row a slot for the path with the image, and rows
+of the second path for captions that mix it in (h = 0 needs none; h = 1 needs no image). An image with its prompt
+is prefilled alone, once for all its captions that are decoded together, and the prompt without image once at all.
+How many rows there are does not depend on who is decoded; how far back they look does, which adds masked zeros to
+sums. In float32 a caption is the same whatever its neighbours, their order and its worker (tested on CPUs).
 
-Shape suffixes: B live rows of the wave, P rows of a path, V vocabulary.
+Use ``decode`` for a batch, or ``submit``, ``step`` and ``cancel`` to come and go while others are under way.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from itertools import islice
 
+import numpy as np
 import torch
 
-from jsfree.decoding import mixing, sampling
+from jsfree.decoding import attention, mixing, sampling
+from jsfree.decoding.forward import IDLE, Compiling, Forward, Row
+from jsfree.decoding.memory import Layout, Need, Shape, budget_of
+from jsfree.decoding.prefill import Prefill
 from jsfree.decoding.requests import Caption, Request, finished
+from jsfree.errors import DeviceError
 from jsfree.models import Captioner
 
-if TYPE_CHECKING:
-    from transformers import DynamicCache
-
-
-PROMPTS_KEPT = 256
+LOOKAHEAD = 2
+"""Requests that wait, as a multiple of the slots, and may overtake one whose place is taken."""
 
 
 @dataclass
-class _Path:
-    """One path of a wave: its cache, the wave's rows it serves, and the logits of their next token."""
+class _Entry:
+    """An image with its prompt, prefilled; which slots read it, and the logits of its captions' first token."""
 
-    cache: DynamicCache
-    rows: list[int]
-    logits_PV: torch.Tensor
+    pixels: torch.Tensor
+    prompt: str
+    readers: list[int | None]
+    first_V: torch.Tensor
+    second_V: torch.Tensor | None = None
+
+    def is_of(self, request: Request) -> bool:
+        return self.pixels is request.pixels and self.prompt == request.prompt
+
+    @property
+    def idle(self) -> bool:
+        return all(reader is None for reader in self.readers)
 
 
 @dataclass
-class _Wave:
-    """Captions being decoded together."""
+class _Live:
+    """A caption in its slot."""
 
-    requests: list[Request]
-    tokens: list[list[int]]
-    conditional: _Path | None
-    unconditional: _Path | None
-    live: list[int] = field(default_factory=list)
+    request: Request
+    noise: sampling.NoiseStream
+    entry: int | None = None
+    seat: int = 0
+    second_row: int | None = None
+    lead: int = 0
+    """Tokens that its second row held before the caption."""
+    tokens: list[int] = field(default_factory=list)
 
 
-class DualPathDecoder:
-    """Decodes captions by Eq. 3.
+@dataclass(frozen=True)
+class Step:
+    """What a step has made: tokens, each with its request's id, and the captions that they completed."""
 
-    Use ``decode`` for a batch, or ``submit``, ``step`` and ``cancel`` to admit and drop requests while others
-    are under way.
-    """
+    drawn: list[tuple[str, int]] = field(default_factory=list)
+    finished: list[Caption] = field(default_factory=list)
 
-    def __init__(self, captioner: Captioner, slots: int, mode: mixing.Mixing = "probability") -> None:
+
+class DualPathEngine:
+    """Decodes captions by Eq. 3, or by another mixing of two paths."""
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        slots: int,
+        *,
+        mixed: float = 1.0,
+        seats: int = 2,
+        images: float = 0.75,
+        mixing_of: mixing.Mixing | None = None,
+        kv_cache_gib: float | None = None,
+        compiling: Compiling = "none",
+    ) -> None:
+        """Prepare; memory for keys and values is laid out when the first request is there.
+
+        Args:
+            captioner: its language model is set to attend through ``attention.py``.
+            slots: most captions decoded together; fewer where memory does not hold them.
+            mixed: share of the slots that may use the second path at a time.
+            seats: captions of an image that share its prefill.
+            images: images whose prefill is held, as a share of the slots. A caption that outlives its sibling holds
+                one alone, so more than one in ``seats`` are needed; 1 always suffices.
+            mixing_of: how the paths are mixed; Eq. 3 when omitted.
+            kv_cache_gib: memory for keys and values; a share of what is free when omitted.
+            compiling: how a step is run.
+        """
+        attention.install(captioner)
         self.captioner = captioner
-        self.slots = slots
-        self.mode = mode
+        self.mixing = mixing_of or mixing.Probability()
+        self.layout: Layout | None = None
+        self.reset_counts()
+        self._shape = Shape(slots, mixed, seats, images, self.mixing.noise_step is not None)
+        self._kv_cache_gib = kv_cache_gib
+        self._budget = budget_of(captioner, kv_cache_gib)
+        self._compiling = compiling
+        self._prefill = Prefill(captioner)
         self._queue: deque[Request] = deque()
-        self._wave: _Wave | None = None
-        self._prompt_ids: dict[tuple[str, bool], list[int]] = {}
+        self._slots: list[_Live | None] = []
+        self._second: list[int | None] = []
+        self._entries: list[_Entry | None] = []
+        self._forward: Forward | None = None
+        self._logits_RV = torch.zeros(0)
+
+    def reset_counts(self) -> None:
+        """Begin to count anew: tokens drawn, forwards of the model, and slots that held a caption in them."""
+        self.tokens = self.forwards = 0
+        self._fed = self._room = 0
 
     @property
     def active(self) -> int:
         """Captions waiting or being decoded."""
-        return len(self._queue) + (len(self._wave.live) if self._wave else 0)
+        return len(self._queue) + sum(live is not None for live in self._slots)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another request would not wait long."""
+        return len(self._queue) < LOOKAHEAD * self._shape.slots
+
+    @property
+    def utilisation(self) -> float:
+        """Share of the slots that held a caption, over all forwards of the model."""
+        return self._fed / self._room if self._room else 0.0
 
     def submit(self, request: Request) -> None:
-        """Queue a request; it starts at a later step."""
+        """Queue a request; it starts at a later step.
+
+        Raises:
+            DeviceError: there is not enough memory for it.
+            ValueError: it needs a second path, which this engine was made without.
+        """
+        self.require_room(request)
+        if self._uses_second(request) and not self._shape.mixed:
+            raise ValueError(f"request {request.request_id!r} has h = {request.ratio:g}; the engine has no second path")
         self._queue.append(request)
+
+    def require_room(self, request: Request) -> None:
+        """See that a request fits into the memory for keys and values, alone if need be.
+
+        Raises:
+            DeviceError: it does not.
+        """
+        replace(self._shape, slots=1).layout(self.captioner, self._prefill.need(request), self._budget)
 
     def cancel(self, request_id: str) -> bool:
         """Drop a request, waiting or live; False when there is none of that id."""
         waiting = [request for request in self._queue if request.request_id == request_id]
         for request in waiting:
             self._queue.remove(request)
-        live = [i for i in self._wave.live if self._wave.requests[i].request_id == request_id] if self._wave else []
-        if self._wave and live:
-            self._drop(self._wave, set(live))
+        live = [slot for slot, each in enumerate(self._slots) if each and each.request.request_id == request_id]
+        for slot in live:
+            self._free(slot)
         return bool(waiting or live)
 
     @torch.inference_mode()
-    def step(self) -> list[Caption]:
-        """Decode one token of every live caption; the captions that it completed."""
-        if self._wave is None:
-            if not self._queue:
-                return []
-            self._wave = self._admit()
-        wave = self._wave
-        drawn = self._next_tokens(wave)
-        for row, token in zip(wave.live, drawn, strict=True):
-            wave.tokens[row].append(token)
-        done = {}
-        for row in wave.live:
-            caption = finished(self.captioner, wave.requests[row], wave.tokens[row])
-            if caption is not None:
-                done[row] = caption
-        self._drop(wave, set(done))
-        if self._wave is not None:
-            self._advance(wave.conditional, wave)
-            self._advance(wave.unconditional, wave)
-        return list(done.values())
+    def step(self) -> Step:
+        """Decode one token of every live caption.
 
-    def decode(self, requests: Sequence[Request]) -> list[Caption]:
-        """Decode requests with distinct ids; captions in the order of the requests."""
-        for request in requests:
-            self.submit(request)
+        Slots that fall free are refilled within the step, so that none is idle while a request waits.
+        """
+        step = Step()
+        fresh = [slot for slot, live in enumerate(self._slots) if live is not None]
+        fresh += self._admit()
+        while fresh:
+            for slot, token in zip(fresh, self._draw(fresh), strict=True):
+                self._take(slot, token, step)
+            fresh = self._admit()
+        self.tokens += len(step.drawn)
+        self._advance()
+        return step
+
+    def decode(self, requests: Iterable[Request]) -> list[Caption]:
+        """Decode requests with distinct ids; captions in the order of the requests.
+
+        Requests are taken as slots ask for them: they may be made, and their images read, while others are decoded.
+        """
+        order: list[str] = []
         captions: dict[str, Caption] = {}
-        while self.active:
-            captions.update((caption.request_id, caption) for caption in self.step())
-        return [captions[request.request_id] for request in requests]
+        try:
+            for request in requests:
+                order.append(request.request_id)
+                self.submit(request)
+                while not self.has_room:
+                    captions.update((caption.request_id, caption) for caption in self.step().finished)
+            while self.active:
+                captions.update((caption.request_id, caption) for caption in self.step().finished)
+        except BaseException:
+            for request_id in order:  # the next batch must not decode what nobody waits for
+                self.cancel(request_id)
+            raise
+        return [captions[request_id] for request_id in order]
 
-    def _admit(self) -> _Wave:
-        """Take the next requests that share the first one's prompt, and prefill them."""
-        prompt = self._queue[0].prompt
-        taken: list[Request] = []
-        kept: deque[Request] = deque()
-        while self._queue and len(taken) < self.slots:
-            request = self._queue.popleft()
-            (taken if request.prompt == prompt else kept).append(request)
-        self._queue.extendleft(reversed(kept))
-        rows = list(range(len(taken)))
-        return _Wave(
-            taken,
-            [[] for _ in taken],
-            self._prefill_images(taken, [i for i in rows if taken[i].ratio < 1], prompt),
-            self._prefill_prompt([i for i in rows if taken[i].ratio > 0], prompt),
-            rows,
-        )
+    def _uses_first(self, request: Request) -> bool:
+        return self.mixing.contrastive or request.ratio < 1
 
-    def _prefill_images(self, requests: Sequence[Request], rows: list[int], prompt: str) -> _Path | None:
-        """Prefill image and prompt once per distinct image, then share the cache out to the rows."""
-        if not rows:
-            return None
-        images = {id(requests[row].image): requests[row].image for row in rows}
-        position = {key: index for index, key in enumerate(images)}
-        ids = self._ids(prompt, image=True).expand(len(images), -1)
-        cache = self._new_cache()
-        output = self.captioner.model(
-            input_ids=ids,
-            pixel_values=self.captioner.pixel_values(list(images.values())),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        source = torch.tensor([position[id(requests[row].image)] for row in rows], device=self.captioner.index_device)
-        cache.batch_select_indices(source)
-        return _Path(cache, rows, output.logits[:, -1][source])
+    def _uses_second(self, request: Request) -> bool:
+        return self.mixing.contrastive or request.ratio > 0
 
-    def _prefill_prompt(self, rows: list[int], prompt: str) -> _Path | None:
-        """Prefill the prompt without image once for all rows."""
-        if not rows:
-            return None
-        cache = self._new_cache()
-        ids = self._ids(prompt, image=False)
-        output = self.captioner.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache.batch_repeat_interleave(len(rows))
-        return _Path(cache, rows, output.logits[:, -1].repeat(len(rows), 1))
+    def _admit(self) -> list[int]:
+        """Fill free slots; those that were."""
+        filled: list[int] = []
+        self._lay_out()
+        while self._queue and (slot := _first_free(self._slots)) is not None:
+            request = next(self._placeable(), None)
+            if request is None:
+                break
+            self._queue.remove(request)
+            self._slots[slot] = self._begin(request, slot)
+            filled.append(slot)
+        return filled
 
-    def _new_cache(self) -> DynamicCache:
-        from transformers import DynamicCache
+    def _lay_out(self) -> None:
+        """Lay memory out, if the next request does not fit and nobody is being decoded.
 
-        return DynamicCache(config=self.captioner.model.config.get_text_config())
-
-    def _next_tokens(self, wave: _Wave) -> list[int]:
-        """Draw the next token of every live row."""
-        requests = [wave.requests[row] for row in wave.live]
-        device = self.captioner.device
-        temperature = torch.tensor(
-            [request.decoding.temperature for request in requests], dtype=torch.float32, device=device
-        )
-        log_probs_BV = mixing.next_token_log_probs(
-            self._of_live_rows(wave.conditional, wave),
-            self._of_live_rows(wave.unconditional, wave),
-            ratio_B=torch.tensor([request.ratio for request in requests], dtype=torch.float32, device=device),
-            temperature_B=temperature,
-            top_p_B=torch.tensor([request.decoding.top_p for request in requests], dtype=torch.float32, device=device),
-            mixing=self.mode,
-        )
-        noise_BV = sampling.gumbel(
-            [request.noise for request in requests],
-            [len(wave.tokens[row]) for row in wave.live],
-            log_probs_BV.shape[-1],
-            device,
-        )
-        drawn = sampling.draw(log_probs_BV, noise_BV, temperature == 0, self.captioner.suppressed_ids)
-        return [int(token) for token in drawn]
-
-    def _of_live_rows(self, path: _Path | None, wave: _Wave) -> torch.Tensor:
-        """A path's logits laid out by live row, (B, V); zeros where the path does not serve a row."""
-        served = path if path is not None and path.rows else None
-        vocabulary = self.captioner.model.config.get_text_config().vocab_size
-        logits_BV = torch.zeros(len(wave.live), vocabulary, device=self.captioner.device)
-        if served is not None:
-            position = {row: index for index, row in enumerate(wave.live)}
-            logits_BV[[position[row] for row in served.rows]] = served.logits_PV.float()
-        return logits_BV
-
-    def _advance(self, path: _Path | None, wave: _Wave) -> None:
-        """Feed the last token of a path's rows to the model."""
-        if path is None or not path.rows:
+        It is laid out for all that wait and all that came before; where that costs slots, for less.
+        """
+        if not self._queue or any(self._slots):
             return
-        last = torch.tensor([[wave.tokens[row][-1]] for row in path.rows], device=self.captioner.device)
-        path.logits_PV = self.captioner.model(input_ids=last, past_key_values=path.cache, use_cache=True).logits[:, -1]
-
-    def _drop(self, wave: _Wave, rows: set[int]) -> None:
-        """Remove rows from the wave and from both caches."""
-        wave.live = [row for row in wave.live if row not in rows]
-        if not wave.live:
-            self._wave = None
+        first = self._prefill.need(self._queue[0])
+        if self.layout is not None and self.layout.need.holds(first):
             return
-        for path in (wave.conditional, wave.unconditional):
-            if path is not None and rows.intersection(path.rows):
-                kept = [index for index, row in enumerate(path.rows) if row not in rows]
-                path.rows = [path.rows[index] for index in kept]
-                index = torch.tensor(kept, dtype=torch.int64, device=self.captioner.index_device)
-                path.logits_PV = path.logits_PV[index]
-                if kept:
-                    path.cache.batch_select_indices(index)
+        waiting = reduce(Need.joined, map(self._prefill.need, self._queue))
+        before = self.layout.need if self.layout is not None else waiting
+        self._forward, self._entries = None, []  # frees the memory
+        self._budget = min(self._budget, budget_of(self.captioner, self._kv_cache_gib))
+        layouts = [self._shape.layout(self.captioner, first, self._budget)]
+        for need in (waiting, waiting.joined(before)):
+            with suppress(DeviceError):
+                layouts.append(self._shape.layout(self.captioner, need, self._budget))
+        most = max(layout.slots for layout in layouts)
+        self.layout = next(layout for layout in reversed(layouts) if layout.slots == most)
+        self._forward = Forward(self.captioner, self.layout.cache, self._compiling)
+        self._logits_RV = torch.zeros(self.layout.cache.rows, self.captioner.vocabulary, device=self.captioner.device)
+        self._slots = [None] * self.layout.slots
+        self._second = [None] * self.layout.mixed
+        self._entries = [None] * self.layout.images
 
-    def _ids(self, prompt: str, *, image: bool) -> torch.Tensor:
-        """Token ids of the prompt, (1, length)."""
-        if len(self._prompt_ids) >= PROMPTS_KEPT:  # a server is asked without end
-            self._prompt_ids.clear()
-        if (prompt, image) not in self._prompt_ids:
-            self._prompt_ids[prompt, image] = self.captioner.prompt_ids(prompt, image=image)
-        return torch.tensor([self._prompt_ids[prompt, image]], device=self.captioner.device)
+    def _placeable(self) -> Iterator[Request]:
+        """Waiting requests, the longest first, for which there is a place now; none overtakes one that is too large."""
+        assert self.layout is not None
+        for request in islice(self._queue, LOOKAHEAD * self._shape.slots):
+            if not self.layout.need.holds(self._prefill.need(request)):
+                return
+            has_row = not self._uses_second(request) or _first_free(self._second) is not None
+            needs_entry = self._uses_first(request) or self._shape.second_image
+            if has_row and (not needs_entry or self._seat(request) is not None):
+                yield request
+
+    def _seat(self, request: Request) -> int | None:
+        """The entry that a request can read: its image's with a free seat, or one that nobody reads; None if none."""
+        for number, entry in enumerate(self._entries):
+            if entry is not None and entry.is_of(request) and None in entry.readers:
+                return number
+        if None in self._entries:
+            return self._entries.index(None)
+        idle = [number for number, entry in enumerate(self._entries) if entry is not None and entry.idle]
+        awaited = {id(waiting.pixels) for waiting in self._queue if waiting is not request} if idle else set()
+        forgettable = [number for number in idle if id(self._of(number).pixels) not in awaited]
+        # Low numbers first: a step reads up to the highest one. With nobody live, somebody must begin.
+        return min(forgettable if any(self._slots) else forgettable or idle, default=None)
+
+    def _begin(self, request: Request, slot: int) -> _Live:
+        """Prefill what a caption needs."""
+        assert self._forward is not None
+        live = _Live(request, sampling.NoiseStream(request.noise, self.captioner.vocabulary))
+        if self._uses_first(request) or self._shape.second_image:
+            live.entry = self._seat(request)
+            assert live.entry is not None
+            entry = self._prefilled(request, live.entry)
+            live.seat = entry.readers.index(None)
+            entry.readers[live.seat] = slot
+            self._logits_RV[slot] = entry.first_V
+        if self._uses_second(request):
+            live.second_row = len(self._slots) + self._second.index(None)
+            self._second[live.second_row - len(self._slots)] = slot
+            if self._shape.second_image:
+                self._logits_RV[live.second_row] = self._second_of(live)
+            else:
+                prefilled = self._prefill.text(request.prompt)
+                self._forward.cache.store_own(live.second_row, prefilled.cache)
+                self._logits_RV[live.second_row] = prefilled.logits_V
+                live.lead = prefilled.cache.get_seq_length()
+        return live
+
+    def _prefilled(self, request: Request, number: int) -> _Entry:
+        """The entry of a request's image, prefilled if it is not there."""
+        assert self._forward is not None
+        entry = self._entries[number]
+        if entry is None or not entry.is_of(request) or None not in entry.readers:
+            prefilled = self._prefill.image(request.pixels, request.prompt)
+            self._forward.cache.store_entry(number, prefilled.cache)
+            readers: list[int | None] = [None] * self._shape.seats
+            entry = _Entry(request.pixels, request.prompt, readers, prefilled.logits_V)
+            self._entries[number] = entry
+        return entry
+
+    def _second_of(self, live: _Live) -> torch.Tensor:
+        """The first logits of a second path that sees the image noised, prefilled once an image."""
+        assert live.entry is not None
+        assert self._forward is not None
+        entry = self._of(live.entry)
+        if entry.second_V is None:
+            prefilled = self._prefill.image(entry.pixels, entry.prompt, self.mixing.noise_step)
+            self._forward.cache.store_entry(len(self._entries) + live.entry, prefilled.cache)
+            entry.second_V = prefilled.logits_V
+        return entry.second_V
+
+    def _draw(self, slots: Sequence[int]) -> list[int]:
+        """The next token of these slots' captions."""
+        live = [self._live(slot) for slot in slots]
+        noise_BN = torch.from_numpy(np.stack([each.noise.token() for each in live])).to(self.captioner.device)
+        greedy = [each.request.decoding.temperature == 0 for each in live]
+        drawn = sampling.draw(self._probs(slots, live), noise_BN, greedy, self.captioner.suppressed_ids)
+        tokens: list[int] = drawn.tolist()
+        return tokens
+
+    def _probs(self, slots: Sequence[int], live: Sequence[_Live]) -> torch.Tensor:
+        """What the next tokens are drawn from, (captions, V)."""
+        requests = [each.request for each in live]
+        rows = mixing.Rows.of(
+            [request.decoding for request in requests],
+            [request.ratio for request in requests],
+            [len(each.tokens) for each in live],
+            self.captioner.device,
+        )
+        suppressed = self.captioner.suppressed_ids
+        # A caption of h = 1 has no first path: its second is looked at in its place.
+        alone = [
+            slot if self._uses_first(request) else each.second_row
+            for slot, each, request in zip(slots, live, requests, strict=True)
+        ]
+        first_BV = rows.without(suppressed, _rows(self._logits_RV, alone))
+        both = [index for index, each in enumerate(live) if each.second_row is not None]
+        if not both:
+            return mixing.single(first_BV, rows)
+        second_BV = rows.without(suppressed, _rows(self._logits_RV, [live[index].second_row for index in both]))
+        if len(both) == len(live):
+            return self.mixing.probs(first_BV, second_BV, rows)
+        probs_BV = mixing.single(first_BV, rows)
+        probs_BV[both] = self.mixing.probs(first_BV[both], second_BV, rows.select(both))
+        return probs_BV
+
+    def _take(self, slot: int, token: int, step: Step) -> None:
+        """Add a token to a caption; a caption that it completes leaves its slot."""
+        live = self._live(slot)
+        live.tokens.append(token)
+        step.drawn.append((live.request.request_id, token))
+        caption = finished(self.captioner, live.request, live.tokens)
+        if caption is not None:
+            step.finished.append(caption)
+            self._free(slot)
+
+    def _advance(self) -> None:
+        """Feed the last token of every live caption to the model."""
+        if self._forward is None or not any(self._slots):
+            return
+        self._fed += sum(live is not None for live in self._slots)
+        self._room += len(self._slots)
+        self.forwards += 1
+        rows = [IDLE] * (len(self._slots) + len(self._second))
+        for slot, live in enumerate(self._slots):
+            if live is None:
+                continue
+            fill, token = len(live.tokens) - 1, live.tokens[-1]
+            if self._uses_first(live.request):
+                rows[slot] = Row(token, fill, live.entry, live.seat)
+            if live.second_row is not None:
+                noised = live.entry is not None and self._shape.second_image
+                entry = len(self._entries) + (live.entry or 0) if noised else None
+                rows[live.second_row] = Row(token, live.lead + fill, entry, live.seat)
+        self._logits_RV = self._forward(rows)
+
+    def _free(self, slot: int) -> None:
+        live = self._live(slot)
+        self._slots[slot] = None
+        if live.entry is not None:
+            self._of(live.entry).readers[live.seat] = None
+        if live.second_row is not None:
+            self._second[live.second_row - len(self._slots)] = None
+
+    def _live(self, slot: int) -> _Live:
+        live = self._slots[slot]
+        assert live is not None
+        return live
+
+    def _of(self, number: int) -> _Entry:
+        entry = self._entries[number]
+        assert entry is not None
+        return entry
+
+
+def _rows(table: torch.Tensor, rows: Sequence[int | None]) -> torch.Tensor:
+    """Rows of a table; without a copy where they follow each other."""
+    first = rows[0] or 0
+    return table[first : first + len(rows)] if list(rows) == list(range(first, first + len(rows))) else table[rows]
+
+
+def _first_free(places: Sequence[object | None]) -> int | None:
+    return next((number for number, each in enumerate(places) if each is None), None)

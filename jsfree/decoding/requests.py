@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from PIL import Image
+import torch
 
 from jsfree.config import Decoding
-from jsfree.decoding.sampling import NoiseKey
 from jsfree.models import Captioner
 
 Finish = Literal["stop", "length"]
@@ -19,21 +18,26 @@ Finish = Literal["stop", "length"]
 class Request:
     """One caption to be decoded.
 
-    ``ratio`` is the hallucination ratio h of Eq. 3; two requests that hold the same ``image`` object and the
-    same prompt share its prefill; ``noise`` is the key of the caption's random stream.
+    ``pixels`` is the preprocessed image, (3, height, width), on the CPU; two requests that hold the same object
+    and the same prompt share its prefill. ``ratio`` is the hallucination ratio h of Eq. 3; ``noise`` the key of
+    the caption's random stream.
     """
 
     request_id: str
-    image: Image.Image
+    pixels: torch.Tensor
     prompt: str
     ratio: float
-    noise: NoiseKey
+    noise: int
     decoding: Decoding
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A finished caption. ``token_ids`` end with the end token when ``finish`` is ``stop``."""
+    """A finished caption.
+
+    ``token_ids`` end with the end token, or with what completed a stop string, when ``finish`` is ``stop``; the
+    ``text`` ends before either.
+    """
 
     request_id: str
     token_ids: tuple[int, ...]
@@ -43,10 +47,13 @@ class Caption:
 
 def finished(captioner: Captioner, request: Request, token_ids: Sequence[int]) -> Caption | None:
     """The caption, if these tokens complete it; None while it goes on."""
-    if token_ids[-1] in captioner.eos_ids:
+    spelt = captioner.spelt(token_ids) if request.decoding.stop else ""
+    stopped_at = min((spelt.index(stop) for stop in request.decoding.stop if stop in spelt), default=None)
+    if token_ids[-1] in captioner.eos_ids or stopped_at is not None:
         finish: Finish = "stop"
     elif len(token_ids) >= request.decoding.max_new_tokens:
         finish = "length"
     else:
         return None
-    return Caption(request.request_id, tuple(token_ids), captioner.text(token_ids), finish)
+    text = captioner.text(token_ids) if stopped_at is None else spelt[:stopped_at].lstrip()
+    return Caption(request.request_id, tuple(token_ids), text, finish)

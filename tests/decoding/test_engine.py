@@ -1,75 +1,361 @@
-"""The batched decoder against Algorithm 1 as the paper writes it."""
+"""The engine against Algorithm 1 as the paper writes it, and against itself among other neighbours."""
 
+import copy
+import gc
+import random
+import shutil
+import weakref
 from dataclasses import replace
+from functools import cache
 
 import pytest
+import torch
 
-from jsfree.config import Decoding
+from jsfree.config import Contrast, Decoding
 from jsfree.decoding import algorithm1
-from jsfree.decoding.engine import DualPathDecoder
-from jsfree.decoding.requests import Request
+from jsfree.decoding.engine import DualPathEngine
+from jsfree.decoding.memory import GIB, token_bytes_of
+from jsfree.decoding.mixing import NAMED, Mixing, contrast_of
+from jsfree.decoding.requests import Caption, Request
 from jsfree.decoding.sampling import noise_key
+from jsfree.errors import DeviceError
 from jsfree.miniworld import world
+from jsfree.models import load_captioner
 
 PROMPT = "Describe image in detail."
 GRID = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-SETTINGS = (Decoding(), Decoding(temperature=0.6), Decoding(top_p=0.8), Decoding(temperature=0))
+SETTINGS = (
+    Decoding(),
+    Decoding(temperature=0.6),
+    Decoding(top_p=0.8),
+    Decoding(temperature=0),
+    Decoding(top_k=5),
+)
 
 
-def request(index: int, role: str, ratio: float, decoding: Decoding) -> Request:
-    image = world.draw(world.scene("development", index))
-    return Request(f"{index}/{role}", image, PROMPT, ratio, noise_key(0, 1, str(index), role), decoding)
+@pytest.fixture(scope="module")
+def request_of(captioner):
+    @cache
+    def pixels(index: int) -> torch.Tensor:
+        return captioner.pixels(world.draw(world.scene("development", index)))
+
+    def made(index: int, role: str, ratio: float, decoding: Decoding) -> Request:
+        key = noise_key(0, 1, str(index), role)
+        return Request(f"{index}/{role}", pixels(index), PROMPT, ratio, key, decoding)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def many(request_of) -> list[Request]:
+    """520 captions, as a run asks for them: h = 0, and h drawn."""
+    drawn = random.Random(0)
+    ratios = [(role, 0.0 if role == "low" else drawn.uniform(0.1, 1)) for _ in range(260) for role in ("low", "high")]
+    return [request_of(at // 2, role, ratio, Decoding()) for at, (role, ratio) in enumerate(ratios)]
+
+
+@pytest.fixture(scope="module")
+def alone(captioner, many) -> dict[str, Caption]:
+    """Those captions by one worker with 16 slots."""
+    return by_id(DualPathEngine(captioner, 16, mixed=0.5).decode(many))
+
+
+def by_id(captions: list[Caption]) -> dict[str, Caption]:
+    return {caption.request_id: caption for caption in captions}
 
 
 @pytest.mark.slow
-def test_batched_and_literal_decoding_agree_token_for_token(captioner):
-    """Over 200 captions over a grid of ratios, temperatures and nuclei, cut short and not."""
+@pytest.mark.parametrize("slots", [5, 48])
+def test_engine_and_literal_decoding_agree_token_for_token(captioner, literal_grid, slots):
+    """Over 200 captions over a grid of ratios, temperatures, nuclei and lengths."""
+    requests, literal = literal_grid
+    assert DualPathEngine(captioner, slots).decode(requests) == literal
+    assert len(requests) >= 200
+    assert {caption.finish for caption in literal} == {"stop", "length"}
+
+
+@pytest.fixture(scope="module")
+def literal_grid(captioner, request_of) -> tuple[list[Request], list[Caption]]:
     requests = [
-        request(index, role, GRID[(index + shift) % len(GRID)], replaced)
+        request_of(index, role, GRID[(index + shift) % len(GRID)], decoding)
         for index in range(102)
         for shift, role in ((0, "low"), (2, "high"))
-        for replaced in [SETTINGS[index // 4 % 4].model_copy(update={"max_new_tokens": 60 if index % 4 == 0 else 14})]
+        for decoding in [SETTINGS[index // 4 % 5].model_copy(update={"max_new_tokens": 48 if index % 4 == 0 else 10})]
     ]
-    batched = DualPathDecoder(captioner, slots=48).decode(requests)
-    literal = [algorithm1.decode(captioner, each) for each in requests]
-    assert len(requests) >= 200
-    assert [caption.token_ids for caption in batched] == [caption.token_ids for caption in literal]
-    assert batched == literal
-    assert {caption.finish for caption in batched} == {"stop", "length"}
+    return requests, [algorithm1.decode(captioner, each) for each in requests]
 
 
-def test_a_caption_does_not_depend_on_its_neighbours(captioner):
-    requests = [request(i, "high", 0.4, Decoding(max_new_tokens=30)) for i in range(12)]
-    together = DualPathDecoder(captioner, slots=12).decode(requests)
-    in_threes = DualPathDecoder(captioner, slots=3).decode(requests[::-1])
-    assert together == in_threes[::-1]
+@pytest.mark.slow
+def test_a_caption_does_not_depend_on_order_neighbours_or_worker(captioner, many, alone):
+    """520 captions, all the same: in another order, by three workers, some of which start anew."""
+    shuffled = random.Random(1).sample(many, len(many))
+    workers = [DualPathEngine(captioner, 16, mixed=0.5) for _ in range(3)]
+    captions: dict[str, Caption] = {}
+    for number, start in enumerate(range(0, len(shuffled), 65)):
+        captions |= by_id(workers[number % 3].decode(shuffled[start : start + 65]))
+    assert captions == alone
 
 
-def test_geometric_mixing_agrees_with_its_oracle_too(captioner):
-    requests = [request(i, "low", 0.5, Decoding(max_new_tokens=20)) for i in range(4)]
-    batched = DualPathDecoder(captioner, slots=4, mode="logit").decode(requests)
-    assert batched == [algorithm1.decode(captioner, each, "logit") for each in requests]
+@pytest.mark.slow
+@pytest.mark.parametrize("slots", [3, 40])
+def test_other_numbers_of_slots_make_the_same_captions(captioner, many, alone, slots):
+    captions = DualPathEngine(captioner, slots, mixed=1.0).decode(many)
+    same = sum(caption == alone[caption.request_id] for caption in captions)
+    assert same >= 0.999 * len(many)
 
 
-def test_requests_come_and_go_between_steps(captioner):
-    decoder = DualPathDecoder(captioner, slots=2)
+def probs_apart(engine: DualPathEngine, literal, mixing: Mixing | None = None) -> list[float]:
+    """Largest difference of the engine's next-token probabilities from the literal ones, over some steps."""
+    found = []
+    for _ in range(12):
+        engine.step()
+        slots = [slot for slot, live in enumerate(engine._slots) if live is not None]
+        live = [engine._live(slot) for slot in slots]
+        with torch.inference_mode():
+            probs = engine._probs(slots, live)
+        for row, each in zip(probs, live, strict=True):
+            expected = algorithm1.next_token_probs(literal, each.request, each.tokens, mixing)[0]
+            found.append((row - expected).abs().sum().item() / 2)
+    return found
+
+
+def test_mixture_probabilities_are_the_literal_ones(captioner, request_of):
+    engine = DualPathEngine(captioner, 8)
+    for index, ratio in enumerate(GRID):
+        engine.submit(request_of(index, "low", ratio, Decoding(max_new_tokens=20)))
+    assert max(probs_apart(engine, captioner)) < 1e-6  # total variation: no probability differs by more
+
+
+def test_bfloat16_changes_no_more_than_bfloat16_does(captioner, request_of):
+    """Total variation of the engine's distribution, and of the literal one in bfloat16, from that in float32."""
+    half = load_captioner("miniworld:captioner", dtype="bfloat16")
+    engine, literal = DualPathEngine(half, 12), []
+    requests = [request_of(index, "high", 0.4, Decoding(max_new_tokens=20)) for index in range(12)]
+    for request in requests:
+        engine.submit(request)
+    found = probs_apart(engine, captioner)
+    for request in requests[:6]:
+        tokens = list(algorithm1.decode(captioner, request).token_ids)
+        for length in range(0, 12, 2):
+            exact, rounded = (
+                algorithm1.next_token_probs(model, request, tokens[:length])[0] for model in (captioner, half)
+            )
+            literal.append((exact - rounded).abs().sum().item() / 2)
+    assert sum(found) / len(found) < 1.5 * sum(literal) / len(literal) < 0.05
+
+
+@pytest.mark.parametrize(
+    "mixing",
+    [
+        NAMED["logit"],
+        contrast_of(Contrast(kind="vcd")),
+        contrast_of(Contrast(kind="vcd", noise_step=None)),
+        contrast_of(Contrast(kind="m3id")),
+    ],
+    ids=["logit", "vcd", "vcd-no-image", "m3id"],
+)
+def test_other_mixings_agree_with_their_oracle_too(captioner, request_of, mixing):
+    requests = [
+        request_of(index, role, 0.5 * (index % 2), Decoding(max_new_tokens=6 + 5 * (index % 3)))
+        for index in range(6)  # more images than are held
+        for role in ("low", "high")
+    ]
+    engine = DualPathEngine(captioner, 4, mixing_of=mixing)
+    assert engine.decode(requests) == [algorithm1.decode(captioner, each, mixing) for each in requests]
+
+
+def test_requests_come_and_go_between_steps(captioner, request_of):
+    engine = DualPathEngine(captioner, 2)
     for index in range(4):
-        decoder.submit(request(index, "low", 0.2, Decoding(max_new_tokens=6 + index)))
-    assert decoder.active == 4
-    assert decoder.step() == []
-    assert decoder.cancel("0/low")  # live
-    assert decoder.cancel("3/low")  # waiting
-    assert not decoder.cancel("9/low")
+        engine.submit(request_of(index, "low", 0.2, Decoding(max_new_tokens=6 + index)))
+    assert engine.active == 4
+    assert engine.step().finished == []
+    assert engine.cancel("0/low")  # live
+    assert engine.cancel("3/low")  # waiting
+    assert not engine.cancel("9/low")
+    drawn: dict[str, list[int]] = {}
     done = []
-    while decoder.active:
-        done += decoder.step()
+    while engine.active:
+        step = engine.step()
+        done += step.finished
+        for request_id, token in step.drawn:
+            drawn.setdefault(request_id, []).append(token)
     assert {caption.request_id for caption in done} == {"1/low", "2/low"}
-    alone = DualPathDecoder(captioner, slots=1).decode([request(1, "low", 0.2, Decoding(max_new_tokens=7))])
+    alone = DualPathEngine(captioner, 1).decode([request_of(1, "low", 0.2, Decoding(max_new_tokens=7))])
     assert [caption for caption in done if caption.request_id == "1/low"] == alone
+    assert tuple(drawn["2/low"]) == next(caption.token_ids for caption in done if caption.request_id == "2/low")
 
 
-def test_prompts_of_different_length_are_decoded_in_waves_of_their_own(captioner):
-    short = replace(request(0, "low", 0.3, Decoding(max_new_tokens=10)), prompt="Describe.")
-    long = request(1, "low", 0.3, Decoding(max_new_tokens=10))
-    captions = DualPathDecoder(captioner, slots=4).decode([short, long])
-    assert captions == [algorithm1.decode(captioner, short), algorithm1.decode(captioner, long)]
+def test_slots_are_refilled_as_captions_end(captioner, request_of):
+    engine = DualPathEngine(captioner, 4)
+    for index in range(40):
+        for role in ("low", "high"):
+            length = 2 + (7 * index + 11 * (role == "high")) % 20
+            engine.submit(request_of(index, role, 0.3, Decoding(max_new_tokens=length)))
+    while engine.active:
+        engine.step()
+    assert engine.utilisation > 0.9  # the end included; waiting for the longest of four would give 0.6
+
+
+def test_an_image_is_prefilled_once_for_its_captions(captioner, request_of, monkeypatch):
+    engine, prefilled = DualPathEngine(captioner, 6, mixed=0.5), []
+    real = engine._prefill._run
+    monkeypatch.setattr(engine._prefill, "_run", lambda ids, pixels: prefilled.append(pixels) or real(ids, pixels))
+    for index in range(20):
+        for role, ratio in (("low", 0.0), ("high", 0.5)):
+            engine.submit(
+                request_of(index, role, ratio, Decoding(max_new_tokens=2 + (7 * index + 5 * bool(ratio)) % 19))
+            )
+    while engine.active:
+        engine.step()
+    assert sum(pixels is None for pixels in prefilled) == 1  # the prompt without image, once at all
+    assert sum(pixels is not None for pixels in prefilled) == 20
+
+
+def test_a_prefix_is_stored_once_for_both_captions(captioner, request_of):
+    engine = DualPathEngine(captioner, 8, mixed=0.5)
+    engine.decode([request_of(0, "low", 0.0, Decoding(max_new_tokens=32))])
+    layout = engine.layout
+    prompt, lead = (len(captioner.prompt_ids(PROMPT, image=image)) for image in (True, False))
+    own = -(-(32 + lead) // 16) * 16
+    assert layout.images == 7  # for 8 captions; 4 would do if siblings ended together
+    assert layout.bytes == (7 * prompt + 12 * own) * token_bytes_of(captioner)
+
+
+def test_captions_with_h_1_need_no_image_and_with_h_0_no_second_path(captioner, request_of, monkeypatch):
+    engine = DualPathEngine(captioner, 4)
+    real, seen = engine._prefill._run, []
+    monkeypatch.setattr(engine._prefill, "_run", lambda ids, pixels: seen.append(pixels) or real(ids, pixels))
+    engine.decode([request_of(0, "high", 1.0, Decoding(max_new_tokens=4))])
+    assert seen == [None]
+    engine.decode([request_of(0, "low", 0.0, Decoding(max_new_tokens=4))])
+    assert len(seen) == 2
+    single = DualPathEngine(captioner, 4, mixed=0.0)
+    with pytest.raises(ValueError, match=r"'0/high' has h = 0\.5; the engine has no second path"):
+        single.submit(request_of(0, "high", 0.5, Decoding()))
+
+
+def test_prompts_and_lengths_of_all_sizes_are_decoded_together(captioner, request_of):
+    requests = [
+        replace(request_of(index, "low", 0.3, Decoding(max_new_tokens=4 + 9 * index)), prompt=prompt)
+        for index, prompt in enumerate(["Describe.", PROMPT, "What is in the image?", "Describe image. " * 6])
+    ]
+    literal = [algorithm1.decode(captioner, each) for each in requests]
+    assert DualPathEngine(captioner, 4).decode(requests) == literal
+    in_turn = DualPathEngine(captioner, 2)  # each one larger than what was laid out before
+    assert [in_turn.decode([each])[0] for each in requests] == literal
+
+
+def test_a_stop_text_ends_a_caption_before_it(captioner, request_of):
+    whole = DualPathEngine(captioner, 1).decode([request_of(0, "low", 0.0, Decoding(temperature=0))])[0]
+    stopping = Decoding(temperature=0, stop=("zebra", "There"))
+    stopped = DualPathEngine(captioner, 1).decode([request_of(0, "low", 0.0, stopping)])[0]
+    assert stopped.text == whole.text[: whole.text.index("There")]
+    assert stopped.finish == "stop"
+    assert stopped.token_ids == whole.token_ids[: len(stopped.token_ids)]
+    assert len(stopped.token_ids) < len(whole.token_ids)
+
+
+def test_memory_decides_how_many_captions_are_decoded_together(captioner, request_of):
+    request = request_of(0, "low", 0.0, Decoding(max_new_tokens=16))
+    whole = DualPathEngine(captioner, 32)
+    whole.decode([request])
+    assert whole.layout.slots == 32
+    half = DualPathEngine(captioner, 32, kv_cache_gib=whole.layout.bytes / GIB / 2)
+    assert half.decode([request]) == whole.decode([request])
+    assert 14 <= half.layout.slots <= 16
+    assert half.layout.bytes <= whole.layout.bytes / 2
+    none = DualPathEngine(captioner, 32, kv_cache_gib=1e-5)
+    with pytest.raises(DeviceError, match=r"one caption take .* GiB .* 1e-05 GiB for them; set 'kv_cache_gib'"):
+        none.submit(request)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for CPUs with a C++ compiler")
+def test_a_compiled_step_makes_the_same_captions(captioner, request_of):
+    requests = [request_of(index, "high", 0.4, Decoding(max_new_tokens=24)) for index in range(6)]
+    compiled = DualPathEngine(captioner, 4, compiling="inductor").decode(requests)
+    assert compiled == DualPathEngine(captioner, 4).decode(requests)
+
+
+def test_requests_that_do_not_fit_together_are_decoded_after_each_other(captioner, request_of):
+    """A long prompt, and a long caption: memory holds either, not a caption of both lengths."""
+    long_prompt = replace(request_of(0, "low", 0.0, Decoding(max_new_tokens=8)), prompt="Describe image. " * 20)
+    long_caption = request_of(1, "low", 0.0, Decoding(max_new_tokens=80))
+    alone = [DualPathEngine(captioner, 1, mixed=0.0).decode([each])[0] for each in (long_prompt, long_caption)]
+    prompt, caption = (len(captioner.prompt_ids(each.prompt, image=True)) for each in (long_prompt, long_caption))
+    tokens = max(prompt + 16, caption + 80)
+    engine = DualPathEngine(captioner, 4, mixed=0.0, kv_cache_gib=(tokens + 1) * token_bytes_of(captioner) / GIB)
+    assert engine.decode([long_prompt, long_caption]) == alone
+
+
+def test_captions_of_one_image_share_its_prefill_whatever_their_number(captioner, request_of):
+    requests = [request_of(0, f"choice-{number}", 0.0, Decoding(max_new_tokens=12)) for number in range(8)]
+    alone = [DualPathEngine(captioner, 1, mixed=0.0).decode([each])[0] for each in requests]
+    assert DualPathEngine(captioner, 8, mixed=0.0, seats=4, images=1.0).decode(requests) == alone
+
+
+def test_a_neighbour_that_cuts_its_distribution_changes_nothing(captioner, request_of):
+    requests = [
+        request_of(index, "high", 0.4, Decoding(max_new_tokens=20, **cut))
+        for index, cut in enumerate([{}, {"top_p": 0.7}, {}, {"top_k": 1}])
+    ]
+    alone = [DualPathEngine(captioner, 4).decode([each])[0] for each in requests]
+    assert DualPathEngine(captioner, 4).decode(requests) == alone
+
+
+def test_memory_is_freed_before_it_is_laid_out_anew(captioner, request_of):
+    engine = DualPathEngine(captioner, 2)
+    engine.decode([request_of(0, "low", 0.0, Decoding(max_new_tokens=4))])
+    old = weakref.ref(engine._forward)
+    gc.disable()
+    try:
+        engine.decode([request_of(0, "low", 0.0, Decoding(max_new_tokens=60))])
+        assert old() is None
+    finally:
+        gc.enable()
+
+
+def test_a_batch_that_fails_leaves_nothing_behind(captioner, request_of):
+    def requests():
+        for index in range(6):
+            yield request_of(index, "low", 0.0, Decoding(max_new_tokens=8))
+        raise OSError("the disk is gone")
+
+    engine = DualPathEngine(captioner, 2)
+    with pytest.raises(OSError, match="the disk is gone"):
+        engine.decode(requests())
+    assert engine.active == 0
+
+
+def test_grouped_query_attention_is_decoded_too(captioner, request_of):
+    """Half as many heads of keys and values as of queries, as Mistral has them; random weights."""
+    from transformers import LlavaForConditionalGeneration
+
+    settings = copy.deepcopy(captioner.model.config)
+    settings.text_config.num_key_value_heads = 2
+    torch.manual_seed(0)
+    grouped = replace(captioner, model=LlavaForConditionalGeneration._from_config(settings).eval())
+    requests = [request_of(index, "high", 0.4, Decoding(max_new_tokens=8)) for index in range(3)]
+    literal = [algorithm1.decode(grouped, each) for each in requests]
+    assert DualPathEngine(grouped, 2).decode(requests) == literal
+
+
+def test_cuda_graphs_need_one_gpu(captioner, request_of):
+    engine = DualPathEngine(captioner, 2, compiling="cuda_graphs")
+    engine.submit(request_of(0, "low", 0.0, Decoding()))
+    with pytest.raises(DeviceError, match="cuda_graphs' needs a model on one GPU"):
+        engine.step()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_a_gpu_recorded_steps_make_the_captions_of_plain_ones(request_of, dtype):
+    on_gpu = load_captioner("miniworld:captioner", "cuda", dtype)
+    requests = [
+        request_of(index, role, ratio, Decoding(max_new_tokens=40))
+        for index in range(8)
+        for role, ratio in (("low", 0.0), ("high", 0.5))
+    ]
+    plain = DualPathEngine(on_gpu, 6).decode(requests)
+    assert DualPathEngine(on_gpu, 6, compiling="cuda_graphs").decode(requests) == plain

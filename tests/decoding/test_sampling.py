@@ -1,53 +1,68 @@
-"""Counter-based Gumbel-max: known answers, the right distribution, and nothing but the key decides."""
+"""Two-level Gumbel-max: the right distribution, and nothing but the key decides."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
-from jsfree.decoding.sampling import draw, gumbel, noise_key, philox
-
-CPU = torch.device("cpu")
-ONES = 0xFFFFFFFF
+from jsfree.decoding.sampling import AHEAD, NoiseStream, draw, noise_key, noise_width
 
 
-@pytest.mark.parametrize(
-    ("counter", "key", "expected"),
-    [  # test vectors published with Random123 (Salmon et al. 2011)
-        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-        ((ONES,) * 4, (ONES, ONES), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-        (
-            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
-            (0xA4093822, 0x299F31D0),
-            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
-        ),
-    ],
-)
-def test_philox_gives_the_published_words(counter, key, expected):
-    words = philox([torch.tensor([w]) for w in counter], [torch.tensor([w]) for w in key])
-    assert tuple(int(word) for word in words) == expected
+def drawn(probs: torch.Tensor, count: int) -> torch.Tensor:
+    """One token of each of ``count`` streams."""
+    streams = [NoiseStream(noise_key(0, 1, str(i), "low"), len(probs)) for i in range(count)]
+    noise = torch.from_numpy(np.stack([stream.token() for stream in streams]))
+    return draw(probs.expand(count, -1), noise, [False] * count)
+
+
+@pytest.mark.parametrize("vocabulary", [5, 64, 200])  # less than a block, one, and some that are not full
+def test_draws_follow_the_distribution(vocabulary):
+    probs = torch.rand(vocabulary, generator=torch.Generator().manual_seed(1)) ** 4
+    probs[3] = 0
+    probs /= probs.sum()
+    count = 40_000
+    found, expected = torch.bincount(drawn(probs, count), minlength=vocabulary), probs * count
+    often = expected > 10
+    chi_squared = ((found - expected)[often] ** 2 / expected[often]).sum().item()
+    freedom = int(often.sum())
+    assert chi_squared < freedom + 4 * math.sqrt(2 * freedom)
+    assert found[~often].sum() <= 10 * (~often).sum()
+    assert found[3] == 0
+
+
+def test_probabilities_need_not_be_normalised():
+    probs = torch.rand(130, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(drawn(probs, 500), drawn(probs * 0.01, 500))
 
 
 def test_noise_depends_on_its_own_key_and_step_only():
-    keys = [noise_key(0, 1, f"s{i}", role) for i in range(4) for role in ("low", "high")]
-    together = gumbel(keys, [5] * 8, 101, CPU)
-    alone = gumbel([keys[3]], [5], 101, CPU)
-    assert torch.equal(together[3:4], alone)
-    others = {noise_key(1, 1, "s", "low"), noise_key(0, 2, "s", "low"), noise_key(0, 1, "t", "low")}
-    assert len(others | {noise_key(0, 1, "s", "low"), noise_key(0, 1, "s", "high")}) == 5
-    assert not torch.equal(alone, gumbel([keys[3]], [6], 101, CPU))
+    key = noise_key(0, 1, "s", "low")
+    first, second = NoiseStream(key, 1000), NoiseStream(key, 1000)
+    ahead = [first.token() for _ in range(2 * AHEAD + 3)]
+    assert all(np.array_equal(each, second.token()) for each in ahead)
+    assert len({each.tobytes() for each in ahead}) == len(ahead)
+    others = [noise_key(1, 1, "s", "low"), noise_key(0, 2, "s", "low"), noise_key(0, 1, "t", "low")]
+    others.append(noise_key(0, 1, "s", "high"))
+    assert len({key, *others}) == 5
+    assert not any(np.array_equal(NoiseStream(other, 1000).token(), ahead[0]) for other in others)
 
 
-def test_draws_follow_the_distribution():
-    log_probs = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])).expand(20_000, 5)
-    noise = gumbel([noise_key(0, 1, str(i), "low") for i in range(20_000)], [0] * 20_000, 5, CPU)
-    drawn = draw(log_probs, noise, torch.zeros(20_000, dtype=torch.bool))
-    shares = torch.bincount(drawn, minlength=5) / 20_000
-    assert torch.allclose(shares, torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0]), atol=0.012)  # about 3.5 sigma
-    assert shares[4] == 0
+def test_noise_is_standard_gumbel():
+    stream = NoiseStream(noise_key(0, 1, "s", "low"), 64 * 936)
+    noise = np.concatenate([stream.token() for _ in range(200)])
+    assert noise.size == 200 * noise_width(64 * 936) == 200_000
+    assert noise.mean() == pytest.approx(0.5772, abs=0.015)  # Euler's constant; five sigma of the mean
+    assert noise.var() == pytest.approx(np.pi**2 / 6, abs=0.05)
 
 
 def test_greedy_rows_take_the_most_probable_token_and_suppressed_ones_are_never_drawn():
-    log_probs = torch.log(torch.tensor([[0.2, 0.5, 0.3]]))
-    noise = torch.tensor([[50.0, 0.0, 0.0]])
-    assert draw(log_probs, noise, torch.tensor([True])).item() == 1
-    assert draw(log_probs, noise, torch.tensor([False])).item() == 0
-    assert draw(log_probs, noise, torch.tensor([False]), suppressed=(0,)).item() == 1
+    # The first block holds more mass, the second the most probable token.
+    probs = torch.cat((torch.full((64,), 0.01), torch.tensor([0.36])))[None].expand(50, -1)
+    noise = torch.from_numpy(np.stack([NoiseStream(i, 65).token() for i in range(50)]))
+    assert (draw(probs, noise, [True] * 50) == 64).all()
+    mixed = draw(probs, noise, [True, False] * 25)
+    assert (mixed[::2] == 64).all()
+    assert (mixed[1::2] != 64).any()
+    assert (draw(probs, noise, [False] * 50, suppressed=(64,)) != 64).all()
+    assert (draw(probs, noise, [True] * 50, suppressed=(64, 0)) == 1).all()

@@ -142,7 +142,7 @@ def test_a_stage_captions_images_out_of_shards_and_names_the_bad_ones(tmp_path):
     (tmp_path / "b.tar").write_bytes(packed({"gone.png": picture()}))
     found = samples(tmp_path)
     (tmp_path / "b.tar").unlink()
-    settings = RunConfig.model_validate({"generate": {"decoding": {"max_new_tokens": 12}, "batch_size": 8}})
+    settings = RunConfig.model_validate({"generate": {"decoding": {"max_new_tokens": 12}, "slots": 8}})
     output = PairGenerator(settings, "miniworld:captioner", 1)(found)
     stored = pa.Table.from_pylist(output.rows, schema=schemas.PAIRS).to_pylist()
     assert {row["image"]["id"]: row["image"]["sha256"] for row in stored} == {

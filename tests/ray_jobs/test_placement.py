@@ -228,7 +228,7 @@ def round_on(box, path: Path, replicas: int = 1) -> Round:
         "run": str(path),
         "shard_rows": 5,
         "source": {"count": 60},
-        "generate": {"batch_size": 16, "resources": {"replicas": replicas, "cpus": 1}},
+        "generate": {"slots": 16, "resources": {"replicas": replicas, "cpus": 1}},
         "ray": {"address": box.address},
     }
     run = Run.open(config.build(settings, where="test"))

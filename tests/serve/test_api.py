@@ -70,7 +70,7 @@ def test_a_greedy_caption_is_that_of_the_oracle(client, finished_run):
     decoding = Decoding(temperature=0, max_new_tokens=60)
     for model, captioner in (("before", finished_run.before), ("after", finished_run.after)):
         picture = world.draw(world.scene("development", 3))
-        request = Request("x", picture, world.PROMPT, 0.0, (0, 0, 0, 0), decoding)
+        request = Request("x", captioner.pixels(picture), world.PROMPT, 0.0, 0, decoding)
         expected = algorithm1.decode(captioner, request)
         answer = ask(client, model=model, url=scene_url(3), max_tokens=60)
         assert answer["model"] == model

@@ -1,0 +1,81 @@
+"""What people decode with today, for ``generation.py``: transformers' guidance, VCD's two forwards, plain ``generate``.
+
+All of them make two captions an image, of a fixed length, from a model that never ends by itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from random_llava import RandomCaptioner
+
+RATIOS = (0.2, 0.6)
+
+
+class Peers:
+    """The baselines on one model, images and length."""
+
+    def __init__(self, captioner: RandomCaptioner, images: int, length: int) -> None:
+        self.captioner = captioner
+        self.length = length
+        self.pixels = captioner.batch(captioner.random_pixels(images))
+        self.with_image = torch.tensor([captioner.prompt_ids("", image=True)], device=captioner.device)
+        self.without_image = torch.tensor([captioner.prompt_ids("", image=False)], device=captioner.device)
+
+    def guidance_batched(self) -> int:
+        """transformers' classifier-free guidance; one scalar h a call, so a call for each of the two."""
+        return sum(self._generate(self.pixels, guidance_scale=1 - ratio) for ratio in RATIOS)
+
+    def guidance_per_image(self) -> int:
+        """The same where every image has an h of its own: a call for each caption."""
+        each = [self.pixels[index : index + 1] for index in range(len(self.pixels))]
+        return sum(self._generate(image, guidance_scale=1 - ratio) for ratio in RATIOS for image in each)
+
+    def single_path(self) -> int:
+        """``generate`` with the image alone, all captions in one batch: what a user knows, without any mixing."""
+        return self._generate(self.pixels.repeat_interleave(len(RATIOS), 0))
+
+    @torch.inference_mode()
+    def two_forwards(self) -> int:
+        """VCD's way: two forwards a step with a cache each, an h a row, all captions in one batch (Eq. 3)."""
+        from transformers import DynamicCache
+
+        model, rows = self.captioner.model, len(self.pixels) * len(RATIOS)
+        ratio_B1 = torch.tensor(RATIOS * len(self.pixels), device=self.captioner.device)[:, None]
+        caches = DynamicCache(config=model.config.text_config), DynamicCache(config=model.config.text_config)
+        pixels = self.pixels.repeat_interleave(len(RATIOS), 0)
+        fed = self.with_image.expand(rows, -1), self.without_image.expand(rows, -1)
+        for step in range(self.length):
+            probs = [
+                torch.softmax(
+                    model(
+                        input_ids=ids,
+                        pixel_values=pixels if step == 0 and cache is caches[0] else None,
+                        past_key_values=cache,
+                        use_cache=True,
+                        logits_to_keep=1,
+                    ).logits[:, -1].float(),
+                    -1,
+                )
+                for ids, cache in zip(fed, caches, strict=True)
+            ]  # fmt: skip
+            token_B1 = torch.multinomial(torch.lerp(probs[0], probs[1], ratio_B1), 1)
+            fed = token_B1, token_B1
+        return rows * self.length
+
+    @torch.inference_mode()
+    def _generate(self, pixels: torch.Tensor, **options: object) -> int:
+        ids = self.with_image.expand(len(pixels), -1)
+        if options:
+            options["negative_prompt_ids"] = self.without_image.expand(len(pixels), -1)
+        written = self.captioner.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=pixels,
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=self.length,
+            min_new_tokens=self.length,
+            pad_token_id=0,
+            **options,
+        )
+        return int((written.shape[1] - ids.shape[1]) * len(pixels))

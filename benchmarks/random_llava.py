@@ -1,0 +1,77 @@
+"""LLaVA models with random weights, for benchmarks: their speed is that of trained ones, and nothing is fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from jsfree import shapes
+from jsfree.models import Captioner
+
+PROMPT_TOKENS = 24
+BEGIN, WORD = 1, 10
+
+
+@dataclass(frozen=True)
+class RandomCaptioner(Captioner):
+    """A captioner that takes token ids for words and never ends by itself."""
+
+    prompt_tokens: int = PROMPT_TOKENS
+
+    def prompt_ids(self, text: str, *, image: bool) -> list[int]:  # noqa: ARG002 - as a captioner's
+        words = [WORD + number for number in range(self.prompt_tokens)]
+        seen = [self.model.config.image_token_index] * self.image_tokens if image else []
+        return [BEGIN, *words[:4], *seen, *words[4:]]
+
+    @property
+    def eos_ids(self) -> frozenset[int]:  # type: ignore[override]
+        return frozenset()
+
+    @property
+    def suppressed_ids(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (self.model.config.image_token_index,)
+
+    def spelt(self, token_ids: Sequence[int]) -> str:
+        return " ".join(map(str, token_ids))
+
+    def random_pixels(self, count: int, seed: int = 0) -> list[torch.Tensor]:
+        """Pixels of images that do not exist."""
+        side = self.model.config.vision_config.image_size
+        generator = torch.Generator().manual_seed(seed)
+        return list(torch.randn(count, 3, side, side, generator=generator))
+
+
+def tiny(patches: int) -> RandomCaptioner:
+    """About 6M parameters, ``patches`` squared visual tokens, on the CPU."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    vision = CLIPVisionConfig(
+        hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
+        image_size=8 * patches, patch_size=8, projection_dim=96,
+    )  # fmt: skip
+    language = LlamaConfig(
+        hidden_size=256, intermediate_size=688, num_hidden_layers=4, num_attention_heads=8,
+        vocab_size=4096, max_position_embeddings=1024,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision, text_config=language, image_token_index=4, image_seq_length=patches**2,
+        vision_feature_layer=-2, vision_feature_select_strategy="default", tie_word_embeddings=False,
+    )  # fmt: skip
+    return _built(config, torch.float32, "cpu")
+
+
+def published(name: str, device: str, dtype: torch.dtype) -> RandomCaptioner:
+    """LLaVA-1.5 in its published shape."""
+    return _built(shapes.llava_config(shapes.PUBLISHED[f"llava-hf/{name}-hf"]), dtype, device)
+
+
+def _built(config: Any, dtype: torch.dtype, device: str) -> RandomCaptioner:
+    from transformers import LlavaForConditionalGeneration
+
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = LlavaForConditionalGeneration._from_config(config, dtype=dtype)
+    return RandomCaptioner(model.eval(), None)  # type: ignore[arg-type]

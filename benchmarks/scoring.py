@@ -1,0 +1,184 @@
+"""How fast captions are scored with CLIP, sentence by sentence, against doing it plainly and against torchmetrics.
+
+    make bench                (or: python benchmarks/scoring.py [--rounds 5])
+
+CPU time of one thread, all variants in turn in one process: 8 pictures of MiniWorld's size times four, about 84
+sentences, an open_clip model with random weights. All variants must give the same scores. The result is written to
+``benchmarks/results/scoring_<date>_<hardware>.json`` and printed as the last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import in_turn, publish, ratio
+from PIL import Image
+
+from jsfree.clipscore import ClipScorer, _ShortContext
+from jsfree.config import RunConfig
+from jsfree.miniworld import world
+
+TARGETS = {"naive_per_sentence": 7.0, "torchmetrics_per_caption": 4.0}
+IMAGES, SENTENCES, SIDE = 8, (9, 12), 224
+MODEL = {
+    "embed_dim": 128,
+    "vision_cfg": {"image_size": SIDE, "layers": 4, "width": 192, "head_width": 48, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 192, "heads": 4, "layers": 4},
+}
+THINGS = (
+    "dog",
+    "bench",
+    "kite",
+    "table",
+    "bicycle",
+    "window",
+    "lamp",
+    "boat",
+    "cat",
+    "tree",
+    "chair",
+    "bus",
+    "horse",
+    "cup",
+)
+PLACES = (
+    "on the left",
+    "near the middle of the picture",
+    "in the background, half hidden behind a wall",
+    "at the top",
+    "next to a person who is looking the other way",
+)
+
+
+def main() -> None:
+    """Measure, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    loads = [os.getloadavg()[0]]
+    with tempfile.TemporaryDirectory() as folder:
+        scorer = scorer_of(Path(folder))
+    images, captions = pictures(), sentences()
+    variants = {
+        "naive_per_sentence": lambda: naive(scorer, images, captions),
+        "torchmetrics_per_caption": lambda: torchmetrics_scores(scorer, images, captions),
+        "scorer": lambda: scorer.sentence_scores(images, captions),
+    }
+    plain = flat(variants["naive_per_sentence"]())
+    apart = {name: (flat(run()) - plain).abs().max().item() for name, run in variants.items()}
+    if max(apart.values()) > 1e-6:
+        raise SystemExit(f"the variants do not give the same scores: {apart}")
+    seconds = in_turn(variants, rounds)
+    ratios = {name: ratio(seconds[name], seconds["scorer"], target) for name, target in TARGETS.items()}
+    loads.append(os.getloadavg()[0])
+    count = sum(map(len, captions))
+    for name, each in ratios.items():
+        print(f"{name} {each['median']:.2f} ({each['min']:.2f}-{each['max']:.2f})")
+    publish(
+        "scoring",
+        ratios,
+        {
+            "sentences": count,
+            "sentences_per_cpu_second": {name: count / statistics.median(each) for name, each in seconds.items()},
+            "largest_difference_from_naive": apart,
+        },
+        loads,
+    )
+
+
+def scorer_of(folder: Path) -> ClipScorer:
+    """A scorer whose model has random weights."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**MODEL, output_dict=False)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    mean = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": MODEL, "preprocess_cfg": mean}))
+    return ClipScorer(RunConfig.model_validate({"clip": {"ref": str(folder)}}))
+
+
+def pictures() -> list[Image.Image]:
+    return [world.draw(world.scene("development", index)).resize((SIDE, SIDE)) for index in range(IMAGES)]
+
+
+def sentences() -> list[list[str]]:
+    """Sentences of each image; as in captions, some come twice."""
+    drawn = random.Random(0)
+
+    def one() -> str:
+        return f"There is a {drawn.choice(THINGS)} {drawn.choice(PLACES)}."
+
+    return [["The image shows a scene.", *(one() for _ in range(drawn.randint(*SENTENCES) - 1))] for _ in range(IMAGES)]
+
+
+@torch.inference_mode()
+def naive(scorer: ClipScorer, images: list[Image.Image], captions: list[list[str]]) -> list[list[float]]:
+    """Image and sentence encoded for every sentence."""
+    clip = scorer._clip
+    scores = []
+    for image, caption in zip(images, captions, strict=True):
+        own = []
+        for sentence in caption:
+            seen = clip.model.encode_image(clip.transform(image)[None], normalize=True)
+            said = clip.model.encode_text(clip.tokenizer([sentence]), normalize=True)
+            own.append((seen @ said.T).item())
+        scores.append(own)
+    return scores
+
+
+class ForTorchmetrics:
+    """The same model as torchmetrics wants it; like transformers' CLIP it takes texts as short as they are."""
+
+    def __init__(self, scorer: ClipScorer) -> None:
+        self._clip = scorer._clip
+        self.config = None
+
+    def to(self, device: torch.device) -> ForTorchmetrics:  # noqa: ARG002 - torchmetrics moves models
+        return self
+
+    def get_image_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self._clip.model.encode_image(pixels)
+
+    def get_text_features(self, ids: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        model = self._clip.model
+        return type(model).encode_text(_ShortContext(model, ids.shape[1]), ids)
+
+    def __call__(self, *, images: Any = None, text: Any = None, **_: object) -> dict[str, torch.Tensor]:
+        """The processor."""
+        if images is not None:
+            return {"pixel_values": torch.stack(images)}
+        ids = self._clip.tokenizer(text)
+        used = ids[:, : int((ids != 0).sum(-1).max())]
+        return {"input_ids": used, "attention_mask": (used != 0).long()}
+
+
+@torch.inference_mode()
+def torchmetrics_scores(scorer: ClipScorer, images: list[Image.Image], captions: list[list[str]]) -> list[list[float]]:
+    """A call a caption: its sentences, each with the image."""
+    from torchmetrics.functional.multimodal.clip_score import _clip_score_update
+
+    model, scores = ForTorchmetrics(scorer), []
+    for image, caption in zip(images, captions, strict=True):
+        pixels = scorer._clip.transform(image)
+        found, _ = _clip_score_update([pixels] * len(caption), caption, model, model)  # type: ignore[arg-type]
+        scores.append((found / 100).tolist())
+    return scores
+
+
+def flat(scores: list[list[float]]) -> torch.Tensor:
+    return torch.tensor([score for caption in scores for score in caption])
+
+
+if __name__ == "__main__":
+    main()

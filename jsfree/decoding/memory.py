@@ -1,0 +1,122 @@
+"""How many captions fit into the memory for keys and values, told before anything is laid out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from jsfree.decoding.cache import CacheLayout, rounded
+from jsfree.errors import DeviceError
+from jsfree.models import Captioner
+
+GIB = 1024**3
+OF_GPU, OF_CPU = 0.9, 0.5
+
+
+@dataclass(frozen=True)
+class Need:
+    """What captions ask for at most, in tokens."""
+
+    prefix: int
+    """Image and prompt."""
+    lead: int
+    """The prompt without the image."""
+    own: int
+    """The caption."""
+
+    def holds(self, other: Need) -> bool:
+        """Whether what is laid out for this is enough for another."""
+        return self.prefix >= other.prefix and self.lead >= other.lead and self.own >= other.own
+
+    def joined(self, other: Need) -> Need:
+        """Enough for both."""
+        return Need(max(self.prefix, other.prefix), max(self.lead, other.lead), max(self.own, other.own))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Memory for a number of captions."""
+
+    slots: int
+    mixed: int
+    """Rows of the second path."""
+    images: int
+    """Images whose prefill is held; each takes two entries where the second path sees it too, noised."""
+    need: Need
+    cache: CacheLayout
+    bytes: int
+    """Keys and values, all layers."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What an engine is for."""
+
+    slots: int
+    """Most captions decoded together."""
+    mixed: float
+    """Share of them that evaluates the second path."""
+    seats: int
+    """Captions of an image that may share its prefill."""
+    images: float
+    """Images whose prefill is held, as a share of the slots."""
+    second_image: bool
+    """Whether the second path sees a (noised) image."""
+
+    def layout(self, captioner: Captioner, need: Need, budget: int) -> Layout:
+        """The largest layout of at most ``slots`` captions within ``budget`` bytes.
+
+        Raises:
+            DeviceError: not even one caption fits.
+        """
+        token_bytes = token_bytes_of(captioner)
+        for slots in range(self.slots, 0, -1):
+            layout = self._of(slots, need, captioner, token_bytes)
+            if layout.bytes <= budget:
+                return layout
+        raise DeviceError(
+            f"the keys and values of one caption take {layout.bytes / GIB:.3g} GiB ({need.prefix} tokens of image and"
+            f" prompt, up to {need.own} of the caption), but there are {budget / GIB:.3g} GiB for them; set"
+            " 'kv_cache_gib' higher, 'max_new_tokens' lower, or take a GPU with more memory"
+        )
+
+    def _of(self, slots: int, need: Need, captioner: Captioner, token_bytes: int) -> Layout:
+        config = captioner.model.config.get_text_config()
+        images = min(slots, int(slots * self.images) + 1)
+        mixed = math.ceil(slots * self.mixed)
+        lead = need.lead if mixed and not self.second_image else 0
+        cache = CacheLayout(
+            rows=slots + mixed,
+            readers=slots + mixed if self.second_image else slots,
+            own=rounded(need.own + lead),
+            entries=images * (2 if self.second_image else 1),
+            seats=self.seats,
+            prefix=need.prefix,
+            group=config.num_attention_heads // config.num_key_value_heads,
+        )
+        return Layout(slots, mixed, images, need, cache, cache.tokens * token_bytes)
+
+
+def token_bytes_of(captioner: Captioner) -> int:
+    """Keys and values of a token, all layers, in bytes."""
+    config = captioner.model.config.get_text_config()
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    itemsize = captioner.model.dtype.itemsize
+    return int(2 * config.num_hidden_layers * config.num_key_value_heads * width * itemsize)
+
+
+def budget_of(captioner: Captioner, kv_cache_gib: float | None) -> int:
+    """Bytes for keys and values: as configured, or a share of what the model has left free."""
+    if kv_cache_gib is not None:
+        return int(kv_cache_gib * GIB)
+    devices = {torch.device(each) for each in getattr(captioner.model, "hf_device_map", {}).values()}
+    devices = devices or {captioner.device}
+    if all(device.type == "cuda" for device in devices):
+        torch.cuda.empty_cache()
+        # Keys and values lie beside their layers, about as many on each.
+        return int(OF_GPU * len(devices) * min(torch.cuda.mem_get_info(device)[0] for device in devices))
+    with open("/proc/meminfo") as file:
+        available = next(line.split()[1] for line in file if line.startswith("MemAvailable:"))
+    return int(OF_CPU * 1024 * int(available))
