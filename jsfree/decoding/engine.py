@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from jsfree.decoding import attention, mixing, sampling
+from jsfree.decoding.entries import Entries, Entry
 from jsfree.decoding.forward import IDLE, Compiling, Forward, Row
 from jsfree.decoding.memory import Layout, Need, Shape, budget_of
 from jsfree.decoding.prefill import Prefill
@@ -31,24 +32,6 @@ from jsfree.models import Captioner
 
 LOOKAHEAD = 2
 """Requests that wait, as a multiple of the slots, and may overtake one whose place is taken."""
-
-
-@dataclass
-class _Entry:
-    """An image with its prompt, prefilled; which slots read it, and the logits of its captions' first token."""
-
-    pixels: torch.Tensor
-    prompt: str
-    readers: list[int | None]
-    first_V: torch.Tensor
-    second_V: torch.Tensor | None = None
-
-    def is_of(self, request: Request) -> bool:
-        return self.pixels is request.pixels and self.prompt == request.prompt
-
-    @property
-    def idle(self) -> bool:
-        return all(reader is None for reader in self.readers)
 
 
 @dataclass
@@ -114,7 +97,7 @@ class DualPathEngine:
         self._queue: deque[Request] = deque()
         self._slots: list[_Live | None] = []
         self._second: list[int | None] = []
-        self._entries: list[_Entry | None] = []
+        self._entries = Entries(0)
         self._forward: Forward | None = None
         self._logits_RV = torch.zeros(0)
 
@@ -237,7 +220,7 @@ class DualPathEngine:
             return
         waiting = reduce(Need.joined, map(self._prefill.need, self._queue))
         before = self.layout.need if self.layout is not None else waiting
-        self._forward, self._entries = None, []  # frees the memory
+        self._forward, self._entries = None, Entries(0)  # frees the memory
         self._budget = min(self._budget, budget_of(self.captioner, self._kv_cache_gib))
         layouts = [self._shape.layout(self.captioner, first, self._budget)]
         for need in (waiting, waiting.joined(before)):
@@ -249,7 +232,7 @@ class DualPathEngine:
         self._logits_RV = torch.zeros(self.layout.cache.rows, self.captioner.vocabulary, device=self.captioner.device)
         self._slots = [None] * self.layout.slots
         self._second = [None] * self.layout.mixed
-        self._entries = [None] * self.layout.images
+        self._entries = Entries(self.layout.images)
 
     def _placeable(self) -> Iterator[Request]:
         """Waiting requests, the longest first, for which there is a place now; none overtakes one that is too large."""
@@ -259,28 +242,19 @@ class DualPathEngine:
                 return
             has_row = not self._uses_second(request) or _first_free(self._second) is not None
             needs_entry = self._uses_first(request) or self._shape.second_image
-            if has_row and (not needs_entry or self._seat(request) is not None):
+            if has_row and (not needs_entry or self._place(request) is not None):
                 yield request
 
-    def _seat(self, request: Request) -> int | None:
-        """The entry that a request can read: its image's with a free seat, or one that nobody reads; None if none."""
-        for number, entry in enumerate(self._entries):
-            if entry is not None and entry.is_of(request) and None in entry.readers:
-                return number
-        if None in self._entries:
-            return self._entries.index(None)
-        idle = [number for number, entry in enumerate(self._entries) if entry is not None and entry.idle]
-        awaited = {id(waiting.pixels) for waiting in self._queue if waiting is not request} if idle else set()
-        forgettable = [number for number in idle if id(self._of(number).pixels) not in awaited]
-        # Low numbers first: a step reads up to the highest one. With nobody live, somebody must begin.
-        return min(forgettable if any(self._slots) else forgettable or idle, default=None)
+    def _place(self, request: Request) -> int | None:
+        """The entry that a request can take a seat at now."""
+        return self._entries.place_for(request, self._queue, must=not any(self._slots))
 
     def _begin(self, request: Request, slot: int) -> _Live:
         """Prefill what a caption needs."""
         assert self._forward is not None
         live = _Live(request, sampling.NoiseStream(request.noise, self.captioner.vocabulary))
         if self._uses_first(request) or self._shape.second_image:
-            live.entry = self._seat(request)
+            live.entry = self._place(request)
             assert live.entry is not None
             entry = self._prefilled(request, live.entry)
             live.seat = entry.readers.index(None)
@@ -298,23 +272,21 @@ class DualPathEngine:
                 live.lead = prefilled.cache.get_seq_length()
         return live
 
-    def _prefilled(self, request: Request, number: int) -> _Entry:
+    def _prefilled(self, request: Request, number: int) -> Entry:
         """The entry of a request's image, prefilled if it is not there."""
         assert self._forward is not None
-        entry = self._entries[number]
-        if entry is None or not entry.is_of(request) or None not in entry.readers:
+        if not self._entries.read_by(request, number):
             prefilled = self._prefill.image(request.pixels, request.prompt)
             self._forward.cache.store_entry(number, prefilled.cache)
             readers: list[int | None] = [None] * self._shape.seats
-            entry = _Entry(request.pixels, request.prompt, readers, prefilled.logits_V)
-            self._entries[number] = entry
-        return entry
+            self._entries[number] = Entry(request.pixels, request.prompt, readers, prefilled.logits_V)
+        return self._entries[number]
 
     def _second_of(self, live: _Live) -> torch.Tensor:
         """The first logits of a second path that sees the image noised, prefilled once an image."""
         assert live.entry is not None
         assert self._forward is not None
-        entry = self._of(live.entry)
+        entry = self._entries[live.entry]
         if entry.second_V is None:
             prefilled = self._prefill.image(entry.pixels, entry.prompt, self.mixing.noise_step)
             self._forward.cache.store_entry(len(self._entries) + live.entry, prefilled.cache)
@@ -390,7 +362,7 @@ class DualPathEngine:
         live = self._live(slot)
         self._slots[slot] = None
         if live.entry is not None:
-            self._of(live.entry).readers[live.seat] = None
+            self._entries[live.entry].readers[live.seat] = None
         if live.second_row is not None:
             self._second[live.second_row - len(self._slots)] = None
 
@@ -398,11 +370,6 @@ class DualPathEngine:
         live = self._slots[slot]
         assert live is not None
         return live
-
-    def _of(self, number: int) -> _Entry:
-        entry = self._entries[number]
-        assert entry is not None
-        return entry
 
 
 def _rows(table: torch.Tensor, rows: Sequence[int | None]) -> torch.Tensor:

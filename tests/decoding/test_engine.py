@@ -80,7 +80,7 @@ def literal_grid(captioner, request_of) -> tuple[list[Request], list[Caption]]:
         request_of(index, role, GRID[(index + shift) % len(GRID)], decoding)
         for index in range(102)
         for shift, role in ((0, "low"), (2, "high"))
-        for decoding in [SETTINGS[index // 4 % 5].model_copy(update={"max_new_tokens": 48 if index % 4 == 0 else 10})]
+        for decoding in [SETTINGS[index // 4 % 5].model_copy(update={"max_new_tokens": 40 if index % 4 == 0 else 8})]
     ]
     return requests, [algorithm1.decode(captioner, each) for each in requests]
 
@@ -97,7 +97,7 @@ def test_a_caption_does_not_depend_on_order_neighbours_or_worker(captioner, many
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("slots", [3, 40])
+@pytest.mark.parametrize("slots", [7, 40])
 def test_other_numbers_of_slots_make_the_same_captions(captioner, many, alone, slots):
     captions = DualPathEngine(captioner, slots, mixed=1.0).decode(many)
     same = sum(caption == alone[caption.request_id] for caption in captions)
@@ -271,6 +271,7 @@ def test_memory_decides_how_many_captions_are_decoded_together(captioner, reques
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for CPUs with a C++ compiler")
 def test_a_compiled_step_makes_the_same_captions(captioner, request_of):
     requests = [request_of(index, "high", 0.4, Decoding(max_new_tokens=24)) for index in range(6)]

@@ -12,13 +12,16 @@ from ray_jobs.train_dpo import _beside
 
 
 def test_a_signal_ends_the_wait_for_training_with_the_handler_of_the_driver():
-    kept = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        _beside(lambda: time.sleep(20))
-    assert time.monotonic() - started < 10
-    assert signal.getsignal(signal.SIGINT) is kept
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _beside(lambda: time.sleep(20))
+        assert time.monotonic() - started < 10
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_what_training_raises_is_raised():

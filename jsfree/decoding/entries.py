@@ -1,0 +1,72 @@
+"""Which images are prefilled, and who reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from jsfree.decoding.requests import Request
+
+
+@dataclass
+class Entry:
+    """An image with its prompt, prefilled; which slots read it, and the logits of its captions' first token."""
+
+    pixels: torch.Tensor
+    prompt: str
+    readers: list[int | None]
+    first_V: torch.Tensor
+    second_V: torch.Tensor | None = None
+
+    def is_of(self, request: Request) -> bool:
+        """Whether it is what a request reads."""
+        return self.pixels is request.pixels and self.prompt == request.prompt
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody reads it."""
+        return all(reader is None for reader in self.readers)
+
+
+class Entries:
+    """The places for prefilled images."""
+
+    def __init__(self, count: int) -> None:
+        self._places: list[Entry | None] = [None] * count
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, number: int) -> Entry:
+        entry = self._places[number]
+        assert entry is not None
+        return entry
+
+    def __setitem__(self, number: int, entry: Entry) -> None:
+        self._places[number] = entry
+
+    def read_by(self, request: Request, number: int) -> bool:
+        """Whether a request finds its image, prefilled and with a free seat, at a place."""
+        entry = self._places[number]
+        return entry is not None and entry.is_of(request) and None in entry.readers
+
+    def place_for(self, request: Request, waiting: Iterable[Request], *, must: bool) -> int | None:
+        """The place that a request can use: its image's with a free seat, or one that nobody reads; None if none.
+
+        Args:
+            request: the one that is to begin.
+            waiting: requests whose images had better stay.
+            must: whether such an image may be given up, since nothing would go on otherwise.
+        """
+        for number in range(len(self._places)):
+            if self.read_by(request, number):
+                return number
+        if None in self._places:
+            return self._places.index(None)
+        idle = [number for number in range(len(self._places)) if self[number].idle]
+        awaited = {id(each.pixels) for each in waiting if each is not request} if idle else set()
+        forgettable = [number for number in idle if id(self[number].pixels) not in awaited]
+        # Low numbers first: a step reads up to the highest one.
+        return min(forgettable or idle if must else forgettable, default=None)
