@@ -106,6 +106,10 @@ def _check_revision(ref: str, revision: str | None) -> None:
         raise ValueError(f"'revision' belongs to a model of the hub; {ref!r} is none")
 
 
+Preprocessing = Literal["crop", "pad"]
+DeviceMap = Literal["single", "auto"]
+
+
 class CaptionerSettings(Section):
     """The seed captioner m0."""
 
@@ -115,10 +119,10 @@ class CaptionerSettings(Section):
     """Branch, tag or commit of a hub id; ``null``: the newest when the run starts (kept in ``models.commits``)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of generation and training."""
-    preprocessing: Literal["crop", "pad"] = "crop"
+    preprocessing: Preprocessing = "crop"
     """``crop``: the Hugging Face processor's centre crop; ``pad``: to a square with the mean colour, as the
     original LLaVA. The same in generation, training, evaluation and serving."""
-    device_map: Literal["single", "auto"] = "single"
+    device_map: DeviceMap = "single"
     """``single``: a replica's model is on one GPU; ``auto``: its layers are laid out over all the GPUs that
     ``generate.resources.gpus`` reserves, for a model larger than one. Places work only: no part of a fingerprint.
     Training shards a model over its workers instead (``train.zero_stage: 3``)."""
@@ -230,6 +234,7 @@ class Mode(Decoding):
 
 
 MixingName = Literal["probability", "logit"]
+Compiling = Literal["none", "inductor", "cuda_graphs"]
 
 
 class Generate(Section):
@@ -244,7 +249,7 @@ class Generate(Section):
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
     """Memory of a replica for keys and values; ``null``: nine tenths of what a GPU has left beside the model, half of
     what is available on a CPU. Replicas that share a GPU (``gpus`` below 1) want a number."""
-    compile: Literal["none", "inductor", "cuda_graphs"] = "none"
+    compile: Compiling = "none"
     """How a decoding step is run: as it is; compiled by torch (takes a C++ compiler on CPUs, minutes at the first
     step); or recorded once and replayed by the GPU, which spares it waiting for Python."""
     resources: Resources = Resources()

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
 from jsfree import prompts
-from jsfree.config import ModelFiles
+from jsfree.config import DeviceMap, ModelFiles, Preprocessing
 from jsfree.errors import ModelError
 from jsfree.gpus import check_dtype, visible_gpu
 from jsfree.model_files import PACKAGED, local_folder, look_up
@@ -25,8 +25,6 @@ from jsfree.model_folder import CAPTIONER, CLIP
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-Preprocessing = Literal["crop", "pad"]
-DeviceMap = Literal["single", "auto"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 
 from jsfree.config import Ratios
+from jsfree.decoding.sampling import noise_key
 
 
 def draw_ratios(settings: Ratios, seed: int, round_number: int, sample_id: str) -> tuple[float, float]:
@@ -14,8 +13,7 @@ def draw_ratios(settings: Ratios, seed: int, round_number: int, sample_id: str) 
 
     Gaussian draws outside [0, 1] are clipped: the paper does not say what happens to them.
     """
-    digest = hashlib.blake2b(f"{seed}\0{round_number}\0{sample_id}\0ratios".encode(), digest_size=16).digest()
-    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    generator = np.random.Generator(np.random.Philox(key=noise_key(seed, round_number, sample_id, "ratios")))
     if settings.distribution == "fixed":
         first, second = settings.low, settings.high
     elif settings.distribution == "uniform":

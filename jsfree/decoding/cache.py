@@ -10,6 +10,7 @@ T tokens of a row's own, P tokens of an entry, L = P + T, E entries, S seats of 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -87,20 +88,16 @@ class KvCache:
 
     def store_entry(self, entry: int, prefilled: DynamicCache) -> None:
         """Keep what image and prompt prefilled, for all captions that take a seat there."""
-        self._allocate(prefilled)
-        for layer, source in zip(self._layers, prefilled.layers, strict=True):
-            length = source.keys.shape[2]
-            layer.prefix_keys[entry, :, :length] = source.keys[0]
-            layer.prefix_values[entry, :, :length] = source.values[0]
-        self._lengths_E[entry] = self.lengths[entry] = length
+        for layer, keys_HLD, values_HLD in self._beside(prefilled):
+            layer.prefix_keys[entry, :, : keys_HLD.shape[1]] = keys_HLD
+            layer.prefix_values[entry, :, : values_HLD.shape[1]] = values_HLD
+        self._lengths_E[entry] = self.lengths[entry] = prefilled.get_seq_length()
 
     def store_own(self, row: int, prefilled: DynamicCache) -> None:
         """Begin a row with a copy of what a prompt prefilled."""
-        self._allocate(prefilled)
-        for layer, source in zip(self._layers, prefilled.layers, strict=True):
-            length = source.keys.shape[2]
-            layer.keys[row, :, :length] = source.keys[0]
-            layer.values[row, :, :length] = source.values[0]
+        for layer, keys_HLD, values_HLD in self._beside(prefilled):
+            layer.keys[row, :, : keys_HLD.shape[1]] = keys_HLD
+            layer.values[row, :, : values_HLD.shape[1]] = values_HLD
 
     def feed(self, fed: Fed, extent: Extent) -> torch.Tensor:
         """Begin a step; the position of every row's token, (R,).
@@ -161,9 +158,12 @@ class KvCache:
             self._steps[device] = next(iter(self._steps.values())).on(device)
         return self._steps[device]
 
-    def _allocate(self, prefilled: DynamicCache) -> None:
+    def _beside(self, prefilled: DynamicCache) -> Iterator[tuple[_Layer, torch.Tensor, torch.Tensor]]:
+        """Each layer's memory with what one prompt prefilled for it, which the first one says the shape of."""
         if not self._layers:
             self._layers = [_Layer(self.layout, source.keys) for source in prefilled.layers]
+        for layer, source in zip(self._layers, prefilled.layers, strict=True):
+            yield layer, source.keys[0], source.values[0]
 
 
 Seats = tuple[torch.Tensor, slice, torch.Tensor]

@@ -21,9 +21,10 @@ from itertools import islice
 import numpy as np
 import torch
 
+from jsfree.config import Compiling
 from jsfree.decoding import attention, mixing, sampling
 from jsfree.decoding.entries import Entries, Entry
-from jsfree.decoding.forward import IDLE, Compiling, Forward, Row
+from jsfree.decoding.forward import IDLE, Forward, Row
 from jsfree.decoding.memory import Layout, Need, Shape, budget_of
 from jsfree.decoding.prefill import Prefill
 from jsfree.decoding.requests import Caption, Request, finished

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
+from jsfree.config import Compiling
 from jsfree.decoding.cache import CacheLayout, Extent, Fed, KvCache, rounded
 from jsfree.errors import DeviceError
 from jsfree.models import Captioner
-
-Compiling = Literal["none", "inductor", "cuda_graphs"]
 
 
 @dataclass(frozen=True)
