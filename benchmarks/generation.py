@@ -140,7 +140,7 @@ def engine_run(
     key = (id(captioner), ratios, compiling)
     if key not in ENGINES:
         mixed = sum(ratio > 0 for ratio in ratios) / len(ratios)
-        ENGINES[key] = DualPathEngine(captioner, images * len(ratios), mixed=mixed, compiling=compiling)
+        ENGINES[key] = DualPathEngine(captioner, images * len(ratios), mixed=mixed, prompts=1, compiling=compiling)
     ENGINES[key].decode(requests(captioner, images, [length] * (2 * images), ratios))
     return ENGINES[key]
 
@@ -181,7 +181,7 @@ def utilisation() -> dict[str, float]:
     lengths = np.random.default_rng(0).lognormal(np.log(24), 0.5, 400).clip(1, 96).astype(int).tolist()
     found = {}
     for name, ratios in {"h = 0 and 0.6": (0.0, 0.6), "h = 0.2 and 0.6": RATIOS}.items():
-        engine = DualPathEngine(captioner, 16, mixed=sum(ratio > 0 for ratio in ratios) / 2)
+        engine = DualPathEngine(captioner, 16, mixed=sum(ratio > 0 for ratio in ratios) / 2, prompts=1)
         for request in requests(captioner, 200, lengths, ratios):
             engine.submit(request)
         while engine.active:
@@ -201,7 +201,7 @@ def on_gpu(arguments: argparse.Namespace) -> None:
     for name, ratios in {"dual path": RATIOS, "h = 0 and 0.6": (0.0, 0.6), "single path": (0.0, 0.0)}.items():
         torch.cuda.reset_peak_memory_stats()
         mixed = sum(ratio > 0 for ratio in ratios) / 2
-        engine = DualPathEngine(captioner, arguments.slots, mixed=mixed, compiling=arguments.compiling)
+        engine = DualPathEngine(captioner, arguments.slots, mixed=mixed, prompts=1, compiling=arguments.compiling)
         lengths = [arguments.length] * (2 * arguments.images)
         engine.decode(requests(captioner, 2, lengths[:4], ratios))  # kernels, memory, graphs
         engine.reset_counts()

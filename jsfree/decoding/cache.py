@@ -1,11 +1,13 @@
 """Keys and values of captions in flight, in memory that is laid out once.
 
 *Entries* are what several captions share: an image with its prompt, stored once, with *seats* for the captions that
-read it. *Rows* are what a path of a caption has of its own; the first of them read an entry beside it, the others do
-not. A step's queries meet each entry once, those of all its seats together, and no row is padded for another's sake.
+read it. *Leads* are what second paths share: a prompt without image, stored once for all of them. *Rows* are what a
+path of a caption has of its own; the first of them read an entry beside it, the others a lead. A step's queries meet
+each entry once, those of all its seats together, and no row is padded for another's sake.
 
-Shape suffixes: R rows, Q rows that read an entry, H heads of keys and values, G query heads that share one of them,
-T tokens of a row's own, P tokens of an entry, L = P + T, E entries, S seats of an entry, X = S G, D head width.
+Shape suffixes: R rows, Q rows that read an entry, M the other rows, H heads of keys and values, G query heads that
+share one of them, T tokens of a row's own, P tokens of an entry, N tokens of all leads, L = P + T or N + T, E entries,
+S seats of an entry, X = S G, D head width.
 """
 
 from __future__ import annotations
@@ -35,20 +37,23 @@ class CacheLayout:
 
     rows: int
     readers: int
-    """Rows, the first ones, that read an entry."""
+    """Rows, the first ones, that read an entry; the others read a lead."""
     own: int
     """Tokens of a row's own."""
     entries: int
     seats: int
     prefix: int
     """Tokens of an entry."""
+    leads: int
+    lead: int
+    """Tokens of a lead."""
     group: int
     """Query heads that share a head of keys and values."""
 
     @property
     def tokens(self) -> int:
         """Tokens whose keys and values are held."""
-        return self.rows * self.own + self.entries * self.prefix
+        return self.rows * self.own + self.entries * self.prefix + self.leads * self.lead
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,8 @@ class Fed:
 
     fill_R: torch.Tensor
     """Tokens of its own that a row holds already; the token fed is stored behind them."""
-    entry_R: torch.Tensor
-    """The entry that a row reads; the number of entries for one that reads none."""
+    source_R: torch.Tensor
+    """The entry or lead that a row reads; the number of entries, or of leads, for one that reads none."""
     seat_R: torch.Tensor
 
 
@@ -71,6 +76,7 @@ class Extent:
     entries: int
     prefix: int
     """Tokens of an entry."""
+    leads: int
 
 
 class KvCache:
@@ -80,8 +86,10 @@ class KvCache:
         self.layout = layout
         self._layers: list[_Layer] = []
         self._lengths_E = torch.zeros(layout.entries + 1, dtype=torch.int64, device=device)
+        self._lengths_K = torch.zeros(layout.leads + 1, dtype=torch.int64, device=device)  # K leads, and none
         self._own_T = torch.arange(layout.own, device=device)
         self._prefix_P = torch.arange(layout.prefix, device=device)
+        self._lead_N = torch.arange(layout.leads * layout.lead, device=device)
         self._steps: dict[torch.device, _Step] = {}
         self.lengths = [0] * layout.entries
         """Tokens that entries hold."""
@@ -93,34 +101,39 @@ class KvCache:
             layer.prefix_values[entry, :, : values_HLD.shape[1]] = values_HLD
         self._lengths_E[entry] = self.lengths[entry] = prefilled.get_seq_length()
 
-    def store_own(self, row: int, prefilled: DynamicCache) -> None:
-        """Begin a row with a copy of what a prompt prefilled."""
+    def store_lead(self, lead: int, prefilled: DynamicCache) -> None:
+        """Keep what a prompt without image prefilled, for all rows that follow it."""
+        length = prefilled.get_seq_length()
+        start = lead * self.layout.lead
         for layer, keys_HLD, values_HLD in self._beside(prefilled):
-            layer.keys[row, :, : keys_HLD.shape[1]] = keys_HLD
-            layer.values[row, :, : values_HLD.shape[1]] = values_HLD
+            layer.lead_keys[:, start : start + length] = keys_HLD
+            layer.lead_values[:, start : start + length] = values_HLD
+        self._lengths_K[lead] = length
 
     def feed(self, fed: Fed, extent: Extent) -> torch.Tensor:
         """Begin a step; the position of every row's token, (R,).
 
         Rows attend to ``extent.own`` tokens of their own, masked where they hold fewer. An idle row (nothing filled,
-        no entry) attends to its own token.
+        no source) attends to its own token.
         """
         readers = self.layout.readers
-        own_RT = torch.where(self._own_T[: extent.own] <= fed.fill_R[:, None], 0.0, -torch.inf)
-        lengths_R = self._lengths_E[fed.entry_R]
-        prefix_QP = torch.where(self._prefix_P[: extent.prefix] < lengths_R[:readers, None], 0.0, -torch.inf)
-        read_QL = torch.cat((prefix_QP, own_RT[:readers]), dim=-1)
-        entry_Q, seat_Q = fed.entry_R[:readers], fed.seat_R[:readers]
+        entry_Q, lead_M = fed.source_R[:readers], fed.source_R[readers:]
+        lengths_Q1, lengths_M1 = self._lengths_E[entry_Q][:, None], self._lengths_K[lead_M][:, None]
+        own_RT = _masked(self._own_T[: extent.own] <= fed.fill_R[:, None])
+        in_lead_MN = self._lead_N[: extent.leads * self.layout.lead] - lead_M[:, None] * self.layout.lead
+        prefix_QP = _masked(self._prefix_P[: extent.prefix] < lengths_Q1)
+        lead_MN = _masked((in_lead_MN >= 0) & (in_lead_MN < lengths_M1))
+        seats = slice(None), fed.seat_R[:readers]
         step = _Step(
             extent,
             fed.fill_R,
-            write=(entry_Q, slice(None), seat_Q),
-            read=(entry_Q.clamp(max=max(extent.entries - 1, 0)), slice(None), seat_Q),
-            read_Q11L=read_QL[:, None, None],
-            own_R11T=own_RT[readers:, None, None],
+            write=(entry_Q, *seats),
+            read=(entry_Q.clamp(max=max(extent.entries - 1, 0)), *seats),
+            read_Q11L=torch.cat((prefix_QP, own_RT[:readers]), dim=-1)[:, None, None],
+            lead_M11L=torch.cat((lead_MN, own_RT[readers:]), dim=-1)[:, None, None],
         )
         self._steps = {fed.fill_R.device: step}
-        return lengths_R + fed.fill_R
+        return torch.cat((lengths_Q1, lengths_M1))[:, 0] + fed.fill_R
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, *_: object, **__: object
@@ -134,22 +147,27 @@ class KvCache:
         """Store a token of every row and let it attend: (R, 1, heads, D) of queries (R, heads, 1, D)."""
         layer, step = self._layers[number], self._step_on(query.device)
         rows, heads = key.shape[:2]
-        own, readers = step.extent.own, self.layout.readers
+        own, readers, prefix = step.extent.own, self.layout.readers, step.extent.prefix
+        leads = step.extent.leads * self.layout.lead
         layer.keys[layer.rows_R, :, step.fill_R] = key[:, :, 0]
         layer.values[layer.rows_R, :, step.fill_R] = value[:, :, 0]
         query_RHGD = query.view(rows, heads, -1, query.shape[-1]) * scale
         scores_RHGT = query_RHGD @ layer.keys[:, :, :own].transpose(-1, -2)
-        if not readers:
-            output_RHGD: torch.Tensor = _weights(scores_RHGT, step.own_R11T) @ layer.values[:, :, :own]
-            return output_RHGD.flatten(1, 2).unsqueeze(1)
-        scores_QHGP = layer.prefix_scores(query_RHGD[:readers], step)
-        weights_QHGL = _weights(torch.cat((scores_QHGP, scores_RHGT[:readers]), dim=-1), step.read_Q11L)
-        prefix = step.extent.prefix
-        weights_RHGT = weights_QHGL[..., prefix:]
+        weights: list[torch.Tensor] = []
+        if readers:
+            scores_QHGP = layer.prefix_scores(query_RHGD[:readers], step)
+            weights_QHGL = _weights(scores_QHGP, scores_RHGT[:readers], step.read_Q11L)
+            weights.append(weights_QHGL[..., prefix:])
         if readers < rows:
-            weights_RHGT = torch.cat((weights_RHGT, _weights(scores_RHGT[readers:], step.own_R11T)))
+            scores_MHGN = _by_head(query_RHGD[readers:], layer.lead_keys[:, :leads].transpose(-1, -2))
+            weights_MHGL = _weights(scores_MHGN, scores_RHGT[readers:], step.lead_M11L)
+            weights.append(weights_MHGL[..., leads:])
+        weights_RHGT = weights[0] if len(weights) == 1 else torch.cat(weights)
         output_RHGD = weights_RHGT @ layer.values[:, :, :own]
-        output_RHGD[:readers] += layer.prefix_output(weights_QHGL[..., :prefix], step)
+        if readers:
+            output_RHGD[:readers] += layer.prefix_output(weights_QHGL[..., :prefix], step)
+        if readers < rows:
+            output_RHGD[readers:] += _by_head(weights_MHGL[..., :leads], layer.lead_values[:, :leads])
         return output_RHGD.flatten(1, 2).unsqueeze(1)
 
     def _step_on(self, device: torch.device) -> _Step:
@@ -182,14 +200,14 @@ class _Step:
     """Where they find the answer; those without one anywhere."""
     read_Q11L: torch.Tensor
     """Mask of rows that read an entry: 0 or minus infinity."""
-    own_R11T: torch.Tensor
+    lead_M11L: torch.Tensor
     """Mask of the other rows."""
 
     def on(self, device: torch.device) -> _Step:
         """The same on another device."""
         write, read = ((entry.to(device), heads, seat.to(device)) for entry, heads, seat in (self.write, self.read))
-        fill_R, read_Q11L, own_R11T = (each.to(device) for each in (self.fill_R, self.read_Q11L, self.own_R11T))
-        return _Step(self.extent, fill_R, write, read, read_Q11L, own_R11T)
+        fill_R, read_Q11L, lead_M11L = (each.to(device) for each in (self.fill_R, self.read_Q11L, self.lead_M11L))
+        return _Step(self.extent, fill_R, write, read, read_Q11L, lead_M11L)
 
 
 class _Layer:
@@ -202,6 +220,8 @@ class _Layer:
         self.rows_R = torch.arange(layout.rows, device=like_1HLD.device)
         self.prefix_keys = like_1HLD.new_zeros(layout.entries, heads, layout.prefix, width)
         self.prefix_values = torch.zeros_like(self.prefix_keys)
+        self.lead_keys = like_1HLD.new_zeros(heads, layout.leads * layout.lead, width)
+        self.lead_values = torch.zeros_like(self.lead_keys)
         # One entry more: rows without an entry are sent there.
         grid = layout.entries + 1, heads, layout.seats, layout.group
         self._queries = like_1HLD.new_zeros(*grid, width)
@@ -230,6 +250,19 @@ class _Layer:
         return gathered
 
 
-def _weights(scores_RHGL: torch.Tensor, mask_R11L: torch.Tensor) -> torch.Tensor:
-    """Softmax in float32, as transformers' own attention computes it."""
-    return F.softmax(scores_RHGL + mask_R11L, dim=-1, dtype=torch.float32).to(scores_RHGL.dtype)
+def _masked(seen: torch.Tensor) -> torch.Tensor:
+    """What is added to scores: 0 where a token is seen, else minus infinity."""
+    return torch.where(seen, 0.0, -torch.inf)
+
+
+def _weights(shared_RHGP: torch.Tensor, own_RHGT: torch.Tensor, mask_R11L: torch.Tensor) -> torch.Tensor:
+    """Softmax over what rows share and their own, in float32, as transformers' own attention computes it."""
+    scores_RHGL = torch.cat((shared_RHGP, own_RHGT), dim=-1).add_(mask_R11L)
+    return F.softmax(scores_RHGL, dim=-1, dtype=torch.float32).to(own_RHGT.dtype)
+
+
+def _by_head(rows_MHGA: torch.Tensor, shared_HAB: torch.Tensor) -> torch.Tensor:
+    """Products of every row with what all rows share, (M, H, G, B): one matrix product a head."""
+    rows, heads, group, _ = rows_MHGA.shape
+    product_HXB = rows_MHGA.transpose(0, 1).flatten(1, 2) @ shared_HAB
+    return product_HXB.view(heads, rows, group, -1).transpose(0, 1)

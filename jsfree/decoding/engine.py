@@ -23,7 +23,7 @@ import torch
 
 from jsfree.config import Compiling
 from jsfree.decoding import attention, mixing, sampling
-from jsfree.decoding.entries import Entries, Entry
+from jsfree.decoding.entries import Entries, Entry, Leads
 from jsfree.decoding.forward import IDLE, Forward, Row
 from jsfree.decoding.memory import Layout, Need, Shape, budget_of
 from jsfree.decoding.prefill import Prefill
@@ -44,8 +44,8 @@ class _Live:
     entry: int | None = None
     seat: int = 0
     second_row: int | None = None
-    lead: int = 0
-    """Tokens that its second row held before the caption."""
+    lead: int | None = None
+    """The prompt without image that its second row follows."""
     tokens: list[int] = field(default_factory=list)
 
 
@@ -68,6 +68,7 @@ class DualPathEngine:
         mixed: float = 1.0,
         seats: int = 2,
         images: float = 0.75,
+        prompts: int | None = None,
         mixing_of: mixing.Mixing | None = None,
         kv_cache_gib: float | None = None,
         compiling: Compiling = "none",
@@ -81,6 +82,8 @@ class DualPathEngine:
             seats: captions of an image that share its prefill.
             images: images whose prefill is held, as a share of the slots. A caption that outlives its sibling holds
                 one alone, so more than one in ``seats`` are needed; 1 always suffices.
+            prompts: distinct prompts that second paths without image follow at a time; any number when omitted, for
+                more memory. A request with one more waits until there is a place.
             mixing_of: how the paths are mixed; Eq. 3 when omitted.
             kv_cache_gib: memory for keys and values; a share of what is free when omitted.
             compiling: how a step is run.
@@ -90,7 +93,7 @@ class DualPathEngine:
         self.mixing = mixing_of or mixing.Probability()
         self.layout: Layout | None = None
         self.reset_counts()
-        self._shape = Shape(slots, mixed, seats, images, self.mixing.noise_step is not None)
+        self._shape = Shape(slots, mixed, seats, images, prompts, self.mixing.noise_step is not None)
         self._kv_cache_gib = kv_cache_gib
         self._budget = budget_of(captioner, kv_cache_gib)
         self._compiling = compiling
@@ -98,7 +101,7 @@ class DualPathEngine:
         self._queue: deque[Request] = deque()
         self._slots: list[_Live | None] = []
         self._second: list[int | None] = []
-        self._entries = Entries(0)
+        self._entries, self._leads = Entries(0), Leads(0)
         self._forward: Forward | None = None
         self._logits_RV = torch.zeros(0)
 
@@ -196,6 +199,10 @@ class DualPathEngine:
     def _uses_second(self, request: Request) -> bool:
         return self.mixing.contrastive or request.ratio > 0
 
+    def _follows(self, request: Request) -> bool:
+        """Whether its second path is one without image."""
+        return self._uses_second(request) and not self._shape.second_image
+
     def _admit(self) -> list[int]:
         """Fill free slots; those that were."""
         filled: list[int] = []
@@ -233,13 +240,18 @@ class DualPathEngine:
         self._logits_RV = torch.zeros(self.layout.cache.rows, self.captioner.vocabulary, device=self.captioner.device)
         self._slots = [None] * self.layout.slots
         self._second = [None] * self.layout.mixed
-        self._entries = Entries(self.layout.images)
+        self._entries, self._leads = Entries(self.layout.images), Leads(self.layout.cache.leads)
 
     def _placeable(self) -> Iterator[Request]:
-        """Waiting requests, the longest first, for which there is a place now; none overtakes one that is too large."""
+        """Waiting requests, the longest first, for which there is a place now.
+
+        None overtakes one that is too large, or whose prompt waits for a place: it would wait for ever.
+        """
         assert self.layout is not None
         for request in islice(self._queue, LOOKAHEAD * self._shape.slots):
             if not self.layout.need.holds(self._prefill.need(request)):
+                return
+            if self._follows(request) and self._leads.place_for(request.prompt) is None:
                 return
             has_row = not self._uses_second(request) or _first_free(self._second) is not None
             needs_entry = self._uses_first(request) or self._shape.second_image
@@ -268,9 +280,11 @@ class DualPathEngine:
                 self._logits_RV[live.second_row] = self._second_of(live)
             else:
                 prefilled = self._prefill.text(request.prompt)
-                self._forward.cache.store_own(live.second_row, prefilled.cache)
                 self._logits_RV[live.second_row] = prefilled.logits_V
-                live.lead = prefilled.cache.get_seq_length()
+                live.lead = self._leads.place_for(request.prompt)
+                assert live.lead is not None
+                if self._leads.follow(live.lead, request.prompt):
+                    self._forward.cache.store_lead(live.lead, prefilled.cache)
         return live
 
     def _prefilled(self, request: Request, number: int) -> Entry:
@@ -354,9 +368,10 @@ class DualPathEngine:
             if self._uses_first(live.request):
                 rows[slot] = Row(token, fill, live.entry, live.seat)
             if live.second_row is not None:
-                noised = live.entry is not None and self._shape.second_image
-                entry = len(self._entries) + (live.entry or 0) if noised else None
-                rows[live.second_row] = Row(token, live.lead + fill, entry, live.seat)
+                source = live.lead
+                if live.entry is not None and self._shape.second_image:
+                    source = len(self._entries) + live.entry
+                rows[live.second_row] = Row(token, fill, source, live.seat)
         self._logits_RV = self._forward(rows)
 
     def _free(self, slot: int) -> None:
@@ -366,6 +381,8 @@ class DualPathEngine:
             self._entries[live.entry].readers[live.seat] = None
         if live.second_row is not None:
             self._second[live.second_row - len(self._slots)] = None
+        if live.lead is not None:
+            self._leads.leave(live.lead)
 
     def _live(self, slot: int) -> _Live:
         live = self._slots[slot]

@@ -1,4 +1,4 @@
-"""Which images are prefilled, and who reads them."""
+"""Which images and prompts are prefilled, and who reads them."""
 
 from __future__ import annotations
 
@@ -70,3 +70,28 @@ class Entries:
         forgettable = [number for number in idle if id(self[number].pixels) not in awaited]
         # Low numbers first: a step reads up to the highest one.
         return min(forgettable or idle if must else forgettable, default=None)
+
+
+class Leads:
+    """The places for prompts without image, which second paths follow."""
+
+    def __init__(self, count: int) -> None:
+        self._prompts: list[str | None] = [None] * count
+        self._followers = [0] * count
+
+    def place_for(self, prompt: str) -> int | None:
+        """The place of a prompt, or one that nobody follows; None if there is none."""
+        if prompt in self._prompts:
+            return self._prompts.index(prompt)
+        return self._followers.index(0) if 0 in self._followers else None
+
+    def follow(self, place: int, prompt: str) -> bool:
+        """Follow a prompt at a place; whether it has to be stored there first."""
+        fresh = self._prompts[place] != prompt
+        self._prompts[place] = prompt
+        self._followers[place] += 1
+        return fresh
+
+    def leave(self, place: int) -> None:
+        """No longer follow it; the prompt stays until its place is wanted."""
+        self._followers[place] -= 1

@@ -15,11 +15,14 @@ from jsfree.models import Captioner
 
 @dataclass(frozen=True)
 class Row:
-    """What a row feeds: its last token, behind ``fill`` tokens of its own, reading an entry from a seat."""
+    """What a row feeds: its last token, behind ``fill`` tokens of its own.
+
+    ``source`` is what it reads beside them: an entry, from a seat, or a lead.
+    """
 
     token: int = 0
     fill: int = 0
-    entry: int | None = None
+    source: int | None = None
     seat: int = 0
 
 
@@ -52,8 +55,12 @@ class Forward:
 
     def __call__(self, rows: Sequence[Row]) -> torch.Tensor:
         """Logits of the tokens behind those fed, (rows, V)."""
-        none = self.cache.layout.entries
-        table = [(row.token, row.fill, none if row.entry is None else row.entry, row.seat) for row in rows]
+        layout = self.cache.layout
+        none = [layout.entries] * layout.readers + [layout.leads] * (layout.rows - layout.readers)
+        table = [
+            (row.token, row.fill, absent if row.source is None else row.source, row.seat)
+            for row, absent in zip(rows, none, strict=True)
+        ]
         return self._run(self, torch.tensor(table).T.contiguous().to(self._no_mask.device), self._extent(rows))
 
     def _extent(self, rows: Sequence[Row]) -> Extent:
@@ -62,10 +69,12 @@ class Forward:
         own = rounded(1 + max(row.fill for row in rows))
         if self._recurring:
             quarter = rounded(-(-layout.own // 4))
-            return Extent(min(-(-own // quarter) * quarter, layout.own), layout.entries, layout.prefix)
-        read = [row.entry for row in rows if row.entry is not None]
-        prefix = rounded(max((self.cache.lengths[entry] for entry in read), default=0))
-        return Extent(own, 1 + max(read, default=0), min(prefix, layout.prefix))
+            own = min(-(-own // quarter) * quarter, layout.own)
+            return Extent(own, layout.entries, layout.prefix, layout.leads)
+        entries = _sources(rows[: layout.readers])
+        prefix = rounded(max((self.cache.lengths[entry] for entry in entries), default=0))
+        leads = _sources(rows[layout.readers :])
+        return Extent(own, _count(entries), min(prefix, layout.prefix), _count(leads))
 
     def _step(self, table_4R: torch.Tensor, extent: Extent) -> torch.Tensor:
         token_R, *fed = table_4R.unbind()
@@ -80,6 +89,15 @@ class Forward:
         ).last_hidden_state
         logits_RV: torch.Tensor = self._model.lm_head(hidden_R1C[:, 0])
         return logits_RV.to(table_4R.device)
+
+
+def _sources(rows: Sequence[Row]) -> list[int]:
+    return [row.source for row in rows if row.source is not None]
+
+
+def _count(numbers: Sequence[int]) -> int:
+    """How many places there are up to the highest of these, at least one."""
+    return 1 + max(numbers, default=0)
 
 
 def _lay_out_for_few_rows(model: torch.nn.Module) -> None:

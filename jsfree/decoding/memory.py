@@ -62,6 +62,8 @@ class Shape:
     """Captions of an image that may share its prefill."""
     images: float
     """Images whose prefill is held, as a share of the slots."""
+    prompts: int | None
+    """Prompts without image that second paths follow at a time; one for each of them when None."""
     second_image: bool
     """Whether the second path sees a (noised) image."""
 
@@ -86,14 +88,16 @@ class Shape:
         config = captioner.model.config.get_text_config()
         images = min(slots, int(slots * self.images) + 1)
         mixed = math.ceil(slots * self.mixed)
-        lead = need.lead if mixed and not self.second_image else 0
+        leads = 0 if self.second_image else mixed if self.prompts is None else min(mixed, self.prompts)
         cache = CacheLayout(
             rows=slots + mixed,
             readers=slots + mixed if self.second_image else slots,
-            own=rounded(need.own + lead),
+            own=rounded(need.own),
             entries=images * (2 if self.second_image else 1),
             seats=self.seats,
             prefix=need.prefix,
+            leads=leads,
+            lead=need.lead,
             group=config.num_attention_heads // config.num_key_value_heads,
         )
         return Layout(slots, mixed, images, need, cache, cache.tokens * token_bytes)

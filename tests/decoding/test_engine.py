@@ -212,14 +212,26 @@ def test_an_image_is_prefilled_once_for_its_captions(captioner, request_of, monk
     assert sum(pixels is not None for pixels in prefilled) == 20
 
 
-def test_a_prefix_is_stored_once_for_both_captions(captioner, request_of):
-    engine = DualPathEngine(captioner, 8, mixed=0.5)
+def test_a_prefix_is_stored_once_for_both_captions_and_a_lead_once_for_all(captioner, request_of):
+    engine = DualPathEngine(captioner, 8, mixed=0.5, prompts=1)
     engine.decode([request_of(0, "low", 0.0, Decoding(max_new_tokens=32))])
     layout = engine.layout
     prompt, lead = (len(captioner.prompt_ids(PROMPT, image=image)) for image in (True, False))
-    own = -(-(32 + lead) // 16) * 16
     assert layout.images == 7  # for 8 captions; 4 would do if siblings ended together
-    assert layout.bytes == (7 * prompt + 12 * own) * token_bytes_of(captioner)
+    assert layout.bytes == (7 * prompt + lead + 12 * 32) * token_bytes_of(captioner)
+
+
+def test_captions_whose_prompts_differ_wait_for_a_place_or_find_one(captioner, request_of):
+    """Nobody is overtaken for ever, and a prompt that took another's place is the one that is followed."""
+    prompts = ["Describe image in detail.", "Describe the image in detail, please.", "Write a caption of this image."]
+    requests = [
+        replace(request_of(index, role, ratio, Decoding(max_new_tokens=3 + index % 9)), prompt=prompts[index % 3])
+        for index in range(18)
+        for role, ratio in (("low", 0.0), ("high", 0.7))
+    ]
+    literal = [algorithm1.decode(captioner, each) for each in requests]
+    for places in (1, 2, None):
+        assert DualPathEngine(captioner, 6, mixed=0.5, prompts=places).decode(requests) == literal
 
 
 def test_captions_with_h_1_need_no_image_and_with_h_0_no_second_path(captioner, request_of, monkeypatch):
