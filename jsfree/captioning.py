@@ -10,13 +10,16 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import cast
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 
 from jsfree import schemas
 from jsfree.config import RunConfig, Source
 from jsfree.decoding.engine import DualPathEngine
+from jsfree.decoding.loop import DecodingLoop
 from jsfree.decoding.mixing import NAMED, contrast_of
 from jsfree.decoding.requests import Caption, Request
 from jsfree.decoding.sampling import noise_key
@@ -26,9 +29,31 @@ from jsfree.models import Captioner, load_captioner
 from jsfree.ratios import draw_ratios
 from jsfree.schemas import ImageRef, Sample, StageOutput
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 log = logging.getLogger(__name__)
 READ_AHEAD = 64
 """Images that are read while others are decoded."""
+
+
+class Second(Protocol):
+    """Somebody else who sees the images that are read."""
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """What is kept of an image; in any thread."""
+
+    def take(self, sample_id: str, pixels: torch.Tensor) -> None:
+        """That of a sample; in the order of the samples, in the caller's thread."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """An image that was read: as the captioner takes it, its file's hash, and as the second one takes it."""
+
+    pixels: torch.Tensor
+    sha256: str
+    second: torch.Tensor | None
 
 
 class Reading:
@@ -39,32 +64,37 @@ class Reading:
         self._readers = ThreadPoolExecutor(max(1, int(threads)), "read-image")
 
     def read(
-        self, samples: Sequence[Sample], limits: Source, stage: str, output: StageOutput
+        self, samples: Sequence[Sample], limits: Source, stage: str, output: StageOutput, second: Second | None = None
     ) -> Iterator[tuple[Sample, torch.Tensor]]:
-        """Samples with their pixels, in order; one that cannot be read becomes an error row of ``output`` instead."""
-        waiting: deque[tuple[Sample, Future[tuple[torch.Tensor, str]]]] = deque()
-        for sample in samples:
-            waiting.append((sample, self._readers.submit(self._one, sample["image"], limits)))
-            if len(waiting) >= READ_AHEAD:
-                yield from self._taken(*waiting.popleft(), stage, output)
-        for each in waiting:
-            yield from self._taken(*each, stage, output)
+        """Samples with their pixels, in order; one that cannot be read becomes an error row of ``output`` instead.
 
-    def _one(self, image: ImageRef, limits: Source) -> tuple[torch.Tensor, str]:
+        ``second`` sees what is read too.
+        """
+        waiting: deque[tuple[Sample, Future[_Read]]] = deque()
+        for sample in _usable(samples, stage, output):
+            waiting.append((sample, self._readers.submit(self._one, sample["image"], limits, second)))
+            if len(waiting) >= READ_AHEAD:
+                yield from self._taken(*waiting.popleft(), stage, output, second)
+        for each in waiting:
+            yield from self._taken(*each, stage, output, second)
+
+    def _one(self, image: ImageRef, limits: Source, second: Second | None) -> _Read:
         loaded, sha256 = load_image(image, limits)
-        return self._captioner.pixels(loaded), sha256
+        return _Read(self._captioner.pixels(loaded), sha256, None if second is None else second.pixels(loaded))
 
     @staticmethod
     def _taken(
-        sample: Sample, done: Future[tuple[torch.Tensor, str]], stage: str, output: StageOutput
+        sample: Sample, done: Future[_Read], stage: str, output: StageOutput, second: Second | None
     ) -> Iterator[tuple[Sample, torch.Tensor]]:
         try:
-            pixels, sha256 = done.result()
+            read = done.result()
         except RowError as error:
             output.errors.append(error_row(sample["sample_id"], stage, error))
             return
-        image = cast(ImageRef, {**sample["image"], "sha256": sha256})
-        yield cast(Sample, {**sample, "image": image}), pixels
+        if second is not None and read.second is not None:
+            second.take(sample["sample_id"], read.second)
+        image = cast(ImageRef, {**sample["image"], "sha256": read.sha256})
+        yield cast(Sample, {**sample, "image": image}), read.pixels
 
 
 class PairGenerator:
@@ -85,20 +115,25 @@ class PairGenerator:
             kv_cache_gib=settings.kv_cache_gib,
             compiling=settings.compile,
         )
+        self._loop = DecodingLoop(self.engine)
+        self._numbers = count()
 
-    def __call__(self, samples: Sequence[Sample]) -> StageOutput:
-        """Rows of ``schemas.PAIRS``, one a sample whose image loads."""
+    def __call__(self, samples: Sequence[Sample], second: Second | None = None) -> StageOutput:
+        """Rows of ``schemas.PAIRS``, one a sample whose image loads; from several threads, batches overlap.
+
+        ``second`` sees the images that are read too.
+        """
         output = StageOutput()
         read: list[tuple[Sample, tuple[float, float]]] = []
 
         def requests() -> Iterator[Request]:
-            for sample, pixels in self._reading.read(samples, self.config.source, "pairs", output):
+            for sample, pixels in self._reading.read(samples, self.config.source, "pairs", output, second):
                 ratios = self._ratios(sample)
                 read.append((sample, ratios))
                 for role, ratio in zip((schemas.LOW, schemas.HIGH), ratios, strict=True):
                     yield self._request(sample, pixels, role, ratio)
 
-        captions = self.engine.decode(requests())
+        captions = self._loop.decode(requests())
         for (sample, ratios), low, high in zip(read, captions[::2], captions[1::2], strict=True):
             output.tokens += len(low.token_ids) + len(high.token_ids)
             output.rows.append(
@@ -112,7 +147,8 @@ class PairGenerator:
     def _request(self, sample: Sample, pixels: torch.Tensor, role: str, ratio: float) -> Request:
         key = noise_key(self.config.seed, self.round_number, sample["sample_id"], role)
         decoding = self.config.generate.decoding
-        return Request(f"{sample['sample_id']}/{role}", pixels, sample["prompt"], ratio, key, decoding)
+        # Named by number: batches that overlap may hold the same sample.
+        return Request(f"{next(self._numbers)}", pixels, sample["prompt"], ratio, key, decoding)
 
 
 class CaptionWriter:
@@ -137,6 +173,8 @@ class CaptionWriter:
             kv_cache_gib=settings.kv_cache_gib,
             compiling=settings.compile,
         )
+        self._loop = DecodingLoop(self.engine)
+        self._numbers = count()
 
     def __call__(self, samples: Sequence[Sample]) -> StageOutput:
         """Rows of ``schemas.CAPTIONS``, one a sample whose image loads.
@@ -151,14 +189,30 @@ class CaptionWriter:
                 read.append(sample)
                 key = noise_key(self.config.seed, 0, sample["sample_id"], self.mode)
                 ratio = 1.0 if self.decoding.contrast else 0.0
-                yield Request(sample["sample_id"], pixels, sample["prompt"], ratio, key, self.decoding)
+                yield Request(f"{next(self._numbers)}", pixels, sample["prompt"], ratio, key, self.decoding)
 
-        captions = self.engine.decode(requests())
+        captions = self._loop.decode(requests())
         for sample, caption in zip(read, captions, strict=True):
             output.tokens += len(caption.token_ids)
             written = {"text": caption.text, "token_ids": list(caption.token_ids), "finish": caption.finish}
             output.rows.append({**sample, "model": self.model, "mode": self.mode, **written})
         return output
+
+
+def _usable(samples: Sequence[Sample], stage: str, output: StageOutput) -> Iterator[Sample]:
+    """Samples that ask for something, each once; the others become error rows."""
+    seen: set[str] = set()
+    for sample in samples:
+        name = sample["sample_id"]
+        if name in seen:
+            error = RowError("duplicate_id", f"sample {name} is there more than once; only its first row is used")
+        elif not sample["prompt"].strip():
+            error = RowError("empty_prompt", f"sample {name} has an empty prompt; set 'prompt', or remove the row")
+        else:
+            seen.add(name)
+            yield sample
+            continue
+        output.errors.append(error_row(name, stage, error))
 
 
 def captioner_of(config: RunConfig, model_ref: str, device: str) -> Captioner:

@@ -9,8 +9,10 @@ Shapes: B images, T texts, L text tokens, D embedding width.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jsfree.errors import RowError
+from jsfree.gpus import bisected
 from jsfree.images import load_image
 from jsfree.models import load_clip
 from jsfree.schemas import ScoredCaption, SentenceScore, StageOutput
@@ -48,6 +51,7 @@ class ClipScorer:
         self._end = int(self._tokens(["a " * self._clip.context_length])[0, -1])
         self._short = _can_be_cut(self._clip.model)
         self._readers = ThreadPoolExecutor(max(1, int(config.score.resources.cpus)))
+        self._turn = threading.Lock()  # tokenizers are not for several threads; images are read meanwhile
 
     def __call__(self, pairs: Sequence[Pair]) -> StageOutput:
         """Score both captions of every pair: rows of ``schemas.SCORED``.
@@ -56,20 +60,41 @@ class ClipScorer:
         difference. A pair becomes an error row if its image cannot be used (kinds of ``load_image``) or a caption
         has no sentence (``no_sentence``). ``tokens`` counts the CLIP text tokens that were encoded.
         """
-        output = StageOutput()
         images = self._images([pair["image"] for pair in pairs], self._config.source)
-        parts = self._parts([pair[role]["text"] for pair in pairs for role in ("low", "high")])
-        usable: list[tuple[Pair, Image.Image, list[str], list[str]]] = []
-        for pair, image, low, high in zip(pairs, images, parts[::2], parts[1::2], strict=True):
-            if isinstance(image, RowError):
-                output.errors.append(_error(pair, "scored", image))
-            elif not low or not high:
-                output.errors.append(_error(pair, "scored", _no_sentence(pair, "high" if low else "low")))
-            else:
-                usable.append((pair, image, low, high))
-        scores, output.tokens = self._scores(
-            [image for _, image, _, _ in usable], [low + high for _, _, low, high in usable]
-        )
+        loaded = [image for image in images if not isinstance(image, RowError)]
+        embedded = iter(self.embed([self.pixels(image) for image in loaded]))
+        return self.score(pairs, [image if isinstance(image, RowError) else next(embedded) for image in images])
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """An image as the model takes it, on the CPU; for any thread."""
+        pixels: torch.Tensor = self._clip.transform(image)
+        return pixels
+
+    @torch.inference_mode()
+    def embed(self, pixels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The unit vector of each image, (D,) float32 on the CPU, of what ``pixels`` made of it."""
+        embedded: list[torch.Tensor] = []
+        for start in range(0, len(pixels), IMAGES_AT_ONCE):
+            with self._turn:
+                embedded += bisected(self._encode_pixels, torch.stack(list(pixels[start : start + IMAGES_AT_ONCE])))
+        return embedded
+
+    def score(self, pairs: Sequence[Pair], images: Sequence[torch.Tensor | RowError]) -> StageOutput:
+        """Score pairs whose images are embedded; as a call, which embeds them itself."""
+        output = StageOutput()
+        with self._turn:
+            parts = self._parts([pair[role]["text"] for pair in pairs for role in ("low", "high")])
+            usable: list[tuple[Pair, torch.Tensor, list[str], list[str]]] = []
+            for pair, image, low, high in zip(pairs, images, parts[::2], parts[1::2], strict=True):
+                if isinstance(image, RowError):
+                    output.errors.append(_error(pair, "scored", image))
+                elif not low or not high:
+                    output.errors.append(_error(pair, "scored", _no_sentence(pair, "high" if low else "low")))
+                else:
+                    usable.append((pair, image, low, high))
+            scores, output.tokens = self._scores(
+                [image for _, image, _, _ in usable], [low + high for _, _, low, high in usable]
+            )
         for (pair, _, low, high), both in zip(usable, scores, strict=True):
             output.rows.append(_scored_pair(pair, low, both[: len(low)], high, both[len(low) :]))
         return output
@@ -86,7 +111,9 @@ class ClipScorer:
         images = dict(zip(distinct, loaded, strict=True))
         captions: dict[tuple[str, str | None], list[str]] = {}
         placed: list[tuple[CaptionRow, list[str], int]] = []
-        for row, texts in zip(rows, self._parts([row["text"] for row in rows]), strict=True):
+        with self._turn:
+            parts = self._parts([row["text"] for row in rows])
+        for row, texts in zip(rows, parts, strict=True):
             image = images[_key(row["image"])]
             if isinstance(image, RowError):
                 output.errors.append(_error(row, "captions", image))
@@ -94,8 +121,10 @@ class ClipScorer:
             together = captions.setdefault(_key(row["image"]), [])
             placed.append((row, texts, len(together)))
             together.extend(texts)
-        pictures = [image for key in captions if not isinstance(image := images[key], RowError)]
-        found, output.tokens = self._scores(pictures, list(captions.values()))
+        pictures = [self.pixels(image) for key in captions if not isinstance(image := images[key], RowError)]
+        embedded = self.embed(pictures)
+        with self._turn:
+            found, output.tokens = self._scores(embedded, list(captions.values()))
         scores = dict(zip(captions, found, strict=True))
         for row, texts, start in placed:
             own = scores[_key(row["image"])][start : start + len(texts)]
@@ -110,31 +139,26 @@ class ClipScorer:
             captions: the sentences for each image; one longer than the text context is truncated by CLIP's
                 tokenizer (``sub_sentences`` prevents that).
         """
-        return self._scores(images, captions)[0]
+        return self._scores(self.embed(list(map(self.pixels, images))), captions)[0]
 
     @torch.inference_mode()
     def _scores(
-        self, images: Sequence[Image.Image], captions: Sequence[Sequence[str]]
+        self, images: Sequence[torch.Tensor], captions: Sequence[Sequence[str]]
     ) -> tuple[list[list[float]], int]:
-        """Cosines as in ``sentence_scores``, and the number of text tokens encoded."""
+        """Cosines as in ``sentence_scores``, of embedded images, and the number of text tokens encoded."""
         place = {text: position for position, text in enumerate(dict.fromkeys(_flat(captions)))}
         if not place:
             return [[] for _ in captions], 0
         texts_TD, tokens = self._encode_texts(list(place))
-        images_BD = self._encode_images(images)
+        images_BD = torch.stack(list(images))
         owner = torch.tensor([number for number, caption in enumerate(captions) for _ in caption])
         text = torch.tensor([place[sentence] for sentence in _flat(captions)])
         cosines = iter((images_BD[owner] * texts_TD[text]).sum(-1).tolist())
         return [list(islice(cosines, len(caption))) for caption in captions], tokens
 
-    def _encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Unit vectors ``images_BD``, float32 on the CPU."""
-        encoded = []
-        for start in range(0, len(images), IMAGES_AT_ONCE):
-            batch = list(self._readers.map(self._clip.transform, images[start : start + IMAGES_AT_ONCE]))
-            pixels = torch.stack(batch).to(self._clip.device)
-            encoded.append(self._clip.model.encode_image(pixels, normalize=True).float().cpu())
-        return torch.cat(encoded)
+    def _encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self._clip.model.encode_image(pixels.to(self._clip.device), normalize=True)
+        return features.float().cpu()
 
     def _encode_texts(self, texts: list[str]) -> tuple[torch.Tensor, int]:
         """Unit vectors ``texts_TD``, float32 on the CPU, and the number of tokens without padding."""
@@ -142,10 +166,10 @@ class ClipScorer:
         lengths = _pooled_at(self._clip.model, tokens_TL) + 1 if self._short else (tokens_TL != self._pad).sum(-1)
         order = lengths.argsort(stable=True)
         batches = (order[start : start + TEXTS_AT_ONCE] for start in range(0, len(order), TEXTS_AT_ONCE))
-        encoded = [self._encode_batch(tokens_TL[rows], int(lengths[rows].max())) for rows in batches]
+        encoded = [bisected(partial(self._encode_batch, int(lengths[rows].max())), tokens_TL[rows]) for rows in batches]
         return torch.cat(encoded)[order.argsort()], int(lengths.sum())
 
-    def _encode_batch(self, tokens_TL: torch.Tensor, longest: int) -> torch.Tensor:
+    def _encode_batch(self, longest: int, tokens_TL: torch.Tensor) -> torch.Tensor:
         model = self._clip.model
         tokens_TL = tokens_TL.to(self._clip.device)
         if not self._short:

@@ -24,7 +24,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 PLACEMENT = frozenset(
-    {"resources", "device_map", "models", "ray", "serve", "slots", "kv_cache_gib", "compile"}
+    {"resources", "device_map", "models", "ray", "serve", "slots", "kv_cache_gib", "compile", "with_generation"}
     | {"checkpoint_every", "keep", "max_failures"}
 )
 """Keys of settings that only place work, or guard it against loss: they change no result (but for the last bits of
@@ -258,8 +258,9 @@ class Generate(Section):
 class Score(Section):
     """Stage 2: CLIP similarity of every sentence with the image."""
 
-    batch_size: Positive = 128
-    """Samples scored together by a replica."""
+    with_generation: bool = False
+    """Score pairs in the pass that makes them: each image is decoded once, and CLIP lies on the captioner's GPU, which
+    must have room for both. Same scores; ``resources`` are then for the captions of evaluation alone."""
     resources: Resources = Resources()
 
 

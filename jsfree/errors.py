@@ -10,7 +10,8 @@
     +-- DeviceError     a GPU, its driver, memory or a disk is not what is needed  (exit code 1)
     +-- ModelError      a model, processor or tokenizer cannot be loaded or saved  (exit code 1)
     +-- StageError      a stage ran and failed                                     (exit code 1)
-    +-- ServeError      a server cannot start, or its decoding has stopped         (exit code 1)
+    +-- ServeError      a server cannot start, or a replica of it cannot answer    (exit code 1)
+    +-- DecodingError   the decoding of captions has ended                         (exit code 1)
     +-- RowError        one sample cannot be used; becomes a row of ``errors/``
 
 Every message says what was wrong, where (file, row or key) and what to do about it.
@@ -66,7 +67,11 @@ class StageError(JsfreeError):
 
 
 class ServeError(JsfreeError):
-    """A server cannot start, or a model replica has stopped decoding."""
+    """A server cannot start, or a model replica does not decode."""
+
+
+class DecodingError(JsfreeError):
+    """The decoding of captions has ended; its cause says why."""
 
 
 class RowError(JsfreeError):

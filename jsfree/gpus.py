@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ import torch
 
 from jsfree.errors import DeviceError
 
+log = logging.getLogger(__name__)
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -73,3 +76,21 @@ def driver_version(path: Path = DRIVER) -> str:
             return next((word for word in rest if word[0].isdigit()), "unknown")
         return "unknown"
     return "none found"
+
+
+def bisected(work: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
+    """What ``work`` makes of a batch, a row each; by halves where the device's memory does not hold the whole.
+
+    Raises:
+        DeviceError: it does not hold a single row.
+    """
+    try:
+        return work(batch)
+    except torch.OutOfMemoryError:
+        pass  # outside: the error holds on to what was computed
+    if len(batch) == 1:
+        raise DeviceError("the device has too little memory for one row; stop what else runs on it, or take another")
+    log.warning("out of memory with %d rows together; going on by halves", len(batch))
+    torch.cuda.empty_cache()
+    middle = len(batch) // 2
+    return torch.cat([bisected(work, batch[:middle]), bisected(work, batch[middle:])])

@@ -156,8 +156,13 @@ def sample_id(image_id: str, prompt: str) -> str:
 
 @dataclass
 class StageOutput:
-    """What a stage class returns for a batch: rows of its schema, rows that failed, and tokens processed."""
+    """What a stage class returns for a batch: rows of its schema, rows that failed, and tokens processed.
+
+    ``beside`` is what a second stage makes of these rows, where the class does its work too, and the seconds it took.
+    """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     errors: list[ErrorRow] = field(default_factory=list)
     tokens: int = 0
+    beside: StageOutput | None = None
+    beside_seconds: float = 0.0

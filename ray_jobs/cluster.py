@@ -14,6 +14,7 @@ from typing import Any
 from jsfree import errors
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, JsfreeError, StageError
+from ray_jobs.progress import Board
 
 QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -31,6 +32,7 @@ class Cluster:
         self.config = config
         self._started = False
         self.is_local = False  # started here, with this machine's resources and no more to come
+        self._board: Any = None
         self.nodes: dict[str, dict[str, Any]] = {}  # what is known of the nodes that were seen, by id
 
     def __enter__(self) -> Cluster:
@@ -41,6 +43,13 @@ class Cluster:
             import ray
 
             ray.shutdown()
+
+    @property
+    def board(self) -> Any:
+        """The session's board, to which workers say that they live."""
+        if self._board is None:
+            self._board = Board.put_up()
+        return self._board
 
     def ensure(self) -> None:
         """Have a Ray session; one that the caller started is used and left alone.

@@ -5,13 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ray_jobs.jobs import in_job
+from ray_jobs.progress import Figures, Show
 
-Update = Callable[[int, str], None]
+
+class Update(Protocol):
+    """Tells how much is done."""
+
+    def __call__(self, done: int, note: str, total: int | None = None) -> None:
+        """``total`` if it was not known before."""
+
+
 PLAIN_SECONDS = 5.0
 PLAIN_WIDTH = 130  # of tables, where there is no terminal to ask
 
@@ -43,6 +52,12 @@ class Reporter:
         else:
             yield self._plain(title, total)
 
+    @contextmanager
+    def counting(self, title: str) -> Iterator[Show]:
+        """Show the figures of a stage over shards until the block ends."""
+        with self.progress(title, 0) as update:
+            yield lambda figures: update(figures.rows, told(figures), figures.rows_in_all)
+
     def parts(self) -> Callable[[str, int, int, float], None]:
         """A function of (part, step, steps, loss) that shows the parts of a long training one after the other."""
         started: dict[str, float] = {}
@@ -69,14 +84,34 @@ class Reporter:
         )
         with Progress(*columns, console=self.console, transient=True) as bar:
             task = bar.add_task(title, total=total, note="")
-            yield lambda done, note: bar.update(task, completed=done, note=note)
+
+            def update(done: int, note: str, total: int | None = None) -> None:
+                bar.update(task, completed=done, note=note, total=total)
+
+            yield update
 
     def _plain(self, title: str, total: int) -> Update:
         last = [float("-inf"), -1.0]  # that a stage has begun is told at once
 
-        def update(done: int, note: str) -> None:
+        known = total
+
+        def update(done: int, note: str, total: int | None = None) -> None:
             if time.monotonic() - last[0] >= PLAIN_SECONDS and done != last[1]:
                 last[:] = [time.monotonic(), done]
-                self.say(f"  {title}: {done}/{total}{'  ' + note if note else ''}")
+                self.say(f"  {title}: {done}/{total or known}{'  ' + note if note else ''}")
 
         return update
+
+
+def told(figures: Figures) -> str:
+    """Speed, failures, replicas and the time left, in a line."""
+    if not figures.actors and not figures.rows_per_second:
+        return "starting replicas"
+    left = figures.seconds_left
+    parts = [
+        f"{figures.rows_per_second:.1f} rows/s, {figures.tokens_per_second:,.0f} tokens/s",
+        f"{figures.rows_failed} failed" if figures.rows_failed else "",
+        f"{figures.actors} replica{'s' if figures.actors != 1 else ''}",
+        f"{left / 60:.1f} min left" if left else "",
+    ]
+    return ", ".join(filter(None, parts))

@@ -22,6 +22,7 @@ from jsfree.config import PLACEMENT, RunConfig
 from jsfree.errors import StorageError
 from jsfree.lease import Lease
 from jsfree.storage import Folder, Manifest, Run
+from ray_jobs.progress import Figures
 
 ABOUT = "run.json"
 VERSIONS = ("ray", "torch", "transformers", "open_clip_torch", "deepspeed", "pyarrow", "numpy", "safetensors")
@@ -81,6 +82,14 @@ def note_stage(run: Run, number: int, name: str, state: Manifest | str, nodes: d
     _write(run, known)
 
 
+def note_progress(run: Run, running: Sequence[tuple[int, str]], figures: Figures) -> None:
+    """Enter how far stages are that share a pass."""
+    known = about(run)
+    for number, name in running:
+        known["stages"][f"round-{number}"][name] = {"status": "running", "progress": asdict(figures)}
+    _write(run, known)
+
+
 def stages(run: Run) -> dict[str, dict[str, Any]]:
     """State and cost of every stage that a run has begun, from the manifests."""
     found: dict[str, dict[str, Any]] = {}
@@ -109,6 +118,8 @@ def _entry(state: Manifest | str) -> dict[str, Any]:
         return {"status": state}
     told = asdict(state)
     del told["facts"]
+    if state.seconds:
+        told |= {"rows_per_second": state.rows_in / state.seconds, "tokens_per_second": state.tokens / state.seconds}
     return {"status": "done", **told}
 
 

@@ -13,7 +13,7 @@ from jsfree.evaluation import labelfree
 from jsfree.images import evaluation_samples
 from jsfree.schemas import ScoredCaptionRow
 from jsfree.storage import Manifest
-from ray_jobs.generate_pairs import write_samples
+from ray_jobs.generate_pairs import at_once, write_samples
 from ray_jobs.rounds import Model, Round, StageRequest
 from ray_jobs.shards import StageClass
 
@@ -43,6 +43,7 @@ def caption_request(home: Round, model: Model, mode: str, samples: Manifest) -> 
         CaptionWriter,
         {"config": config, "model_ref": model.ref, "model": model.name, "mode": mode},
         config.generate.resources,
+        at_once=at_once(config),
     )
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import pyarrow as pa
 
 from jsfree import schemas
 from jsfree.captioning import PairGenerator
+from jsfree.config import RunConfig
 from jsfree.images import training_samples
+from jsfree.onepass import ScoredPairGenerator
 from jsfree.schemas import Sample
 from jsfree.storage import Folder, Manifest, cut, shard_name
 from ray_jobs.rounds import Round, StageRequest
+from ray_jobs.score_pairs import score_request
 
 
 def list_samples(current: Round) -> Manifest:
@@ -26,20 +31,29 @@ def list_samples(current: Round) -> Manifest:
 def generate_pairs(current: Round, samples: Manifest) -> Manifest:
     """Two captions of every sample (paper, section 3.2)."""
     config = current.config
+    one_pass = config.score.with_generation
+    fingerprint = current.fingerprint(
+        samples.fingerprint, current.start.fingerprint, config.fingerprint("seed", "captioner", "generate")
+    )
     request = StageRequest(
         current.number,
         "pairs",
-        current.fingerprint(
-            samples.fingerprint, current.start.fingerprint, config.fingerprint("seed", "captioner", "generate")
-        ),
+        fingerprint,
         current.stage("samples"),
         schemas.SAMPLES,
         schemas.PAIRS,
-        PairGenerator,
+        ScoredPairGenerator if one_pass else PairGenerator,
         {"config": config, "model_ref": current.start.ref, "round_number": current.number},
         config.generate.resources,
+        at_once=at_once(config),
+        beside=score_request(current, fingerprint) if one_pass else None,
     )
     return current.sharded("pairs", [request])[0]
+
+
+def at_once(config: RunConfig) -> int:
+    """Shards that a replica decodes together: those behind the oldest one fill its slots while that one ends."""
+    return 2 + math.ceil(config.generate.slots / config.shard_rows)
 
 
 def write_samples(samples: list[Sample], folder: Folder, shard_rows: int) -> Manifest:

@@ -194,7 +194,7 @@ def remove_from(current_run: Run, stage: str) -> None:
         raise ConfigError(f"--restart {stage}: no such stage; choose from {', '.join({**STAGES, **parts})}")
     behind = list(parts)[list(parts).index(stage) :]
     written = [name for part in behind for name in parts[part]]
-    for name in [*written, *(f"errors/{each}" for each in written)]:
+    for name in [f"{kind}{each}" for kind in ("", "errors/", "attempts/") for each in written]:
         (current_run.round(1) / name).remove()
     for entry in current_run.folder.names():
         if entry.startswith("round-") and entry != "round-1":

@@ -5,18 +5,24 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from jsfree.config import Resources, RunConfig
+from jsfree.errors import StorageError
 from jsfree.storage import Folder, Manifest, Run
 from ray_jobs.capacity import check_room
 from ray_jobs.cluster import Cluster
 from ray_jobs.console import Reporter
-from ray_jobs.describe import note_stage, see_nodes
-from ray_jobs.shards import ShardedStage, StageClass, run_shards, total
+from ray_jobs.describe import note_progress, note_stage, see_nodes
+from ray_jobs.progress import Counts, Figures, Gauges, Show
+from ray_jobs.shards import ShardedStage, StageClass, Table, run_shards, total
+
+NOTE_SECONDS = 10.0
+"""Between two notes of a stage's progress in ``run.json``."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,10 @@ class StageRequest:
     build: Callable[..., StageClass]
     arguments: Mapping[str, Any]
     resources: Resources
+    at_once: int = 2
+    """Shards that a replica has under way."""
+    beside: StageRequest | None = None
+    """The stage whose work its class does too."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +109,18 @@ class Round:
             resources = requests[0].resources
             self.claim(title, resources, min(resources.min_replicas or resources.replicas, missing))
             rows = sum(Folder(stage.source).rows() for stage in waiting.values())
-            for request in requests:
-                if request.name in waiting:
-                    note_stage(self.run, request.number, request.name, "running", self.cluster.nodes)
-            with self.reporter.progress(title, rows) as update:
-                run_shards(list(waiting.values()), update)
+            running = [request for request in requests if request.name in waiting]
+            for request in running:
+                if request.beside is not None:
+                    self.run.begin(request.beside.number, request.beside.name, request.beside.fingerprint)
+                note_stage(self.run, request.number, request.name, "running", self.cluster.nodes)
+            with self.reporter.counting(title) as show:
+                told = self._telling(title, running, show)
+                run_shards(list(waiting.values()), self.cluster.board, Counts(rows), told)
         wall = time.monotonic() - started
         totals = {name: total(stage, self.config.max_failed_fraction) for name, stage in waiting.items()}
+        for stage in waiting.values():
+            Folder(stage.attempts).remove()
         work = sum(manifest.device_seconds for manifest in totals.values()) or 1.0
         manifests = []
         for request in requests:
@@ -118,6 +133,20 @@ class Round:
             self._tell(request.name, manifest, "done before" if request.name not in waiting else "")
             manifests.append(manifest)
         return manifests
+
+    def _telling(self, title: str, running: Sequence[StageRequest], show: Show) -> Show:
+        """Show figures to a person, to Ray's metrics, and now and then in ``run.json``."""
+        gauges, noted = Gauges(self.run.folder.uri, title), [time.monotonic()]
+
+        def tell(figures: Figures) -> None:
+            show(figures)
+            gauges.set(figures)
+            if time.monotonic() - noted[0] >= NOTE_SECONDS:
+                noted[0] = time.monotonic()
+                with suppress(StorageError):  # the stage itself will say what is wrong with the run's folder
+                    note_progress(self.run, [(request.number, request.name) for request in running], figures)
+
+        return tell
 
     def claim(self, stage: str, resources: Resources, replicas: int) -> None:
         """Have a Ray session with room for so many replicas, or one that may grow until it has.
@@ -142,13 +171,18 @@ class Round:
             name=request.name,
             source=request.source.uri,
             source_schema=request.source_schema,
-            target=self.run.stage(request.number, request.name).uri,
-            target_schema=request.schema,
-            errors=(self.run.round(request.number) / "errors" / request.name).uri,
+            target=self._table(request),
             build=request.build,
             arguments=request.arguments,
             resources=request.resources,
+            attempts=(self.run.round(request.number) / "attempts" / request.name).uri,
+            at_once=request.at_once,
+            beside=None if request.beside is None else self._table(request.beside),
         )
+
+    def _table(self, request: StageRequest) -> Table:
+        round_folder = self.run.round(request.number)
+        return Table((round_folder / request.name).uri, request.schema, (round_folder / "errors" / request.name).uri)
 
     def _tell(self, name: str, manifest: Manifest, note: str) -> None:
         failed = f", {manifest.rows_failed} failed" if manifest.rows_failed else ""

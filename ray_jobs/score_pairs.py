@@ -10,11 +10,16 @@ from ray_jobs.rounds import Round, StageRequest
 
 def score_pairs(current: Round, pairs: Manifest) -> Manifest:
     """Sentence scores, inversion and gap of every pair (paper, section 3.4)."""
+    return current.sharded("scored", [score_request(current, pairs.fingerprint)])[0]
+
+
+def score_request(current: Round, pairs: str) -> StageRequest:
+    """The scoring of pairs with the fingerprint ``pairs``."""
     config = current.config
-    request = StageRequest(
+    return StageRequest(
         current.number,
         "scored",
-        current.fingerprint(pairs.fingerprint, config.fingerprint("clip", "score")),
+        current.fingerprint(pairs, config.fingerprint("clip", "score")),
         current.stage("pairs"),
         schemas.PAIRS,
         schemas.SCORED,
@@ -22,4 +27,3 @@ def score_pairs(current: Round, pairs: Manifest) -> Manifest:
         {"config": config},
         config.score.resources,
     )
-    return current.sharded("scored", [request])[0]

@@ -2,13 +2,16 @@
 
 Ray Data schedules shard numbers over a pool of actors. An actor reads its shard, runs the stage class, publishes
 the rows that failed and then the shard itself, and returns a receipt; the receipt also travels in the shard's
-metadata, so that a resumed stage counts what was done before.
+metadata, so that a resumed stage counts what was done before. An actor has several shards under way, so that its
+model goes on with the next one while the last rows of one end.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,12 +21,13 @@ import pyarrow as pa
 
 from jsfree import schemas
 from jsfree.config import Resources
-from jsfree.errors import StageError
+from jsfree.errors import RowError, StageError
 from jsfree.models import device_of
 from jsfree.schemas import StageOutput
 from jsfree.storage import Folder, Manifest, shard_name
+from ray_jobs.attempts import DEATHS, Attempt, Attempts, Worker
 from ray_jobs.cluster import explained
-from ray_jobs.console import Update
+from ray_jobs.progress import Board, Clock, Counts, Show, shown
 from ray_jobs.same_code import carried_actor
 
 if TYPE_CHECKING:
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class StageClass(Protocol):
-    """A plain class: load in ``__init__`` (last argument ``device``), one batch of rows a call."""
+    """A plain class: load in ``__init__`` (last argument ``device``), one batch of rows a call, from any thread."""
 
     def __call__(self, rows: Sequence[Any]) -> StageOutput:
         """Process rows."""
@@ -50,26 +54,49 @@ class Receipt:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table that a stage writes, shard by shard: where, of what columns, and where its rows that failed go."""
+
+    uri: str
+    schema: pa.Schema
+    errors: str
+
+    def publish(self, number: int, output: StageOutput, rows_in: int, seconds: float) -> Receipt:
+        """Write a shard, the rows that failed first."""
+        receipt = Receipt(number, rows_in, len(output.rows), len(output.errors), output.tokens, seconds)
+        if output.errors:
+            failed = pa.Table.from_pylist(output.errors, schema=schemas.ERRORS)
+            Folder(self.errors).write_table(shard_name(number), failed)
+        table = pa.Table.from_pylist(output.rows, schema=self.schema)
+        Folder(self.uri).write_table(shard_name(number), table, asdict(receipt))
+        return receipt
+
+
+@dataclass(frozen=True)
 class ShardedStage:
     """Everything an actor needs to turn shards of one table into shards of the next."""
 
     name: str
     source: str
     source_schema: pa.Schema
-    target: str
-    target_schema: pa.Schema
-    errors: str
+    target: Table
     build: Callable[..., StageClass]
     arguments: Mapping[str, Any]
     resources: Resources
+    attempts: str
+    """Where the shards that are begun are noted."""
+    at_once: int = 2
+    """Shards that an actor has under way."""
+    beside: Table | None = None
+    """Where ``StageOutput.beside`` goes, for a class that does a second stage's work in the same pass."""
 
     def missing(self) -> list[int]:
         """Shards of the source that the target does not have yet."""
-        return sorted(set(Folder(self.source).shards()) - set(Folder(self.target).shards()))
+        return sorted(set(Folder(self.source).shards()) - set(Folder(self.target.uri).shards()))
 
     def receipts(self) -> list[Receipt]:
         """Receipts of all finished shards."""
-        target = Folder(self.target)
+        target = Folder(self.target.uri)
         return [Receipt(**target.table_facts(shard_name(number))) for number in target.shards()]
 
     def start(self) -> StageClass:
@@ -80,10 +107,19 @@ class ShardedStage:
 class ShardActor:
     """The Ray Data actor around stage classes: one at a time, built when its first shard comes."""
 
-    def __init__(self, stages: Sequence[ShardedStage]) -> None:
+    def __init__(self, stages: Sequence[ShardedStage], board: Any, work: str) -> None:
+        import ray
+
         self.stages = stages
-        self.current = -1
-        self._build(0)
+        context = ray.get_runtime_context()
+        self.worker = Worker(context.get_job_id(), context.get_node_id())
+        self._clock = Clock()
+        self._current = -1
+        self._under_way = 0
+        self._changed = threading.Condition()
+        Board.keep_telling(board, work, context.get_actor_id())
+        with self._with_class(0):  # the model is there before the first shard is
+            pass
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         receipts = [
@@ -92,32 +128,69 @@ class ShardActor:
         ]
         return {key: [receipt[key] for receipt in receipts] for key in receipts[0]}
 
-    def _build(self, index: int) -> None:
-        if index != self.current:
-            stage = self.stages[index]
-            self.work = stage.start()
-            self.current = index
+    @contextmanager
+    def _with_class(self, index: int) -> Iterator[StageClass]:
+        """The stage's class; another one gives way once its shards are done."""
+        with self._changed:
+            self._changed.wait_for(lambda: index == self._current or not self._under_way)
+            if index != self._current:
+                self._work: StageClass | None = None  # its memory is the next one's
+                self._work = self.stages[index].start()
+                self._current = index
+            self._under_way += 1
+            work = self._work
+        assert work is not None
+        try:
+            yield work
+        finally:
+            del work
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
 
     def _publish(self, index: int, number: int) -> Receipt:
-        self._build(index)
-        stage, name = self.stages[index], shard_name(number)
-        started = time.perf_counter()
-        rows = Folder(stage.source).read_table(name, stage.source_schema).to_pylist()
-        output = self.work(rows)
-        receipt = Receipt(
-            number, len(rows), len(output.rows), len(output.errors), output.tokens, time.perf_counter() - started
-        )
-        if output.errors:
-            Folder(stage.errors).write_table(name, pa.Table.from_pylist(output.errors, schema=schemas.ERRORS))
-        table = pa.Table.from_pylist(output.rows, schema=stage.target_schema)
-        Folder(stage.target).write_table(name, table, asdict(receipt))
+        stage = self.stages[index]
+        with self._with_class(index) as work, self._clock.account() as seconds:
+            rows = Folder(stage.source).read_table(shard_name(number), stage.source_schema).to_pylist()
+            attempt = Attempts(Folder(stage.attempts)).begin(number, self.worker, _nodes)
+            try:
+                output = processed(work, rows, stage.name, attempt)
+                if stage.beside is not None and output.beside is not None:
+                    # Before the shard itself: a shard that is there has all that belongs to it.
+                    stage.beside.publish(number, output.beside, len(output.rows), output.beside_seconds)
+                receipt = stage.target.publish(number, output, len(rows), seconds() - output.beside_seconds)
+            finally:  # an error that is raised is told; only an attempt that ends without a word is none
+                attempt.end()
         return receipt
 
 
-def run_shards(stages: Sequence[ShardedStage], update: Update) -> None:
+def processed(work: StageClass, rows: list[Any], stage: str, attempt: Attempt) -> StageOutput:
+    """What a stage class makes of a shard's rows: together, or one by one where one of them may end the process."""
+    if not attempt.one_by_one:
+        return work(rows)
+    together = [row for row in rows if attempt.is_cleared(row["sample_id"])]
+    outputs = [work(together)] if together else []
+    for row in rows:
+        name = row["sample_id"]
+        if attempt.is_cleared(name):
+            continue
+        if attempt.is_quarantined(name):
+            message = f"sample {name} ended its worker {DEATHS} times while it ran alone; look at its image"
+            outputs.append(StageOutput(errors=[_error(name, stage, RowError("crashed", message))]))
+            continue
+        with attempt.alone(name):
+            outputs.append(work([row]))
+    return _joined(outputs, [row["sample_id"] for row in rows])
+
+
+def run_shards(stages: Sequence[ShardedStage], board: Any, counts: Counts, show: Show) -> None:
     """Do the missing shards of stages that need the same resources, in their order, with one pool of actors.
 
-    ``update`` gets the number of rows done so far, over all stages.
+    Args:
+        stages: what is to be done.
+        board: where actors say that they live (``progress.Board``).
+        counts: is kept up to date, over all stages.
+        show: is told of it now and then.
 
     Raises:
         StageError: a stage failed; what was finished stays.
@@ -125,33 +198,37 @@ def run_shards(stages: Sequence[ShardedStage], update: Update) -> None:
     import ray
 
     missing = [{"stage": index, "shard": shard} for index, stage in enumerate(stages) for shard in stage.missing()]
-    done = sum(receipt.rows_in for stage in stages for receipt in stage.receipts())
-    resources = stages[0].resources
-    update(done, "starting replicas")
+    for receipt in [receipt for stage in stages for receipt in stage.receipts()]:
+        counts.before(receipt.rows_in, receipt.rows_failed)
+    resources, work = stages[0].resources, uuid.uuid4().hex
     receipts = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
-        carried_actor(partial(ShardActor, stages)),
+        carried_actor(partial(ShardActor, stages, board, work)),
         batch_size=1,
-        compute=pool(resources, len(missing)),
+        compute=pool(resources, len(missing), max(stage.at_once for stage in stages)),
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
         accelerator_type=resources.accelerator_type,
     )
-    started, tokens = time.monotonic(), 0
-    with explained(stages[0].name):
-        for receipt in receipts.iter_rows():
-            done += int(receipt["rows_in"])
-            tokens += int(receipt["tokens"])
-            update(done, f"{tokens / (time.monotonic() - started):,.0f} tokens/s")
+    with explained(stages[0].name), shown(counts, board, work, show):
+        for row in receipts.iter_rows():
+            counts.add(int(row["rows_in"]), int(row["rows_failed"]), int(row["tokens"]))
 
 
-def pool(resources: Resources, shards: int) -> ActorPoolStrategy:
+def pool(resources: Resources, shards: int, at_once: int) -> ActorPoolStrategy:
     """The actors for so many shards: all from the start, or growing with the room that the cluster has."""
     from ray.data import ActorPoolStrategy
 
     most = min(resources.replicas, shards)
+    # Shared out evenly where there are few: an actor that is up first must not take what others could do.
+    at_once = max(1, min(at_once, -(-shards // most)))
+    calls = {
+        "max_concurrent_calls_per_actor": at_once,
+        "max_tasks_in_flight_per_actor": at_once,
+        "enable_true_multi_threading": True,
+    }
     if resources.min_replicas is None:
-        return ActorPoolStrategy(size=most)
-    return ActorPoolStrategy(min_size=min(resources.min_replicas, most), max_size=most)
+        return ActorPoolStrategy(size=most, **calls)
+    return ActorPoolStrategy(min_size=min(resources.min_replicas, most), max_size=most, **calls)
 
 
 def total(stage: ShardedStage, max_failed_fraction: float) -> Manifest:
@@ -163,10 +240,10 @@ def total(stage: ShardedStage, max_failed_fraction: float) -> Manifest:
     receipts = stage.receipts()
     rows_in, failed = sum(r.rows_in for r in receipts), sum(r.rows_failed for r in receipts)
     if failed > max_failed_fraction * rows_in:
-        first = Folder(stage.errors).read_shards(schemas.ERRORS).to_pylist()[0]
+        first = Folder(stage.target.errors).read_shards(schemas.ERRORS).to_pylist()[0]
         raise StageError(
             f"stage {stage.name!r}: {failed} of {rows_in} rows failed, more than max_failed_fraction"
-            f" ({max_failed_fraction:g}) allows; first: {first['message']}; see {stage.errors}"
+            f" ({max_failed_fraction:g}) allows; first: {first['message']}; see {stage.target.errors}"
         )
     return Manifest(
         "",
@@ -177,3 +254,27 @@ def total(stage: ShardedStage, max_failed_fraction: float) -> Manifest:
         sum(r.device_seconds for r in receipts),
         sum(r.tokens for r in receipts),
     )
+
+
+def _joined(outputs: Sequence[StageOutput], order: Sequence[str]) -> StageOutput:
+    """Outputs of parts of a shard as of the whole, its rows in their order."""
+    place = {name: position for position, name in enumerate(order)}
+    besides = [each.beside for each in outputs if each.beside is not None]
+    return StageOutput(
+        rows=sorted((row for each in outputs for row in each.rows), key=lambda row: place[row["sample_id"]]),
+        errors=sorted((row for each in outputs for row in each.errors), key=lambda row: place[row["sample_id"]]),
+        tokens=sum(each.tokens for each in outputs),
+        beside=_joined(besides, order) if besides else None,
+        beside_seconds=sum(each.beside_seconds for each in outputs),
+    )
+
+
+def _error(sample_id: str, stage: str, error: RowError) -> schemas.ErrorRow:
+    return {"sample_id": sample_id, "stage": stage, "kind": error.kind, "message": str(error)}
+
+
+def _nodes() -> list[str]:
+    """Nodes that are there."""
+    import ray
+
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"]]

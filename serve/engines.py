@@ -1,35 +1,29 @@
 """The decoding of one model replica: requests of many clients, decoded together in one loop.
 
-A plain class without Ray. One thread owns the decoder and steps it; requests come in, and those whose client
-has gone are dropped, between two steps. Whoever asks awaits a future, so no event loop waits for arithmetic.
+A plain class without Ray. Whoever asks awaits a future, so no event loop waits for arithmetic.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import threading
-import time
 import uuid
 from asyncio import gather, get_running_loop, wrap_future
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from PIL import Image
 
 from jsfree.config import Decoding, RunConfig
 from jsfree.decoding.engine import DualPathEngine
+from jsfree.decoding.loop import DecodingLoop
 from jsfree.decoding.requests import Caption, Request
 from jsfree.decoding.sampling import noise_key
-from jsfree.errors import DeviceError, RowError, ServeError
+from jsfree.errors import DecodingError, DeviceError, RowError, ServeError
 from jsfree.images import load_image
 from jsfree.models import load_captioner
 from serve.protocol import Answer, Choice, Question, Refusal
 from serve.security import image_limits, image_problem
 
-log = logging.getLogger(__name__)
-IDLE_SECONDS = 1.0
 SEATS = 4  # choices of a request that share its image's prefill
 OPENERS = 2  # threads that decode images, each of up to ``max_pixels``
 
@@ -58,7 +52,6 @@ class Engine:
         self._decoder = decoder
         self._loop = DecodingLoop(decoder, config.serve.stall_s)
         self._openers = ThreadPoolExecutor(OPENERS, "open-image")
-        self._loop.start()
 
     async def caption(self, question: Question) -> Answer | Refusal:
         """Captions of an image; cancelling the call frees the slots that it takes."""
@@ -80,7 +73,7 @@ class Engine:
             return Refusal("context_length_exceeded", message)
         except RowError as error:
             return Refusal("invalid_image", image_problem(error.kind, self._settings))
-        except ServeError:
+        except DecodingError:
             return Refusal("unavailable", "the model has stopped; it is being replaced")
         finally:
             self._admitted -= question.choices
@@ -92,7 +85,9 @@ class Engine:
         Raises:
             ServeError: it has ended, or stands still.
         """
-        self._loop.check()
+        problem = self._loop.problem()
+        if problem is not None:
+            raise ServeError(problem)
 
     async def healthy(self) -> bool:
         """Whether the decoding advances."""
@@ -138,102 +133,3 @@ class Engine:
         if ids.count(self._captioner.model.config.image_token_index) != self._captioner.image_tokens:
             return Refusal("invalid_prompt", "the text holds an image token; leave it out")
         return len(ids)
-
-
-class DecodingLoop:
-    """The thread that steps a decoder."""
-
-    def __init__(self, decoder: DualPathEngine, stall_seconds: float) -> None:
-        self._decoder = decoder
-        self._stall_seconds = stall_seconds
-        self._changed = threading.Condition()
-        self._incoming: list[tuple[Request, Future[Caption]]] = []
-        self._under_way: dict[str, Future[Caption]] = {}
-        self._ended = False
-        self._closing = False
-        self._beat = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
-
-    def start(self) -> None:
-        """Start decoding."""
-        self._thread.start()
-
-    def submit(self, requests: Sequence[Request]) -> list[Future[Caption]]:
-        """Queue requests; a future that is cancelled frees its slot.
-
-        Raises:
-            ServeError: the loop has ended.
-        """
-        futures: list[Future[Caption]] = [Future() for _ in requests]
-        with self._changed:
-            if self._ended:
-                raise ServeError("the decoding loop has ended")
-            self._incoming.extend(zip(requests, futures, strict=True))
-            self._changed.notify()
-        return futures
-
-    def problem(self) -> str | None:
-        """Why the loop does not decode; None while it does."""
-        if self._ended:
-            return "the decoding loop has ended; the replica's log has the reason"
-        still = time.monotonic() - self._beat
-        return f"the decoding has not advanced for {still:.0f} s" if still > self._stall_seconds else None
-
-    def check(self) -> None:
-        """Raise what ``problem`` finds.
-
-        Raises:
-            ServeError: the loop does not decode.
-        """
-        problem = self.problem()
-        if problem is not None:
-            raise ServeError(problem)
-
-    def close(self) -> None:
-        """End the loop after the step under way."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-
-    def _run(self) -> None:
-        try:
-            while not self._closing:
-                self._beat = time.monotonic()
-                self._admit()
-                self._drop_abandoned()
-                if self._decoder.active:
-                    self._hand_out(self._decoder.step().finished)
-        finally:
-            self._end()
-
-    def _admit(self) -> None:
-        """Take in what has come; wait for it a while when there is nothing to do."""
-        with self._changed:
-            if not self._incoming and not self._decoder.active and not self._closing:
-                self._changed.wait(IDLE_SECONDS)
-            for request, future in self._incoming:
-                self._under_way[request.request_id] = future
-                self._decoder.submit(request)
-            self._incoming.clear()
-
-    def _drop_abandoned(self) -> None:
-        for request_id in [name for name, future in self._under_way.items() if future.cancelled()]:
-            self._decoder.cancel(request_id)
-            del self._under_way[request_id]
-
-    def _hand_out(self, captions: Sequence[Caption]) -> None:
-        for caption in captions:
-            future = self._under_way.pop(caption.request_id)
-            if future.set_running_or_notify_cancel():  # False: its client went during this very step
-                future.set_result(caption)
-
-    def _end(self) -> None:
-        """Refuse what is under way: nobody may wait for a loop that has ended."""
-        with self._changed:
-            self._ended = True
-            waiting = [*self._under_way.values(), *(future for _, future in self._incoming)]
-            self._under_way.clear()
-            self._incoming.clear()
-        for future in waiting:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(ServeError("the decoding loop has ended"))

@@ -1,6 +1,7 @@
 """The stage classes that caption images: rows in order, bad images as error rows, baselines in the same engine."""
 
 import pytest
+from PIL import Image
 
 from jsfree import config
 from jsfree.captioning import CaptionWriter, PairGenerator
@@ -33,6 +34,57 @@ def test_what_cannot_be_read_is_an_error_row_and_its_neighbours_keep_their_capti
     assert [row["sample_id"] for row in output.rows] == [f"{i:03d}" for i in range(90) if i not in (3, 80)]
     assert output.rows == whole.rows
     assert all(len(row["image"]["sha256"]) == 64 for row in output.rows)
+
+
+def test_whatever_is_wrong_with_a_row_is_told_and_stays_its_own(tmp_path):
+    """What users' folders hold: every row of it is a pair or says why not, and the good ones are as they are alone."""
+    picture = world.draw(world.scene("development", 0)).resize((96, 96))
+    for name, mode in {"cmyk.jpg": "CMYK", "grey.png": "L"}.items():
+        picture.convert(mode).save(tmp_path / name)
+    picture.save(tmp_path / "moving.gif", save_all=True, append_images=[picture.rotate(90)])
+    picture.save(tmp_path / "really-a-png.jpg", format="PNG")
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    Image.new("1", (10_001, 10_001)).save(tmp_path / "huge.png")  # 100 megapixels in 12 kB
+    whole = (tmp_path / "cmyk.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_text("404 Not Found")
+    (tmp_path / "empty.png").touch()
+    names = [*sorted(each.name for each in tmp_path.iterdir()), "gone.png"]
+    samples = [
+        {
+            "sample_id": name,
+            "image": {"id": name, "uri": str(tmp_path / name), "bytes": None, "sha256": None},
+            "prompt": world.PROMPT,
+        }
+        for name in names
+    ]
+    samples += [dict(samples[names.index("grey.png")]), {**samples[names.index("grey.png")], "sample_id": "silent"}]
+    samples[-1]["prompt"] = " "
+    generator = PairGenerator(RunConfig.model_validate(SMALL), "miniworld:captioner", 1)
+    output = generator(samples)
+    assert {error["sample_id"]: error["kind"] for error in output.errors} == {
+        "cut.jpg": "undecodable",
+        "dot.png": "too_small",
+        "empty.png": "undecodable",
+        "gone.png": "missing",
+        "grey.png": "duplicate_id",
+        "huge.png": "too_many_pixels",
+        "silent": "empty_prompt",
+        "text.png": "undecodable",
+    }
+    assert [row["sample_id"] for row in output.rows] == ["cmyk.jpg", "grey.png", "moving.gif", "really-a-png.jpg"]
+    assert len(output.rows) + len(output.errors) == len(samples)
+    for row in output.rows:
+        assert generator([samples[names.index(row["sample_id"])]]).rows == [row]
+
+
+def test_a_caption_that_never_ends_is_cut_and_says_so(monkeypatch):
+    """It is kept, marked: ``select.keep_truncated`` decides whether such a caption is trained on."""
+    generator = PairGenerator(RunConfig.model_validate(SMALL), "miniworld:captioner", 1)
+    monkeypatch.setattr(type(generator.captioner), "eos_ids", frozenset())
+    (row,) = generator([sample(0)]).rows
+    longest = generator.config.generate.decoding.max_new_tokens
+    assert {(row[role]["finish"], len(row[role]["token_ids"])) for role in ("low", "high")} == {("length", longest)}
 
 
 @pytest.mark.parametrize("kind", ["vcd", "m3id"])

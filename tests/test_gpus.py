@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from jsfree.errors import DeviceError
-from jsfree.gpus import Gpu, check_dtype, driver_version, visible_gpu, why_no_cuda
+from jsfree.gpus import Gpu, bisected, check_dtype, driver_version, visible_gpu, why_no_cuda
 from jsfree.models import device_of, load_captioner
 
 V100, A100 = Gpu("Tesla V100-SXM2-32GB", 32 * 2**30, bf16=False), Gpu("NVIDIA A100-SXM4-80GB", 80 * 2**30, bf16=True)
@@ -53,3 +53,22 @@ def test_the_kernels_driver_version_is_read(tmp_path, text, found):
     if text is not None:
         (tmp_path / "version").write_text(text)
     assert driver_version(tmp_path / "version") == found
+
+
+def test_a_batch_too_large_for_memory_goes_by_halves():
+    largest = []
+
+    def work(rows: torch.Tensor) -> torch.Tensor:
+        if len(rows) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        largest.append(len(rows))
+        return rows * 2
+
+    assert torch.equal(bisected(work, torch.arange(10)), torch.arange(10) * 2)
+    assert max(largest) == 3
+
+    def never(rows: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(DeviceError, match="too little memory for one row"):
+        bisected(never, torch.arange(4))

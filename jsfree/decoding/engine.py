@@ -11,10 +11,11 @@ Use ``decode`` for a batch, or ``submit``, ``step`` and ``cancel`` to come and g
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import reduce
 from itertools import islice
 
@@ -23,38 +24,17 @@ import torch
 
 from jsfree.config import Compiling
 from jsfree.decoding import attention, mixing, sampling
-from jsfree.decoding.entries import Entries, Entry, Leads
+from jsfree.decoding.entries import Entries, Entry, Leads, Live
 from jsfree.decoding.forward import IDLE, Forward, Row
 from jsfree.decoding.memory import Layout, Need, Shape, budget_of
 from jsfree.decoding.prefill import Prefill
-from jsfree.decoding.requests import Caption, Request, finished
+from jsfree.decoding.requests import Caption, Request, Step, finished
 from jsfree.errors import DeviceError
 from jsfree.models import Captioner
 
+log = logging.getLogger(__name__)
 LOOKAHEAD = 2
 """Requests that wait, as a multiple of the slots, and may overtake one whose place is taken."""
-
-
-@dataclass
-class _Live:
-    """A caption in its slot."""
-
-    request: Request
-    noise: sampling.NoiseStream
-    entry: int | None = None
-    seat: int = 0
-    second_row: int | None = None
-    lead: int | None = None
-    """The prompt without image that its second row follows."""
-    tokens: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a step has made: tokens, each with its request's id, and the captions that they completed."""
-
-    drawn: list[tuple[str, int]] = field(default_factory=list)
-    finished: list[Caption] = field(default_factory=list)
 
 
 class DualPathEngine:
@@ -99,11 +79,10 @@ class DualPathEngine:
         self._compiling = compiling
         self._prefill = Prefill(captioner)
         self._queue: deque[Request] = deque()
-        self._slots: list[_Live | None] = []
+        self._slots: list[Live | None] = []
         self._second: list[int | None] = []
-        self._entries, self._leads = Entries(0), Leads(0)
-        self._forward: Forward | None = None
-        self._logits_RV = torch.zeros(0)
+        self._forward: Forward | None
+        self._forget()
 
     def reset_counts(self) -> None:
         """Begin to count anew: tokens drawn, forwards of the model, and slots that held a caption in them."""
@@ -116,9 +95,9 @@ class DualPathEngine:
         return len(self._queue) + sum(live is not None for live in self._slots)
 
     @property
-    def has_room(self) -> bool:
-        """Whether another request would not wait long."""
-        return len(self._queue) < LOOKAHEAD * self._shape.slots
+    def room(self) -> int:
+        """Requests that would not wait long."""
+        return LOOKAHEAD * self._shape.slots - len(self._queue)
 
     @property
     def utilisation(self) -> float:
@@ -159,18 +138,53 @@ class DualPathEngine:
     def step(self) -> Step:
         """Decode one token of every live caption.
 
-        Slots that fall free are refilled within the step, so that none is idle while a request waits.
+        Slots that fall free are refilled within the step, so that none is idle while a request waits. Where the
+        device's memory gives out, captions begin anew in half as many slots.
+
+        Raises:
+            DeviceError: there is not enough memory for a single one.
         """
         step = Step()
+        try:
+            self._step(step)
+        except torch.OutOfMemoryError:
+            out_of_memory = True  # the error holds on to what a step had computed
+        else:
+            out_of_memory = False
+        if out_of_memory:
+            self._shrink()
+        self.tokens += len(step.drawn)
+        return step
+
+    def _step(self, step: Step) -> None:
         fresh = [slot for slot, live in enumerate(self._slots) if live is not None]
         fresh += self._admit()
         while fresh:
             for slot, token in zip(fresh, self._draw(fresh), strict=True):
                 self._take(slot, token, step)
             fresh = self._admit()
-        self.tokens += len(step.drawn)
         self._advance()
-        return step
+
+    def _shrink(self) -> None:
+        """Give up half of the slots and the memory laid out for them; live captions wait again, the oldest first."""
+        slots = len(self._slots) or self._shape.slots
+        if slots == 1:
+            raise DeviceError(
+                "the device has too little memory to decode one caption; stop what else runs on it, set"
+                " 'generate.kv_cache_gib' lower, or take one with more memory"
+            )
+        log.warning("out of memory with %d captions together; going on with %d", slots, slots // 2)
+        live = [each for each in self._slots if each is not None]
+        self._queue.extendleft(each.request for each in reversed(live))
+        self._shape = replace(self._shape, slots=slots // 2)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Free all that is laid out."""
+        self.layout = self._forward = None
+        self._slots, self._second = [], []
+        self._entries, self._leads = Entries(0), Leads(0)
+        self._logits_RV = torch.zeros(0)
 
     def decode(self, requests: Iterable[Request]) -> list[Caption]:
         """Decode requests with distinct ids; captions in the order of the requests.
@@ -183,7 +197,7 @@ class DualPathEngine:
             for request in requests:
                 order.append(request.request_id)
                 self.submit(request)
-                while not self.has_room:
+                while self.room <= 0:
                     captions.update((caption.request_id, caption) for caption in self.step().finished)
             while self.active:
                 captions.update((caption.request_id, caption) for caption in self.step().finished)
@@ -211,8 +225,8 @@ class DualPathEngine:
             request = next(self._placeable(), None)
             if request is None:
                 break
-            self._queue.remove(request)
             self._slots[slot] = self._begin(request, slot)
+            self._queue.remove(request)  # not before: memory may give out there
             filled.append(slot)
         return filled
 
@@ -228,7 +242,7 @@ class DualPathEngine:
             return
         waiting = reduce(Need.joined, map(self._prefill.need, self._queue))
         before = self.layout.need if self.layout is not None else waiting
-        self._forward, self._entries = None, Entries(0)  # frees the memory
+        self._forget()
         self._budget = min(self._budget, budget_of(self.captioner, self._kv_cache_gib))
         layouts = [self._shape.layout(self.captioner, first, self._budget)]
         for need in (waiting, waiting.joined(before)):
@@ -262,10 +276,10 @@ class DualPathEngine:
         """The entry that a request can take a seat at now."""
         return self._entries.place_for(request, self._queue, must=not any(self._slots))
 
-    def _begin(self, request: Request, slot: int) -> _Live:
+    def _begin(self, request: Request, slot: int) -> Live:
         """Prefill what a caption needs."""
         assert self._forward is not None
-        live = _Live(request, sampling.NoiseStream(request.noise, self.captioner.vocabulary))
+        live = Live(request, sampling.NoiseStream(request.noise, self.captioner.vocabulary))
         if self._uses_first(request) or self._shape.second_image:
             live.entry = self._place(request)
             assert live.entry is not None
@@ -297,7 +311,7 @@ class DualPathEngine:
             self._entries[number] = Entry(request.pixels, request.prompt, readers, prefilled.logits_V)
         return self._entries[number]
 
-    def _second_of(self, live: _Live) -> torch.Tensor:
+    def _second_of(self, live: Live) -> torch.Tensor:
         """The first logits of a second path that sees the image noised, prefilled once an image."""
         assert live.entry is not None
         assert self._forward is not None
@@ -317,7 +331,7 @@ class DualPathEngine:
         tokens: list[int] = drawn.tolist()
         return tokens
 
-    def _probs(self, slots: Sequence[int], live: Sequence[_Live]) -> torch.Tensor:
+    def _probs(self, slots: Sequence[int], live: Sequence[Live]) -> torch.Tensor:
         """What the next tokens are drawn from, (captions, V)."""
         requests = [each.request for each in live]
         rows = mixing.Rows.of(
@@ -326,22 +340,13 @@ class DualPathEngine:
             [len(each.tokens) for each in live],
             self.captioner.device,
         )
-        suppressed = self.captioner.suppressed_ids
         # A caption of h = 1 has no first path: its second is looked at in its place.
-        alone = [
-            slot if self._uses_first(request) else each.second_row
+        firsts = [
+            slot if self._uses_first(request) else each.second_row or 0
             for slot, each, request in zip(slots, live, requests, strict=True)
         ]
-        first_BV = rows.without(suppressed, _rows(self._logits_RV, alone))
-        both = [index for index, each in enumerate(live) if each.second_row is not None]
-        if not both:
-            return mixing.single(first_BV, rows)
-        second_BV = rows.without(suppressed, _rows(self._logits_RV, [live[index].second_row for index in both]))
-        if len(both) == len(live):
-            return self.mixing.probs(first_BV, second_BV, rows)
-        probs_BV = mixing.single(first_BV, rows)
-        probs_BV[both] = self.mixing.probs(first_BV[both], second_BV, rows.select(both))
-        return probs_BV
+        seconds = [each.second_row for each in live]
+        return self.mixing.of_table(self._logits_RV, firsts, seconds, rows, self.captioner.suppressed_ids)
 
     def _take(self, slot: int, token: int, step: Step) -> None:
         """Add a token to a caption; a caption that it completes leaves its slot."""
@@ -384,16 +389,10 @@ class DualPathEngine:
         if live.lead is not None:
             self._leads.leave(live.lead)
 
-    def _live(self, slot: int) -> _Live:
+    def _live(self, slot: int) -> Live:
         live = self._slots[slot]
         assert live is not None
         return live
-
-
-def _rows(table: torch.Tensor, rows: Sequence[int | None]) -> torch.Tensor:
-    """Rows of a table; without a copy where they follow each other."""
-    first = rows[0] or 0
-    return table[first : first + len(rows)] if list(rows) == list(range(first, first + len(rows))) else table[rows]
 
 
 def _first_free(places: Sequence[object | None]) -> int | None:

@@ -1,13 +1,28 @@
-"""Which images and prompts are prefilled, and who reads them."""
+"""Captions in their slots, which images and prompts are prefilled for them, and who reads which."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from jsfree.decoding.requests import Request
+from jsfree.decoding.sampling import NoiseStream
+
+
+@dataclass
+class Live:
+    """A caption in its slot."""
+
+    request: Request
+    noise: NoiseStream
+    entry: int | None = None
+    seat: int = 0
+    second_row: int | None = None
+    lead: int | None = None
+    """The prompt without image that its second row follows."""
+    tokens: list[int] = field(default_factory=list)
 
 
 @dataclass

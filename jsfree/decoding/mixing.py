@@ -3,7 +3,7 @@
 Each is a small class of pure arithmetic, which the batched engine and the literal oracle share. The conditional
 logits l_c see the image; the second path sees no image, or a noised one (``noise_step``).
 
-Shape suffixes: B rows, V vocabulary.
+Shape suffixes: B rows, R rows of a table of logits, V vocabulary.
 """
 
 from __future__ import annotations
@@ -83,6 +83,34 @@ class Mixing:
         """Probabilities that the next token is drawn from, (B, V) float32, of the two paths' logits (B, V)."""
         raise NotImplementedError
 
+    def of_table(
+        self,
+        logits_RV: torch.Tensor,
+        firsts: Sequence[int],
+        seconds: Sequence[int | None],
+        rows: Rows,
+        suppressed: Sequence[int] = (),
+    ) -> torch.Tensor:
+        """Probabilities as ``probs``, of paths whose logits are rows of a table.
+
+        Args:
+            logits_RV: logits of all paths.
+            firsts: the row of each caption's first path, or of its only one.
+            seconds: the row of its second path; None where there is one path.
+            rows: what the captions are decoded with.
+            suppressed: tokens that must not be drawn.
+        """
+        first_BV = rows.without(suppressed, _picked(logits_RV, firsts))
+        both = [index for index, second in enumerate(seconds) if second is not None]
+        if not both:
+            return single(first_BV, rows)
+        second_BV = rows.without(suppressed, _picked(logits_RV, [second for second in seconds if second is not None]))
+        if len(both) == len(firsts):
+            return self.probs(first_BV, second_BV, rows)
+        probs_BV = single(first_BV, rows)
+        probs_BV[both] = self.probs(first_BV[both], second_BV, rows.select(both))
+        return probs_BV
+
 
 @dataclass(frozen=True)
 class Probability(Mixing):
@@ -154,6 +182,14 @@ def noised(pixels: torch.Tensor, step: int) -> torch.Tensor:
     seed = int.from_bytes(hashlib.blake2b(pixels.numpy().tobytes(), digest_size=8).digest(), "little") >> 1
     noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(seed))
     return math.sqrt(kept) * pixels + math.sqrt(1 - kept) * noise
+
+
+def _picked(table_RV: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """Rows of a table; without a copy where they follow each other."""
+    first = rows[0]
+    return (
+        table_RV[first : first + len(rows)] if list(rows) == list(range(first, first + len(rows))) else table_RV[rows]
+    )
 
 
 def _truncated(probs_BV: torch.Tensor, rows: Rows) -> torch.Tensor:

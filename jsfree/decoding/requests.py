@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -43,6 +43,14 @@ class Caption:
     token_ids: tuple[int, ...]
     text: str
     finish: Finish
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step has made: tokens, each with its request's id, and the captions that they completed."""
+
+    drawn: list[tuple[str, int]] = field(default_factory=list)
+    finished: list[Caption] = field(default_factory=list)
 
 
 def finished(captioner: Captioner, request: Request, token_ids: Sequence[int]) -> Caption | None:

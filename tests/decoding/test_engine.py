@@ -14,8 +14,10 @@ import torch
 from jsfree.config import Contrast, Decoding
 from jsfree.decoding import algorithm1
 from jsfree.decoding.engine import DualPathEngine
+from jsfree.decoding.forward import Forward
 from jsfree.decoding.memory import GIB, token_bytes_of
 from jsfree.decoding.mixing import NAMED, Mixing, contrast_of
+from jsfree.decoding.prefill import Prefill
 from jsfree.decoding.requests import Caption, Request
 from jsfree.decoding.sampling import noise_key
 from jsfree.errors import DeviceError
@@ -372,3 +374,31 @@ def test_on_a_gpu_recorded_steps_make_the_captions_of_plain_ones(request_of, dty
     ]
     plain = DualPathEngine(on_gpu, 6).decode(requests)
     assert DualPathEngine(on_gpu, 6, compiling="cuda_graphs").decode(requests) == plain
+
+
+def test_where_memory_gives_out_captions_go_on_in_fewer_slots(captioner, many, alone, monkeypatch, caplog):
+    """The device holds five captions' steps; the engine was told 16. No caption is lost, none changes."""
+    real = Forward.__call__
+
+    def crowded(forward: Forward, rows):
+        if sum(row.source is not None for row in rows) > 6 and forward.cache.layout.rows > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(forward, rows)
+
+    monkeypatch.setattr(Forward, "__call__", crowded)
+    engine = DualPathEngine(captioner, 16, mixed=0.5)
+    captions = engine.decode(many[:40])
+    assert captions == [alone[caption.request_id] for caption in captions]
+    assert engine.layout.slots == 4
+    assert [record.args for record in caplog.records] == [(16, 8), (8, 4)]
+
+
+def test_a_device_too_small_for_one_caption_is_an_error(captioner, request_of, monkeypatch):
+    def crowded(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Prefill, "image", crowded)
+    engine = DualPathEngine(captioner, 4)
+    with pytest.raises(DeviceError, match="too little memory to decode one caption"):
+        engine.decode([request_of(0, "low", 0.0, Decoding())])
+    assert engine.active == 0

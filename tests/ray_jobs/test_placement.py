@@ -26,8 +26,9 @@ from ray_jobs.capacity import check_room
 from ray_jobs.console import Reporter
 from ray_jobs.describe import see_nodes
 from ray_jobs.generate_pairs import generate_pairs, list_samples
+from ray_jobs.progress import Board, Counts, Figures
 from ray_jobs.rounds import Model, Round
-from ray_jobs.shards import ShardedStage, run_shards
+from ray_jobs.shards import ShardedStage, Table, run_shards
 from ray_jobs.train_dpo import scaling
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -121,9 +122,8 @@ def stage_of(path: Path, name: str, numbers: range, crowd: int, left: int | None
         name=name,
         source=source.uri,
         source_schema=NUMBERS,
-        target=f"{path}/{name}",
-        target_schema=NUMBERS.append(pa.field("node", pa.string())),
-        errors=f"{path}/errors",
+        target=Table(f"{path}/{name}", NUMBERS.append(pa.field("node", pa.string())), f"{path}/errors"),
+        attempts=f"{path}/attempts",
         build=Notes,
         arguments={"folder": f"{path}/notes-{name}", "crowd": crowd, "left": left},
         resources=Resources(**resources),
@@ -141,8 +141,8 @@ def all_given_back() -> None:
     until(lambda: ray.available_resources().get("GPU", 0) == ray.cluster_resources()["GPU"])
 
 
-def silent(done: int, note: str) -> None:
-    pass
+def go(stage: ShardedStage, show=lambda _: None) -> None:
+    run_shards([stage], Board.put_up(), Counts(24), show)
 
 
 def train_on(path: Path, resources: Resources, left: int) -> None:
@@ -160,13 +160,13 @@ def train_on(path: Path, resources: Resources, left: int) -> None:
 
 def test_the_stages_take_all_gpus_of_one_box_in_turn_and_give_them_back(box, tmp_path):
     all_given_back()
-    run_shards([stage_of(tmp_path, "pairs", range(2), 2, 0, replicas=2, cpus=0.5, gpus=4)], silent)
+    go(stage_of(tmp_path, "pairs", range(2), 2, 0, replicas=2, cpus=0.5, gpus=4))
     generation = shares(tmp_path, "pairs")
     assert [len(share["gpus"]) for share in generation] == [4] * 2
     assert {gpu for share in generation for gpu in share["gpus"]} == set(range(BOX_GPUS))
     all_given_back()
 
-    run_shards([stage_of(tmp_path, "scored", range(2), 2, 7, replicas=2, cpus=0.5, gpus=0.5)], silent)
+    go(stage_of(tmp_path, "scored", range(2), 2, 7, replicas=2, cpus=0.5, gpus=0.5))
     scoring = shares(tmp_path, "scored")
     assert [len(share["gpus"]) for share in scoring] == [1] * 2  # of which each has half
     assert len({gpu for share in scoring for gpu in share["gpus"]}) == 1
@@ -180,7 +180,7 @@ def test_the_stages_take_all_gpus_of_one_box_in_turn_and_give_them_back(box, tmp
 
 def test_a_stage_that_fails_gives_its_gpus_back(box, tmp_path):
     with pytest.raises(StageError, match="a stage that fails"):
-        run_shards([stage_of(tmp_path, "pairs", range(-2, 0), 2, replicas=2, cpus=0.5, gpus=4)], silent)
+        go(stage_of(tmp_path, "pairs", range(-2, 0), 2, replicas=2, cpus=0.5, gpus=4))
     all_given_back()
 
 
@@ -263,12 +263,12 @@ def grown(box, alone, tmp_path_factory):
     stage = stage_of(path, "pairs", range(24), 1, replicas=2, min_replicas=1, cpus=0.5, gpus=1, accelerator_type="L4")
     joined = []
 
-    def join(done: int, note: str) -> None:
-        if done >= 2 and not joined:
+    def join(figures: Figures) -> None:
+        if figures.rows >= 2 and not joined:
             joined.append(box.add_node(num_cpus=2, num_gpus=1, resources={"accelerator_type:L4": 1}))
 
-    run_shards([stage], join)
-    return Folder(stage.target).read_shards(stage.target_schema).to_pylist()
+    go(stage, join)
+    return Folder(stage.target.uri).read_shards(stage.target.schema).to_pylist()
 
 
 def test_generation_grows_onto_a_node_that_joins(grown):

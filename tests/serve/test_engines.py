@@ -8,10 +8,11 @@ import pytest
 
 from jsfree.config import Decoding
 from jsfree.decoding.engine import DualPathEngine
+from jsfree.decoding.loop import DecodingLoop
 from jsfree.decoding.requests import Request
 from jsfree.errors import ServeError
 from jsfree.miniworld import world
-from serve.engines import DecodingLoop, Engine
+from serve.engines import Engine
 from serve.protocol import Answer, Question, Refusal
 
 
@@ -59,7 +60,6 @@ def test_a_client_that_goes_frees_its_slots(engine):
     decoder = Counting(engine._captioner, 4)
     engine._loop.close()
     engine._loop = DecodingLoop(decoder, 60)
-    engine._loop.start()
 
     async def go_and_ask() -> Answer | Refusal:
         abandoned = [asyncio.create_task(engine.caption(question(i, choices=8, max_tokens=60))) for i in range(4)]
@@ -89,11 +89,9 @@ class Failing(DualPathEngine):
         return super().step()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_loop_that_dies_refuses_who_waits_and_is_unhealthy(engine):
     engine._loop.close()
     engine._loop = DecodingLoop(Failing(engine._captioner, 8), 60)
-    engine._loop.start()
     engine.check()
     answer = asyncio.run(engine.caption(question(0)))
     assert isinstance(answer, Refusal)
@@ -113,8 +111,7 @@ def test_a_loop_that_stands_still_is_unhealthy(captioner):
             return super().step()
 
     loop = DecodingLoop(Stuck(captioner, 1), 0.8)
-    loop.start()
-    loop.check()
+    assert loop.problem() is None
 
     async def ask_and_wait() -> None:
         picture = world.draw(world.scene("development", 0))

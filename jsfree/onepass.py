@@ -1,0 +1,73 @@
+"""Stages 1 and 2 in one pass: pairs are scored where they are made, and each image is decoded once.
+
+CLIP lies beside the captioner on its device, and embeds images while captions are decoded. Rows and scores are those
+of the two stages one after the other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+from jsfree.captioning import PairGenerator
+from jsfree.clipscore import IMAGES_AT_ONCE, ClipScorer
+from jsfree.schemas import Pair, Sample, StageOutput
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from jsfree.config import RunConfig
+
+
+class ScoredPairGenerator:
+    """Two captions an image, and their scores ``beside`` them."""
+
+    def __init__(self, config: RunConfig, model_ref: str, round_number: int, device: str = "cpu") -> None:
+        # CLIP first: keys and values take what memory is left.
+        self._scorer = ClipScorer(config, device)
+        self._generator = PairGenerator(config, model_ref, round_number, device)
+
+    def __call__(self, samples: Sequence[Sample]) -> StageOutput:
+        """Rows of ``schemas.PAIRS``, and ``beside`` them rows of ``schemas.SCORED``."""
+        embedding = _Embedding(self._scorer)
+        output = self._generator(samples, embedding)
+        started = time.perf_counter()
+        images = embedding.all()
+        pairs = cast(list[Pair], output.rows)
+        output.beside = self._scorer.score(pairs, [images[pair["sample_id"]] for pair in pairs])
+        output.beside_seconds = embedding.seconds + time.perf_counter() - started
+        return output
+
+
+class _Embedding:
+    """Embeds images as they are read, as many together as scoring alone does."""
+
+    def __init__(self, scorer: ClipScorer) -> None:
+        self._scorer = scorer
+        self._waiting: dict[str, torch.Tensor] = {}
+        self._embedded: dict[str, torch.Tensor] = {}
+        self.seconds = 0.0
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """An image as CLIP takes it."""
+        return self._scorer.pixels(image)
+
+    def take(self, sample_id: str, pixels: torch.Tensor) -> None:
+        """Embed an image soon."""
+        self._waiting[sample_id] = pixels
+        if len(self._waiting) == IMAGES_AT_ONCE:
+            started = time.perf_counter()
+            self._embed()
+            self.seconds += time.perf_counter() - started
+
+    def all(self) -> dict[str, torch.Tensor]:
+        """The vectors of all images, by sample."""
+        self._embed()
+        return self._embedded
+
+    def _embed(self) -> None:
+        vectors = self._scorer.embed(list(self._waiting.values()))
+        self._embedded.update(zip(self._waiting, vectors, strict=True))
+        self._waiting.clear()

@@ -1,0 +1,100 @@
+"""One engine for many callers, and what they are told when it ends."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from jsfree.config import Decoding
+from jsfree.decoding.engine import DualPathEngine
+from jsfree.decoding.loop import IDLE_SECONDS, DecodingLoop
+from jsfree.decoding.requests import Request
+from jsfree.decoding.sampling import noise_key
+from jsfree.errors import DecodingError, DeviceError
+from jsfree.miniworld import world
+
+
+@pytest.fixture(scope="module")
+def batch_of(captioner):
+    def made(name: str, count: int, length: int = 12) -> list[Request]:
+        pixels = [captioner.pixels(world.draw(world.scene("development", index))) for index in range(count)]
+        return [
+            Request(
+                f"{name}/{index}",
+                pixels[index],
+                world.PROMPT,
+                0.5 * (index % 2),
+                noise_key(0, 1, str(index), "low"),
+                Decoding(max_new_tokens=length),
+            )
+            for index in range(count)
+        ]
+
+    return made
+
+
+def test_callers_that_overlap_get_what_each_would_get_alone_and_slots_stay_busy(captioner, batch_of):
+    expected = [(each.token_ids, each.text) for each in DualPathEngine(captioner, 4).decode(batch_of("alone", 10))]
+    engine = DualPathEngine(captioner, 4)
+    loop = DecodingLoop(engine)
+    batches = [batch_of(f"caller {number}", 10) for number in range(5)]
+    with ThreadPoolExecutor(3) as callers:
+        for captions in callers.map(loop.decode, batches):
+            assert [(each.token_ids, each.text) for each in captions] == expected
+    assert engine.utilisation > 0.9  # in turn it would run dry five times
+
+
+def test_the_thread_ends_when_there_is_nothing_to_do_and_begins_again(captioner, batch_of):
+    loop = DecodingLoop(DualPathEngine(captioner, 4))
+    for number in range(2):
+        loop.decode(batch_of(str(number), 2))
+        assert any(each.name == "decoding" for each in threading.enumerate())
+        time.sleep(IDLE_SECONDS + 0.5)
+        assert not any(each.name == "decoding" for each in threading.enumerate())
+    assert loop.problem() is None
+
+
+def test_a_caller_whose_requests_fail_leaves_the_others_alone(captioner, batch_of):
+    engine = DualPathEngine(captioner, 4)
+    loop = DecodingLoop(engine)
+
+    def failing():
+        yield from batch_of("fails", 3, 40)
+        raise OSError("an image is gone")
+
+    with ThreadPoolExecutor(2) as callers:
+        fails = callers.submit(loop.decode, failing())
+        works = callers.submit(loop.decode, batch_of("works", 6))
+        with pytest.raises(OSError, match="is gone"):
+            fails.result()
+        assert len(works.result()) == 6
+    assert engine.active == 0
+
+
+def test_a_request_without_room_fails_alone(captioner, batch_of):
+    engine = DualPathEngine(captioner, 2, kv_cache_gib=0.001)
+    loop = DecodingLoop(engine)
+    with pytest.raises(DeviceError, match="keys and values of one caption"):
+        loop.decode(batch_of("long", 1, 900))
+    assert len(loop.decode(batch_of("short", 3, 4))) == 3
+
+
+def test_what_ends_the_decoding_is_told(captioner, batch_of, monkeypatch):
+    engine = DualPathEngine(captioner, 2)
+    loop = DecodingLoop(engine)
+    monkeypatch.setattr(engine, "step", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        loop.decode(batch_of("x", 3))
+    assert "has ended" in loop.problem()
+    with pytest.raises(DecodingError, match="has ended"):
+        loop.submit(batch_of("y", 1))
+
+
+def test_a_closed_loop_takes_nothing(captioner, batch_of):
+    loop = DecodingLoop(DualPathEngine(captioner, 2))
+    loop.decode(batch_of("x", 1))
+    loop.close()
+    loop._thread.join(5)
+    with pytest.raises(DecodingError):
+        loop.decode(batch_of("y", 1))

@@ -1,0 +1,162 @@
+"""Shards on real Ray actors: rows that kill their worker, shards that overlap, and what is counted of them."""
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from jsfree import schemas
+from jsfree.config import Resources
+from jsfree.errors import StageError
+from jsfree.schemas import StageOutput
+from jsfree.storage import Folder, shard_name
+from ray_jobs.progress import Board, Clock, Counts, Figures
+from ray_jobs.shards import ShardedStage, Table, run_shards, total
+
+pytestmark = pytest.mark.filterwarnings("default")
+ROWS = pa.schema([("sample_id", pa.string())])
+
+
+@pytest.fixture(scope="module")
+def board(ray_session) -> object:
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
+    return Board.put_up()
+
+
+class Deadly:
+    """Ends its process, without a word, at the rows that are deadly; notes what runs together."""
+
+    def __init__(self, folder: str, deadly: set[str], device: str) -> None:
+        self.folder = Path(folder)
+        self.deadly = deadly
+
+    def __call__(self, rows) -> StageOutput:
+        names = [row["sample_id"] for row in rows]
+        with open(self.folder / "calls.jsonl", "a") as log:
+            log.write(json.dumps(names) + "\n")
+        if self.deadly & set(names):
+            os._exit(1)
+        failed = [
+            {"sample_id": each, "stage": "deadly", "kind": "bad", "message": f"{each} is bad"}
+            for each in names
+            if each.startswith("bad")
+        ]
+        return StageOutput(
+            rows=[row for row in rows if not row["sample_id"].startswith("bad")], errors=failed, tokens=7
+        )
+
+
+class Overlapping:
+    """A model that makes no progress with the first shard before the second is there."""
+
+    def __init__(self, device: str) -> None:
+        self.together = threading.Barrier(2, timeout=60)
+
+    def __call__(self, rows) -> StageOutput:
+        self.together.wait()
+        time.sleep(0.2)
+        return StageOutput(rows=list(rows))
+
+
+class Failing:
+    def __init__(self, device: str) -> None:
+        pass
+
+    def __call__(self, rows) -> StageOutput:
+        raise ValueError("no good")
+
+
+def stage_of(path: Path, shards: list[list[str]], build, **arguments) -> ShardedStage:
+    source = Folder(f"{path}/source")
+    for number, names in enumerate(shards):
+        source.write_table(shard_name(number), pa.table({"sample_id": names}, schema=ROWS))
+    return ShardedStage(
+        name="deadly",
+        source=source.uri,
+        source_schema=ROWS,
+        target=Table(f"{path}/target", ROWS, f"{path}/errors"),
+        build=build,
+        arguments=arguments,
+        resources=Resources(replicas=1),
+        attempts=f"{path}/attempts",
+    )
+
+
+def run(stage: ShardedStage, board) -> list[Figures]:
+    shown: list[Figures] = []
+    counts = Counts(sum(Folder(stage.source)._rows_of(number) for number in Folder(stage.source).shards()))
+    run_shards([stage], board, counts, shown.append)
+    return shown
+
+
+def names(table: pa.Table) -> list[str]:
+    return table["sample_id"].to_pylist()
+
+
+def test_a_row_that_kills_its_worker_is_quarantined_and_its_neighbours_are_kept(tmp_path, board):
+    shards = [["a", "b", "deadly", "bad", "c"], ["d", "e"]]
+    stage = stage_of(tmp_path, shards, Deadly, folder=str(tmp_path), deadly={"deadly"})
+    shown = run(stage, board)
+    assert names(Folder(stage.target.uri).read_shards(ROWS)) == ["a", "b", "c", "d", "e"]
+    errors = Folder(stage.target.errors).read_shards(schemas.ERRORS).to_pylist()
+    assert [(each["sample_id"], each["kind"]) for each in errors] == [("deadly", "crashed"), ("bad", "bad")]
+    assert "2 times" in errors[0]["message"]
+    calls = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
+    assert calls.count(["deadly"]) == 2  # dies alone, twice
+    assert sum("deadly" in call and len(call) > 1 for call in calls) == 1
+    assert Folder(stage.attempts).names() == []
+    assert shown[-1].rows == shown[-1].rows_in_all == 7
+    assert shown[-1].rows_failed == 2
+    manifest = total(stage, 0.5)
+    assert (manifest.rows_in, manifest.rows_out, manifest.rows_failed) == (7, 5, 2)
+
+
+def test_an_actor_has_several_shards_under_way(tmp_path, board):
+    stage = stage_of(tmp_path, [["a"], ["b"], ["c"], ["d"]], Overlapping)
+    run(stage, board)
+    assert names(Folder(stage.target.uri).read_shards(ROWS)) == ["a", "b", "c", "d"]
+    seconds = [receipt.device_seconds for receipt in stage.receipts()]
+    assert 0.3 < sum(seconds) < 3  # two and two together: the time is shared out, not counted twice
+
+
+def test_an_error_that_is_raised_accuses_no_row(tmp_path, board):
+    stage = stage_of(tmp_path, [["a"]], Failing)
+    with pytest.raises(StageError, match="no good"):
+        run(stage, board)
+    assert Folder(stage.attempts).names() == []
+
+
+def test_actors_are_counted_while_they_live(tmp_path, board):
+    stage = stage_of(tmp_path, [["a"], ["b"], ["c"], ["d"]], Overlapping)
+    assert max(figures.actors for figures in run(stage, board)) == 1
+
+
+def test_a_clock_shares_time_out():
+    clock = Clock()
+    with clock.account() as first:
+        time.sleep(0.05)
+        with clock.account() as second:
+            time.sleep(0.1)
+            assert 0.04 < second() < 0.09
+        assert 0.09 < first() < 0.15
+
+
+def test_speed_and_time_left_are_of_this_drivers_work():
+    counts = Counts(100)
+    counts.before(50, 1)
+    assert counts.figures(0).seconds_left is None
+    counts.began()
+    time.sleep(0.1)
+    counts.add(25, 2, 1000)
+    figures = counts.figures(2)
+    assert (figures.rows, figures.rows_failed, figures.actors) == (75, 3, 2)
+    assert 100 < figures.rows_per_second < 250
+    assert figures.tokens_per_second == pytest.approx(40 * figures.rows_per_second)
+    assert figures.seconds_left == pytest.approx(25 / figures.rows_per_second)

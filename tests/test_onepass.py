@@ -1,0 +1,53 @@
+"""Pairs scored where they are made, against the two stages one after the other."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from jsfree import config
+from jsfree.captioning import PairGenerator
+from jsfree.clipscore import ClipScorer
+from jsfree.images import decoding, training_samples
+from jsfree.onepass import ScoredPairGenerator
+
+SHARD = 70  # more than are embedded together
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return config.load(None, ["source.count=150", "generate.decoding.max_new_tokens=24"])
+
+
+@pytest.fixture(scope="module")
+def shards(settings):
+    samples = training_samples(settings, 1)
+    samples[3]["image"]["bytes"] = b"no image"
+    return [samples[:SHARD], samples[SHARD:]]
+
+
+@pytest.fixture(scope="module")
+def in_two(settings, shards):
+    generate, score = PairGenerator(settings, "miniworld:captioner", 1), ClipScorer(settings)
+    pairs = [generate(shard) for shard in shards]
+    return [(each, score(each.rows)) for each in pairs]
+
+
+def test_one_pass_gives_what_two_stages_give(settings, shards, in_two):
+    one_pass = ScoredPairGenerator(settings, "miniworld:captioner", 1)
+    with ThreadPoolExecutor(2) as threads:  # as a worker has two shards under way
+        outputs = list(threads.map(one_pass, shards))
+    for output, (pairs, scored) in zip(outputs, in_two, strict=True):
+        assert output.rows == pairs.rows
+        assert output.errors == pairs.errors
+        assert output.beside.rows == scored.rows
+        assert output.beside.tokens == scored.tokens
+        assert output.beside_seconds > 0
+    assert [len(output.errors) for output in outputs] == [1, 0]
+
+
+def test_each_image_is_decoded_once(settings, shards, monkeypatch):
+    decoded = []
+    real = decoding.check_image
+    monkeypatch.setattr(decoding, "check_image", lambda *given: decoded.append(given[1]) or real(*given))
+    ScoredPairGenerator(settings, "miniworld:captioner", 1)(shards[1][:10])
+    assert len(decoded) == len(set(decoded)) == 10
