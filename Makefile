@@ -1,6 +1,6 @@
 # Every target sets up what it needs: uv (in .uv/ where the machine has none) and the locked environment.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types effect bench setup clean
+.PHONY: help demo test check lint types effect bench soak scaling setup clean
 
 PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/dev/null && echo python3.12 || echo python3)
 SYSTEM_UV := $(shell command -v uv 2>/dev/null)
@@ -34,6 +34,12 @@ bench: setup ## speed of generation and scoring against their peers (about 10 mi
 	$(UV) sync --frozen --group bench
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/scoring.py
+
+soak: setup ## 33 random kills of workers, raylets and drivers (about 30 minutes)
+	$(BIN)/python benchmarks/soak.py
+
+scaling: setup ## how generation scales, real on this machine and simulated on 16 nodes (about 20 minutes)
+	$(BIN)/python benchmarks/scaling.py
 
 setup: .venv/.synced
 

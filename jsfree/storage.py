@@ -31,6 +31,7 @@ from jsfree.errors import RunError, StorageError
 from jsfree.filesystems import filesystem_of, reason
 
 FACTS = b"jsfree"
+PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}$")
 SHARD = re.compile(r"shard-(\d{5})\.parquet$")
 
 
@@ -96,7 +97,7 @@ class Folder:
                 self.filesystem.pipe_file(target, content)
                 return
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            partial = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex}"
+            partial = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex}"  # as PARTIAL says
             try:
                 with open(partial, "wb") as file:
                     file.write(content)
@@ -169,6 +170,12 @@ class Folder:
         with _explained(self.uri, "removed"):
             if self.filesystem.exists(self._at(name)):
                 self.filesystem.rm(self._at(name), recursive=True)
+
+    def sweep(self) -> None:
+        """Remove what writers left half written when they were killed; for a folder that nobody writes to."""
+        for name in self.names() if self.is_local else []:
+            if PARTIAL.match(name):
+                self.remove(name)
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}" if name else self.path

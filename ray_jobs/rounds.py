@@ -121,6 +121,9 @@ class Round:
         totals = {name: total(stage, self.config.max_failed_fraction) for name, stage in waiting.items()}
         for stage in waiting.values():
             Folder(stage.attempts).remove()
+            for table in filter(None, (stage.target, stage.beside)):
+                Folder(table.uri).sweep()
+                Folder(table.errors).sweep()
         work = sum(manifest.device_seconds for manifest in totals.values()) or 1.0
         manifests = []
         for request in requests:

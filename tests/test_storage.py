@@ -1,5 +1,8 @@
 """The run folder: atomic files, manifests, and runs that do not fit."""
 
+import subprocess
+import sys
+
 import pyarrow as pa
 import pytest
 
@@ -64,3 +67,20 @@ def test_paths_that_cannot_be_used_are_named(tmp_path):
         Run.existing(str(tmp_path / "empty"))
     with pytest.raises(StorageError, match="is no table of this stage"):
         Folder(str(tmp_path)).read_table("file", schemas.ERRORS)
+
+
+def test_what_a_killed_writer_left_is_swept_away_and_nothing_else(tmp_path):
+    folder = Folder(str(tmp_path))
+    folder.write("kept.json", b"{}")
+    (tmp_path / ".hidden").touch()
+    code = f"""
+import os
+from jsfree.storage import Folder
+os.fsync = lambda _: os._exit(1)
+Folder({str(tmp_path)!r}).write("shard-00000.parquet", b"half")
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert len(folder.names()) == 3
+    folder.sweep()
+    assert folder.names() == [".hidden", "kept.json"]
+    (Folder(str(tmp_path)) / "none").sweep()

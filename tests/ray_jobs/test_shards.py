@@ -2,9 +2,13 @@
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 import threading
 import time
+import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +16,7 @@ import pytest
 
 from jsfree import schemas
 from jsfree.config import Resources
-from jsfree.errors import StageError
+from jsfree.errors import StageError, StorageError
 from jsfree.schemas import StageOutput
 from jsfree.storage import Folder, shard_name
 from ray_jobs.progress import Board, Clock, Counts, Figures
@@ -73,6 +77,17 @@ class Failing:
         raise ValueError("no good")
 
 
+class Copying:
+    """Rows as they are, after a while."""
+
+    def __init__(self, device: str) -> None:
+        pass
+
+    def __call__(self, rows) -> StageOutput:
+        time.sleep(0.1)
+        return StageOutput(rows=list(rows))
+
+
 def stage_of(path: Path, shards: list[list[str]], build, **arguments) -> ShardedStage:
     source = Folder(f"{path}/source")
     for number, names in enumerate(shards):
@@ -111,7 +126,9 @@ def test_a_row_that_kills_its_worker_is_quarantined_and_its_neighbours_are_kept(
     calls = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
     assert calls.count(["deadly"]) == 2  # dies alone, twice
     assert sum("deadly" in call and len(call) > 1 for call in calls) == 1
-    assert Folder(stage.attempts).names() == []
+    attempts = Folder(stage.attempts)
+    attempts.sweep()  # a worker may have died while it wrote
+    assert attempts.names() == []
     assert shown[-1].rows == shown[-1].rows_in_all == 7
     assert shown[-1].rows_failed == 2
     manifest = total(stage, 0.5)
@@ -131,6 +148,52 @@ def test_an_error_that_is_raised_accuses_no_row(tmp_path, board):
     with pytest.raises(StageError, match="no good"):
         run(stage, board)
     assert Folder(stage.attempts).names() == []
+
+
+MANY = [[f"{number}-{row}-{uuid.uuid4()}" for row in range(50)] for number in range(24)]
+
+
+def all_there_once(stage: ShardedStage) -> bool:
+    there = names(Folder(stage.target.uri).read_shards(ROWS))
+    return sorted(there) == sorted(name for shard in MANY for name in shard)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="mounts a small disk")
+def test_a_full_disk_is_named_and_with_more_room_the_stage_goes_on(tmp_path, board):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("may not mount")
+    try:
+        stage = stage_of(tmp_path, MANY, Copying)
+        stage = replace(stage, target=Table(f"{disk}/target", ROWS, f"{disk}/errors"))
+        with pytest.raises(StorageError, match=f"{disk}/target/shard-000.*No space left on device"):
+            run(stage, board)
+        written = Folder(stage.target.uri).names()
+        assert 0 < len(written) < len(MANY)
+        assert not [name for name in written if name.startswith(".")]  # nothing half written is left
+        subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
+        run(stage, board)
+        assert all_there_once(stage)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=False)
+
+
+def test_a_path_that_goes_away_is_named_and_once_it_is_back_the_stage_goes_on(tmp_path, board):
+    stage = stage_of(tmp_path, MANY, Copying)
+    target = Path(stage.target.uri)
+
+    def take_away(figures: Figures) -> None:
+        if figures.rows and target.is_dir() and not (tmp_path / "kept").exists():
+            target.rename(tmp_path / "kept")
+            target.touch()  # nothing can be written below a file
+
+    with pytest.raises(StorageError, match=str(target)):
+        run_shards([stage], board, Counts(1200), take_away)
+    target.unlink()
+    (tmp_path / "kept").rename(target)
+    run(stage, board)
+    assert all_there_once(stage)
 
 
 def test_actors_are_counted_while_they_live(tmp_path, board):

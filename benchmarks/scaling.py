@@ -1,0 +1,247 @@
+"""How the cost of a stage over shards grows with its images and its nodes, and how busy its actors are.
+
+    python benchmarks/scaling.py [--part real|simulated|busy]
+
+- real: pairs of MiniWorld images by one replica, 500 to 4000 of them: the worker's CPU time an image, and the
+  driver's memory;
+- simulated: 1 to 16 nodes on this machine, whose actors sleep instead of computing (``scaling_simulated.py``): what
+  scheduling, files and the loss of a node cost;
+- busy: 2,000 images on a LLaVA of 6M parameters with captions of lognormal length: share of the time in which the
+  engine steps, and of its slots that hold a caption.
+
+The result is written to ``benchmarks/results/scaling_<date>_<hardware>.json`` (``scaling-<part>_...`` of one part)
+and printed as the last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from measuring import publish
+from PIL import Image
+from random_llava import RandomCaptioner, tiny
+from scaling_simulated import DriverWatch, rounded, simulated
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout need not be installed
+
+from jsfree import config as configuration
+from jsfree import schemas
+from jsfree.captioning import PairGenerator
+from jsfree.config import Decoding, RunConfig
+from jsfree.decoding.requests import Request, Step
+from jsfree.decoding.sampling import noise_key
+from jsfree.images import training_samples
+from jsfree.schemas import Sample, StageOutput
+from jsfree.storage import Folder
+from ray_jobs.cluster import Cluster
+from ray_jobs.generate_pairs import at_once, write_samples
+from ray_jobs.progress import Counts
+from ray_jobs.shards import ShardedStage, StageClass, Table, run_shards, total
+
+CONFIG = Path(__file__).parents[1] / "configs" / "miniworld.yaml"
+MEDIAN, SIGMA, MOST = 22, 0.5, 96
+"""Of the captions' lengths in tokens, lognormal; their mean is 24."""
+PATCHES = 12
+FIRST = 200
+"""Images of the run that is not counted."""
+LINEAR, BUSY = 1.10, 0.90
+
+
+def main() -> None:
+    """Measure, write and print."""
+    parts = {"real": real, "simulated": simulated, "busy": busy}
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=list(parts))
+    parser.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 2000, 4000], help="real: images of a run")
+    parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="simulated")
+    parser.add_argument("--samples", type=int, default=100_000, help="simulated")
+    parser.add_argument("--shard-rows", type=int, default=128, help="simulated")
+    parser.add_argument("--seconds", type=float, default=45.0, help="simulated: what a run would take at best")
+    parser.add_argument("--repeat", type=int, default=3, help="simulated: runs with the most nodes")
+    parser.add_argument("--lose", action=argparse.BooleanOptionalAction, default=True, help="simulated: lose a node")
+    parser.add_argument("--images", type=int, default=2000, help="busy")
+    arguments = parser.parse_args()
+    loads = [os.getloadavg()[0]]
+    ratios: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
+    for name in [arguments.part] if arguments.part else parts:
+        found, figures[name] = parts[name](arguments)
+        ratios.update(found)
+        loads.append(os.getloadavg()[0])
+    publish(f"scaling-{arguments.part}" if arguments.part else "scaling", ratios, figures, loads)
+
+
+class Meter:
+    """CPU and wall time of this process from the first call's start to the last call's end, kept in a file."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._lock = threading.Lock()
+        self._begun: tuple[float, float] | None = None
+
+    @contextmanager
+    def call(self, more: Callable[[], dict[str, float]]) -> Iterator[None]:
+        """A call, of any thread; ``more`` is asked for what else is kept."""
+        with self._lock:
+            self._begun = self._begun or (time.process_time(), time.perf_counter())
+        yield
+        with self._lock:
+            cpu, wall = time.process_time() - self._begun[0], time.perf_counter() - self._begun[1]
+            self._path.write_text(json.dumps({"worker_cpu_seconds": cpu, "worker_seconds": wall, **more()}))
+
+
+class MeteredPairs(PairGenerator):
+    """Stage 1 as it is, with a meter."""
+
+    def __init__(self, notes: str, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._meter = Meter(notes)
+
+    def __call__(self, samples: Sequence[Sample], second: Any = None) -> StageOutput:
+        with self._meter.call(self.figures):
+            return super().__call__(samples, second)
+
+    def figures(self) -> dict[str, float]:
+        """Of the engine, so far."""
+        return {"tokens": self.engine.tokens, "slot_utilisation": self.engine.utilisation}
+
+
+@dataclass(frozen=True)
+class SeeingCaptioner(RandomCaptioner):
+    """Random weights that look at real images."""
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        side = self.model.config.vision_config.image_size
+        pixels = torch.from_numpy(np.array(image.resize((side, side), Image.Resampling.BICUBIC)))
+        return pixels.permute(2, 0, 1).float() / 127.5 - 1
+
+
+class BusyPairs(MeteredPairs):
+    """Stage 1 on random weights, whose captions have lognormal lengths; meters the engine's steps too."""
+
+    def __init__(self, **arguments: Any) -> None:
+        with patch("jsfree.captioning.captioner_of", lambda *_: SeeingCaptioner(tiny(PATCHES).model, None)):
+            super().__init__(**arguments)
+        self._step = self.engine.step
+        self._stepping, self._first, self._last = 0.0, 0.0, 0.0
+        self.engine.step = self._timed_step  # type: ignore[method-assign]
+
+    def figures(self) -> dict[str, float]:
+        """``busy``: share of the time from the first step's end to the last one's in which the engine stepped."""
+        seconds = self._last - self._first
+        return {**super().figures(), "busy": self._stepping / seconds, "first_to_last_token_seconds": seconds}
+
+    def _timed_step(self) -> Step:
+        started = time.perf_counter()
+        step = self._step()
+        self._last = time.perf_counter()
+        if self._first:
+            self._stepping += self._last - started
+        else:
+            self._first = self._last
+        return step
+
+    def _request(self, sample: Sample, pixels: torch.Tensor, role: str, ratio: float) -> Request:
+        drawn = np.random.default_rng(noise_key(0, 0, sample["sample_id"], role)).lognormal(np.log(MEDIAN), SIGMA)
+        length = Decoding(max_new_tokens=int(np.clip(drawn, 1, MOST)))
+        return replace(super()._request(sample, pixels, role, ratio), decoding=length)
+
+
+def real(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Pairs of MiniWorld images on one replica.
+
+    All samples are written first, and a shard is done that is not counted: what the driver takes for them, and for
+    its imports, is no cost of the runs.
+    """
+    runs: dict[int, dict[str, float]] = {}
+    with TemporaryDirectory() as folder, Cluster(RunConfig()) as session:
+        session.ensure()
+        listed(f"{folder}/first", FIRST)
+        for images in arguments.sizes:
+            listed(f"{folder}/{images}", images)
+        generated(f"{folder}/first", FIRST, MeteredPairs, session.board)
+        for images in arguments.sizes:
+            runs[images] = generated(f"{folder}/{images}", images, MeteredPairs, session.board)
+            print(f"real, {images} images:", rounded(runs[images]), flush=True)
+    least, most = min(runs), max(runs)
+    costs = {images: figures["worker_cpu_seconds_an_image"] for images, figures in runs.items()}
+    cost, others = costs[most] / costs[least], [costs[images] / costs[least] for images in runs]
+    spread = {"median": cost, "min": min(others), "max": max(others), "target": LINEAR}
+    return {f"cpu_an_image_{most}_over_{least}_images": spread}, {
+        **{f"{images} images": figures for images, figures in runs.items()},
+        **line([*runs], [figures["worker_cpu_seconds"] for figures in runs.values()]),
+        "driver_mb_more_with_most_images": runs[most]["driver_mb_most"] - runs[least]["driver_mb_most"],
+    }
+
+
+def line(images: list[int], seconds: list[float]) -> dict[str, float]:
+    """The straight line through the costs, and how far they are from it at most. The last slots fall empty once."""
+    slope, fixed = np.polyfit(images, seconds, 1)
+    away = max(abs(each / (fixed + slope * number) - 1) for number, each in zip(images, seconds, strict=True))
+    return {"cpu_seconds_an_image_more": float(slope), "cpu_seconds_fixed": float(fixed), "most_off_the_line": away}
+
+
+def busy(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Images decoded by a model whose captions end at different times."""
+    with TemporaryDirectory() as folder, Cluster(RunConfig()) as session:
+        session.ensure()
+        listed(f"{folder}/busy", arguments.images)
+        figures = generated(f"{folder}/busy", arguments.images, BusyPairs, session.board)
+    print("busy:", rounded(figures), flush=True)
+    shares = {"busy": figures["busy"], "slot_utilisation": figures["slot_utilisation"]}
+    return {key: {"median": each, "min": each, "max": each, "target": BUSY} for key, each in shares.items()}, figures
+
+
+def settings(folder: str, images: int) -> RunConfig:
+    """MiniWorld's, for one replica."""
+    return configuration.load(CONFIG, [f"run={folder}", f"source.count={images}", "generate.resources.replicas=1"])
+
+
+def listed(folder: str, images: int) -> None:
+    """Write the samples of a run."""
+    config = settings(folder, images)
+    write_samples(training_samples(config, 1), Folder(f"{folder}/samples"), config.shard_rows)
+
+
+def generated(folder: str, images: int, build: Callable[..., StageClass], board: Any) -> dict[str, float]:
+    """Stage 1 of so many MiniWorld images on one replica: what the worker and the driver took."""
+    config = settings(folder, images)
+    notes = f"{folder}/notes.json"
+    stage = ShardedStage(
+        name="pairs",
+        source=f"{folder}/samples",
+        source_schema=schemas.SAMPLES,
+        target=Table(f"{folder}/pairs", schemas.PAIRS, f"{folder}/errors"),
+        build=build,
+        arguments={"notes": notes, "config": config, "model_ref": config.captioner.ref, "round_number": 1},
+        resources=config.generate.resources,
+        attempts=f"{folder}/attempts",
+        at_once=at_once(config),
+    )
+    watch = DriverWatch()
+    with watch.watching():
+        run_shards([stage], board, Counts(images), lambda _: None)
+    manifest = total(stage, 0.0)
+    if manifest.rows_out != images:
+        raise SystemExit(f"{manifest.rows_out} rows of {images} images")
+    figures: dict[str, float] = json.loads(Path(notes).read_text())
+    figures["worker_cpu_seconds_an_image"] = figures["worker_cpu_seconds"] / images
+    return {**figures, "device_seconds": manifest.device_seconds, **watch.figures}
+
+
+if __name__ == "__main__":
+    main()

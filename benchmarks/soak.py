@@ -1,0 +1,140 @@
+"""Random kills of workers, raylets and drivers, and whether anything is lost, doubled or changed by them.
+
+    make soak                 (or: python benchmarks/soak.py [--rounds 3] [--seed 0])
+
+A cluster of three raylets on this machine; every command is run once undisturbed, then again and again with parts of
+it killed at random moments (SIGKILL), and started again until it is done. Its tables must then be those of the
+undisturbed run: every sample once, float32 captions and scores equal bit by bit. About 25 minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kills import (
+    KINDS,
+    Raylets,
+    Trial,
+    copied,
+    differences,
+    disturbed,
+    on_a_full_disk,
+    same_model,
+    settings_at,
+    undisturbed,
+    without_its_path,
+)
+from measuring import publish
+
+BEFORE = {
+    "generate": (),
+    "score": ("samples", "pairs"),
+    "train": ("samples", "pairs", "scored", "selected"),
+    "run": (),
+}
+"""Stages that a trial of a command begins with, copied from the undisturbed run."""
+KILLS = {"generate": 3, "score": 2, "train": 2, "run": 4}
+
+
+def main() -> None:
+    """Measure, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3, help="trials of each command")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=sorted(BEFORE), help="one command alone")
+    arguments = parser.parse_args()
+    loads, trials = [os.getloadavg()[0]], []
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        raylets = Raylets()
+        try:
+            trials = soak(Path(folder), raylets, arguments)
+        finally:
+            raylets.close()
+    loads.append(os.getloadavg()[0])
+    figures = {"seed": arguments.seed, "matrix": matrix(trials), "trials": [told(trial) for trial in trials]}
+    for line in figures["matrix"]:
+        print(line)
+    publish("soak", {}, figures, loads)
+
+
+def soak(folder: Path, raylets: Raylets, arguments: argparse.Namespace) -> list[Trial]:
+    """All trials, each compared with the run that nobody disturbed."""
+    reference = folder / "undisturbed"
+    file = settings_at(reference)
+    seconds = {command: undisturbed(command, file, raylets.address) for command in ("generate", "score", "select")}
+    seconds |= {command: undisturbed(command, file, raylets.address) for command in ("train", "evaluate")}
+    seconds["run"] = sum(seconds.values())
+    print({command: round(each) for command, each in seconds.items()}, flush=True)
+    drawn, trials = random.Random(arguments.seed), []
+    if arguments.only is None:
+        for trial, path in storage_lost(folder, raylets):
+            trial.problems += differences(path, reference)
+            trials.append(finished(trial))
+    for number in range(arguments.rounds):
+        for command, before in BEFORE.items():
+            if arguments.only not in (None, command):
+                continue
+            path = folder / f"{command}-{number}"
+            kinds = [drawn.choice(KINDS) for _ in range(KILLS[command])]
+            trial = disturbed(command, copied(reference, path, before), raylets, kinds, seconds[command], drawn)
+            trial.problems += differences(path, reference)
+            if command in ("train", "run") and not same_model(path, reference):
+                trial.problems.append("other weights")
+            trials.append(finished(trial))
+    return trials
+
+
+def storage_lost(folder: Path, raylets: Raylets) -> Iterator[tuple[Trial, Path]]:
+    """A full disk (where one may be mounted) and an output path that goes away, with their runs."""
+    yield without_its_path(folder / "gone" / "run", raylets), folder / "gone" / "run"
+    if os.geteuid() == 0:
+        disk = folder / "disk"
+        try:
+            yield on_a_full_disk(disk, raylets), disk / "run"
+        finally:
+            subprocess.run(["umount", "-l", disk], check=False)
+
+
+def finished(trial: Trial) -> Trial:
+    """Print a trial; with all that its drivers said, where something is wrong."""
+    print(told(trial), flush=True)
+    if trial.problems:
+        print(trial.output, flush=True)
+    return trial
+
+
+def told(trial: Trial) -> dict[str, Any]:
+    """A trial without what its drivers printed."""
+    facts = asdict(trial)
+    del facts["output"]
+    return {**facts, "seconds": round(trial.seconds, 1)}
+
+
+def matrix(trials: list[Trial]) -> list[dict[str, Any]]:
+    """For each command: how many of each kind were killed, and what came of it."""
+    rows = []
+    for command in dict.fromkeys(trial.command for trial in trials):
+        of = [trial for trial in trials if trial.command == command]
+        kills = [kill["kind"] for trial in of for kill in trial.kills]
+        rows.append(
+            {
+                "command": command,
+                "trials": len(of),
+                **{kind: kills.count(kind) for kind in KINDS},
+                "drivers_started": sum(trial.drivers for trial in of),
+                "problems": [problem for trial in of for problem in trial.problems],
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()

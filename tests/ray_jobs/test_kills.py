@@ -1,0 +1,63 @@
+"""Workers, nodes and drivers that die: one of each, of what ``make soak`` does at random to every stage."""
+
+import random
+import shutil
+from pathlib import Path
+
+import kills
+import pyarrow as pa
+import pytest
+
+from jsfree.storage import Folder
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+
+
+@pytest.fixture(scope="module")
+def raylets():
+    cluster = kills.Raylets()
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(raylets, tmp_path_factory):
+    """A run that nobody disturbed, and the seconds it took."""
+    path = tmp_path_factory.mktemp("undisturbed") / "run"
+    return path, kills.undisturbed("generate", kills.settings_at(path), raylets.address)
+
+
+def test_a_worker_a_node_and_a_driver_may_die_and_nothing_is_lost_twice_or_other(raylets, undisturbed, tmp_path):
+    reference, seconds = undisturbed
+    file = kills.settings_at(tmp_path / "run")
+    trial = kills.disturbed("generate", file, raylets, ["driver", "worker", "raylet"], 1.5 * seconds, random.Random(1))
+    assert trial.problems == []
+    assert trial.drivers >= 2
+    assert len(trial.kills) == 3, trial.output
+    assert kills.differences(tmp_path / "run", reference) == []
+
+
+def test_the_harness_tells_lost_doubled_and_changed_rows(undisturbed, tmp_path):
+    reference, _ = undisturbed
+    assert kills.differences(reference, reference) == []
+    for number, change in enumerate([lose, double, alter]):
+        path = tmp_path / str(number)
+        shutil.copytree(reference, path)
+        change(path)
+        assert len(kills.differences(path, reference)) >= 1
+
+
+def lose(path: Path) -> None:
+    (path / "round-1/pairs/shard-00003.parquet").unlink()
+
+
+def double(path: Path) -> None:
+    shutil.copy(path / "round-1/pairs/shard-00003.parquet", path / "round-1/pairs/shard-00099.parquet")
+
+
+def alter(path: Path) -> None:
+    shard = Folder(str(path / "round-1/pairs"))
+    table = shard.read_table("shard-00003.parquet", kills.TABLES["pairs"])
+    seeds = table.column_names.index("seed")
+    changed = table.set_column(seeds, table.schema.field(seeds), pa.array([5] * len(table), pa.int64()))
+    shard.write_table("shard-00003.parquet", changed)
