@@ -14,7 +14,7 @@ from typing import Any
 from jsfree import errors
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, JsfreeError, StageError
-from ray_jobs.progress import Board
+from ray_jobs import board
 
 QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -46,9 +46,9 @@ class Cluster:
 
     @property
     def board(self) -> Any:
-        """The session's board, to which workers say that they live."""
+        """The session's board, which says what is to be done and who lives."""
         if self._board is None:
-            self._board = Board.put_up()
+            self._board = board.put_up()
         return self._board
 
     def ensure(self) -> None:

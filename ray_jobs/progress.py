@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 log = logging.getLogger(__name__)
-BEAT_SECONDS = 2.0
 SHOW_SECONDS = 1.0
-WINDOW = 32
-"""Receipts that the present speed is taken from."""
+WINDOW_SECONDS, WINDOW_SHARDS = 120.0, 32
+"""The present speed is that of so many seconds, or of so many shards where they take longer."""
 GAUGES = {
     "rows": "rows done, those that failed among them",
     "rows_in_all": "rows of the stage",
@@ -49,7 +48,7 @@ class Counts:
     def __init__(self, rows_in_all: int) -> None:
         self._rows_in_all = rows_in_all
         self._rows = self._failed = 0
-        self._recent: deque[tuple[float, int, int]] = deque(maxlen=WINDOW + 1)
+        self._recent: deque[tuple[float, int, int]] = deque()
         self._lock = threading.Lock()
 
     def before(self, rows: int, failed: int) -> None:
@@ -62,7 +61,10 @@ class Counts:
         with self._lock:
             self._rows += rows
             self._failed += failed
-            self._recent.append((time.monotonic(), rows, tokens))
+            now = time.monotonic()
+            self._recent.append((now, rows, tokens))
+            while len(self._recent) > WINDOW_SHARDS and now - self._recent[0][0] > WINDOW_SECONDS:
+                self._recent.popleft()
 
     def began(self) -> None:
         """Note that actors are up; from now on speed is reckoned."""
@@ -117,43 +119,6 @@ class Clock:
         self._settled = now
 
 
-class Board:
-    """An actor to which workers say that they live."""
-
-    def __init__(self) -> None:
-        self._heard: dict[tuple[str, str], float] = {}
-
-    def here(self, work: str, worker: str) -> None:
-        """A worker lives, for this work."""
-        self._heard[work, worker] = time.monotonic()
-
-    def count(self, work: str) -> int:
-        """Workers of this work heard of lately."""
-        now = time.monotonic()
-        return sum(of == work and now - heard < 3 * BEAT_SECONDS for (of, _), heard in self._heard.items())
-
-    @staticmethod
-    def put_up() -> Any:
-        """A board on the driver's own node, which the loss of no other takes down."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        return ray.remote(Board).options(num_cpus=0, scheduling_strategy=here, max_restarts=-1).remote()
-
-    @staticmethod
-    def keep_telling(board: Any, work: str, worker: str) -> None:
-        """Say that a worker lives for as long as its process does."""
-
-        def tell() -> None:
-            with suppress(Exception):  # without the board, or the session, there is nobody to tell
-                while True:
-                    board.here.remote(work, worker)
-                    time.sleep(BEAT_SECONDS)
-
-        threading.Thread(target=tell, name="tell-board", daemon=True).start()
-
-
 @contextmanager
 def shown(counts: Counts, board: Any, work: str, show: Show) -> Iterator[None]:
     """Show the counts every second until the block ends, and once more then."""
@@ -163,7 +128,7 @@ def shown(counts: Counts, board: Any, work: str, show: Show) -> Iterator[None]:
 
     def figures() -> Figures:
         with suppress(ray.exceptions.RayError):
-            actors = ray.get(board.count.remote(work), timeout=5)
+            actors = ray.get(board.alive.remote(work), timeout=5)
             if actors:
                 counts.began()
             return counts.figures(actors)

@@ -1,9 +1,10 @@
 """Running a stage class over shards with Ray Data: one file in, one file out, finished files never redone.
 
-Ray Data schedules shard numbers over a pool of actors. An actor reads its shard, runs the stage class, publishes
-the rows that failed and then the shard itself, and returns a receipt; the receipt also travels in the shard's
-metadata, so that a resumed stage counts what was done before. An actor has several shards under way, so that its
-model goes on with the next one while the last rows of one end.
+Ray Data runs a pool of actors, which grows with the cluster, and hands each a turn whenever it has room. An actor
+claims a shard from the board, reads it, runs the stage class, publishes the rows that failed and then the shard
+itself, and returns a receipt; the receipt also travels in the shard's metadata, so that a resumed stage counts what was
+done before. An actor has several shards under way, so that its model goes on with the next one while the last rows of
+one end.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from jsfree.models import device_of
 from jsfree.schemas import StageOutput
 from jsfree.storage import Folder, Manifest, shard_name
 from ray_jobs.attempts import DEATHS, Attempt, Attempts, Worker
+from ray_jobs.board import Member
 from ray_jobs.cluster import explained
-from ray_jobs.progress import Board, Clock, Counts, Show, shown
+from ray_jobs.progress import Clock, Counts, Show, shown
 from ray_jobs.same_code import carried_actor
 
 if TYPE_CHECKING:
@@ -51,6 +53,12 @@ class Receipt:
     rows_failed: int
     tokens: int
     device_seconds: float
+
+
+TURNS_AHEAD = 2
+"""Turns that an actor is given for each that it has room for; Ray Data has pools grow from 1.75 on."""
+NOTHING = Receipt(-1, 0, 0, 0, 0, 0.0)
+"""The receipt of a turn in which nothing was left to do."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,11 @@ class ShardedStage:
         """Shards of the source that the target does not have yet."""
         return sorted(set(Folder(self.source).shards()) - set(Folder(self.target.uri).shards()))
 
+    def receipt(self, number: int) -> Receipt | None:
+        """The receipt of a shard; None if it is not finished."""
+        target, name = Folder(self.target.uri), shard_name(number)
+        return Receipt(**target.table_facts(name)) if target.exists(name) else None
+
     def receipts(self) -> list[Receipt]:
         """Receipts of all finished shards."""
         target = Folder(self.target.uri)
@@ -113,20 +126,20 @@ class ShardActor:
         self.stages = stages
         context = ray.get_runtime_context()
         self.worker = Worker(context.get_job_id(), context.get_node_id())
+        self._member = Member(board, work, context.get_actor_id())
         self._clock = Clock()
         self._current = -1
         self._under_way = 0
         self._changed = threading.Condition()
-        Board.keep_telling(board, work, context.get_actor_id())
-        with self._with_class(0):  # the model is there before the first shard is
-            pass
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        receipts = [
-            asdict(self._publish(int(stage), int(shard)))
-            for stage, shard in zip(batch["stage"], batch["shard"], strict=True)
-        ]
-        return {key: [receipt[key] for receipt in receipts] for key in receipts[0]}
+    def __call__(self, _: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        """A turn: the receipt of one shard, or none where nothing is left to do."""
+        claim = self._member.claim()
+        receipt = NOTHING
+        if claim is not None:
+            receipt = self.stages[claim[0]].receipt(claim[1]) or self._publish(*claim)
+            self._member.done(claim)
+        return {key: [value] for key, value in asdict(receipt).items()}
 
     @contextmanager
     def _with_class(self, index: int) -> Iterator[StageClass]:
@@ -188,7 +201,7 @@ def run_shards(stages: Sequence[ShardedStage], board: Any, counts: Counts, show:
 
     Args:
         stages: what is to be done.
-        board: where actors say that they live (``progress.Board``).
+        board: where actors claim shards (``board.put_up``).
         counts: is kept up to date, over all stages.
         show: is told of it now and then.
 
@@ -197,25 +210,42 @@ def run_shards(stages: Sequence[ShardedStage], board: Any, counts: Counts, show:
     """
     import ray
 
-    missing = [{"stage": index, "shard": shard} for index, stage in enumerate(stages) for shard in stage.missing()]
+    missing = [(index, shard) for index, stage in enumerate(stages) for shard in stage.missing()]
     for receipt in [receipt for stage in stages for receipt in stage.receipts()]:
         counts.before(receipt.rows_in, receipt.rows_failed)
+    if not missing:
+        return
     resources, work = stages[0].resources, uuid.uuid4().hex
-    receipts = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
+    ray.get(board.post.remote(work, missing))
+    compute, at_once = pool(resources, len(missing), max(stage.at_once for stage in stages))
+    # More turns than shards: in the last ones actors wait for what one that is lost, with its turns, may leave.
+    turns = len(missing) + min(resources.replicas, len(missing)) * TURNS_AHEAD * at_once
+    receipts = ray.data.range(turns, override_num_blocks=turns).map_batches(
         carried_actor(partial(ShardActor, stages, board, work)),
         batch_size=1,
-        compute=pool(resources, len(missing), max(stage.at_once for stage in stages)),
+        compute=compute,
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
         accelerator_type=resources.accelerator_type,
     )
-    with explained(stages[0].name), shown(counts, board, work, show):
-        for row in receipts.iter_rows():
-            counts.add(int(row["rows_in"]), int(row["rows_failed"]), int(row["tokens"]))
+    left = len(missing)
+    try:
+        with explained(stages[0].name), shown(counts, board, work, show):
+            for row in receipts.iter_rows():
+                if row["shard"] >= 0:
+                    counts.add(int(row["rows_in"]), int(row["rows_failed"]), int(row["tokens"]))
+                    left -= 1
+                if not left:
+                    break  # an actor that was lost may still wait for a place to have its turn again
+    finally:
+        board.take_down.remote(work)
 
 
-def pool(resources: Resources, shards: int, at_once: int) -> ActorPoolStrategy:
-    """The actors for so many shards: all from the start, or growing with the room that the cluster has."""
+def pool(resources: Resources, shards: int, at_once: int) -> tuple[ActorPoolStrategy, int]:
+    """The actors for so many shards, all from the start or growing with the room that the cluster has.
+
+    And how many shards each has under way.
+    """
     from ray.data import ActorPoolStrategy
 
     most = min(resources.replicas, shards)
@@ -223,12 +253,12 @@ def pool(resources: Resources, shards: int, at_once: int) -> ActorPoolStrategy:
     at_once = max(1, min(at_once, -(-shards // most)))
     calls = {
         "max_concurrent_calls_per_actor": at_once,
-        "max_tasks_in_flight_per_actor": at_once,
+        "max_tasks_in_flight_per_actor": TURNS_AHEAD * at_once,
         "enable_true_multi_threading": True,
     }
     if resources.min_replicas is None:
-        return ActorPoolStrategy(size=most, **calls)
-    return ActorPoolStrategy(min_size=min(resources.min_replicas, most), max_size=most, **calls)
+        return ActorPoolStrategy(size=most, **calls), at_once
+    return ActorPoolStrategy(min_size=min(resources.min_replicas, most), max_size=most, **calls), at_once
 
 
 def total(stage: ShardedStage, max_failed_fraction: float) -> Manifest:

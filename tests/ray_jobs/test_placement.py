@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +23,12 @@ from jsfree.errors import StageError
 from jsfree.schemas import StageOutput
 from jsfree.storage import Folder, Run, shard_name
 from ray_jobs import cluster as clusters
+from ray_jobs.board import put_up
 from ray_jobs.capacity import check_room
 from ray_jobs.console import Reporter
 from ray_jobs.describe import see_nodes
 from ray_jobs.generate_pairs import generate_pairs, list_samples
-from ray_jobs.progress import Board, Counts, Figures
+from ray_jobs.progress import Counts, Figures
 from ray_jobs.rounds import Model, Round
 from ray_jobs.shards import ShardedStage, Table, run_shards
 from ray_jobs.train_dpo import scaling
@@ -142,7 +144,7 @@ def all_given_back() -> None:
 
 
 def go(stage: ShardedStage, show=lambda _: None) -> None:
-    run_shards([stage], Board.put_up(), Counts(24), show)
+    run_shards([stage], put_up(), Counts(24), show)
 
 
 def train_on(path: Path, resources: Resources, left: int) -> None:
@@ -261,13 +263,17 @@ def grown(box, alone, tmp_path_factory):
     path = tmp_path_factory.mktemp("grown")
     box.add_node(num_cpus=2, num_gpus=1, resources={"accelerator_type:L4": 1})
     stage = stage_of(path, "pairs", range(24), 1, replicas=2, min_replicas=1, cpus=0.5, gpus=1, accelerator_type="L4")
-    joined = []
+    begun = threading.Event()
 
-    def join(figures: Figures) -> None:
-        if figures.rows >= 2 and not joined:
-            joined.append(box.add_node(num_cpus=2, num_gpus=1, resources={"accelerator_type:L4": 1}))
+    def tell(figures: Figures) -> None:
+        if figures.rows >= 2:
+            begun.set()
 
-    go(stage, join)
+    with ThreadPoolExecutor(1) as beside:  # a node can only be added by the main thread
+        done = beside.submit(go, stage, tell)
+        assert begun.wait(PATIENCE)
+        box.add_node(num_cpus=2, num_gpus=1, resources={"accelerator_type:L4": 1})
+        done.result()
     return Folder(stage.target.uri).read_shards(stage.target.schema).to_pylist()
 
 

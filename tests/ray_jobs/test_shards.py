@@ -19,7 +19,8 @@ from jsfree.config import Resources
 from jsfree.errors import StageError, StorageError
 from jsfree.schemas import StageOutput
 from jsfree.storage import Folder, shard_name
-from ray_jobs.progress import Board, Clock, Counts, Figures
+from ray_jobs.board import put_up
+from ray_jobs.progress import Clock, Counts, Figures
 from ray_jobs.shards import ShardedStage, Table, run_shards, total
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -31,7 +32,7 @@ def board(ray_session) -> object:
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
-    return Board.put_up()
+    return put_up()
 
 
 class Deadly:

@@ -1,0 +1,73 @@
+"""Who does what: claims, and what becomes of those of a worker that is lost; the class of the actor, without Ray."""
+
+import pytest
+
+from ray_jobs import board as boards
+from ray_jobs.board import Board
+
+WORK = "pairs"
+
+
+class Clock:
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(boards, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def board(clock) -> Board:
+    board = Board()
+    board.post(WORK, [(0, 0), (0, 1), (0, 2)])
+    board.join(WORK, "a", "a1")
+    board.join(WORK, "b", "b1")
+    return board
+
+
+def test_each_shard_is_claimed_once_in_order_and_then_there_is_nothing(board):
+    claims = [board.claim(WORK, name)[0] for name in ("a1", "b1", "a1")]
+    assert claims == [(0, 0), (0, 1), (0, 2)]
+    assert board.claim(WORK, "b1") == (None, True)  # the others may not end
+    for claim in claims:
+        board.done(WORK, claim)
+    assert board.claim(WORK, "b1") == (None, False)
+
+
+def test_what_a_lost_worker_had_claimed_is_anybodys_first(board, clock):
+    board.claim(WORK, "a1")
+    board.claim(WORK, "a1")
+    clock.now = boards.LOST_SECONDS
+    board.here(WORK, "b1")
+    clock.now += 1
+    assert board.alive(WORK) == 1
+    assert [board.claim(WORK, "b1")[0] for _ in range(3)] == [(0, 0), (0, 1), (0, 2)]
+
+
+def test_a_worker_that_lives_anew_gives_back_what_it_had(board):
+    board.claim(WORK, "a1")
+    board.join(WORK, "a", "a2")
+    assert board.claim(WORK, "b1")[0] == (0, 0)
+    board.here(WORK, "a1")  # an old life's last word
+    assert board.alive(WORK) == 2
+
+
+def test_a_shard_that_was_taken_for_lost_and_is_published_after_all_is_not_done_again(board):
+    board.claim(WORK, "a1")
+    board.join(WORK, "a", "a2")
+    board.done(WORK, (0, 0))
+    assert board.claim(WORK, "b1")[0] == (0, 1)
+
+
+def test_work_that_is_over_has_nothing_to_claim(board):
+    board.take_down(WORK)
+    assert board.claim(WORK, "a1") == (None, False)
+    assert board.alive(WORK) == 0
+    board.join(WORK, "c", "c1")
+    board.done(WORK, (0, 0))
