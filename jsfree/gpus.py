@@ -78,6 +78,12 @@ def driver_version(path: Path = DRIVER) -> str:
     return "none found"
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device's memory gave out; some of CUDA's libraries say so in words alone."""
+    said = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(each in str(error) for each in said)
+
+
 def bisected(work: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
     """What ``work`` makes of a batch, a row each; by halves where the device's memory does not hold the whole.
 
@@ -86,8 +92,10 @@ def bisected(work: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) 
     """
     try:
         return work(batch)
-    except torch.OutOfMemoryError:
-        pass  # outside: the error holds on to what was computed
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+    # Outside: the error holds on to what was computed.
     if len(batch) == 1:
         raise DeviceError("the device has too little memory for one row; stop what else runs on it, or take another")
     log.warning("out of memory with %d rows together; going on by halves", len(batch))

@@ -17,6 +17,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -31,6 +32,8 @@ from jsfree.errors import RunError, StorageError
 from jsfree.filesystems import filesystem_of, reason
 
 FACTS = b"jsfree"
+READERS = 16
+"""Files of a store that are asked for at once."""
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}$")
 SHARD = re.compile(r"shard-(\d{5})\.parquet$")
 
@@ -144,7 +147,8 @@ class Folder:
 
     def rows(self) -> int:
         """Rows of all finished shards, from their footers."""
-        return sum(self._rows_of(number) for number in self.shards())
+        with ThreadPoolExecutor(READERS) as readers:
+            return sum(readers.map(self._rows_of, self.shards()))
 
     def _rows_of(self, number: int) -> int:
         with _explained(self.uri, "read"), self.filesystem.open(self._at(shard_name(number))) as file:

@@ -2,37 +2,34 @@
 
 A worker notes a shard before it begins and strikes the note out when the shard is published. A note that is found
 is of an attempt that did not end. Where its worker died by itself, its rows are suspects: they are run one by one,
-each noted before it begins. A row that ends its worker ``DEATHS`` times while it runs alone is quarantined, as an
-error row. An attempt that ended with its node or its driver accuses no row, unless it happens again and again.
+with no other shard under way in that worker, each noted before it begins. A row that ends its worker ``DEATHS`` times
+so is quarantined, as an error row. An attempt that ended with its node or its driver accuses no row; after some such
+attempts rows are run one by one all the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 
+from jsfree.errors import StageError, StorageError
 from jsfree.storage import Folder
 
 DEATHS = 2
-"""Deaths of a row's worker, with no other row under way, after which the row is quarantined."""
+"""Deaths of a row's worker, with nothing else under way, after which the row is quarantined."""
 UNEXPLAINED = 3
-"""Attempts of a shard that ended with their node or driver, after which its rows are suspects all the same."""
-
-
-@dataclass(frozen=True)
-class Worker:
-    """Who makes an attempt: Ray's ids of its job (one a driver) and node."""
-
-    job: str
-    node: str
+"""Attempts at a shard that did not end, after which its rows are run one by one whatever ended them."""
+MOST = 20
+"""Attempts at a shard that did not end in which no row ended well either, after which the stage gives up."""
 
 
 @dataclass
 class _Note:
     """What is noted of a shard."""
 
-    workers: list[dict[str, str]] = field(default_factory=list)
+    begun: int = 0
+    """Attempts that have not ended since a row ended well."""
     suspects: bool = False
     """Whether its rows run one by one."""
     row: str | None = None
@@ -45,10 +42,33 @@ class _Note:
 class Attempt:
     """An attempt at one shard."""
 
-    def __init__(self, folder: Folder, name: str, note: _Note) -> None:
+    def __init__(self, folder: Folder, shard: int, *, died: bool) -> None:
+        """Look at what is noted of the attempts before.
+
+        Args:
+            folder: the stage's notes.
+            shard: its number.
+            died: whether the worker of the last attempt is known to have ended by itself.
+
+        Raises:
+            StageError: the shard has ended too many workers, and no row is found to blame.
+        """
         self._folder = folder
-        self._name = name
-        self._note = note
+        self._name = f"shard-{shard:05d}.json"
+        self._note = _Note(**folder.read_json(self._name)) if folder.exists(self._name) else _Note()
+        note = self._note
+        if note.begun >= MOST:
+            raise StageError(
+                f"shard {shard} was begun {note.begun} times and no attempt ended, whichever rows ran; its worker has"
+                " too little memory, or its model fails on this machine: see the logs of Ray's workers"
+            )
+        if died and note.begun:
+            if note.row is not None:
+                note.deaths[note.row] = note.deaths.get(note.row, 0) + 1
+            elif note.suspects:
+                note.cleared = []  # those that had ended well alone may have ended it together
+        note.suspects = note.suspects or note.begun >= UNEXPLAINED or (died and note.begun > 0)
+        note.row = None
 
     @property
     def one_by_one(self) -> bool:
@@ -63,6 +83,11 @@ class Attempt:
         """Whether a row has ended its worker too often."""
         return self._note.deaths.get(row, 0) >= DEATHS
 
+    def begin(self) -> None:
+        """Note that the attempt begins."""
+        self._note.begun += 1
+        self._write()
+
     @contextmanager
     def alone(self, row: str) -> Iterator[None]:
         """Note that a row runs alone, and that it has ended well."""
@@ -70,41 +95,23 @@ class Attempt:
         self._write()
         yield
         self._note.row = None
+        self._note.begun = 1
         self._note.cleared.append(row)
         self._write()
 
     def end(self) -> None:
-        """Strike the note out."""
-        self._folder.remove(self._name)
+        """Strike the note out: the shard is published."""
+        with suppress(StorageError):  # a note too many costs time, and the stage removes them all
+            self._folder.remove(self._name)
+
+    def give_up(self) -> None:
+        """Keep what is known of the rows, for an attempt that ended with an error: none of them is to blame."""
+        self._note.begun, self._note.row = 0, None
+        with suppress(StorageError):  # what the attempt ended with says more
+            if self._note == _Note():
+                self._folder.remove(self._name)
+            else:
+                self._write()
 
     def _write(self) -> None:
         self._folder.write_json(self._name, asdict(self._note))
-
-
-class Attempts:
-    """The notes of one stage."""
-
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
-
-    def begin(self, shard: int, worker: Worker, alive: Callable[[], Iterable[str]]) -> Attempt:
-        """Note that a worker begins a shard.
-
-        Args:
-            shard: its number.
-            worker: who begins it.
-            alive: the nodes that are there; asked only if another attempt has not ended.
-        """
-        name = f"shard-{shard:05d}.json"
-        note = _Note(**self._folder.read_json(name)) if self._folder.exists(name) else _Note()
-        if note.workers:
-            last = Worker(**note.workers[-1])
-            by_itself = last.job == worker.job and last.node in set(alive())
-            if by_itself or len(note.workers) >= UNEXPLAINED:
-                note.suspects = True
-                if note.row is not None:
-                    note.deaths[note.row] = note.deaths.get(note.row, 0) + 1
-        note.row = None
-        note.workers.append(asdict(worker))
-        self._folder.write_json(name, asdict(note))
-        return Attempt(self._folder, name, note)

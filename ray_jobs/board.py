@@ -1,7 +1,7 @@
 """The board on the driver's node: what is to be done, who does it, and who lives.
 
-Workers claim shards one by one, each when it has room, so that a shard is bound to nobody who has not begun it. What
-a worker had claimed that died, or fell silent with its node, is anybody's again.
+Workers claim shards one by one, each when it has room, so that a shard is bound to nobody who has not begun it. A claim
+ends when the driver has the shard's receipt. What a worker had claimed that died, or fell silent, is anybody's again.
 """
 
 from __future__ import annotations
@@ -13,15 +13,24 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 BEAT_SECONDS = 2.0
 AWAY_SECONDS = 6.0
 """Silence after which a worker no longer counts as alive."""
 LOST_SECONDS = 20.0
-"""Silence after which its claims are anybody's: by then Ray knows whether its node is lost."""
-Claim = tuple[int, int]
-"""A stage of the work, and a shard of it."""
+"""Silence after which its claims are anybody's."""
+Shard = tuple[int, int]
+"""A stage of the work, and the number of a shard."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A shard that a worker is to do."""
+
+    shard: Shard
+    died: bool
+    """Whether the worker that had it before ended by itself; not with its node, and not just silent."""
 
 
 @dataclass
@@ -29,18 +38,17 @@ class _Work:
     """One pass over shards."""
 
     waiting: deque[Claim]
-    claimed: dict[Claim, str] = field(default_factory=dict)
+    claimed: dict[Shard, str] = field(default_factory=dict)
     heard: dict[str, float] = field(default_factory=dict)
-    workers: dict[str, str] = field(default_factory=dict)
-    """The process that an actor lives in."""
+    lives: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """The process and the node that an actor lives in."""
 
-    def release(self, process: str) -> None:
+    def release(self, process: str, *, died: bool) -> None:
         """Give back what a process had claimed; it goes first, in the order it had."""
         self.heard.pop(process, None)
-        lost = sorted(claim for claim, by in self.claimed.items() if by == process)
-        for claim in reversed(lost):
-            del self.claimed[claim]
-            self.waiting.appendleft(claim)
+        for shard in sorted((shard for shard, by in self.claimed.items() if by == process), reverse=True):
+            del self.claimed[shard]
+            self.waiting.appendleft(Claim(shard, died))
 
 
 class Board:
@@ -48,59 +56,68 @@ class Board:
 
     def __init__(self) -> None:
         self._works: dict[str, _Work] = {}
+        self._awake = time.monotonic()
 
-    def post(self, work: str, claims: Iterable[Claim]) -> None:
+    def post(self, work: str, shards: Iterable[Shard]) -> None:
         """Put work up."""
-        self._works[work] = _Work(deque(claims))
+        self._works[work] = _Work(deque(Claim(shard, died=False) for shard in shards))
 
     def take_down(self, work: str) -> None:
         """Forget work that is over."""
         self._works.pop(work, None)
 
-    def join(self, work: str, actor: str, process: str) -> None:
-        """A worker has come to life; an earlier life of it has ended."""
+    def join(self, work: str, actor: str, process: str, node: str) -> None:
+        """A worker has come to life; an earlier life of it has ended, by itself if it was on the same node."""
         of = self._works.get(work)
         if of is None:
             return
-        if actor in of.workers:
-            of.release(of.workers[actor])
-        of.workers[actor] = process
-        of.heard[process] = time.monotonic()
+        if actor in of.lives:
+            before, there = of.lives[actor]
+            of.release(before, died=there == node)
+        of.lives[actor] = process, node
+        of.heard[process] = self._now()
 
     def here(self, work: str, process: str) -> None:
         """A worker lives."""
-        of = self._works.get(work)
-        if of is not None and process in of.workers.values():
-            of.heard[process] = time.monotonic()
+        of, now = self._works.get(work), self._now()
+        if of is not None and any(process == each for each, _ in of.lives.values()):
+            of.heard[process] = now
 
     def claim(self, work: str, process: str) -> tuple[Claim | None, bool]:
         """A shard to do, if there is one, and whether to ask again: others have not ended, and may not."""
-        of = self._works.get(work)
+        of, now = self._works.get(work), self._now()
         if of is None:
             return None, False
-        now = time.monotonic()
         of.heard[process] = now
         for silent in [each for each, heard in of.heard.items() if now - heard > LOST_SECONDS]:
-            of.release(silent)
+            of.release(silent, died=False)
         if not of.waiting:
             return None, bool(of.claimed)
         claim = of.waiting.popleft()
-        of.claimed[claim] = process
+        of.claimed[claim.shard] = process
         return claim, False
 
-    def done(self, work: str, claim: Claim) -> None:
-        """A shard is published."""
+    def done(self, work: str, shard: Shard) -> None:
+        """A shard's receipt is there."""
         of = self._works.get(work)
         if of is not None:
-            of.claimed.pop(claim, None)
-            with suppress(ValueError):  # taken for lost, and published after all
-                of.waiting.remove(claim)
+            of.claimed.pop(shard, None)
+            of.waiting = deque(claim for claim in of.waiting if claim.shard != shard)
 
     def alive(self, work: str) -> int:
         """Workers heard of lately."""
-        of = self._works.get(work)
-        now = time.monotonic()
+        of, now = self._works.get(work), self._now()
         return 0 if of is None else sum(now - heard < AWAY_SECONDS for heard in of.heard.values())
+
+    def _now(self) -> float:
+        """The time; what the board itself slept through is no silence of anybody's."""
+        now = time.monotonic()
+        slept = now - self._awake
+        if slept > AWAY_SECONDS:
+            for of in self._works.values():
+                of.heard = {process: heard + slept for process, heard in of.heard.items()}
+        self._awake = now
+        return now
 
 
 def put_up() -> Any:
@@ -115,13 +132,14 @@ def put_up() -> Any:
 class Member:
     """A worker's side of the board, for one life of it."""
 
-    def __init__(self, board: Any, work: str, actor: str) -> None:
+    def __init__(self, board: Any, work: str) -> None:
         import ray
 
+        context = ray.get_runtime_context()
         self._board = board
         self._work = work
         self._process = uuid.uuid4().hex
-        ray.get(board.join.remote(work, actor, self._process))
+        ray.get(board.join.remote(work, context.get_actor_id(), self._process, context.get_node_id()))
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
 
     def claim(self) -> Claim | None:
@@ -130,18 +148,12 @@ class Member:
 
         while True:
             claim, again = ray.get(self._board.claim.remote(self._work, self._process))
-            if claim is not None:
-                return int(claim[0]), int(claim[1])
-            if not again:
-                return None
+            if claim is not None or not again:
+                return cast(Claim | None, claim)
             time.sleep(BEAT_SECONDS / 4)
 
-    def done(self, claim: Claim) -> None:
-        """Say that a shard is published."""
-        self._board.done.remote(self._work, claim)
-
     def _beat(self) -> None:
-        with suppress(Exception):  # without the board, or the session, there is nobody to tell
-            while True:
+        while True:
+            with suppress(Exception):  # the next beat may come through; without a session the process ends anyway
                 self._board.here.remote(self._work, self._process)
-                time.sleep(BEAT_SECONDS)
+            time.sleep(BEAT_SECONDS)

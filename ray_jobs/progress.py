@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -134,15 +135,21 @@ def shown(counts: Counts, board: Any, work: str, show: Show) -> Iterator[None]:
             return counts.figures(actors)
         return counts.figures(0)
 
+    def tell() -> None:
+        try:
+            show(figures())
+        except Exception:  # no work is worth less for what cannot be shown
+            log.exception("progress cannot be shown")
+
     def go_on() -> None:
         while not ended.wait(SHOW_SECONDS):
-            show(figures())
+            tell()
 
     teller = threading.Thread(target=go_on, name="progress", daemon=True)
     teller.start()
     try:
         yield
-        show(figures())
+        tell()
     finally:
         ended.set()
         teller.join()
@@ -164,4 +171,5 @@ class Gauges:
     def set(self, figures: Figures) -> None:
         """Set them all."""
         for name, gauge in self._gauges.items():
-            gauge.set(getattr(figures, name) or 0)
+            value = getattr(figures, name)
+            gauge.set(math.nan if value is None else value)

@@ -104,6 +104,7 @@ class Round:
         done = {request.name: self.run.begin(request.number, request.name, request.fingerprint) for request in requests}
         waiting = {request.name: self._placed(request) for request in requests if done[request.name] is None}
         started = time.monotonic()
+        fresh = {name for name, stage in waiting.items() if stage.missing()}
         missing = sum(len(stage.missing()) for stage in waiting.values())
         if missing:
             resources = requests[0].resources
@@ -131,7 +132,8 @@ class Round:
             if manifest is None:
                 part = totals[request.name]
                 # The wall time of a shared pass is shared out by the work in it.
-                manifest = replace(part, fingerprint=request.fingerprint, seconds=wall * part.device_seconds / work)
+                seconds = wall * part.device_seconds / work if request.name in fresh else 0.0
+                manifest = replace(part, fingerprint=request.fingerprint, seconds=seconds)
                 self._finish(request.number, request.name, manifest)
             self._tell(request.name, manifest, "done before" if request.name not in waiting else "")
             manifests.append(manifest)

@@ -9,9 +9,12 @@ one end.
 
 from __future__ import annotations
 
+import gc
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,15 +28,15 @@ from jsfree.config import Resources
 from jsfree.errors import RowError, StageError
 from jsfree.models import device_of
 from jsfree.schemas import StageOutput
-from jsfree.storage import Folder, Manifest, shard_name
-from ray_jobs.attempts import DEATHS, Attempt, Attempts, Worker
+from jsfree.storage import READERS, Folder, Manifest, shard_name
+from ray_jobs.attempts import DEATHS, Attempt
 from ray_jobs.board import Member
 from ray_jobs.cluster import explained
 from ray_jobs.progress import Clock, Counts, Show, shown
 from ray_jobs.same_code import carried_actor
 
 if TYPE_CHECKING:
-    from ray.data import ActorPoolStrategy
+    from ray.data import ActorPoolStrategy, Dataset
 
 
 class StageClass(Protocol):
@@ -70,11 +73,13 @@ class Table:
     errors: str
 
     def publish(self, number: int, output: StageOutput, rows_in: int, seconds: float) -> Receipt:
-        """Write a shard, the rows that failed first."""
+        """Write a shard, the rows that failed first; an earlier attempt's may be others."""
         receipt = Receipt(number, rows_in, len(output.rows), len(output.errors), output.tokens, seconds)
         if output.errors:
             failed = pa.Table.from_pylist(output.errors, schema=schemas.ERRORS)
             Folder(self.errors).write_table(shard_name(number), failed)
+        else:
+            Folder(self.errors).remove(shard_name(number))
         table = pa.Table.from_pylist(output.rows, schema=self.schema)
         Folder(self.uri).write_table(shard_name(number), table, asdict(receipt))
         return receipt
@@ -110,7 +115,9 @@ class ShardedStage:
     def receipts(self) -> list[Receipt]:
         """Receipts of all finished shards."""
         target = Folder(self.target.uri)
-        return [Receipt(**target.table_facts(shard_name(number))) for number in target.shards()]
+        with ThreadPoolExecutor(READERS) as readers:  # a store takes its time for each
+            found = readers.map(target.table_facts, map(shard_name, target.shards()))
+            return [Receipt(**facts) for facts in found]
 
     def start(self) -> StageClass:
         """The stage class, built on the device that its replica got."""
@@ -121,59 +128,74 @@ class ShardActor:
     """The Ray Data actor around stage classes: one at a time, built when its first shard comes."""
 
     def __init__(self, stages: Sequence[ShardedStage], board: Any, work: str) -> None:
-        import ray
-
         self.stages = stages
-        context = ray.get_runtime_context()
-        self.worker = Worker(context.get_job_id(), context.get_node_id())
-        self._member = Member(board, work, context.get_actor_id())
+        self._member = Member(board, work)
         self._clock = Clock()
+        self._changed = threading.Condition()
+        self._work: StageClass | None = None
         self._current = -1
         self._under_way = 0
-        self._changed = threading.Condition()
+        self._alone = 0
+        """Shards that have this worker to themselves, or wait for that."""
 
     def __call__(self, _: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """A turn: the receipt of one shard, or none where nothing is left to do."""
         claim = self._member.claim()
-        receipt = NOTHING
+        index, receipt = -1, NOTHING
         if claim is not None:
-            receipt = self.stages[claim[0]].receipt(claim[1]) or self._publish(*claim)
-            self._member.done(claim)
-        return {key: [value] for key, value in asdict(receipt).items()}
+            index, number = claim.shard
+            receipt = self.stages[index].receipt(number) or self._publish(index, number, died=claim.died)
+        return {"stage": [index], **{key: [value] for key, value in asdict(receipt).items()}}
 
     @contextmanager
-    def _with_class(self, index: int) -> Iterator[StageClass]:
-        """The stage's class; another one gives way once its shards are done."""
+    def _with_class(self, index: int, *, alone: bool) -> Iterator[StageClass]:
+        """The stage's class; another one gives way once its shards are done, and ``alone`` everybody does."""
         with self._changed:
-            self._changed.wait_for(lambda: index == self._current or not self._under_way)
-            if index != self._current:
-                self._work: StageClass | None = None  # its memory is the next one's
-                self._work = self.stages[index].start()
-                self._current = index
+            self._alone += alone
+            self._changed.wait_for(
+                lambda: not self._under_way if alone else not self._alone and self._fits(index),
+            )
             self._under_way += 1
-            work = self._work
-        assert work is not None
         try:
+            with self._changed:
+                if index != self._current:
+                    self._work, self._current = None, -1
+                    gc.collect()  # its memory is the next one's
+                    self._work = self.stages[index].start()
+                    self._current = index
+                work = self._work
+            assert work is not None
             yield work
-        finally:
             del work
+        finally:
             with self._changed:
                 self._under_way -= 1
+                self._alone -= alone
                 self._changed.notify_all()
 
-    def _publish(self, index: int, number: int) -> Receipt:
+    def _fits(self, index: int) -> bool:
+        """Whether a shard of a stage can go beside what is under way."""
+        return index == self._current or not self._under_way
+
+    def _publish(self, index: int, number: int, *, died: bool) -> Receipt:
         stage = self.stages[index]
-        with self._with_class(index) as work, self._clock.account() as seconds:
-            rows = Folder(stage.source).read_table(shard_name(number), stage.source_schema).to_pylist()
-            attempt = Attempts(Folder(stage.attempts)).begin(number, self.worker, _nodes)
+        attempt = Attempt(Folder(stage.attempts), number, died=died)
+        with self._with_class(index, alone=attempt.one_by_one) as work, self._clock.account() as seconds:
+            attempt.begin()
+            started = time.perf_counter()
             try:
+                rows = Folder(stage.source).read_table(shard_name(number), stage.source_schema).to_pylist()
                 output = processed(work, rows, stage.name, attempt)
+                own = seconds()
+                beside = min(own, output.beside_seconds * own / (time.perf_counter() - started))
+                receipt = stage.target.publish(number, output, len(rows), own - beside)
                 if stage.beside is not None and output.beside is not None:
-                    # Before the shard itself: a shard that is there has all that belongs to it.
-                    stage.beside.publish(number, output.beside, len(output.rows), output.beside_seconds)
-                receipt = stage.target.publish(number, output, len(rows), seconds() - output.beside_seconds)
-            finally:  # an error that is raised is told; only an attempt that ends without a word is none
-                attempt.end()
+                    # Second: should it be lost, that stage makes it of what is published.
+                    stage.beside.publish(number, output.beside, len(output.rows), beside)
+            except Exception:
+                attempt.give_up()
+                raise
+            attempt.end()
         return receipt
 
 
@@ -228,17 +250,28 @@ def run_shards(stages: Sequence[ShardedStage], board: Any, counts: Counts, show:
         num_gpus=resources.gpus,
         accelerator_type=resources.accelerator_type,
     )
-    left = len(missing)
+    left = set(missing)
     try:
         with explained(stages[0].name), shown(counts, board, work, show):
-            for row in receipts.iter_rows():
-                if row["shard"] >= 0:
-                    counts.add(int(row["rows_in"]), int(row["rows_failed"]), int(row["tokens"]))
-                    left -= 1
+            for row in _rows(receipts):
+                shard = row["stage"], row["shard"]
+                board.done.remote(work, shard)
+                if shard in left:  # a shard may be done twice, by a worker that was taken for lost
+                    left.remove(shard)
+                    counts.add(row["rows_in"], row["rows_failed"], row["tokens"])
                 if not left:
                     break  # an actor that was lost may still wait for a place to have its turn again
     finally:
         board.take_down.remote(work)
+    if left:
+        raise StageError(f"stage {stages[0].name!r}: {len(left)} shards were not done; run it again to go on")
+
+
+def _rows(receipts: Dataset) -> Iterator[dict[str, int]]:
+    """Receipts as soon as they are there. With prefetching one would be held back until the next has come."""
+    for batch in receipts.iter_batches(batch_size=None, prefetch_batches=0):
+        for values in zip(*batch.values(), strict=True):
+            yield {key: int(value) for key, value in zip(batch, values, strict=True)}
 
 
 def pool(resources: Resources, shards: int, at_once: int) -> tuple[ActorPoolStrategy, int]:
@@ -301,10 +334,3 @@ def _joined(outputs: Sequence[StageOutput], order: Sequence[str]) -> StageOutput
 
 def _error(sample_id: str, stage: str, error: RowError) -> schemas.ErrorRow:
     return {"sample_id": sample_id, "stage": stage, "kind": error.kind, "message": str(error)}
-
-
-def _nodes() -> list[str]:
-    """Nodes that are there."""
-    import ray
-
-    return [node["NodeID"] for node in ray.nodes() if node["Alive"]]

@@ -30,6 +30,7 @@ from jsfree.decoding.memory import Layout, Need, Shape, budget_of
 from jsfree.decoding.prefill import Prefill
 from jsfree.decoding.requests import Caption, Request, Step, finished
 from jsfree.errors import DeviceError
+from jsfree.gpus import out_of_memory
 from jsfree.models import Captioner
 
 log = logging.getLogger(__name__)
@@ -144,14 +145,14 @@ class DualPathEngine:
         Raises:
             DeviceError: there is not enough memory for a single one.
         """
-        step = Step()
+        step, crowded = Step(), False
         try:
             self._step(step)
-        except torch.OutOfMemoryError:
-            out_of_memory = True  # the error holds on to what a step had computed
-        else:
-            out_of_memory = False
-        if out_of_memory:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            crowded = True  # dealt with below: the error holds on to what a step had computed
+        if crowded:
             self._shrink()
         self.tokens += len(step.drawn)
         return step
@@ -166,7 +167,7 @@ class DualPathEngine:
         self._advance()
 
     def _shrink(self) -> None:
-        """Give up half of the slots and the memory laid out for them; live captions wait again, the oldest first."""
+        """Give up half of the slots and the memory laid out for them; live captions wait again, before the others."""
         slots = len(self._slots) or self._shape.slots
         if slots == 1:
             raise DeviceError(

@@ -1,7 +1,7 @@
 """The thread that decodes for all who ask: a server's clients, or the shards that a worker has under way.
 
 One thread owns the engine and steps it; requests come in, and those that nobody waits for are dropped, between two
-steps. It ends when there has been nothing to do for a while, and begins again with the next request.
+steps. It ends when there is nothing to do, and begins again with the next request.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from concurrent.futures import Future
 
 from jsfree.decoding.engine import DualPathEngine
 from jsfree.decoding.requests import Caption, Request
-from jsfree.errors import DecodingError, DeviceError
+from jsfree.errors import DecodingError
 
 log = logging.getLogger(__name__)
-IDLE_SECONDS = 1.0
 
 
 class DecodingLoop:
@@ -40,12 +39,14 @@ class DecodingLoop:
         self._thread: threading.Thread | None = None
         self._ended = False
         self._closing = False
+        self._cause: BaseException | None = None
         self._beat = time.monotonic()
 
     def submit(self, requests: Sequence[Request]) -> list[Future[Caption]]:
         """Queue requests, whose ids are nobody else's; a future that is cancelled frees its slot.
 
-        A future raises DeviceError where there is no memory for its request, and DecodingError where decoding ends.
+        A future raises what is wrong with its request (DeviceError: no memory for it), and DecodingError where decoding
+        ends.
 
         Raises:
             DecodingError: the decoding has ended.
@@ -101,7 +102,7 @@ class DecodingLoop:
 
     def _require_open(self) -> None:
         if self._ended:
-            raise DecodingError("the decoding loop has ended")
+            raise DecodingError("the decoding loop has ended") from self._cause
 
     def _wait_for_room(self) -> None:
         with self._changed:
@@ -113,8 +114,7 @@ class DecodingLoop:
             while self._admit():
                 self._beat = time.monotonic()
                 self._drop_abandoned()
-                if self._engine.active:
-                    self._hand_out(self._engine.step().finished)
+                self._hand_out(self._engine.step().finished)
         except BaseException as raised:  # noqa: BLE001 - told to all who wait
             log.error("decoding has ended: %r", raised)
             error = raised
@@ -122,24 +122,22 @@ class DecodingLoop:
             self._end(error)
 
     def _admit(self) -> bool:
-        """Take in what has come, or wait for it a while; whether to go on."""
+        """Take in what has come; whether to go on."""
         with self._changed:
-            if not self._incoming and not self._engine.active and not self._closing:
-                self._changed.wait(IDLE_SECONDS)
-                if not self._incoming and not self._closing:
-                    self._thread = None
-                    return False
-            for request, future in self._incoming:
-                self._under_way[request.request_id] = future
+            while self._incoming:
+                request, future = self._incoming.pop(0)
                 try:
                     self._engine.submit(request)
-                except DeviceError as error:
-                    del self._under_way[request.request_id]
+                except Exception as error:  # noqa: BLE001 - of this request: told to who asked
                     if future.set_running_or_notify_cancel():
                         future.set_exception(error)
-            self._incoming.clear()
+                else:
+                    self._under_way[request.request_id] = future
             self._changed.notify_all()
-            return not self._closing
+            if self._closing or not self._engine.active:
+                self._thread = None
+                return False
+            return True
 
     def _drop_abandoned(self) -> None:
         for request_id in [name for name, future in self._under_way.items() if future.cancelled()]:
@@ -155,13 +153,13 @@ class DecodingLoop:
     def _end(self, cause: BaseException | None) -> None:
         """Refuse what is under way: nobody may wait for a loop that has ended."""
         with self._changed:
-            self._ended = True
+            self._ended, self._cause = True, cause
             waiting = [*self._under_way.values(), *(future for _, future in self._incoming)]
             self._under_way.clear()
             self._incoming.clear()
             self._changed.notify_all()
         for future in waiting:
-            if future.set_running_or_notify_cancel():
+            if not future.done() and future.set_running_or_notify_cancel():
                 refusal = DecodingError("the decoding loop has ended")
                 refusal.__cause__ = cause
                 future.set_exception(refusal)

@@ -8,7 +8,7 @@ import pytest
 
 from jsfree.config import Decoding
 from jsfree.decoding.engine import DualPathEngine
-from jsfree.decoding.loop import IDLE_SECONDS, DecodingLoop
+from jsfree.decoding.loop import DecodingLoop
 from jsfree.decoding.requests import Request
 from jsfree.decoding.sampling import noise_key
 from jsfree.errors import DecodingError, DeviceError
@@ -45,13 +45,14 @@ def test_callers_that_overlap_get_what_each_would_get_alone_and_slots_stay_busy(
     assert engine.utilisation > 0.9  # in turn it would run dry five times
 
 
-def test_the_thread_ends_when_there_is_nothing_to_do_and_begins_again(captioner, batch_of):
+def test_the_thread_ends_when_there_is_nothing_to_do_and_lets_go_of_the_model(captioner, batch_of):
     loop = DecodingLoop(DualPathEngine(captioner, 4))
     for number in range(2):
         loop.decode(batch_of(str(number), 2))
-        assert any(each.name == "decoding" for each in threading.enumerate())
-        time.sleep(IDLE_SECONDS + 0.5)
-        assert not any(each.name == "decoding" for each in threading.enumerate())
+        deadline = time.monotonic() + 5
+        while any(each.name == "decoding" for each in threading.enumerate()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
     assert loop.problem() is None
 
 
@@ -85,16 +86,27 @@ def test_what_ends_the_decoding_is_told(captioner, batch_of, monkeypatch):
     loop = DecodingLoop(engine)
     monkeypatch.setattr(engine, "step", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        loop.decode(batch_of("x", 3))
+        loop.decode(batch_of("x", 30))  # more than there is room for: it ends while the caller still submits
     assert "has ended" in loop.problem()
+    with pytest.raises(ZeroDivisionError):
+        loop.decode(batch_of("y", 1))
     with pytest.raises(DecodingError, match="has ended"):
-        loop.submit(batch_of("y", 1))
+        loop.submit(batch_of("z", 1))
+
+
+def test_whatever_is_wrong_with_a_request_is_its_own(captioner, batch_of):
+    loop = DecodingLoop(DualPathEngine(captioner, 4, mixed=0.0))
+    good, mixing = batch_of("x", 2, 200)
+    futures = loop.submit([good, mixing, *batch_of("y", 1)])
+    with pytest.raises(ValueError, match="no second path"):
+        futures[1].result(10)
+    assert futures[0].result(60).request_id == "x/0"
+    assert futures[2].result(60).request_id == "y/0"
 
 
 def test_a_closed_loop_takes_nothing(captioner, batch_of):
     loop = DecodingLoop(DualPathEngine(captioner, 2))
     loop.decode(batch_of("x", 1))
     loop.close()
-    loop._thread.join(5)
     with pytest.raises(DecodingError):
         loop.decode(batch_of("y", 1))

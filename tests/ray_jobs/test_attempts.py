@@ -2,10 +2,9 @@
 
 import pytest
 
+from jsfree.errors import StageError
 from jsfree.storage import Folder
-from ray_jobs.attempts import Attempts, Worker
-
-HERE = Worker(job="1", node="a")
+from ray_jobs.attempts import MOST, UNEXPLAINED, Attempt
 
 
 @pytest.fixture
@@ -13,62 +12,88 @@ def folder(tmp_path):
     return Folder(str(tmp_path / "attempts"))
 
 
-def begin(folder, worker=HERE, alive=("a", "b")):
-    return Attempts(folder).begin(7, worker, lambda: alive)
+def begun(folder, *, died=False) -> Attempt:
+    attempt = Attempt(folder, 7, died=died)
+    attempt.begin()
+    return attempt
+
+
+def dies_alone(attempt: Attempt, row: str) -> None:
+    with pytest.raises(SystemExit), attempt.alone(row):
+        raise SystemExit
 
 
 def test_an_attempt_that_ends_leaves_nothing(folder):
-    attempt = begin(folder)
+    attempt = begun(folder)
     assert folder.names() == ["shard-00007.json"]
     assert not attempt.one_by_one
     attempt.end()
     assert folder.names() == []
-    assert not begin(folder).one_by_one
+    assert not begun(folder, died=True).one_by_one
 
 
 def test_a_worker_that_died_by_itself_makes_its_rows_suspects(folder):
-    begin(folder)
-    assert begin(folder).one_by_one
+    begun(folder)
+    assert begun(folder, died=True).one_by_one
 
 
-@pytest.mark.parametrize(
-    ("worker", "alive"), [(Worker("1", "gone"), ("a",)), (Worker("0", "a"), ("a",))], ids=["node", "driver"]
-)
-def test_a_lost_node_or_driver_accuses_nobody_unless_it_happens_again_and_again(folder, worker, alive):
-    begin(folder, worker)
-    assert not begin(folder, HERE, alive).one_by_one
-    assert begin(folder, HERE, alive).one_by_one  # now the worker itself died
-
-    Attempts(folder)._folder.remove()
-    for _ in range(3):
-        begin(folder, worker, alive)
-    assert begin(folder, HERE, alive).one_by_one
+def test_a_lost_node_or_driver_accuses_nobody_but_after_some_rows_run_alone(folder):
+    for _ in range(UNEXPLAINED):
+        assert not begun(folder).one_by_one
+    assert begun(folder).one_by_one
 
 
 def test_only_a_row_that_dies_alone_twice_is_quarantined(folder):
-    begin(folder)
-    attempt = begin(folder)
+    begun(folder)
+    attempt = begun(folder, died=True)
     with attempt.alone("x"):
         pass
-    with pytest.raises(SystemExit), attempt.alone("y"):
-        raise SystemExit
-    attempt = begin(folder)
+    dies_alone(attempt, "y")
+    attempt = begun(folder, died=True)
     assert attempt.is_cleared("x")
     assert not attempt.is_quarantined("y")
-    with pytest.raises(SystemExit), attempt.alone("y"):
-        raise SystemExit
-    attempt = begin(folder)
+    dies_alone(attempt, "y")
+    attempt = begun(folder, died=True)
     assert attempt.is_quarantined("y")
     assert not attempt.is_cleared("y")
     assert not attempt.is_quarantined("x")
 
 
-def test_a_worker_that_dies_between_two_rows_accuses_none(folder):
-    begin(folder)
-    for _ in range(3):
-        attempt = begin(folder)
-        with attempt.alone("x"):
-            pass
-    attempt = begin(folder)
-    assert attempt.is_cleared("x")
+def test_a_node_that_is_lost_while_a_row_runs_alone_accuses_it_of_nothing(folder):
+    begun(folder)
+    for _ in range(8):
+        dies_alone(begun(folder, died=False), "y")
+    assert not begun(folder).is_quarantined("y")
+
+
+def test_rows_that_end_their_worker_only_together_are_run_alone_again(folder):
+    begun(folder)
+    attempt = begun(folder, died=True)
+    with attempt.alone("x"), attempt.alone("y"):
+        pass
+    assert begun(folder, died=False).is_cleared("x")  # they now run together, and end it
+    attempt = begun(folder, died=True)
+    assert not attempt.is_cleared("x")
     assert not attempt.is_quarantined("x")
+
+
+def test_a_shard_that_ends_every_worker_without_a_row_to_blame_is_given_up(folder):
+    for _ in range(MOST):
+        begun(folder, died=True)
+    with pytest.raises(StageError, match="shard 7 was begun 20 times"):
+        begun(folder, died=True)
+
+
+def test_an_error_accuses_nobody_and_what_is_known_stays(folder):
+    begun(folder).give_up()
+    assert folder.names() == []
+    begun(folder)
+    attempt = begun(folder, died=True)
+    dies_alone(attempt, "y")
+    attempt = begun(folder, died=True)
+    attempt.give_up()
+    attempt = begun(folder, died=True)
+    assert attempt.one_by_one
+    assert not attempt.is_quarantined("y")
+    dies_alone(attempt, "y")
+    assert begun(folder, died=True).is_quarantined("y")

@@ -3,7 +3,7 @@
 import pytest
 
 from ray_jobs import board as boards
-from ray_jobs.board import Board
+from ray_jobs.board import Board, Claim
 
 WORK = "pairs"
 
@@ -13,6 +13,13 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+    def passes(self, seconds: float, board: Board, *alive: str) -> None:
+        """While some workers tell that they live."""
+        for _ in range(int(seconds)):
+            self.now += 1
+            for process in alive:
+                board.here(WORK, process)
 
 
 @pytest.fixture
@@ -26,48 +33,55 @@ def clock(monkeypatch) -> Clock:
 def board(clock) -> Board:
     board = Board()
     board.post(WORK, [(0, 0), (0, 1), (0, 2)])
-    board.join(WORK, "a", "a1")
-    board.join(WORK, "b", "b1")
+    board.join(WORK, "a", "a1", "here")
+    board.join(WORK, "b", "b1", "there")
     return board
 
 
 def test_each_shard_is_claimed_once_in_order_and_then_there_is_nothing(board):
     claims = [board.claim(WORK, name)[0] for name in ("a1", "b1", "a1")]
-    assert claims == [(0, 0), (0, 1), (0, 2)]
+    assert claims == [Claim((0, number), died=False) for number in range(3)]
     assert board.claim(WORK, "b1") == (None, True)  # the others may not end
     for claim in claims:
-        board.done(WORK, claim)
+        board.done(WORK, claim.shard)
     assert board.claim(WORK, "b1") == (None, False)
 
 
-def test_what_a_lost_worker_had_claimed_is_anybodys_first(board, clock):
+def test_what_a_silent_worker_had_claimed_is_anybodys_first_and_accuses_nobody(board, clock):
     board.claim(WORK, "a1")
     board.claim(WORK, "a1")
-    clock.now = boards.LOST_SECONDS
-    board.here(WORK, "b1")
-    clock.now += 1
+    clock.passes(boards.LOST_SECONDS + 1, board, "b1")
     assert board.alive(WORK) == 1
-    assert [board.claim(WORK, "b1")[0] for _ in range(3)] == [(0, 0), (0, 1), (0, 2)]
+    assert [board.claim(WORK, "b1")[0] for _ in range(3)] == [Claim((0, number), died=False) for number in range(3)]
 
 
-def test_a_worker_that_lives_anew_gives_back_what_it_had(board):
+@pytest.mark.parametrize(("node", "died"), [("here", True), ("elsewhere", False)])
+def test_a_worker_that_lives_anew_gives_back_what_it_had(board, node, died):
+    """On the same node it died by itself; on another one its node may be lost."""
     board.claim(WORK, "a1")
-    board.join(WORK, "a", "a2")
-    assert board.claim(WORK, "b1")[0] == (0, 0)
+    board.join(WORK, "a", "a2", node)
+    assert board.claim(WORK, "b1")[0] == Claim((0, 0), died)
     board.here(WORK, "a1")  # an old life's last word
     assert board.alive(WORK) == 2
 
 
 def test_a_shard_that_was_taken_for_lost_and_is_published_after_all_is_not_done_again(board):
     board.claim(WORK, "a1")
-    board.join(WORK, "a", "a2")
+    board.join(WORK, "a", "a2", "here")
     board.done(WORK, (0, 0))
-    assert board.claim(WORK, "b1")[0] == (0, 1)
+    assert board.claim(WORK, "b1")[0].shard == (0, 1)
+
+
+def test_what_the_board_slept_through_is_nobodys_silence(board, clock):
+    board.claim(WORK, "a1")
+    clock.now += 300
+    assert board.claim(WORK, "b1")[0].shard == (0, 1)
+    assert board.alive(WORK) == 2
 
 
 def test_work_that_is_over_has_nothing_to_claim(board):
     board.take_down(WORK)
     assert board.claim(WORK, "a1") == (None, False)
     assert board.alive(WORK) == 0
-    board.join(WORK, "c", "c1")
+    board.join(WORK, "c", "c1", "here")
     board.done(WORK, (0, 0))

@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import uuid
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,10 +22,10 @@ from jsfree.errors import StageError, StorageError
 from jsfree.schemas import StageOutput
 from jsfree.storage import Folder, shard_name
 from ray_jobs.board import put_up
-from ray_jobs.progress import Clock, Counts, Figures
+from ray_jobs.progress import GAUGES, Clock, Counts, Figures, Gauges
 from ray_jobs.shards import ShardedStage, Table, run_shards, total
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 ROWS = pa.schema([("sample_id", pa.string())])
 
 
@@ -136,6 +138,16 @@ def test_a_row_that_kills_its_worker_is_quarantined_and_its_neighbours_are_kept(
     assert (manifest.rows_in, manifest.rows_out, manifest.rows_failed) == (7, 5, 2)
 
 
+def test_of_two_shards_with_a_deadly_row_each_only_those_rows_are_quarantined(tmp_path, board):
+    """Suspects run alone in their worker: a neighbour's death would accuse them."""
+    shards = [["a", "deadly", "b"], ["c", "d", "mortal", "e"]]
+    stage = stage_of(tmp_path, shards, Deadly, folder=str(tmp_path), deadly={"deadly", "mortal"})
+    run(stage, board)
+    assert names(Folder(stage.target.uri).read_shards(ROWS)) == ["a", "b", "c", "d", "e"]
+    errors = Folder(stage.target.errors).read_shards(schemas.ERRORS).to_pylist()
+    assert [each["sample_id"] for each in errors] == ["deadly", "mortal"]
+
+
 def test_an_actor_has_several_shards_under_way(tmp_path, board):
     stage = stage_of(tmp_path, [["a"], ["b"], ["c"], ["d"]], Overlapping)
     run(stage, board)
@@ -200,6 +212,26 @@ def test_a_path_that_goes_away_is_named_and_once_it_is_back_the_stage_goes_on(tm
 def test_actors_are_counted_while_they_live(tmp_path, board):
     stage = stage_of(tmp_path, [["a"], ["b"], ["c"], ["d"]], Overlapping)
     assert max(figures.actors for figures in run(stage, board)) == 1
+
+
+def test_figures_are_among_rays_metrics(board):
+    import ray
+
+    figures = Figures(5, 10, 1, 2.5, 100.0, 2.0, 3)
+    Gauges("runs/x", "pairs").set(figures)
+    address = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+    deadline, found = time.monotonic() + 60, {}
+    while len(found) < len(GAUGES):
+        assert time.monotonic() < deadline, found
+        time.sleep(1)
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        found = dict(
+            re.match(r"ray_jsfree_(\w+)\{.*stage=\"pairs\".*\} (.*)", line).groups()
+            for line in lines
+            if line.startswith("ray_jsfree_")
+        )
+    assert {name: float(value) for name, value in found.items()} == asdict(figures)
 
 
 def test_a_clock_shares_time_out():
