@@ -1,10 +1,10 @@
 """Random kills of workers, raylets and drivers, and whether anything is lost, doubled or changed by them.
 
-    make soak                 (or: python benchmarks/soak.py [--rounds 3] [--seed 0])
+    make soak                 (or: python benchmarks/soak.py [--rounds 4] [--seed 0])
 
 A cluster of three raylets on this machine; every command is run once undisturbed, then again and again with parts of
 it killed at random moments (SIGKILL), and started again until it is done. Its tables must then be those of the
-undisturbed run: every sample once, float32 captions and scores equal bit by bit. About 25 minutes on two cores.
+undisturbed run: every sample once, float32 captions and scores equal bit by bit. About 40 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ KILLS = {"generate": 3, "score": 2, "train": 2, "run": 4}
 def main() -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="trials of each command")
+    parser.add_argument("--rounds", type=int, default=4, help="trials of each command")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=sorted(BEFORE), help="one command alone")
     arguments = parser.parse_args()

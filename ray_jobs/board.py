@@ -29,8 +29,8 @@ class Claim:
     """A shard that a worker is to do."""
 
     shard: Shard
-    died: bool
-    """Whether the worker that had it before ended by itself; not with its node, and not just silent."""
+    after: str | None = None
+    """The process that had it before, if that ended by itself; not with its node, and not just silent."""
 
 
 @dataclass
@@ -42,13 +42,15 @@ class _Work:
     heard: dict[str, float] = field(default_factory=dict)
     lives: dict[str, tuple[str, str]] = field(default_factory=dict)
     """The process and the node that an actor lives in."""
+    over: dict[Shard, float] = field(default_factory=dict)
+    """When the turn ended in which a shard was done, for those whose receipt is not there."""
 
     def release(self, process: str, *, died: bool) -> None:
         """Give back what a process had claimed; it goes first, in the order it had."""
         self.heard.pop(process, None)
         for shard in sorted((shard for shard, by in self.claimed.items() if by == process), reverse=True):
             del self.claimed[shard]
-            self.waiting.appendleft(Claim(shard, died))
+            self.waiting.appendleft(Claim(shard, process if died else None))
 
 
 class Board:
@@ -60,7 +62,7 @@ class Board:
 
     def post(self, work: str, shards: Iterable[Shard]) -> None:
         """Put work up."""
-        self._works[work] = _Work(deque(Claim(shard, died=False) for shard in shards))
+        self._works[work] = _Work(deque(map(Claim, shards)))
 
     def take_down(self, work: str) -> None:
         """Forget work that is over."""
@@ -91,16 +93,27 @@ class Board:
         of.heard[process] = now
         for silent in [each for each, heard in of.heard.items() if now - heard > LOST_SECONDS]:
             of.release(silent, died=False)
+        for shard in [each for each, ended in of.over.items() if now - ended > LOST_SECONDS]:
+            del of.over[shard]
+            if of.claimed.pop(shard, None) is not None:
+                of.waiting.appendleft(Claim(shard))  # its receipt was lost; who claims it finds the shard done
         if not of.waiting:
             return None, bool(of.claimed)
         claim = of.waiting.popleft()
         of.claimed[claim.shard] = process
         return claim, False
 
+    def turn_over(self, work: str, shard: Shard) -> None:
+        """The turn has ended in which a shard was claimed."""
+        of = self._works.get(work)
+        if of is not None and shard in of.claimed:
+            of.over[shard] = self._now()
+
     def done(self, work: str, shard: Shard) -> None:
         """A shard's receipt is there."""
         of = self._works.get(work)
         if of is not None:
+            of.over.pop(shard, None)
             of.claimed.pop(shard, None)
             of.waiting = deque(claim for claim in of.waiting if claim.shard != shard)
 
@@ -138,8 +151,8 @@ class Member:
         context = ray.get_runtime_context()
         self._board = board
         self._work = work
-        self._process = uuid.uuid4().hex
-        ray.get(board.join.remote(work, context.get_actor_id(), self._process, context.get_node_id()))
+        self.process = uuid.uuid4().hex
+        ray.get(board.join.remote(work, context.get_actor_id(), self.process, context.get_node_id()))
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
 
     def claim(self) -> Claim | None:
@@ -147,13 +160,17 @@ class Member:
         import ray
 
         while True:
-            claim, again = ray.get(self._board.claim.remote(self._work, self._process))
+            claim, again = ray.get(self._board.claim.remote(self._work, self.process))
             if claim is not None or not again:
                 return cast(Claim | None, claim)
             time.sleep(BEAT_SECONDS / 4)
 
+    def turn_over(self, shard: Shard) -> None:
+        """Say that a turn has ended, well or not."""
+        self._board.turn_over.remote(self._work, shard)
+
     def _beat(self) -> None:
         while True:
             with suppress(Exception):  # the next beat may come through; without a session the process ends anyway
-                self._board.here.remote(self._work, self._process)
+                self._board.here.remote(self._work, self.process)
             time.sleep(BEAT_SECONDS)

@@ -29,7 +29,7 @@ from jsfree.errors import RowError, StageError
 from jsfree.models import device_of
 from jsfree.schemas import StageOutput
 from jsfree.storage import READERS, Folder, Manifest, shard_name
-from ray_jobs.attempts import DEATHS, Attempt
+from ray_jobs.attempts import Attempt
 from ray_jobs.board import Member
 from ray_jobs.cluster import explained
 from ray_jobs.progress import Clock, Counts, Show, shown
@@ -144,7 +144,10 @@ class ShardActor:
         index, receipt = -1, NOTHING
         if claim is not None:
             index, number = claim.shard
-            receipt = self.stages[index].receipt(number) or self._publish(index, number, died=claim.died)
+            try:
+                receipt = self.stages[index].receipt(number) or self._publish(index, number, after=claim.after)
+            finally:
+                self._member.turn_over(claim.shard)
         return {"stage": [index], **{key: [value] for key, value in asdict(receipt).items()}}
 
     @contextmanager
@@ -163,6 +166,7 @@ class ShardActor:
                     gc.collect()  # its memory is the next one's
                     self._work = self.stages[index].start()
                     self._current = index
+                    self._changed.notify_all()
                 work = self._work
             assert work is not None
             yield work
@@ -177,11 +181,11 @@ class ShardActor:
         """Whether a shard of a stage can go beside what is under way."""
         return index == self._current or not self._under_way
 
-    def _publish(self, index: int, number: int, *, died: bool) -> Receipt:
+    def _publish(self, index: int, number: int, *, after: str | None) -> Receipt:
         stage = self.stages[index]
-        attempt = Attempt(Folder(stage.attempts), number, died=died)
+        attempt = Attempt(Folder(stage.attempts), number, after=after)
         with self._with_class(index, alone=attempt.one_by_one) as work, self._clock.account() as seconds:
-            attempt.begin()
+            attempt.begin(self._member.process)
             started = time.perf_counter()
             try:
                 rows = Folder(stage.source).read_table(shard_name(number), stage.source_schema).to_pylist()
@@ -205,16 +209,18 @@ def processed(work: StageClass, rows: list[Any], stage: str, attempt: Attempt) -
         return work(rows)
     together = [row for row in rows if attempt.is_cleared(row["sample_id"])]
     outputs = [work(together)] if together else []
+    groups: dict[str, list[Any]] = {}
     for row in rows:
-        name = row["sample_id"]
+        groups.setdefault(row["sample_id"], []).append(row)
+    for name, group in groups.items():
         if attempt.is_cleared(name):
             continue
         if attempt.is_quarantined(name):
-            message = f"sample {name} ended its worker {DEATHS} times while it ran alone; look at its image"
-            outputs.append(StageOutput(errors=[_error(name, stage, RowError("crashed", message))]))
+            crashed = RowError("crashed", f"sample {name} ended its worker each time it ran alone; look at its image")
+            outputs.append(StageOutput(errors=[_error(name, stage, crashed) for _ in group]))
             continue
         with attempt.alone(name):
-            outputs.append(work([row]))
+            outputs.append(work(group))
     return _joined(outputs, [row["sample_id"] for row in rows])
 
 

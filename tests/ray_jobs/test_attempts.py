@@ -4,7 +4,9 @@ import pytest
 
 from jsfree.errors import StageError
 from jsfree.storage import Folder
-from ray_jobs.attempts import MOST, UNEXPLAINED, Attempt
+from ray_jobs.attempts import LOSSES, MOST, UNEXPLAINED, Attempt
+
+PROCESSES: list[int] = []
 
 
 @pytest.fixture
@@ -13,8 +15,11 @@ def folder(tmp_path):
 
 
 def begun(folder, *, died=False) -> Attempt:
-    attempt = Attempt(folder, 7, died=died)
-    attempt.begin()
+    """The next attempt, in another process; ``died``: the one before it ended by itself."""
+    process = len(PROCESSES)
+    PROCESSES.append(process)
+    attempt = Attempt(folder, 7, after=str(process - 1) if died else None)
+    attempt.begin(str(process))
     return attempt
 
 
@@ -59,10 +64,22 @@ def test_only_a_row_that_dies_alone_twice_is_quarantined(folder):
     assert not attempt.is_quarantined("x")
 
 
-def test_a_node_that_is_lost_while_a_row_runs_alone_accuses_it_of_nothing(folder):
+def test_a_node_that_is_lost_while_a_row_runs_alone_accuses_it_only_if_that_goes_on(folder):
     begun(folder)
-    for _ in range(8):
-        dies_alone(begun(folder, died=False), "y")
+    for _ in range(LOSSES):
+        attempt = begun(folder, died=False)
+        assert not attempt.is_quarantined("y")
+        dies_alone(attempt, "y")
+    assert begun(folder).is_quarantined("y")
+
+
+def test_a_death_that_was_not_of_the_noted_attempt_accuses_nobody(folder):
+    """Its claim was another's, who never began."""
+    begun(folder)
+    attempt = begun(folder, died=True)
+    dies_alone(attempt, "y")
+    for _ in range(2):
+        Attempt(folder, 7, after="somebody else")
     assert not begun(folder).is_quarantined("y")
 
 
@@ -82,6 +99,7 @@ def test_a_shard_that_ends_every_worker_without_a_row_to_blame_is_given_up(folde
         begun(folder, died=True)
     with pytest.raises(StageError, match="shard 7 was begun 20 times"):
         begun(folder, died=True)
+    assert begun(folder).one_by_one  # once the machine is mended
 
 
 def test_an_error_accuses_nobody_and_what_is_known_stays(folder):

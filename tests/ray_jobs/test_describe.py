@@ -35,9 +35,10 @@ def test_a_run_is_described_from_its_start_to_its_end(run):
     about = run.folder.read_json("run.json")
     assert about["status"] == "done"
     assert about["nodes"] == {"f00": {"host": "node-7"}}
+    speed = {"rows_per_second": 5.0, "tokens_per_second": 35.0}
     cost = {"fingerprint": "abc", "seconds": 2.0, "device_seconds": 3.5, "tokens": 70}
     assert about["stages"]["round-1"]["pairs"] == {
-        "status": "done", "rows_in": 10, "rows_out": 9, "rows_failed": 1, **cost,
+        "status": "done", "rows_in": 10, "rows_out": 9, "rows_failed": 1, **cost, **speed,
     }  # fmt: skip
 
 
