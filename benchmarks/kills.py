@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,16 +146,39 @@ def disturbed(
     command: str, file: Path, raylets: Raylets, kinds: Sequence[str], within: float, drawn: random.Random
 ) -> Trial:
     """Run a command, kill parts of it at random moments, and start it again until it is done."""
+
+    def at_random() -> Callable[[], bool]:
+        moment = time.monotonic() + drawn.uniform(0.2, 1.0) * within / len(kinds)
+        return lambda: time.monotonic() >= moment
+
+    return _disturbed(command, file, raylets, [(kind, at_random) for kind in kinds], drawn)
+
+
+def disturbed_after(command: str, file: Path, raylets: Raylets, kinds: Mapping[int, str], table: Path) -> Trial:
+    """The same, each kind when so many shards of a table are there."""
+
+    def after(count: int) -> Callable[[], Callable[[], bool]]:
+        return lambda: lambda: len(Folder(str(table)).shards()) >= count
+
+    return _disturbed(command, file, raylets, [(kind, after(count)) for count, kind in kinds.items()], random.Random(0))
+
+
+def _disturbed(
+    command: str,
+    file: Path,
+    raylets: Raylets,
+    kills: Sequence[tuple[str, Callable[[], Callable[[], bool]]]],
+    drawn: random.Random,
+) -> Trial:
     trial = Trial(command)
-    started, waiting = time.monotonic(), list(kinds)
-    while trial.drivers <= len(kinds) + LOST:
+    started, waiting = time.monotonic(), list(kills)
+    while trial.drivers <= len(kills) + LOST:
         driver = start(command, file, raylets.address)
         trial.drivers += 1
         while waiting:
-            moment = time.monotonic() + drawn.uniform(0.2, 1.0) * within / len(kinds)
-            if not _runs_until(driver, moment):
+            kind, when = waiting[0]
+            if not _runs_until(driver, when()):
                 break
-            kind = waiting[0]
             if _kill(kind, driver, raylets, drawn):
                 waiting.pop(0)
                 trial.kills.append({"kind": kind, "second": round(time.monotonic() - started, 1)})
@@ -258,12 +281,13 @@ def copied(source: Path, target: Path, stages: Sequence[str]) -> Path:
     return settings_at(target)
 
 
-def _runs_until(driver: subprocess.Popen[str], moment: float) -> bool:
-    while time.monotonic() < moment:
+def _runs_until(driver: subprocess.Popen[str], due: Callable[[], bool]) -> bool:
+    while True:
+        time.sleep(0.05)
         if driver.poll() is not None:
             return False
-        time.sleep(0.05)
-    return True
+        if due():
+            return True
 
 
 def _kill(kind: str, driver: subprocess.Popen[str], raylets: Raylets, drawn: random.Random) -> bool:
