@@ -89,7 +89,7 @@ class Reading:
         try:
             read = done.result()
         except RowError as error:
-            output.errors.append(error_row(sample["sample_id"], stage, error))
+            _fail(sample["sample_id"], stage, error, output)
             return
         if second is not None and read.second is not None:
             second.take(sample["sample_id"], read.second)
@@ -212,7 +212,7 @@ def _usable(samples: Sequence[Sample], stage: str, output: StageOutput) -> Itera
             seen.add(name)
             yield sample
             continue
-        output.errors.append(error_row(name, stage, error))
+        _fail(name, stage, error, output)
 
 
 def captioner_of(config: RunConfig, model_ref: str, device: str) -> Captioner:
@@ -221,10 +221,9 @@ def captioner_of(config: RunConfig, model_ref: str, device: str) -> Captioner:
     return load_captioner(model_ref, device, settings.dtype, settings.preprocessing, settings.device_map, config.models)
 
 
-def error_row(sample_id: str, stage: str, error: RowError) -> schemas.ErrorRow:
-    """The row of ``errors/`` for a sample that failed."""
+def _fail(sample_id: str, stage: str, error: RowError, output: StageOutput) -> None:
     log.warning("%s: %s: %s", stage, sample_id, error)
-    return {"sample_id": sample_id, "stage": stage, "kind": error.kind, "message": str(error)}
+    output.errors.append(schemas.error_row(sample_id, stage, error))
 
 
 def _decoded(caption: Caption, ratio: float) -> schemas.Decoded:

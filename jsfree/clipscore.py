@@ -10,7 +10,7 @@ Shapes: B images, T texts, L text tokens, D embedding width.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -23,14 +23,14 @@ from jsfree.errors import RowError
 from jsfree.gpus import bisected
 from jsfree.images import load_image
 from jsfree.models import load_clip
-from jsfree.schemas import ScoredCaption, SentenceScore, StageOutput
+from jsfree.schemas import ScoredCaption, SentenceScore, StageOutput, error_row
 from jsfree.sentences import sentences, sub_sentences
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from jsfree.config import RunConfig, Source
-    from jsfree.schemas import CaptionRow, ErrorRow, ImageRef, Pair
+    from jsfree.schemas import CaptionRow, ImageRef, Pair
 
 IMAGES_AT_ONCE = 64
 TEXTS_AT_ONCE = 256
@@ -61,8 +61,7 @@ class ClipScorer:
         has no sentence (``no_sentence``). ``tokens`` counts the CLIP text tokens that were encoded.
         """
         images = self._images([pair["image"] for pair in pairs], self._config.source)
-        loaded = [image for image in images if not isinstance(image, RowError)]
-        embedded = iter(self.embed([self.pixels(image) for image in loaded]))
+        embedded = iter(self.embed([image for image in images if not isinstance(image, RowError)]))
         return self.score(pairs, [image if isinstance(image, RowError) else next(embedded) for image in images])
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
@@ -87,9 +86,10 @@ class ClipScorer:
             usable: list[tuple[Pair, torch.Tensor, list[str], list[str]]] = []
             for pair, image, low, high in zip(pairs, images, parts[::2], parts[1::2], strict=True):
                 if isinstance(image, RowError):
-                    output.errors.append(_error(pair, "scored", image))
+                    output.errors.append(error_row(pair["sample_id"], "scored", image))
                 elif not low or not high:
-                    output.errors.append(_error(pair, "scored", _no_sentence(pair, "high" if low else "low")))
+                    error = _no_sentence(pair, "high" if low else "low")
+                    output.errors.append(error_row(pair["sample_id"], "scored", error))
                 else:
                     usable.append((pair, image, low, high))
             scores, output.tokens = self._scores(
@@ -116,13 +116,12 @@ class ClipScorer:
         for row, texts in zip(rows, parts, strict=True):
             image = images[_key(row["image"])]
             if isinstance(image, RowError):
-                output.errors.append(_error(row, "captions", image))
+                output.errors.append(error_row(row["sample_id"], "captions", image))
                 continue
             together = captions.setdefault(_key(row["image"]), [])
             placed.append((row, texts, len(together)))
             together.extend(texts)
-        pictures = [self.pixels(image) for key in captions if not isinstance(image := images[key], RowError)]
-        embedded = self.embed(pictures)
+        embedded = self.embed([image for key in captions if not isinstance(image := images[key], RowError)])
         with self._turn:
             found, output.tokens = self._scores(embedded, list(captions.values()))
         scores = dict(zip(captions, found, strict=True))
@@ -139,7 +138,7 @@ class ClipScorer:
             captions: the sentences for each image; one longer than the text context is truncated by CLIP's
                 tokenizer (``sub_sentences`` prevents that).
         """
-        return self._scores(self.embed(list(map(self.pixels, images))), captions)[0]
+        return self._scores(self.embed(list(self._readers.map(self.pixels, images))), captions)[0]
 
     @torch.inference_mode()
     def _scores(
@@ -210,8 +209,15 @@ class ClipScorer:
             fits[doubtful] = (roomier[:, -2] == last[doubtful]) & ended
         return [bool(fit) for fit in fits]
 
-    def _images(self, images: Sequence[ImageRef], limits: Source) -> list[Image.Image | RowError]:
-        return list(self._readers.map(lambda image: _loaded(image, limits), images))
+    def _images(self, images: Sequence[ImageRef], limits: Source) -> list[torch.Tensor | RowError]:
+        """The pixels of images, read and prepared in threads, or what is wrong with them."""
+        return list(self._readers.map(lambda image: self._image(image, limits), images))
+
+    def _image(self, image: ImageRef, limits: Source) -> torch.Tensor | RowError:
+        try:
+            return self.pixels(load_image(image, limits)[0])
+        except RowError as error:
+            return error
 
 
 class _ShortContext:
@@ -243,13 +249,6 @@ def _pooled_at(model: Any, tokens_TL: torch.Tensor) -> torch.Tensor:
     return positions_T
 
 
-def _loaded(image: ImageRef, limits: Source) -> Image.Image | RowError:
-    try:
-        return load_image(image, limits)[0]
-    except RowError as error:
-        return error
-
-
 def _scored_pair(pair: Pair, low: list[str], lows: list[float], high: list[str], highs: list[float]) -> dict[str, Any]:
     scored_low = ScoredCaption(**pair["low"], sentences=_sentence_scores(low, lows), score=_mean(lows))
     scored_high = ScoredCaption(**pair["high"], sentences=_sentence_scores(high, highs), score=_mean(highs))
@@ -272,10 +271,6 @@ def _key(image: ImageRef) -> tuple[str, str | None]:
 
 def _no_sentence(pair: Pair, role: str) -> RowError:
     return RowError("no_sentence", f"sample {pair['sample_id']}: the caption {role!r} has no sentence to score")
-
-
-def _error(row: Mapping[str, Any], stage: str, error: RowError) -> ErrorRow:
-    return {"sample_id": row["sample_id"], "stage": stage, "kind": error.kind, "message": str(error)}
 
 
 def _flat(captions: Iterable[Sequence[str]]) -> list[str]:

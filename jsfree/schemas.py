@@ -12,6 +12,8 @@ from typing import Any, TypedDict
 
 import pyarrow as pa
 
+from jsfree.errors import RowError
+
 Role = str  # "low" (the provisional winner's lower ratio) or "high"
 LOW, HIGH = "low", "high"
 
@@ -107,6 +109,11 @@ class ErrorRow(TypedDict):
     stage: str
     kind: str
     message: str
+
+
+def error_row(sample_id: str, stage: str, error: RowError) -> ErrorRow:
+    """The row of ``errors/`` for a sample that failed in a stage."""
+    return {"sample_id": sample_id, "stage": stage, "kind": error.kind, "message": str(error)}
 
 
 IMAGE = pa.struct({"id": pa.string(), "uri": pa.string(), "bytes": pa.binary(), "sha256": pa.string()})

@@ -104,8 +104,8 @@ class Round:
         done = {request.name: self.run.begin(request.number, request.name, request.fingerprint) for request in requests}
         waiting = {request.name: self._placed(request) for request in requests if done[request.name] is None}
         started = time.monotonic()
-        fresh = {name for name, stage in waiting.items() if stage.missing()}
-        missing = sum(len(stage.missing()) for stage in waiting.values())
+        fresh = {name: number for name, stage in waiting.items() if (number := len(stage.missing()))}
+        missing = sum(fresh.values())
         if missing:
             resources = requests[0].resources
             self.claim(title, resources, min(resources.min_replicas or resources.replicas, missing))

@@ -217,7 +217,7 @@ def processed(work: StageClass, rows: list[Any], stage: str, attempt: Attempt) -
             continue
         if attempt.is_quarantined(name):
             crashed = RowError("crashed", f"sample {name} ended its worker each time it ran alone; look at its image")
-            outputs.append(StageOutput(errors=[_error(name, stage, crashed) for _ in group]))
+            outputs.append(StageOutput(errors=[schemas.error_row(name, stage, crashed) for _ in group]))
             continue
         with attempt.alone(name):
             outputs.append(work(group))
@@ -336,7 +336,3 @@ def _joined(outputs: Sequence[StageOutput], order: Sequence[str]) -> StageOutput
         beside=_joined(besides, order) if besides else None,
         beside_seconds=sum(each.beside_seconds for each in outputs),
     )
-
-
-def _error(sample_id: str, stage: str, error: RowError) -> schemas.ErrorRow:
-    return {"sample_id": sample_id, "stage": stage, "kind": error.kind, "message": str(error)}
