@@ -39,9 +39,12 @@ class _Work:
 
     waiting: deque[Claim]
     claimed: dict[Shard, str] = field(default_factory=dict)
+    answers: dict[str, Claim] = field(default_factory=dict)
+    """What was answered to requests for shards that are still claimed: an answer may get lost on its way."""
     heard: dict[str, float] = field(default_factory=dict)
     lives: dict[str, tuple[str, str]] = field(default_factory=dict)
     """The process and the node that an actor lives in."""
+    handles: dict[str, Any] = field(default_factory=dict)
     over: dict[Shard, float] = field(default_factory=dict)
     """When the turn ended in which a shard was done, for those whose receipt is not there."""
 
@@ -49,8 +52,13 @@ class _Work:
         """Give back what a process had claimed; it goes first, in the order it had."""
         self.heard.pop(process, None)
         for shard in sorted((shard for shard, by in self.claimed.items() if by == process), reverse=True):
-            del self.claimed[shard]
+            self.end(shard)
             self.waiting.appendleft(Claim(shard, process if died else None))
+
+    def end(self, shard: Shard) -> bool:
+        """End a shard's claim, if it is claimed."""
+        self.answers = {request: claim for request, claim in self.answers.items() if claim.shard != shard}
+        return self.claimed.pop(shard, None) is not None
 
 
 class Board:
@@ -68,7 +76,7 @@ class Board:
         """Forget work that is over."""
         self._works.pop(work, None)
 
-    def join(self, work: str, actor: str, process: str, node: str) -> None:
+    def join(self, work: str, actor: str, process: str, node: str, handle: Any = None) -> None:
         """A worker has come to life; an earlier life of it has ended, by itself if it was on the same node."""
         of = self._works.get(work)
         if of is None:
@@ -77,6 +85,7 @@ class Board:
             before, there = of.lives[actor]
             of.release(before, died=there == node)
         of.lives[actor] = process, node
+        of.handles[actor] = handle
         of.heard[process] = self._now()
 
     def here(self, work: str, process: str) -> None:
@@ -85,8 +94,11 @@ class Board:
         if of is not None and any(process == each for each, _ in of.lives.values()):
             of.heard[process] = now
 
-    def claim(self, work: str, process: str) -> tuple[Claim | None, bool]:
-        """A shard to do, if there is one, and whether to ask again: others have not ended, and may not."""
+    def claim(self, work: str, process: str, request: str) -> tuple[Claim | None, bool]:
+        """A shard to do, if there is one, and whether to ask again: others have not ended, and may not.
+
+        A request that comes twice gets the same answer.
+        """
         of, now = self._works.get(work), self._now()
         if of is None:
             return None, False
@@ -95,12 +107,15 @@ class Board:
             of.release(silent, died=False)
         for shard in [each for each, ended in of.over.items() if now - ended > LOST_SECONDS]:
             del of.over[shard]
-            if of.claimed.pop(shard, None) is not None:
+            if of.end(shard):
                 of.waiting.appendleft(Claim(shard))  # its receipt was lost; who claims it finds the shard done
+        if request in of.answers:
+            return of.answers[request], False
         if not of.waiting:
             return None, bool(of.claimed)
         claim = of.waiting.popleft()
         of.claimed[claim.shard] = process
+        of.answers[request] = claim
         return claim, False
 
     def turn_over(self, work: str, shard: Shard) -> None:
@@ -114,13 +129,18 @@ class Board:
         of = self._works.get(work)
         if of is not None:
             of.over.pop(shard, None)
-            of.claimed.pop(shard, None)
+            of.end(shard)
             of.waiting = deque(claim for claim in of.waiting if claim.shard != shard)
 
     def alive(self, work: str) -> int:
         """Workers heard of lately."""
         of, now = self._works.get(work), self._now()
         return 0 if of is None else sum(now - heard < AWAY_SECONDS for heard in of.heard.values())
+
+    def actors(self, work: str) -> list[Any]:
+        """Handles of all workers that have ever joined."""
+        of = self._works.get(work)
+        return [] if of is None else list(of.handles.values())
 
     def _now(self) -> float:
         """The time; what the board itself slept through is no silence of anybody's."""
@@ -139,7 +159,8 @@ def put_up() -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+    # Retried, should its node not be heard for a moment; every word may come twice.
+    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=here, max_task_retries=-1).remote()
 
 
 class Member:
@@ -152,7 +173,8 @@ class Member:
         self._board = board
         self._work = work
         self.process = uuid.uuid4().hex
-        ray.get(board.join.remote(work, context.get_actor_id(), self.process, context.get_node_id()))
+        ids = context.get_actor_id(), self.process, context.get_node_id()
+        ray.get(board.join.remote(work, *ids, context.current_actor))
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
 
     def claim(self) -> Claim | None:
@@ -160,7 +182,7 @@ class Member:
         import ray
 
         while True:
-            claim, again = ray.get(self._board.claim.remote(self._work, self.process))
+            claim, again = ray.get(self._board.claim.remote(self._work, self.process, uuid.uuid4().hex))
             if claim is not None or not again:
                 return cast(Claim | None, claim)
             time.sleep(BEAT_SECONDS / 4)

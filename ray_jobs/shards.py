@@ -25,12 +25,12 @@ import pyarrow as pa
 
 from jsfree import schemas
 from jsfree.config import Resources
-from jsfree.errors import RowError, StageError
+from jsfree.errors import JsfreeError, RowError, StageError
 from jsfree.models import device_of
 from jsfree.schemas import StageOutput
 from jsfree.storage import READERS, Folder, Manifest, shard_name
 from ray_jobs.attempts import Attempt
-from ray_jobs.board import Member
+from ray_jobs.board import Member, Shard
 from ray_jobs.cluster import explained
 from ray_jobs.progress import Clock, Counts, Show, shown
 from ray_jobs.same_code import carried_actor
@@ -60,6 +60,8 @@ class Receipt:
 
 TURNS_AHEAD = 2
 """Turns that an actor is given for each that it has room for; Ray Data has pools grow from 1.75 on."""
+SETTLE_SECONDS = 10.0
+"""Time that actors get to end their turns once all shards are done."""
 NOTHING = Receipt(-1, 0, 0, 0, 0, 0.0)
 """The receipt of a turn in which nothing was left to do."""
 
@@ -236,18 +238,28 @@ def run_shards(stages: Sequence[ShardedStage], board: Any, counts: Counts, show:
     Raises:
         StageError: a stage failed; what was finished stays.
     """
-    import ray
-
-    missing = [(index, shard) for index, stage in enumerate(stages) for shard in stage.missing()]
+    left = {(index, shard) for index, stage in enumerate(stages) for shard in stage.missing()}
     for receipt in [receipt for stage in stages for receipt in stage.receipts()]:
         counts.before(receipt.rows_in, receipt.rows_failed)
-    if not missing:
-        return
+    while left:
+        before = len(left)
+        _one_pass(stages, board, left, counts, show)
+        if len(left) == before:
+            raise StageError(f"stage {stages[0].name!r}: {before} shards were not done; run it again to go on")
+
+
+def _one_pass(stages: Sequence[ShardedStage], board: Any, left: set[Shard], counts: Counts, show: Show) -> None:
+    """Do shards with one pool of actors; those whose receipt came are no longer left.
+
+    Some may stay: turns run out where shards were done twice, by a worker that was taken for lost and by another.
+    """
+    import ray
+
     resources, work = stages[0].resources, uuid.uuid4().hex
-    ray.get(board.post.remote(work, missing))
-    compute, at_once = pool(resources, len(missing), max(stage.at_once for stage in stages))
+    ray.get(board.post.remote(work, sorted(left)))
+    compute, at_once = pool(resources, len(left), max(stage.at_once for stage in stages))
     # More turns than shards: in the last ones actors wait for what one that is lost, with its turns, may leave.
-    turns = len(missing) + min(resources.replicas, len(missing)) * TURNS_AHEAD * at_once
+    turns = len(left) + min(resources.replicas, len(left)) * TURNS_AHEAD * at_once
     receipts = ray.data.range(turns, override_num_blocks=turns).map_batches(
         carried_actor(partial(ShardActor, stages, board, work)),
         batch_size=1,
@@ -256,21 +268,31 @@ def run_shards(stages: Sequence[ShardedStage], board: Any, counts: Counts, show:
         num_gpus=resources.gpus,
         accelerator_type=resources.accelerator_type,
     )
-    left = set(missing)
+    let_go = threading.Timer(SETTLE_SECONDS, _kill_all, (board, work))
     try:
         with explained(stages[0].name), shown(counts, board, work, show):
             for row in _rows(receipts):
                 shard = row["stage"], row["shard"]
                 board.done.remote(work, shard)
-                if shard in left:  # a shard may be done twice, by a worker that was taken for lost
+                if shard in left:
                     left.remove(shard)
                     counts.add(row["rows_in"], row["rows_failed"], row["tokens"])
-                if not left:
-                    break  # an actor that was lost may still wait for a place to have its turn again
+                    if not left:
+                        let_go.start()
+    except JsfreeError:
+        if left:  # otherwise it is what became of the actors that had to be let go
+            raise
     finally:
+        let_go.cancel()
         board.take_down.remote(work)
-    if left:
-        raise StageError(f"stage {stages[0].name!r}: {len(left)} shards were not done; run it again to go on")
+
+
+def _kill_all(board: Any, work: str) -> None:
+    """End a pass whose shards are all done: an actor that was lost may wait for a place to have its turns again."""
+    import ray
+
+    for actor in ray.get(board.actors.remote(work)):
+        ray.kill(actor)
 
 
 def _rows(receipts: Dataset) -> Iterator[dict[str, int]]:
