@@ -7,10 +7,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from jsfree.errors import DeviceError
+
+if TYPE_CHECKING:
+    import torch  # at run time only where it is asked: a process that reserved no GPU may need no torch
 
 log = logging.getLogger(__name__)
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -25,12 +27,26 @@ class Gpu:
     bf16: bool
 
 
+def device_of(gpus: float) -> str:
+    """Where a process that reserved ``gpus`` computes.
+
+    Raises:
+        DeviceError: GPUs were reserved, but torch sees none.
+    """
+    if gpus == 0:
+        return "cpu"
+    visible_gpu(gpus)
+    return "cuda"
+
+
 def visible_gpu(gpus: float) -> Gpu:
     """The first GPU of this process, which reserved ``gpus`` of them.
 
     Raises:
         DeviceError: torch cannot use any.
     """
+    import torch
+
     if not torch.cuda.is_available():
         raise DeviceError(f"{gpus:g} GPU reserved, but torch cannot use CUDA: {why_no_cuda()}, or set gpus: 0")
     properties = torch.cuda.get_device_properties(0)
@@ -53,6 +69,8 @@ def check_dtype(gpu: Gpu, dtype: str) -> None:
 
 def why_no_cuda() -> str:
     """What torch says about it, what it was built for, which driver is there, and what to do."""
+    import torch
+
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA; install the locked environment (uv sync --frozen)"
     reason = "it sees no device"
@@ -80,6 +98,8 @@ def driver_version(path: Path = DRIVER) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether a device's memory gave out; some of CUDA's libraries say so in words alone."""
+    import torch
+
     said = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or any(each in str(error) for each in said)
 
@@ -90,6 +110,8 @@ def bisected(work: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) 
     Raises:
         DeviceError: it does not hold a single row.
     """
+    import torch
+
     try:
         return work(batch)
     except RuntimeError as error:

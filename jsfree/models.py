@@ -114,18 +114,6 @@ class Clip:
     device: torch.device
 
 
-def device_of(gpus: float) -> str:
-    """Where a replica that reserved ``gpus`` computes.
-
-    Raises:
-        DeviceError: GPUs were reserved, but torch sees none.
-    """
-    if gpus == 0:
-        return "cpu"
-    visible_gpu(gpus)
-    return "cuda"
-
-
 def pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
     """Centre ``image`` on a square of its longer side, filled with ``colour`` (LLaVA's original preprocessing)."""
     side = max(image.size)

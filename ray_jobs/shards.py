@@ -26,7 +26,7 @@ import pyarrow as pa
 from jsfree import schemas
 from jsfree.config import Resources
 from jsfree.errors import JsfreeError, RowError, StageError
-from jsfree.models import device_of
+from jsfree.gpus import device_of
 from jsfree.schemas import StageOutput
 from jsfree.storage import READERS, Folder, Manifest, shard_name
 from ray_jobs.attempts import Attempt

@@ -11,7 +11,7 @@ from rich.table import Table
 from jsfree import schemas
 from jsfree.config import RunConfig
 from jsfree.errors import JsfreeError, StageError
-from jsfree.models import device_of
+from jsfree.gpus import device_of
 from jsfree.smoke import Check, Reloaded, examine, reload
 from jsfree.storage import Run, shard_name
 from ray_jobs.cluster import Cluster, explained

@@ -47,7 +47,7 @@ class ModelReplica:
     """A replica of a model."""
 
     def __init__(self, config: RunConfig, ref: str, gpus: float) -> None:
-        from jsfree.models import device_of
+        from jsfree.gpus import device_of
         from serve.engines import Engine
 
         self._engine = Engine(config, ref, device_of(gpus))

@@ -27,7 +27,7 @@ from jsfree.storage import Run, shard_name
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
 SECONDS = 240
-IMAGES, SHARD = 240, 8
+IMAGES, SHARD = 160, 8
 
 
 @dataclass
