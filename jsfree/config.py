@@ -25,7 +25,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 PLACEMENT = frozenset(
     {"resources", "device_map", "models", "ray", "serve", "slots", "kv_cache_gib", "compile", "with_generation"}
-    | {"checkpoint_every", "keep", "max_failures"}
+    | {"checkpoint_every", "keep", "max_failures", "cache_vision_features", "chosen_alarm"}
 )
 """Keys of settings that only place work, or guard it against loss: they change no result (but for the last bits of
 floating point) and no fingerprint."""
@@ -291,11 +291,42 @@ class Select(Section):
         return self
 
 
+class Validation(Section):
+    """Pairs that training does not see, and what their loss decides."""
+
+    pairs: Annotated[int, Field(ge=0)] = 0
+    """Selected pairs that are held out, drawn by the seed; a multiple of the training workers. 0: none."""
+    every: Positive = 20
+    """Optimizer steps between two looks at them; there is one after the last step too."""
+    patience: Positive | None = None
+    """Looks without a lower loss after which training stops; ``null``: it never stops early."""
+    publish: Literal["last", "best"] = "last"
+    """The weights that are published: after the last step, or those of the lowest loss, written whenever it falls."""
+
+
+class Lora(Section):
+    """Low-rank adapters beside frozen weights (arXiv 2106.09685), merged into the published model."""
+
+    rank: Positive = 128
+    alpha: Positive = 256
+    """The adapters' share is scaled by alpha / rank."""
+    targets: tuple[str, ...] = (
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        *("linear_1", "linear_2"),
+    )
+    """Names of the linear layers that get adapters: by default all of the language model and of the projector. The
+    vision tower gets none."""
+
+
 class Train(Section):
     """Stage 4: DPO against the frozen model of the round's start (Eq. 1-2)."""
 
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Weight of the implicit reward. The paper writes none (1); 0.1 is what published LLaVA runs use."""
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    """``sigmoid``: Eq. 1-2. ``ipo``: the squared distance of the margin, a token, from 1 / (2 beta)."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """``sigmoid``: share of the pairs that is taken for inverted."""
     sft_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the mean per-token negative log-likelihood of the chosen caption, added to the DPO loss."""
     reference: Literal["previous", "seed"] = "previous"
@@ -314,9 +345,19 @@ class Train(Section):
     """Layers of the language model that are trained, counted from the last, with the projector; the rest, embeddings
     and head included, is frozen. 0: the projector alone. ``null``: projector and language model whole, as in the
     paper. The vision tower is always frozen. For GPUs that cannot hold the whole optimizer state."""
+    lora: Lora | None = None
+    """Train low-rank adapters instead of the weights themselves; ``null``: the weights."""
     zero_stage: Literal[1, 2, 3] = 2
     """DeepSpeed ZeRO stage."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What is kept in the nodes' memory instead of the GPUs': the optimizer's state, or the weights too (ZeRO-3)."""
     gradient_checkpointing: bool = False
+    cache_vision_features: bool = False
+    """Keep what the frozen vision tower makes of each image on disk (1.2 MB an image for LLaVA-1.5), so that it sees
+    each once. Part of no fingerprint."""
+    validation: Validation = Validation()
+    chosen_alarm: Annotated[float, Field(gt=0)] | None = 0.5
+    """A warning is given when the chosen captions have lost so much log-probability a token. Part of no fingerprint."""
     checkpoint_every: Positive = 50
     """Optimizer steps between checkpoints; not after the last. Part of no fingerprint: a run may go on with another."""
     keep: Positive = 1
@@ -339,6 +380,21 @@ class Train(Section):
                 f"'pairs_per_step' ({self.pairs_per_step}) must be a multiple of the"
                 f" {self.resources.replicas} training workers"
             )
+        if self.validation.pairs % self.resources.replicas:
+            raise ValueError(
+                f"'validation.pairs' ({self.validation.pairs}) must be a multiple of the"
+                f" {self.resources.replicas} training workers"
+            )
+        if not self.validation.pairs and (self.validation.patience is not None or self.validation.publish == "best"):
+            raise ValueError("'validation.patience' and 'validation.publish: best' need 'validation.pairs'")
+        if self.lora is not None and self.trained_layers is not None:
+            raise ValueError("'lora' and 'trained_layers' both say what is trained; set one of them to null")
+        if self.offload == "all" and self.zero_stage != 3:
+            raise ValueError(
+                f"'offload: all' needs 'zero_stage: 3', not {self.zero_stage}: other stages keep all weights"
+            )
+        if self.loss == "ipo" and self.label_smoothing:
+            raise ValueError("'label_smoothing' belongs to 'loss: sigmoid', not to 'ipo'")
         share = self.pairs_per_step // self.resources.replicas
         if share % min(self.pairs_per_worker, share):
             raise ValueError(

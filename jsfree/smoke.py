@@ -22,7 +22,7 @@ import torch
 from jsfree import schemas
 from jsfree.captioning import CaptionWriter
 from jsfree.config import RunConfig
-from jsfree.dpo.loop import LN2_TOLERANCE
+from jsfree.dpo.loop import FIRST_LOSS_TOLERANCE
 from jsfree.dpo.trained import trained_names
 from jsfree.errors import JsfreeError, StageError
 from jsfree.evaluation.statistics import mean_interval
@@ -110,7 +110,7 @@ def reload(config: RunConfig, before: str, after: str, samples: Sequence[Sample]
     settings = config.captioner
     old = load_captioner(before, "cpu", settings.dtype, settings.preprocessing, files=config.models).model
     weights = {hub_key(key): tensor for key, tensor in writer.captioner.model.state_dict().items()}
-    trained = trained_names(weights, config.train.trained_layers)
+    trained = trained_names(weights, config.train.trained_layers, config.train.lora)
     differs = {
         hub_key(key) for key, tensor in old.state_dict().items() if not torch.equal(tensor, weights[hub_key(key)].cpu())
     }
@@ -214,7 +214,7 @@ def _gap(run: Run, number: int, _: Reloads) -> Finding:
 
 
 def _first_loss(run: Run, number: int, _: Reloads) -> Finding:
-    loss, tolerance = _steps(run, number)[0]["loss"], LN2_TOLERANCE[run.config.captioner.dtype]
+    loss, tolerance = _steps(run, number)[0]["loss"], FIRST_LOSS_TOLERANCE[run.config.captioner.dtype]
     if number > 1 and run.config.train.reference == "seed":
         return True, f"{loss:.5f}; the reference is m0, so it need not be ln 2"
     return abs(loss - math.log(2)) <= tolerance, f"{loss:.5f}; ln 2 is {math.log(2):.5f}, give or take {tolerance:g}"

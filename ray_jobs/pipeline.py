@@ -49,7 +49,7 @@ STAGES = {
     "generate": Stage(generate, "pairs/_manifest.json", {"samples": ("samples",), "pairs": ("pairs",)}),
     "score": Stage(score_pairs, "scored/_manifest.json", {"scored": ("scored",)}),
     "select": Stage(select_pairs, "selected/_manifest.json", {"selected": ("selected",)}),
-    "train": Stage(train_dpo, "train/_manifest.json", {"train": ("reference", "train", "model")}),
+    "train": Stage(train_dpo, "train/_manifest.json", {"train": ("reference", "features", "train", "model")}),
     "evaluate": Stage(
         evaluate_model,
         "label_free.json",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,12 +11,12 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsfree import schemas
 from jsfree.config import Resources, RunConfig
 from jsfree.dpo.guards import check_training
-from jsfree.dpo.loop import Hooks, Models, Step, steps_per_epoch, train
+from jsfree.dpo.loop import Folders, Hooks, Models, Step, steps_per_epoch, train
 from jsfree.storage import Folder, Manifest
 from ray_jobs.cluster import explained
 from ray_jobs.console import Update
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     from ray.train import ScalingConfig
 
 STEPS = "steps.json"
+TENSORBOARD = "tensorboard"
 LOG_SECONDS = 1.0
+ALARM_STEPS = 3
+"""Steps over which the chosen captions' change is averaged."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class TrainJob:
     models: Models
     selected: str
     reference: str
+    features: str
     output: str
     model: str
 
@@ -51,9 +56,10 @@ def train_dpo(current: Round, selected: Manifest) -> Model:
     model = Model(f"m{current.number}", current.stage("model").uri, fingerprint)
     job = TrainJob(
         config,
-        Models(current.start.ref, reference.ref),
+        Models(current.start.ref, reference.ref, reference.fingerprint),
         current.stage("selected").uri,
         current.stage("reference").uri,
+        current.stage("features").uri,
         current.stage("train").uri,
         model.ref,
     )
@@ -78,8 +84,9 @@ def worker_loop(job: TrainJob) -> None:
         ray_train.report({"step": step}, checkpoint=named, checkpoint_dir_name=f"step-{step:06d}")
 
     def go(restore: str | None) -> None:
-        hooks = Hooks(_throttled(Folder(job.output)), save, restore)
-        train(job.config, pairs, job.models, (Folder(job.reference), Folder(job.model)), hooks, device)
+        folders = Folders(Folder(job.reference), Folder(job.features), Folder(job.model))
+        with step_log(Folder(job.output)) as progress:
+            train(job.config, pairs, job.models, folders, Hooks(progress, save, restore), device)
 
     if checkpoint is None:
         go(None)
@@ -88,29 +95,57 @@ def worker_loop(job: TrainJob) -> None:
             go(directory)
 
 
-def _throttled(folder: Folder) -> Callable[[Sequence[Step], int], None]:
-    """Publish the step log at most once a second, and always after the last step."""
-    last = [0.0]
+@contextmanager
+def step_log(folder: Folder) -> Iterator[Callable[[Sequence[Step], int], None]]:
+    """Publish steps: ``steps.json`` at most once a second and after the last one, and each to TensorBoard."""
+    from tensorboardX import SummaryWriter
 
-    def publish(history: Sequence[Step], total: int) -> None:
-        if len(history) == total or time.monotonic() - last[0] >= LOG_SECONDS:
-            last[0] = time.monotonic()
-            folder.write_json(STEPS, list(history))
+    published = [0.0]
+    writers: list[Any] = []
+    with tempfile.TemporaryDirectory() as away:
+        events = folder / TENSORBOARD
+        directory = events.path if events.is_local else away
 
-    return publish
+        def publish(history: Sequence[Step], total: int) -> None:
+            step = len(history) - 1
+            if not writers:  # steps after the checkpoint that a resumed training goes on from are no longer true
+                writers.append(SummaryWriter(directory, purge_step=step))
+            for name, value in history[-1].items():
+                if name not in ("step", "epoch"):
+                    writers[0].add_scalar(f"train/{name}".replace("train/validation_", "validation/"), value, step)
+            if len(history) == total or time.monotonic() - published[0] >= LOG_SECONDS:
+                published[0] = time.monotonic()
+                folder.write_json(STEPS, list(history))
+
+        try:
+            yield publish
+        finally:
+            for writer in writers:
+                writer.close()
+                if not events.is_local:
+                    events.upload(directory)
 
 
 def _run(current: Round, job: TrainJob, pairs: int, fingerprint: str) -> Manifest:
     config = current.config
-    total = steps_per_epoch(pairs, config) * config.train.epochs
+    trained = pairs - config.train.validation.pairs
+    total = steps_per_epoch(trained, config) * config.train.epochs
     current.claim("train", config.train.resources, config.train.resources.replicas)
-    with current.reporter.progress("train", total) as update, _watched(Folder(job.output), update), explained("train"):
+    alarm = Alarm(config.train.chosen_alarm, current.reporter.say)
+    with (
+        current.reporter.progress("train", total) as update,
+        _watched(Folder(job.output), update, alarm),
+        explained("train"),
+    ):
         _check(job, total)
         _beside(lambda: _fit(job, fingerprint))
     steps: list[Step] = Folder(job.output).read_json(STEPS)
+    alarm(steps)
+    if len(steps) < total:
+        current.reporter.say(f"  train stopped early, after {len(steps)} of {total} steps (train.validation.patience)")
     seconds = sum(step["seconds"] for step in steps) * config.train.resources.replicas
     tokens = int(sum(step["tokens"] for step in steps))
-    return Manifest("", pairs, total * config.train.pairs_per_step, 0, 0.0, seconds, tokens)
+    return Manifest("", pairs, len(steps) * config.train.pairs_per_step, 0, 0.0, seconds, tokens)
 
 
 def _check(job: TrainJob, steps: int) -> None:
@@ -181,8 +216,40 @@ def _beside(work: Callable[[], object]) -> None:
     done.result()
 
 
+def described(steps: Sequence[Step]) -> str:
+    """The last step in a few words."""
+    last = steps[-1]
+    words = [f"loss {last['loss']:.3f}", f"accuracy {last['accuracy']:.2f}", f"margin {last['margin']:+.2f}"]
+    looked = [step["validation_loss"] for step in steps if "validation_loss" in step]
+    if looked:
+        words.append(f"held out {looked[-1]:.3f}")
+    return "  ".join([*words, f"{last['tokens_per_second']:,.0f} tokens/s"])
+
+
+class Alarm:
+    """Warns, once, when the chosen captions themselves become unlikely, which the DPO loss does not see."""
+
+    def __init__(self, threshold: float | None, say: Callable[[str], None]) -> None:
+        self.threshold = threshold
+        self._say = say
+
+    def __call__(self, steps: Sequence[Step]) -> None:
+        """Look at all steps so far."""
+        if self.threshold is None:
+            return
+        for at in range(ALARM_STEPS, len(steps) + 1):
+            lost = -sum(step["chosen_change"] for step in steps[at - ALARM_STEPS : at]) / ALARM_STEPS
+            if lost > self.threshold:
+                self._say(
+                    f"  warning: at step {at} the chosen captions have lost {lost:.2f} of log-probability a token"
+                    f" (train.chosen_alarm: {self.threshold:g}); raise train.sft_weight or lower train.learning_rate"
+                )
+                self.threshold = None
+                return
+
+
 @contextmanager
-def _watched(folder: Folder, update: Update) -> Iterator[None]:
+def _watched(folder: Folder, update: Update, alarm: Alarm) -> Iterator[None]:
     """Follow the step log from a thread while the workers train."""
     ended = threading.Event()
 
@@ -190,7 +257,8 @@ def _watched(folder: Folder, update: Update) -> Iterator[None]:
         while not ended.wait(LOG_SECONDS):
             if folder.exists(STEPS):
                 steps: list[Step] = folder.read_json(STEPS)
-                update(len(steps), f"loss {steps[-1]['loss']:.3f}  accuracy {steps[-1]['accuracy']:.2f}")
+                update(len(steps), described(steps))
+                alarm(steps)
 
     update(0, "starting workers")
     thread = threading.Thread(target=follow, daemon=True)

@@ -1,92 +1,150 @@
-"""From selected pairs to tensors, and from tensors to the log-probabilities of a model.
+"""From selected pairs to tensors: both captions of a pair after one prefix, in one row.
 
-A row is [prompt with image | completion], padded on the right. Completion tokens are the very tokens that were
-generated (a stored caption is never tokenised again); the end token belongs to the completion.
+A row is [prompt with image | chosen | rejected], padded on the right. Both captions see the prefix and themselves, not
+each other, and both begin at the position after the prefix, so the row gives what two rows of their own would give,
+and the prefix, most of it visual tokens, is computed once. Completion tokens are the very tokens that were generated
+(a stored caption is never tokenised again); the end token belongs to the completion.
 
-Shape suffixes: B pairs, R rows, L positions.
+Shape suffixes: B pairs (rows), L positions of a row, T completion tokens of the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
 from jsfree.config import Source
-from jsfree.dpo.loss import PairLogps, completion_logps
 from jsfree.images import load_image
 from jsfree.models import Captioner
 from jsfree.schemas import SelectedPair
 
-
-@dataclass(frozen=True)
-class Rows:
-    """Token rows: ids, which of them are no padding, and which belong to the completion, (R, L) each."""
-
-    ids: torch.Tensor
-    attention: torch.Tensor
-    completion: torch.Tensor
+Item = TypeVar("Item")
+Loaded = TypeVar("Loaded")
+PREFIX, CHOSEN, REJECTED, PADDING = range(4)
 
 
 @dataclass(frozen=True)
-class PreferenceBatch:
-    """Pairs as tensors: rows of the chosen and of the rejected caption, and one image a pair."""
+class PairBatch:
+    """Pairs as tensors.
+
+    The images are ``pixels`` (B, 3, height, width), or ``features`` (B, visual tokens, width) where the vision tower
+    has seen them already.
+    """
 
     sample_ids: list[str]
-    chosen: Rows
-    rejected: Rows
-    pixel_values: torch.Tensor
-    first_completion: int
-    """Position before which no row of the batch has a completion token."""
+    ids_BL: torch.Tensor
+    positions_BL: torch.Tensor
+    segments_BL: torch.Tensor
+    """``PREFIX``, ``CHOSEN``, ``REJECTED`` or ``PADDING``."""
+    rows_T: torch.Tensor
+    sources_T: torch.Tensor
+    """Where in its row the model predicts a completion token."""
+    targets_T: torch.Tensor
+    """The completion tokens: of all chosen captions, then of all rejected ones."""
+    lengths: list[int]
+    """Tokens of each caption, in the order of ``targets_T``, (2 B)."""
+    pixels: torch.Tensor | None = None
+    features: torch.Tensor | None = None
 
     @property
     def completion_tokens(self) -> int:
         """Completion tokens in the batch."""
-        return int(self.chosen.completion.sum() + self.rejected.completion.sum())
+        return len(self.targets_T)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> PairBatch:
+        """The batch on a device, its images in the model's dtype."""
+
+        def images(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor.to(device=device, dtype=dtype)
+
+        return replace(
+            self,
+            ids_BL=self.ids_BL.to(device),
+            positions_BL=self.positions_BL.to(device),
+            segments_BL=self.segments_BL.to(device),
+            rows_T=self.rows_T.to(device),
+            sources_T=self.sources_T.to(device),
+            targets_T=self.targets_T.to(device),
+            pixels=images(self.pixels),
+            features=images(self.features),
+        )
 
 
-def collate(pairs: Sequence[SelectedPair], captioner: Captioner, limits: Source) -> PreferenceBatch:
-    """Tensors of ``pairs`` on the captioner's device.
+def attention_mask(segments_BL: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to attention's scores, (B, 1, L, L): 0 where a position sees another, the lowest number elsewhere.
+
+    A position sees those up to itself in the prefix and in its own caption.
+    """
+    length = segments_BL.shape[1]
+    keys, queries = segments_BL[:, None, None, :], segments_BL[:, None, :, None]
+    earlier = torch.ones(length, length, dtype=torch.bool, device=segments_BL.device).tril()
+    seen = earlier & ((keys == PREFIX) | (keys == queries))
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def collate(
+    pairs: Sequence[SelectedPair],
+    captioner: Captioner,
+    limits: Source,
+    features: Sequence[torch.Tensor] | None = None,
+) -> PairBatch:
+    """Tensors of ``pairs``, on the CPU; of any thread.
+
+    Args:
+        features: what the vision tower makes of each image; the images are not read then.
 
     Raises:
         RowError: an image that could be loaded when its captions were generated cannot be loaded now.
     """
     prompts = [captioner.prompt_ids(pair["prompt"], image=True) for pair in pairs]
-    completions = [*(pair["chosen"]["token_ids"] for pair in pairs), *(pair["rejected"]["token_ids"] for pair in pairs)]
-    rows = _pad([*prompts, *prompts], completions, captioner.device)
+    batch = _in_rows(pairs, prompts)
+    if features is not None:
+        return replace(batch, features=torch.stack(list(features)))
     images = [load_image(pair["image"], limits)[0] for pair in pairs]
-    half = len(pairs)
-    return PreferenceBatch(
+    return replace(batch, pixels=torch.stack([captioner.pixels(image) for image in images]))
+
+
+def _in_rows(pairs: Sequence[SelectedPair], prompts: Sequence[Sequence[int]]) -> PairBatch:
+    length = max(map(length_of, pairs, prompts))
+    ids = torch.zeros(len(pairs), length, dtype=torch.int64)
+    positions = torch.zeros_like(ids)
+    segments = torch.full_like(ids, PADDING)
+    predicted: dict[int, list[tuple[int, list[int], list[int]]]] = {CHOSEN: [], REJECTED: []}
+    for row, (pair, prompt) in enumerate(zip(pairs, prompts, strict=True)):
+        first = len(prompt)
+        ids[row, :first] = torch.tensor(prompt)
+        positions[row, :first] = torch.arange(first)
+        segments[row, :first] = PREFIX
+        at = first
+        for segment, caption in ((CHOSEN, pair["chosen"]), (REJECTED, pair["rejected"])):
+            tokens = list(caption["token_ids"])
+            end = at + len(tokens)
+            ids[row, at:end] = torch.tensor(tokens)
+            positions[row, at:end] = torch.arange(first, first + len(tokens))
+            segments[row, at:end] = segment
+            # The last of the prefix predicts the first token, each token the next one.
+            predicted[segment].append((row, [first - 1, *range(at, end - 1)], tokens))
+            at = end
+    every = [*predicted[CHOSEN], *predicted[REJECTED]]
+    return PairBatch(
         [pair["sample_id"] for pair in pairs],
-        Rows(rows.ids[:half], rows.attention[:half], rows.completion[:half]),
-        Rows(rows.ids[half:], rows.attention[half:], rows.completion[half:]),
-        captioner.pixel_values(images),
-        min(len(prompt) for prompt in prompts),
+        ids,
+        positions,
+        segments,
+        rows_T=torch.tensor([row for row, _, tokens in every for _ in tokens]),
+        sources_T=torch.tensor([source for _, sources, _ in every for source in sources]),
+        targets_T=torch.tensor([token for _, _, tokens in every for token in tokens]),
+        lengths=[len(tokens) for _, _, tokens in every],
     )
 
 
-def pair_logps(forward: Callable[..., Any], batch: PreferenceBatch) -> PairLogps:
-    """Log-probabilities of both captions of each pair in one forward pass.
-
-    Args:
-        forward: a LLaVA model, or the engine around it.
-    """
-    ids_RL = torch.cat([batch.chosen.ids, batch.rejected.ids])
-    completion_RL = torch.cat([batch.chosen.completion, batch.rejected.completion])
-    kept = ids_RL.shape[1] - batch.first_completion + 1
-    output = forward(
-        input_ids=ids_RL,
-        attention_mask=torch.cat([batch.chosen.attention, batch.rejected.attention]),
-        pixel_values=torch.cat([batch.pixel_values, batch.pixel_values]),
-        use_cache=False,
-        logits_to_keep=kept,
-    )
-    # The logits at a position predict the token after it.
-    logps_R = completion_logps(output.logits[:, :-1], ids_RL[:, 1 - kept :], completion_RL[:, 1 - kept :])
-    chosen, rejected = logps_R.chunk(2)
-    return PairLogps(chosen, rejected)
+def length_of(pair: SelectedPair, prompt: Sequence[int] = ()) -> int:
+    """Positions that a pair takes in its row; without the prompt, what tells it from others."""
+    return len(prompt) + len(pair["chosen"]["token_ids"]) + len(pair["rejected"]["token_ids"])
 
 
 def order_of_epoch(pairs: int, seed: int, epoch: int) -> list[int]:
@@ -97,22 +155,30 @@ def order_of_epoch(pairs: int, seed: int, epoch: int) -> list[int]:
 
 
 def micro_batches(
-    order: Sequence[int], step: int, pairs_per_step: int, micro: int, rank: int, world: int
-) -> Iterator[list[int]]:
-    """Indices of the pairs that worker ``rank`` of ``world`` takes in ``step`` of an epoch, ``micro`` at a time."""
-    mine = order[step * pairs_per_step : (step + 1) * pairs_per_step][rank::world]
-    for start in range(0, len(mine), micro):
-        yield list(mine[start : start + micro])
+    lengths: Sequence[int], step_indices: Sequence[int], micro: int, rank: int, world: int
+) -> list[list[int]]:
+    """Indices of the pairs that worker ``rank`` of ``world`` takes in a step, ``micro`` at a time.
+
+    Pairs of like length go together, over all workers, so that there is little padding and nobody waits: which pairs a
+    step has is settled before, and its gradient is their mean however they are grouped.
+
+    Args:
+        lengths: of all pairs.
+        step_indices: the step's pairs.
+    """
+    ordered = sorted(step_indices, key=lambda index: (-lengths[index], index))
+    together = micro * world
+    return [ordered[start : start + together][rank::world] for start in range(0, len(ordered), together)]
 
 
-def _pad(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], device: torch.device) -> Rows:
-    length = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
-    ids = torch.zeros(len(prompts), length, dtype=torch.int64)
-    attention = torch.zeros_like(ids)
-    completion = torch.zeros_like(ids, dtype=torch.bool)
-    for row, (prompt, tokens) in enumerate(zip(prompts, completions, strict=True)):
-        end = len(prompt) + len(tokens)
-        ids[row, :end] = torch.tensor([*prompt, *tokens])
-        attention[row, :end] = 1
-        completion[row, len(prompt) : end] = True
-    return Rows(ids.to(device), attention.to(device), completion.to(device))
+def prefetched(load: Callable[[Item], Loaded], items: Iterable[Item]) -> Iterator[Loaded]:
+    """``load`` of each item, the next one in a thread while its user works with this one."""
+    with ThreadPoolExecutor(1) as loader:
+        waiting = None
+        for item in items:
+            following = loader.submit(load, item)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from jsfree.config import RunConfig
+from jsfree.dpo.lora import add_adapters
+from jsfree.dpo.policy import PairModel
 from jsfree.dpo.trained import trained_names
 from jsfree.errors import ModelError
 from jsfree.models import Captioner
@@ -24,7 +26,13 @@ def deepspeed_config(config: RunConfig, world: int) -> dict[str, Any]:
         "gradient_accumulation_steps": share // micro,
         "gradient_clipping": train.max_grad_norm,
         "bf16": {"enabled": config.captioner.dtype == "bfloat16"},
-        "zero_optimization": {"stage": train.zero_stage, "stage3_gather_16bit_weights_on_model_save": True},
+        "zero_optimization": {
+            "stage": train.zero_stage,
+            "stage3_gather_16bit_weights_on_model_save": True,
+            **({} if train.offload == "none" else {"offload_optimizer": {"device": "cpu"}}),
+            **({"offload_param": {"device": "cpu"}} if train.offload == "all" else {}),
+        },
+        "zero_force_ds_cpu_optimizer": False,  # an offloaded optimizer is torch's too
         # torch's AdamW needs no compiler on the nodes, where DeepSpeed's own is built at the first start. It is on
         # DeepSpeed's list of optimizers for ZeRO (0.19.8); should it leave that list, this lets it pass.
         "zero_allow_untested_optimizer": True,
@@ -35,8 +43,11 @@ def deepspeed_config(config: RunConfig, world: int) -> dict[str, Any]:
 def start_engine(captioner: Captioner, config: RunConfig, world: int) -> Any:
     """Freeze what is not trained and hand the model to DeepSpeed; torch.distributed must be initialised.
 
+    Returns:
+        The engine: a call with a ``PairBatch`` gives ``PairLogps``.
+
     Raises:
-        ConfigError: more layers are to be trained than the model has.
+        ConfigError: more layers are to be trained than the model has, or adapters for layers that it has not.
         ModelError: gradients cannot be checkpointed, because the model has dropout.
     """
     on_cpu = captioner.device.type == "cpu"
@@ -47,10 +58,13 @@ def start_engine(captioner: Captioner, config: RunConfig, world: int) -> Any:
     if on_cpu:
         # Its shared-memory collectives would need a compiler on the node; gloo serves as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    model = captioner.model
-    freeze(model, config.train.trained_layers)
+    if config.train.lora is not None:
+        add_adapters(captioner.model, config.train.lora)
+    else:
+        freeze(captioner.model, config.train.trained_layers)
     if config.train.gradient_checkpointing:
-        checkpoint_gradients(model)
+        checkpoint_gradients(captioner.model)
+    model = PairModel(captioner.model)
     optimizer = adamw(model, config, fused=not on_cpu)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(config, world))
     return engine
@@ -96,9 +110,7 @@ def checkpoint_gradients(model: Any) -> None:
 
 
 def gathered_weights(engine: Any) -> dict[str, torch.Tensor]:
-    """The whole model's weights, from every rank's shard under ZeRO-3; every rank must call."""
-    if engine.zero_optimization_stage() == 3:
-        weights: dict[str, torch.Tensor] = engine._zero3_consolidated_16bit_state_dict()
-        return weights
-    module: dict[str, torch.Tensor] = engine.module.state_dict()
-    return module
+    """The whole captioner's weights, from every rank's shard under ZeRO-3; every rank must call, rank 0 gets them."""
+    sharded = engine.zero_optimization_stage() == 3
+    weights = engine._zero3_consolidated_16bit_state_dict() if sharded else engine.module.state_dict()
+    return {name.removeprefix("llava."): tensor for name, tensor in (weights or {}).items()}

@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jsfree.config import Lora
 from jsfree.dpo.trained import trained_names
 from jsfree.model_folder import CAPTIONER
 
@@ -41,7 +42,7 @@ class Parameters:
     trained: int
 
 
-def count_parameters(folder: Path, trained_layers: int | None) -> Parameters:
+def count_parameters(folder: Path, trained_layers: int | None, lora: Lora | None = None) -> Parameters:
     """Count the parameters of a captioner in a local folder from the headers of its safetensors files.
 
     Raises:
@@ -50,17 +51,22 @@ def count_parameters(folder: Path, trained_layers: int | None) -> Parameters:
     shapes: dict[str, Sequence[int]] = {}
     for path in sorted(folder.glob(CAPTIONER.weights)):
         shapes |= {name: entry["shape"] for name, entry in _header(path).items() if name != "__metadata__"}
-    return parameters_of(shapes, trained_layers)
+    return parameters_of(shapes, trained_layers, lora)
 
 
-def parameters_of(shapes: Mapping[str, Sequence[int]], trained_layers: int | None) -> Parameters:
+def parameters_of(
+    shapes: Mapping[str, Sequence[int]], trained_layers: int | None, lora: Lora | None = None
+) -> Parameters:
     """Count parameters by the names and shapes of a captioner's tensors (``jsfree.shapes.tensors``, or its files).
 
     Raises:
         ConfigError: the model has fewer layers than are to be trained.
     """
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    trained = trained_names(sizes, trained_layers)
+    trained = trained_names(sizes, trained_layers, lora)
+    if lora is not None:
+        adapters = sum(lora.rank * sum(shapes[name]) for name in trained)
+        return Parameters(sum(sizes.values()) + adapters, adapters)
     return Parameters(sum(sizes.values()), sum(size for name, size in sizes.items() if name in trained))
 
 
@@ -75,9 +81,15 @@ def model_bytes(parameters: Parameters, dtype: str) -> int:
     return BYTES[dtype] * parameters.total
 
 
-def gpu_bytes(parameters: Parameters, zero_stage: int, workers: int, dtype: str) -> int:
-    """The most that weights, gradients and optimizer take on a GPU, without activations."""
+def gpu_bytes(parameters: Parameters, zero_stage: int, workers: int, dtype: str, offload: str = "none") -> int:
+    """The most that weights, gradients and optimizer take on a GPU, without activations.
+
+    What is offloaded does not count: optimizer and step; of offloaded weights a layer or two is there at a time.
+    """
     each = BYTES[dtype]
+    if offload != "none":
+        rest = 0 if offload == "all" else parameters.total / (workers if zero_stage == 3 else 1)
+        return math.ceil(each * (rest + parameters.trained / (1 if zero_stage == 1 else workers)))
     weights = each * parameters.total / (workers if zero_stage == 3 else 1)
     gradients = each * parameters.trained / (1 if zero_stage == 1 else workers)
     step = (each + GRADIENT_BYTES) * parameters.trained / workers

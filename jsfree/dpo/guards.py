@@ -49,7 +49,8 @@ def check_training(config: RunConfig, policy: str, steps: int, output: str) -> N
     gpu = visible_gpu(gpus) if gpus else None
     if gpu is not None:
         check_dtype(gpu, config.captioner.dtype)
-    parameters = footprint.count_parameters(local_folder(policy, CAPTIONER, config.models), config.train.trained_layers)
+    train, folder = config.train, local_folder(policy, CAPTIONER, config.models)
+    parameters = footprint.count_parameters(folder, train.trained_layers, train.lora)
     if gpu is not None:
         check_memory(gpu, parameters, config)
     check_disk(disk_needs(parameters, config, steps, Folder(output)))
@@ -62,13 +63,14 @@ def check_memory(gpu: Gpu, parameters: Parameters, config: RunConfig) -> None:
         DeviceError: they do not.
     """
     train, workers = config.train, config.train.resources.replicas
-    needed = footprint.gpu_bytes(parameters, train.zero_stage, workers, config.captioner.dtype)
+    needed = footprint.gpu_bytes(parameters, train.zero_stage, workers, config.captioner.dtype, train.offload)
     if needed > gpu.memory:
         raise DeviceError(
             f"training {parameters.trained / GB:.2f} of {parameters.total / GB:.2f} billion parameters with"
             f" {workers} workers and ZeRO-{train.zero_stage} takes {needed / GB:.0f} GB a GPU before activations, but"
             f" {gpu.name} has {gpu.memory / GB:.0f} GB; use more workers (train.resources.replicas),"
-            f" {'' if train.zero_stage == 3 else 'train.zero_stage: 3, '}or train fewer layers (train.trained_layers)"
+            f" {'' if train.zero_stage == 3 else 'train.zero_stage: 3, '}keep the optimizer in the nodes' memory"
+            " (train.offload), or train adapters (train.lora) or fewer layers (train.trained_layers)"
         )
 
 

@@ -8,39 +8,57 @@ from __future__ import annotations
 
 import logging
 import math
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from jsfree.config import RunConfig
 from jsfree.dpo import reference_logps
-from jsfree.dpo.batching import PreferenceBatch, collate, micro_batches, order_of_epoch, pair_logps
+from jsfree.dpo.batching import PairBatch, collate, length_of, micro_batches, order_of_epoch, prefetched
 from jsfree.dpo.engine import gathered_weights, start_engine
-from jsfree.dpo.loss import DPOTerms, PairLogps, dpo
+from jsfree.dpo.features import VisionFeatures
+from jsfree.dpo.lora import merged
+from jsfree.dpo.loss import DPOTerms, Lengths, PairLogps, anchor, dpo, first_loss
+from jsfree.dpo.policy import PairModel
+from jsfree.dpo.validation import Validation
 from jsfree.errors import StageError
-from jsfree.models import load_captioner
+from jsfree.models import DTYPES, load_captioner
 from jsfree.publish import publish_captioner
 from jsfree.schemas import SelectedPair
 from jsfree.storage import Folder
 
 log = logging.getLogger(__name__)
 
-LN2_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+FIRST_LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+ADAPTER = "adapter"
+"""Folder of the published model with the adapter alone, where adapters were trained."""
+HELD_OUT = -1
+"""The epoch whose order draws the pairs that are held out."""
 Step = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Models:
-    """References of the model a round starts from and of its frozen reference."""
+    """References of the model a round starts from and of its frozen reference, and the latter's fingerprint."""
 
     policy: str
     reference: str
+    reference_fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where training keeps the reference's log-probabilities and images' features, and publishes the model."""
+
+    reference: Folder
+    features: Folder
+    model: Folder
 
 
 @dataclass(frozen=True)
@@ -84,7 +102,7 @@ def train(
     config: RunConfig,
     pairs: Sequence[SelectedPair],
     models: Models,
-    folders: tuple[Folder, Folder],
+    folders: Folders,
     hooks: Hooks,
     device: str,
 ) -> None:
@@ -92,28 +110,46 @@ def train(
 
     Args:
         pairs: the selected pairs, in one order on all workers.
-        folders: where reference log-probabilities are kept, and where the model is published.
 
     Raises:
-        StageError: too few pairs, or a loss at the first step that is not ln 2.
+        StageError: too few pairs, or a loss at the first step that is not that of equal models.
     """
-    reference_folder, model_folder = folders
-    steps = steps_per_epoch(len(pairs), config)
+    trained, held_out = split(pairs, config)
+    steps = steps_per_epoch(len(trained), config)
     torch.manual_seed(config.seed)
-    trainer = _Trainer(config, pairs, models, device)
-    trainer.prepare_reference(reference_folder, models)
+    trainer = _Trainer(config, trained, models, device)
+    trainer.prepare(pairs, folders, models)
     history = trainer.restore(hooks.restore)
     total = steps * config.train.epochs
+    guard = Validation(config.train, history)
     for step in range(len(history), total):
         epoch, within = divmod(step, steps)
-        history.append(trainer.step(step, epoch, within, total))
+        figures = trainer.step(step, epoch, within, total)
         if step == 0:
-            _check_first_loss(history[0], config, models)
+            _check_first_loss(figures, config, models)
+        if held_out and guard.due(step, total):
+            figures |= trainer.validated(held_out)
+        history.append(figures)
+        stops = guard.stops(figures)
+        ended = stops or step + 1 == total
         if trainer.rank == 0:
-            hooks.progress(history, total)
-        if (step + 1) % config.train.checkpoint_every == 0 and step + 1 < total:
+            hooks.progress(history, len(history) if ended else total)
+        if guard.publishes(figures, ended=ended):
+            trainer.publish(folders.model)
+        if ended:
+            break
+        if (step + 1) % config.train.checkpoint_every == 0:
             trainer.save(history, hooks)
-    trainer.publish(model_folder)
+
+
+def split(pairs: Sequence[SelectedPair], config: RunConfig) -> tuple[Sequence[SelectedPair], Sequence[SelectedPair]]:
+    """The pairs that are trained on, and those that are held out (``train.validation.pairs``), drawn by the seed."""
+    count = config.train.validation.pairs
+    if not count:
+        return pairs, []
+    order = order_of_epoch(len(pairs), config.seed, HELD_OUT)
+    out = set(order[:count])
+    return [pair for at, pair in enumerate(pairs) if at not in out], [pairs[at] for at in sorted(out)]
 
 
 class _Trainer:
@@ -121,7 +157,9 @@ class _Trainer:
 
     def __init__(self, config: RunConfig, pairs: Sequence[SelectedPair], models: Models, device: str) -> None:
         self.config = config
+        self.policy = models.policy
         self.pairs = pairs
+        self.lengths = [length_of(pair) for pair in pairs]
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         settings = config.captioner
         self.captioner = load_captioner(
@@ -130,18 +168,25 @@ class _Trainer:
         self.engine = start_engine(self.captioner, config, self.world)
         self.micro: int = self.engine.train_micro_batch_size_per_gpu()
         self.reference: reference_logps.ReferenceLogps = {}
+        self.features: VisionFeatures | None = None
 
-    def prepare_reference(self, folder: Folder, models: Models) -> None:
-        """Have the reference's log-probabilities ready."""
-        forward: Any = self.engine
+    def prepare(self, pairs: Sequence[SelectedPair], folders: Folders, models: Models) -> None:
+        """Have images' features and the reference's log-probabilities ready."""
+        settings, files = self.config.captioner, self.config.models
+        origin = reference_logps.origin(
+            models.reference_fingerprint or models.reference, settings.dtype, settings.preprocessing, pairs
+        )
+        if self.config.train.cache_vision_features:
+            features = VisionFeatures(folders.features, origin)  # the policy's tower is the reference's: it is frozen
+            features.prepare(pairs, self._load, self._tower, self.micro)
+            self.features = features
+        forward: Callable[[PairBatch], PairLogps] = self.engine
         if models.reference != models.policy:
-            settings, files = self.config.captioner, self.config.models
             device = str(self.captioner.device)
-            forward = load_captioner(
-                models.reference, device, settings.dtype, settings.preprocessing, files=files
-            ).model
+            reference = load_captioner(models.reference, device, settings.dtype, settings.preprocessing, files=files)
+            forward = PairModel(reference.model)
         self.reference = reference_logps.reference_logps(
-            folder, self.pairs, self.captioner, forward, self.config.source, self.micro
+            folders.reference, pairs, origin, self._load, lambda batch: forward(self._placed(batch)), self.micro
         )
 
     def step(self, step: int, epoch: int, within: int, total: int) -> Step:
@@ -150,45 +195,79 @@ class _Trainer:
         rate = learning_rate(step, total, self.config)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        order = order_of_epoch(len(self.pairs), self.config.seed, epoch)
+        size = self.config.train.pairs_per_step
+        order = order_of_epoch(len(self.pairs), self.config.seed, epoch)[within * size : (within + 1) * size]
+        mine = micro_batches(self.lengths, order, self.micro, self.rank, self.world)
         sums = torch.zeros(len(_FIGURES), dtype=torch.float64)
-        for indices in micro_batches(
-            order, within, self.config.train.pairs_per_step, self.micro, self.rank, self.world
-        ):
-            batch = collate([self.pairs[index] for index in indices], self.captioner, self.config.source)
-            sums += self._micro_step(batch)
-        moved = sums.to(self.captioner.device, torch.float32)
-        dist.all_reduce(moved)
-        figures = dict(zip(_FIGURES, moved.tolist(), strict=True))
-        count = figures.pop("pairs")
-        tokens = figures.pop("tokens")
-        means = {name: value / count for name, value in figures.items()}
+        for batch in prefetched(self._load, [[self.pairs[index] for index in indices] for indices in mine]):
+            sums += self._micro_step(self._placed(batch))
+        means, tokens = self._means(sums)
+        seconds = time.perf_counter() - started
         return {
             "step": step,
             "epoch": epoch,
             **means,
-            "margin": means["chosen_reward"] - means["rejected_reward"],
             "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
             "learning_rate": rate,
             "tokens": tokens,
-            "seconds": time.perf_counter() - started,
+            "tokens_per_second": tokens / seconds,
+            "memory": peak_memory(self.captioner.device),
+            "seconds": seconds,
         }
 
-    def _micro_step(self, batch: PreferenceBatch) -> torch.Tensor:
+    def validated(self, pairs: Sequence[SelectedPair]) -> Step:
+        """Figures of pairs that are not trained on, averaged over them."""
+        mine = sorted(pairs, key=lambda pair: (-length_of(pair), pair["sample_id"]))[self.rank :: self.world]
+        sums = torch.zeros(len(_FIGURES), dtype=torch.float64)
+        for batch in prefetched(self._load, [mine[at : at + self.micro] for at in range(0, len(mine), self.micro)]):
+            with torch.no_grad():
+                placed = self._placed(batch)
+                sums += self._terms(placed, self.engine(placed))[1]
+        means, _ = self._means(sums)
+        return {f"validation_{name}": means[name] for name in ("loss", "accuracy", "margin", "chosen_reward")}
+
+    def _micro_step(self, batch: PairBatch) -> torch.Tensor:
         """Forward and backward of one micro batch, and the optimizer where a step is full; summed figures."""
-        policy = pair_logps(self.engine, batch)
-        terms = dpo(
-            policy,
-            reference_logps.select(self.reference, batch.sample_ids, self.captioner.device),
-            self.config.train.beta,
-        )
-        loss = terms.loss.mean()
-        if self.config.train.sft_weight:
-            lengths = batch.chosen.completion.sum(-1)
-            loss = loss + self.config.train.sft_weight * (-policy.chosen / lengths).mean()
+        policy = self.engine(batch)
+        loss, sums = self._terms(batch, policy)
         self.engine.backward(loss)
         self.engine.step()
-        return _summed(terms, policy, batch)
+        return sums
+
+    def _terms(self, batch: PairBatch, policy: PairLogps) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is minimised, and the batch's summed figures."""
+        settings, device = self.config.train, self.captioner.device
+        chosen, rejected = torch.tensor(batch.lengths, device=device).chunk(2)
+        lengths = Lengths(chosen, rejected)
+        terms = dpo(policy, reference_logps.select(self.reference, batch.sample_ids, device), lengths, settings)
+        loss = terms.loss.mean()
+        if settings.sft_weight:
+            loss = loss + settings.sft_weight * anchor(policy, lengths).mean()
+        return loss, _summed(terms, policy, lengths, settings.beta)
+
+    def _means(self, sums: torch.Tensor) -> tuple[Step, float]:
+        """Figures averaged over the pairs of all workers, and the number of completion tokens."""
+        moved = sums.to(self.captioner.device, torch.float32)
+        dist.all_reduce(moved)
+        figures = dict(zip(_FIGURES, moved.tolist(), strict=True))
+        count = figures.pop("pairs")
+        means = {name: value / count for name, value in figures.items()}
+        tokens = figures["chosen_length"] + figures["rejected_length"]
+        return {**means, "margin": means["chosen_reward"] - means["rejected_reward"]}, tokens
+
+    def _load(self, pairs: Sequence[SelectedPair]) -> PairBatch:
+        """A batch on the CPU; of any thread."""
+        features = None if self.features is None else [self.features.of(pair) for pair in pairs]
+        return collate(pairs, self.captioner, self.config.source, features)
+
+    def _placed(self, batch: PairBatch) -> PairBatch:
+        return batch.to(self.captioner.device, DTYPES[self.config.captioner.dtype])
+
+    def _tower(self, pixels: torch.Tensor | None) -> torch.Tensor:
+        assert pixels is not None
+        placed = pixels.to(self.captioner.device, DTYPES[self.config.captioner.dtype])
+        features: torch.Tensor = self.engine.module.features(placed)
+        return features
 
     def save(self, history: Sequence[Step], hooks: Hooks) -> None:
         """Write this rank's part of a checkpoint and hand it over."""
@@ -210,6 +289,10 @@ class _Trainer:
         weights = gathered_weights(self.engine)
         if self.rank == 0:
             with tempfile.TemporaryDirectory() as directory:
+                if self.config.train.lora is not None:
+                    settings = self.config.captioner
+                    base = load_captioner(self.policy, "cpu", settings.dtype, files=self.config.models)
+                    weights = merged(weights, base.model, self.config.train.lora, Path(directory) / ADAPTER)
                 publish_captioner(self.captioner.model, self.captioner.processor, directory, weights)
                 folder.remove()  # files of an attempt that was broken off must not mix with these
                 folder.upload(str(Path(directory)))
@@ -217,30 +300,44 @@ class _Trainer:
 
 
 _FIGURES = (
-    "pairs", "tokens", "loss", "chosen_reward", "rejected_reward", "accuracy", "chosen_logp", "rejected_logp",
+    "pairs", "chosen_length", "rejected_length", "loss", "chosen_reward", "rejected_reward", "accuracy",
+    "chosen_logp", "rejected_logp", "chosen_change",
 )  # fmt: skip
 
 
-def _summed(terms: DPOTerms, policy: PairLogps, batch: PreferenceBatch) -> torch.Tensor:
-    """The figures of a micro batch, summed over its pairs, in the order of ``_FIGURES``."""
+def _summed(terms: DPOTerms, policy: PairLogps, lengths: Lengths, beta: float) -> torch.Tensor:
+    """The figures of a micro batch, summed over its pairs, in the order of ``_FIGURES``.
+
+    ``chosen_change`` is by how much the chosen caption's log-probability has changed, a token.
+    """
     per_pair = (
+        lengths.chosen,
+        lengths.rejected,
         terms.loss.detach(),
         terms.chosen_reward,
         terms.rejected_reward,
         (terms.chosen_reward > terms.rejected_reward).float(),
         policy.chosen.detach(),
         policy.rejected.detach(),
+        terms.chosen_reward / beta / lengths.chosen,
     )
-    counts = [len(batch.sample_ids), batch.completion_tokens]
-    return torch.tensor([*counts, *(float(values.sum()) for values in per_pair)], dtype=torch.float64)
+    return torch.tensor([len(lengths.chosen), *(float(values.sum()) for values in per_pair)], dtype=torch.float64)
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most bytes that this process had: on its GPU, or in memory where it has none."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
 def _check_first_loss(step: Step, config: RunConfig, models: Models) -> None:
-    """Before any update policy and reference are one model, so the DPO loss must be ln 2."""
+    """Before any update policy and reference are one model, so the DPO loss must be ln 2 (another for ``ipo``)."""
+    expected = first_loss(config.train)
     if models.policy != models.reference:
         return
-    if abs(step["loss"] - math.log(2)) > LN2_TOLERANCE[config.captioner.dtype]:
+    if abs(step["loss"] - expected) > FIRST_LOSS_TOLERANCE[config.captioner.dtype] * expected / math.log(2):
         raise StageError(
-            f"the loss at step 0 is {step['loss']:.5f}, not ln 2 = {math.log(2):.5f}: policy and reference disagree"
-            " before training; the reference table belongs to another model (--restart train)"
+            f"the loss at step 0 is {step['loss']:.5f}, not {expected:.5f}: policy and reference disagree before"
+            " training; the reference table belongs to another model (--restart train)"
         )

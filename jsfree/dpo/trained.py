@@ -9,22 +9,27 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
+from jsfree.config import Lora
 from jsfree.errors import ConfigError
 
 LAYER = re.compile(r"language_model\.model\.layers\.(\d+)\.")
 VISION, PROJECTOR = "vision_tower.", "multi_modal_projector."
 
 
-def trained_names(names: Collection[str], trained_layers: int | None) -> set[str]:
-    """Those of a model's parameters that are trained.
+def trained_names(names: Collection[str], trained_layers: int | None, lora: Lora | None = None) -> set[str]:
+    """Those of a model's parameters that training changes.
 
     Args:
         names: all parameters of the model.
         trained_layers: as in ``Train.trained_layers``; None trains all but the vision tower.
+        lora: as in ``Train.lora``; the weights are then those that adapters are merged into.
 
     Raises:
         ConfigError: the model has fewer layers.
     """
+    if lora is not None:
+        targets = tuple(f".{target}.weight" for target in lora.targets)
+        return {name for name in names if name.endswith(targets) and not name.startswith(VISION)}
     if trained_layers is None:
         return {name for name in names if not name.startswith(VISION)}
     layers = {name: int(match[1]) for name in names if (match := LAYER.match(name))}

@@ -5,9 +5,10 @@ import torch
 
 from jsfree.captioning import PairGenerator
 from jsfree.config import RunConfig, build
-from jsfree.dpo.batching import collate, micro_batches, order_of_epoch, pair_logps
+from jsfree.dpo.batching import collate, micro_batches, order_of_epoch, prefetched
 from jsfree.dpo.engine import deepspeed_config
 from jsfree.dpo.loop import learning_rate, steps_per_epoch
+from jsfree.dpo.policy import PairModel
 from jsfree.errors import StageError
 from jsfree.images import training_samples
 
@@ -39,20 +40,20 @@ def alone(captioner, pair, role):
 def test_a_batch_gives_the_log_probabilities_of_separate_forwards(captioner, pairs):
     batch = collate(pairs, captioner, SMALL.source)
     with torch.no_grad():
-        logps = pair_logps(captioner.model, batch)
+        logps = PairModel(captioner.model)(batch)
     for row, pair in enumerate(pairs):
         assert float(logps.chosen[row]) == pytest.approx(alone(captioner, pair, "chosen"), abs=1e-3)
         assert float(logps.rejected[row]) == pytest.approx(alone(captioner, pair, "rejected"), abs=1e-3)
-    lengths = [len(pair[role]["token_ids"]) for pair in pairs for role in ("chosen", "rejected")]
+    lengths = [len(pair[role]["token_ids"]) for role in ("chosen", "rejected") for pair in pairs]
+    assert batch.lengths == lengths
     assert batch.completion_tokens == sum(lengths)
 
 
 def test_the_end_token_belongs_to_the_completion(captioner, pairs):
     batch = collate(pairs[:1], captioner, SMALL.source)
-    completion = batch.chosen.ids[0][batch.chosen.completion[0]].tolist()
-    assert completion == pairs[0]["chosen"]["token_ids"]
+    assert batch.targets_T[: batch.lengths[0]].tolist() == pairs[0]["chosen"]["token_ids"]
     assert pairs[0]["chosen"]["finish"] == "stop"
-    assert completion[-1] in captioner.eos_ids
+    assert pairs[0]["chosen"]["token_ids"][-1] in captioner.eos_ids
 
 
 def test_workers_share_out_every_step_without_overlap():
@@ -60,13 +61,30 @@ def test_workers_share_out_every_step_without_overlap():
     assert sorted(order) == list(range(100))
     assert order == order_of_epoch(100, seed=3, epoch=1)
     assert order != order_of_epoch(100, seed=3, epoch=2)
-    taken = [
-        index
-        for rank in range(4)
-        for micro in micro_batches(order, step=2, pairs_per_step=32, micro=4, rank=rank, world=4)
-        for index in micro
-    ]
-    assert sorted(taken) == sorted(order[64:96])
+    step = order[64:96]
+    lengths = [17 * index % 101 for index in range(100)]
+    shares = [micro_batches(lengths, step, micro=4, rank=rank, world=4) for rank in range(4)]
+    assert sorted(index for share in shares for micro in share for index in micro) == sorted(step)
+    assert all(len(micro) == 4 for share in shares for micro in share)
+    together = [[lengths[index] for share in shares for index in share[turn]] for turn in range(2)]
+    assert min(together[0]) >= max(together[1]), "pairs of like length go together, over all workers"
+
+
+def test_batches_come_in_order_one_ahead_and_errors_where_they_belong():
+    loaded = []
+
+    def load(item: int) -> int:
+        loaded.append(item)
+        if item == 3:
+            raise ValueError("no such image")
+        return 10 * item
+
+    batches = prefetched(load, [1, 2, 3])
+    assert [next(batches), next(batches)] == [10, 20]
+    with pytest.raises(ValueError, match="no such image"):
+        next(batches)
+    assert loaded == [1, 2, 3]
+    assert list(prefetched(load, [])) == []
 
 
 def test_too_few_pairs_are_refused_with_a_remedy():

@@ -1,42 +1,22 @@
 """DeepSpeed for real on one worker: what it trains, what it writes, with the optimizer kernel that GPUs get."""
 
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
 
 from jsfree.config import RunConfig, build
 from jsfree.dpo import engine as dpo_engine
 from jsfree.dpo import footprint
-from jsfree.dpo.batching import collate, pair_logps
+from jsfree.dpo.batching import collate
 from jsfree.dpo.engine import checkpoint_gradients, gathered_weights, start_engine
+from jsfree.dpo.policy import PairModel
 from jsfree.dpo.trained import trained_names
 from jsfree.errors import ModelError
 from jsfree.images import training_samples
 from jsfree.model_files import WEIGHTS
-from jsfree.models import load_captioner
+from jsfree.models import DTYPES, load_captioner
 from jsfree.publish import hub_key
 
-pytestmark = pytest.mark.filterwarnings("default")  # DeepSpeed's own
-WORKER = {"DS_ACCELERATOR": "cpu", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-
-
-@pytest.fixture(scope="module")
-def extensions(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("extensions")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_worker(tmp_path_factory, extensions):
-    """A process group of this process alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**WORKER, "TORCH_EXTENSIONS_DIR": str(extensions)}.items():
-            patch.setenv(name, value)
-        store = tmp_path_factory.mktemp("store") / "file"
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("one_worker")]  # DeepSpeed warns
 
 
 @pytest.fixture
@@ -55,11 +35,12 @@ def started(config: RunConfig):
     captioner = load_captioner("miniworld:captioner", dtype=config.captioner.dtype)
     samples = training_samples(config, 1)
     pairs = [{**row, "chosen": {"token_ids": [9, 10, 2]}, "rejected": {"token_ids": [11, 2]}} for row in samples]
-    return start_engine(captioner, config, 1), collate(pairs, captioner, config.source)
+    engine = start_engine(captioner, config, 1)
+    return engine, collate(pairs, captioner, config.source).to(captioner.device, DTYPES[config.captioner.dtype])
 
 
 def step(engine, batch) -> float:
-    logps = pair_logps(engine, batch)
+    logps = engine(batch)
     loss = (logps.rejected - logps.chosen).mean()
     engine.backward(loss)
     engine.step()
@@ -113,10 +94,10 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path):
 def test_checkpointed_gradients_compute_activations_again_and_give_the_same_loss(checkpointing, passes):
     engine, batch = started(settings(gradient_checkpointing=checkpointing))
     with torch.no_grad():
-        expected = pair_logps(load_captioner("miniworld:captioner").model, batch)
+        expected = PairModel(load_captioner("miniworld:captioner").model)(batch)
     seen = []
     # Before the layer's MLP: the second pass stops as soon as it has what the backward pass needs.
-    engine.module.model.language_model.layers[0].mlp.register_forward_pre_hook(lambda *_: seen.append(1))
+    engine.module.llava.model.language_model.layers[0].mlp.register_forward_pre_hook(lambda *_: seen.append(1))
     loss = step(engine, batch)
     assert len(seen) == passes
     assert loss == pytest.approx(float((expected.rejected - expected.chosen).mean()), abs=1e-5)

@@ -1,0 +1,68 @@
+"""LoRA through peft: small trained factors beside the frozen weights, merged into them when training ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from jsfree.config import Lora
+from jsfree.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import LlavaForConditionalGeneration
+
+PREFIX = "base_model.model."
+"""What peft puts before the names of the model it wraps."""
+
+
+def peft_config(settings: Lora) -> LoraConfig:
+    """peft's configuration; the vision tower is left alone, whose layers have the same names."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=0.0,  # the policy must begin as the reference
+        target_modules=list(settings.targets),
+        exclude_modules=r".*vision_tower.*",
+    )
+
+
+def add_adapters(model: LlavaForConditionalGeneration, settings: Lora) -> None:
+    """Put adapters into a model; they alone require gradients.
+
+    Raises:
+        ConfigError: the model has no layers of these names.
+    """
+    from peft import inject_adapter_in_model
+
+    model.requires_grad_(False)
+    try:
+        inject_adapter_in_model(peft_config(settings), model)
+    except ValueError as error:
+        raise ConfigError(
+            f"train.lora.targets {list(settings.targets)}: the captioner has no such layers outside its vision tower"
+        ) from error
+
+
+def merged(
+    weights: Mapping[str, torch.Tensor], model: LlavaForConditionalGeneration, settings: Lora, adapter: Path
+) -> dict[str, torch.Tensor]:
+    """Weights with the adapters in them.
+
+    Args:
+        weights: of a model with adapters, whole, by its names.
+        model: the model that training began with; it is changed.
+        adapter: folder into which the adapter is written, as peft loads it.
+    """
+    from peft import get_peft_model
+
+    wrapped: Any = get_peft_model(model, peft_config(settings))
+    wrapped.load_state_dict({PREFIX + name: tensor for name, tensor in weights.items()})
+    wrapped.save_pretrained(str(adapter))
+    whole: dict[str, torch.Tensor] = wrapped.merge_and_unload(safe_merge=True).state_dict()
+    return whole

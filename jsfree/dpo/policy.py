@@ -1,0 +1,99 @@
+"""A LLaVA model as DPO needs it: from a batch of pairs to the log-probabilities of their captions.
+
+Shape suffixes: B pairs (rows), L positions of a row, T completion tokens, V vocabulary, D width, N visual tokens.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from jsfree.dpo.batching import PairBatch, attention_mask
+from jsfree.dpo.loss import PairLogps
+from jsfree.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration
+
+HEAD_CHUNK = 1024
+"""Completion tokens whose logits are in memory at a time."""
+
+
+class CompletionHead(torch.nn.Linear):
+    """An LM head that can also tell log-probabilities alone, without keeping the logits of all tokens.
+
+    One call, however many tokens: under ZeRO-3 its weight is gathered once a call, by all workers together.
+    """
+
+    @classmethod
+    def of(cls, head: torch.nn.Linear) -> CompletionHead:
+        """The head with the same parameters."""
+        own = cls(head.in_features, head.out_features, bias=head.bias is not None, device="meta")
+        own.weight, own.bias = head.weight, head.bias
+        return own
+
+    def forward(self, hidden_TD: torch.Tensor, targets_T: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits; with ``targets`` the log-probability of each in float32, (T,)."""
+        if targets_T is None:
+            return super().forward(hidden_TD)
+        if len(targets_T) <= HEAD_CHUNK:
+            return self._logps(hidden_TD, targets_T)
+        chunks = zip(torch.split(hidden_TD, HEAD_CHUNK), torch.split(targets_T, HEAD_CHUNK), strict=True)
+        # The backward pass computes a chunk's logits again.
+        return torch.cat([checkpoint(self._logps, *chunk, use_reentrant=False) for chunk in chunks])
+
+    def _logps(self, hidden_TD: torch.Tensor, targets_T: torch.Tensor) -> torch.Tensor:
+        logits_TV = F.linear(hidden_TD, self.weight, self.bias)
+        return -F.cross_entropy(logits_TV.float(), targets_T, reduction="none")
+
+
+class PairModel(torch.nn.Module):
+    """The module that is trained; ``llava`` is the model itself."""
+
+    def __init__(self, llava: LlavaForConditionalGeneration) -> None:
+        super().__init__()
+        self.llava = llava
+        llava.lm_head = CompletionHead.of(llava.lm_head)
+
+    def forward(self, batch: PairBatch) -> PairLogps:
+        """Summed log-probabilities of both captions of each pair (Eq. 1-2), float32.
+
+        Raises:
+            ModelError: an image has another number of visual tokens than the prompt holds.
+        """
+        model: Any = self.llava.model
+        features_BND = batch.features if batch.features is not None else self.features(batch.pixels)
+        visual_BND = model.multi_modal_projector(features_BND)
+        embedded_BLD = model.get_input_embeddings()(batch.ids_BL)
+        is_image_BL = batch.ids_BL == self.llava.config.image_token_index
+        if int(is_image_BL.sum()) != visual_BND.shape[0] * visual_BND.shape[1]:
+            raise ModelError(
+                f"{int(is_image_BL.sum())} image tokens in the prompts, but {visual_BND.shape[0]} images of"
+                f" {visual_BND.shape[1]} visual tokens; the processor's patch size is not that of the vision tower"
+            )
+        embedded_BLD = embedded_BLD.masked_scatter(is_image_BL[..., None], visual_BND.to(embedded_BLD.dtype))
+        hidden_BLD = model.language_model(
+            inputs_embeds=embedded_BLD,
+            attention_mask=attention_mask(batch.segments_BL, embedded_BLD.dtype),
+            position_ids=batch.positions_BL,
+            use_cache=False,
+        ).last_hidden_state
+        logps_T = self.llava.lm_head(hidden_BLD[batch.rows_T, batch.sources_T], batch.targets_T)
+        sums = torch.stack([each.sum() for each in torch.split(logps_T, batch.lengths)])
+        chosen, rejected = sums.chunk(2)
+        return PairLogps(chosen, rejected)
+
+    def features(self, pixels: torch.Tensor | None) -> torch.Tensor:
+        """What the frozen vision tower makes of images, before the projector, (B, N, D)."""
+        assert pixels is not None
+        config = self.llava.config
+        layers = config.vision_feature_layer
+        with torch.no_grad():
+            states = self.llava.model.vision_tower(pixels, output_hidden_states=True).hidden_states
+        chosen = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
+        if config.vision_feature_select_strategy == "default":
+            chosen = [state[:, 1:] for state in chosen]  # without the class token
+        return torch.cat(chosen, dim=-1)

@@ -1,0 +1,231 @@
+"""The training loop of one worker, for real: what it needs, keeps, publishes, and how it goes on."""
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jsfree import schemas
+from jsfree.captioning import PairGenerator
+from jsfree.config import build
+from jsfree.dpo import reference_logps
+from jsfree.dpo.loop import Folders, Hooks, Models, split, train
+from jsfree.errors import ConfigError, StageError
+from jsfree.images import training_samples
+from jsfree.models import load_captioner
+from jsfree.publish import hub_key
+from jsfree.storage import Folder, shard_name
+
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("one_worker")]  # DeepSpeed warns
+MODELS = Models("miniworld:captioner", "miniworld:captioner", "m0")
+
+
+def settings(**changes):
+    base = {
+        "pairs_per_step": 4,
+        "pairs_per_worker": 2,
+        "epochs": 2,
+        "learning_rate": 1e-3,
+        "resources": {"replicas": 1},
+    }
+    return build({"source": {"count": 16}, "train": {**base, **changes}}, where="test")
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    config = settings()
+    rows = PairGenerator(config, "miniworld:captioner", round_number=1)(training_samples(config, 1)).rows
+    return [{**row, "chosen": row["low"], "rejected": row["high"]} for row in rows]
+
+
+@dataclass
+class Trained:
+    """What a training left."""
+
+    path: Path
+    steps: list[dict[str, float]] = field(default_factory=list)
+    totals: list[int] = field(default_factory=list)
+
+    @property
+    def folders(self) -> Folders:
+        return Folders(*(Folder(f"{self.path}/{name}") for name in ("reference", "features", "model")))
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return load_file(self.path / "model" / "model.safetensors")
+
+    def run(self, config, pairs, restore: str | None = None, models: Models = MODELS) -> "Trained":
+        def progress(history, total) -> None:
+            self.steps = [dict(step) for step in history]
+            self.totals.append(total)
+
+        def save(directory: str, step: int) -> None:
+            shutil.copytree(directory, self.path / f"step-{step}")
+
+        train(config, pairs, models, self.folders, Hooks(progress, save, restore), "cpu")
+        return self
+
+
+@pytest.fixture(scope="module")
+def whole(pairs, tmp_path_factory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("whole")).run(settings(checkpoint_every=3), pairs)
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def losses(steps) -> list[float]:
+    return [step["loss"] for step in steps]
+
+
+def test_every_step_tells_what_people_ask_for(whole):
+    assert [step["step"] for step in whole.steps] == list(range(8))
+    assert {
+        *(
+            "loss",
+            "accuracy",
+            "margin",
+            "chosen_reward",
+            "rejected_reward",
+            "chosen_logp",
+            "rejected_logp",
+            "grad_norm",
+        ),
+        *("chosen_length", "rejected_length", "chosen_change", "tokens_per_second", "memory", "learning_rate"),
+    } <= whole.steps[0].keys()
+    assert all(step["grad_norm"] > 0 and step["memory"] > 1e8 for step in whole.steps)
+    assert whole.steps[0]["chosen_change"] == pytest.approx(0, abs=1e-5)
+    assert abs(whole.steps[-1]["chosen_change"]) > 1e-3
+    assert whole.steps[-1]["loss"] < whole.steps[0]["loss"]
+
+
+def test_a_training_goes_on_from_any_checkpoint_to_the_same_weights(whole, pairs, tmp_path):
+    for step in (3, 6):
+        path = tmp_path / str(step)
+        shutil.copytree(whole.path / "reference", path / "reference")
+        resumed = Trained(path).run(settings(checkpoint_every=100), pairs, restore=str(whole.path / f"step-{step}"))
+        assert len(resumed.steps) == 8
+        assert same(resumed.weights(), whole.weights())
+
+
+def test_what_a_stopped_training_left_half_published_does_not_mix_with_the_model(whole, pairs, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model-00001-of-00002.safetensors").write_bytes(b"half")
+    Trained(tmp_path).run(settings(epochs=1), pairs)
+    assert not (tmp_path / "model" / "model-00001-of-00002.safetensors").exists()
+
+
+def test_features_from_the_disk_train_the_same_model_and_no_image_is_read(whole, pairs, tmp_path, monkeypatch):
+    cached = Trained(tmp_path).run(settings(cache_vision_features=True), pairs)
+    assert len(list((tmp_path / "features").rglob("*.safetensors"))) == len({pair["sample_id"] for pair in pairs})
+    assert losses(cached.steps) == pytest.approx(losses(whole.steps), abs=1e-5)
+    monkeypatch.setattr("jsfree.dpo.batching.load_image", lambda *_: pytest.fail("an image was read"))
+    shutil.rmtree(tmp_path / "model")
+    again = Trained(tmp_path).run(settings(cache_vision_features=True), pairs)
+    assert same(again.weights(), cached.weights())
+
+
+def test_reference_log_probabilities_are_used_again(whole, pairs, tmp_path, monkeypatch):
+    shutil.copytree(whole.path / "reference", tmp_path / "reference")
+    monkeypatch.setattr(reference_logps, "_computed", lambda *_: pytest.fail("computed again"))
+    assert same(Trained(tmp_path).run(settings(), pairs).weights(), whole.weights())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("model", r"computed with other model; --restart train"),
+        ("text", r"computed with other pairs;"),
+        ("preprocessing", r"computed with other captioner.preprocessing;"),
+    ],
+)
+def test_log_probabilities_of_something_else_are_refused(whole, pairs, tmp_path, change, told):
+    shutil.copytree(whole.path / "reference", tmp_path / "reference")
+    config, models = settings(), MODELS
+    if change == "model":
+        models = Models(MODELS.policy, MODELS.reference, "another")
+    elif change == "text":
+        pairs = [*pairs[:-1], {**pairs[-1], "rejected": {**pairs[-1]["rejected"], "token_ids": [7, 8, 2]}}]
+    else:
+        config = build(
+            {"source": {"count": 16}, "captioner": {"preprocessing": "pad"}, "train": config.train.model_dump()},
+            where="t",
+        )
+    with pytest.raises(StageError, match=told):
+        Trained(tmp_path).run(config, pairs, models=models)
+
+
+def test_a_wrong_reference_is_found_at_the_first_step(whole, pairs, tmp_path):
+    shutil.copytree(whole.path / "reference", tmp_path / "reference")
+    folder = Folder(str(tmp_path / "reference"))
+    facts, table = folder.table_facts(shard_name(0)), folder.read_table(shard_name(0), schemas.REFERENCE)
+    rows = [{**row, "chosen": row["chosen"] - 5} for row in table.to_pylist()]
+    folder.write_table(shard_name(0), table.from_pylist(rows, schema=schemas.REFERENCE), facts)
+    with pytest.raises(StageError, match=r"not 0\.69315: policy and reference disagree"):
+        Trained(tmp_path).run(settings(), pairs)
+
+
+def test_held_out_pairs_are_not_trained_on_and_are_looked_at(pairs, tmp_path):
+    config = settings(validation={"pairs": 4, "every": 2})
+    trained, held_out = split(pairs, config)
+    assert len(held_out) == 4
+    assert not {pair["sample_id"] for pair in trained} & {pair["sample_id"] for pair in held_out}
+    done = Trained(tmp_path).run(config, pairs)
+    assert [step["step"] for step in done.steps if "validation_loss" in step] == [1, 3, 5]
+    assert len(done.steps) == 2 * (12 // 4)
+
+
+def test_training_stops_when_held_out_pairs_get_worse_and_the_best_weights_are_published(pairs, tmp_path):
+    """A learning rate that is far too high makes the held-out loss rise."""
+    watching = {"pairs": 4, "every": 1, "patience": 2, "publish": "best"}
+    high = Trained(tmp_path / "high").run(settings(learning_rate=0.05, epochs=6, validation=watching), pairs)
+    looked = [step["validation_loss"] for step in high.steps]
+    best = looked.index(min(looked))
+    assert len(looked) == best + 3 < 18
+    assert high.totals[-1] == len(looked)
+    model = load_captioner(str(tmp_path / "high" / "model")).model
+    assert all(torch.isfinite(weight).all() for weight in model.parameters())
+    last = {**watching, "publish": "last"}
+    other = Trained(tmp_path / "last").run(settings(learning_rate=0.05, epochs=6, validation=last), pairs)
+    assert not same(other.weights(), high.weights())
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_adapters_are_trained_merged_and_published(pairs, tmp_path, zero_stage):
+    done = Trained(tmp_path).run(settings(lora={"rank": 4, "alpha": 8}, zero_stage=zero_stage), pairs)
+    assert done.steps[0]["loss"] == pytest.approx(0.693147, abs=1e-4)
+    assert done.steps[-1]["loss"] < done.steps[0]["loss"]
+    before = {hub_key(name): weight for name, weight in load_captioner(MODELS.policy).model.state_dict().items()}
+    after = done.weights()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys()
+    assert {name.split(".")[-2] for name in changed} == set(settings(lora={}).train.lora.targets)
+    assert not [name for name in changed if name.startswith("vision_tower.")]
+    for name in (name for name in changed if name.endswith("q_proj.weight")):
+        assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 4
+
+
+def test_the_adapter_alone_makes_the_published_model_of_the_old_one(pairs, tmp_path):
+    from peft import PeftModel
+
+    done = Trained(tmp_path).run(settings(lora={"rank": 4, "alpha": 8}, epochs=1), pairs)
+    told = json.loads((tmp_path / "model" / "adapter" / "adapter_config.json").read_text())
+    assert (told["r"], told["lora_alpha"]) == (4, 8)
+    base = load_captioner(MODELS.policy).model
+    merged = PeftModel.from_pretrained(base, tmp_path / "model" / "adapter").merge_and_unload().state_dict()
+    assert same({hub_key(name): weight for name, weight in merged.items()}, done.weights())
+
+
+def test_adapters_for_layers_that_are_not_there_are_refused(pairs, tmp_path):
+    with pytest.raises(ConfigError, match=r"train.lora.targets \['out_proj'\]: the captioner has no such layers"):
+        Trained(tmp_path).run(settings(lora={"targets": ["out_proj"]}), pairs)
+
+
+@pytest.mark.parametrize(("zero_stage", "offload"), [(2, "optimizer"), (3, "all")])
+def test_an_offloaded_optimizer_trains_the_same_model(whole, pairs, tmp_path, zero_stage, offload):
+    done = Trained(tmp_path).run(settings(zero_stage=zero_stage, offload=offload), pairs)
+    assert losses(done.steps) == pytest.approx(losses(whole.steps), abs=1e-4)
