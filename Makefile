@@ -37,7 +37,7 @@ bench: setup ## speed of generation and scoring against their peers (about 10 mi
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/scoring.py
 
-soak: setup ## some 40 random kills of workers, raylets and drivers (about 40 minutes)
+soak: setup ## some 50 random kills of workers, raylets and drivers (about 50 minutes)
 	$(BIN)/python benchmarks/soak.py
 
 scaling: setup ## how generation scales, real on this machine and simulated on 16 nodes (about 20 minutes)

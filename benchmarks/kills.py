@@ -154,13 +154,17 @@ def disturbed(
     return _disturbed(command, file, raylets, [(kind, at_random) for kind in kinds], drawn)
 
 
-def disturbed_after(command: str, file: Path, raylets: Raylets, kinds: Mapping[int, str], table: Path) -> Trial:
-    """The same, each kind when so many shards of a table are there."""
+def disturbed_after(
+    command: str, file: Path, raylets: Raylets, kinds: Mapping[int, str], count: Callable[[], int]
+) -> Trial:
+    """The same, each kind when there is so much of what is counted."""
 
-    def after(count: int) -> Callable[[], Callable[[], bool]]:
-        return lambda: lambda: len(Folder(str(table)).shards()) >= count
+    def after(enough: int) -> Callable[[], Callable[[], bool]]:
+        return lambda: lambda: count() >= enough
 
-    return _disturbed(command, file, raylets, [(kind, after(count)) for count, kind in kinds.items()], random.Random(0))
+    return _disturbed(
+        command, file, raylets, [(kind, after(enough)) for enough, kind in kinds.items()], random.Random(0)
+    )
 
 
 def _disturbed(
@@ -274,11 +278,11 @@ def same_model(found: Path, expected: Path) -> bool:
     return bool(sums[0] == sums[1])
 
 
-def copied(source: Path, target: Path, stages: Sequence[str]) -> Path:
+def copied(source: Path, target: Path, stages: Sequence[str], **changes: Any) -> Path:
     """A run with the first stages of another; its configuration file."""
     for stage in stages:
         shutil.copytree(source / "round-1" / stage, target / "round-1" / stage)
-    return settings_at(target)
+    return settings_at(target, **changes)
 
 
 def _runs_until(driver: subprocess.Popen[str], due: Callable[[], bool]) -> bool:

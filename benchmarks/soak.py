@@ -4,7 +4,7 @@
 
 A cluster of three raylets on this machine; every command is run once undisturbed, then again and again with parts of
 it killed at random moments (SIGKILL), and started again until it is done. Its tables must then be those of the
-undisturbed run: every sample once, float32 captions and scores equal bit by bit. About 40 minutes on two cores.
+undisturbed run: every sample once, float32 captions and scores equal bit by bit. About 50 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import random
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kills import (
     KINDS,
+    SETTINGS,
     Raylets,
     Trial,
     copied,
@@ -34,14 +35,27 @@ from kills import (
 )
 from measuring import publish
 
-BEFORE = {
-    "generate": (),
-    "score": ("samples", "pairs"),
-    "train": ("samples", "pairs", "scored", "selected"),
-    "run": (),
+SHARDED = {"train": {**SETTINGS["train"], "zero_stage": 3}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a trial runs: a command, the stages that it begins with, how much is killed, and other settings."""
+
+    command: str
+    before: tuple[str, ...]
+    kills: int
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+SELECTED = ("samples", "pairs", "scored", "selected")
+CASES = {
+    "generate": Case("generate", (), 3),
+    "score": Case("score", ("samples", "pairs"), 2),
+    "train": Case("train", SELECTED, 2),
+    "train, ZeRO-3": Case("train", SELECTED, 2, SHARDED),
+    "run": Case("run", (), 4),
 }
-"""Stages that a trial of a command begins with, copied from the undisturbed run."""
-KILLS = {"generate": 3, "score": 2, "train": 2, "run": 4}
 
 
 def main() -> None:
@@ -49,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=4, help="trials of each command")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=sorted(BEFORE), help="one command alone")
+    parser.add_argument("--only", choices=sorted(CASES), help="one of them alone")
     arguments = parser.parse_args()
     loads, trials = [os.getloadavg()[0]], []
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
@@ -73,20 +87,24 @@ def soak(folder: Path, raylets: Raylets, arguments: argparse.Namespace) -> list[
     seconds |= {command: undisturbed(command, file, raylets.address) for command in ("train", "evaluate")}
     seconds["run"] = sum(seconds.values())
     print({command: round(each) for command, each in seconds.items()}, flush=True)
+    models = {False: reference, True: folder / "undisturbed-sharded"}
+    undisturbed("train", copied(reference, models[True], SELECTED, **SHARDED), raylets.address)
     drawn, trials = random.Random(arguments.seed), []
     if arguments.only is None:
         for trial, path in storage_lost(folder, raylets):
             trial.problems += differences(path, reference)
             trials.append(finished(trial))
     for number in range(arguments.rounds):
-        for command, before in BEFORE.items():
-            if arguments.only not in (None, command):
+        for name, case in CASES.items():
+            if arguments.only not in (None, name):
                 continue
-            path = folder / f"{command}-{number}"
-            kinds = [drawn.choice(KINDS) for _ in range(KILLS[command])]
-            trial = disturbed(command, copied(reference, path, before), raylets, kinds, seconds[command], drawn)
+            path = folder / f"{name}-{number}".replace(", ", "-")
+            kinds = [drawn.choice(KINDS) for _ in range(case.kills)]
+            file = copied(reference, path, case.before, **case.changes)
+            trial = disturbed(case.command, file, raylets, kinds, seconds[case.command], drawn)
+            trial.command = name
             trial.problems += differences(path, reference)
-            if command in ("train", "run") and not same_model(path, reference):
+            if case.command in ("train", "run") and not same_model(path, models[bool(case.changes)]):
                 trial.problems.append("other weights")
             trials.append(finished(trial))
     return trials

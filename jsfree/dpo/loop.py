@@ -6,6 +6,7 @@ through the ``Hooks`` it is given.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import resource
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 FIRST_LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 ADAPTER = "adapter"
 """Folder of the published model with the adapter alone, where adapters were trained."""
+WORKERS = "workers.json"
+"""File of a checkpoint with the number of workers whose shards it holds."""
 HELD_OUT = -1
 """The epoch whose order draws the pairs that are held out."""
 Step = dict[str, float]
@@ -273,12 +276,24 @@ class _Trainer:
         """Write this rank's part of a checkpoint and hand it over."""
         with tempfile.TemporaryDirectory() as directory:
             self.engine.save_checkpoint(directory, tag="state", client_state={"history": list(history)})
+            if self.rank == 0:
+                (Path(directory) / WORKERS).write_text(json.dumps(self.world))
             hooks.save(directory, len(history))
 
     def restore(self, directory: str | None) -> list[Step]:
-        """Steps done so far; weights and optimizer come from the checkpoint, if there is one."""
+        """Steps done so far; weights and optimizer come from the checkpoint, if there is one.
+
+        Raises:
+            StageError: another number of workers wrote it.
+        """
         if directory is None:
             return []
+        written_by = json.loads((Path(directory) / WORKERS).read_text())
+        if written_by != self.world:
+            raise StageError(
+                f"the checkpoint that training would go on from holds the shards of {written_by} workers, not of"
+                f" {self.world}; set train.resources.replicas: {written_by}, or begin anew with --restart train"
+            )
         _, state = self.engine.load_checkpoint(directory, tag="state")
         history: list[Step] = state["history"]
         log.info("going on from step %d", len(history))

@@ -112,6 +112,13 @@ def test_a_training_goes_on_from_any_checkpoint_to_the_same_weights(whole, pairs
         assert same(resumed.weights(), whole.weights())
 
 
+def test_a_checkpoint_of_another_number_of_workers_is_refused(whole, pairs, tmp_path):
+    checkpoint = shutil.copytree(whole.path / "step-3", tmp_path / "step-3")
+    (checkpoint / "workers.json").write_text("4")
+    with pytest.raises(StageError, match=r"shards of 4 workers, not of 1; set train\.resources\.replicas: 4, or begin"):
+        Trained(tmp_path).run(settings(), pairs, restore=str(checkpoint))
+
+
 def test_what_a_stopped_training_left_half_published_does_not_mix_with_the_model(whole, pairs, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model-00001-of-00002.safetensors").write_bytes(b"half")

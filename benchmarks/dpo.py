@@ -1,0 +1,402 @@
+"""Speed, memory and losses of DPO on pairs of captions, against TRL's DPOTrainer.
+
+    python benchmarks/dpo.py [--rounds 5]
+
+CPU time of one thread, both in turn, each with all it does for a step: images read and preprocessed, the reference, the
+optimizer. A tiny LLaVA with random weights; both get the same pairs in the same order. With a GPU, ours alone:
+
+    python benchmarks/dpo.py --preset llava-1.5-13b --random-weights --lora
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import io
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from measuring import publish, ratio
+from PIL import Image
+
+from jsfree import config
+from jsfree.config import RunConfig
+from jsfree.dpo import loop
+from jsfree.dpo.batching import length_of, micro_batches, order_of_epoch
+from jsfree.dpo.loop import Folders, Hooks, Models, learning_rate, train
+from jsfree.miniworld import world
+from jsfree.models import Captioner, load_captioner
+from jsfree.publish import publish_captioner
+from jsfree.schemas import SelectedPair
+from jsfree.storage import Folder
+
+TARGETS = {"trl_pairs_per_second": 2.5, "trl_peak_memory_cost": 1 / 3, "second_epoch": 1.3}
+WORKERS_COST = 1.15
+CURVE = 1e-3
+PROMPT = "Describe this image in detail."
+MICRO = 4
+
+
+def main() -> None:
+    """Measure, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--preset", choices=["llava-1.5-7b", "llava-1.5-13b"], help="a published shape, on a GPU")
+    parser.add_argument("--random-weights", action="store_true", help="the preset's shape, without its weights")
+    parser.add_argument("--lora", action="store_true", help="adapters instead of all weights")
+    parser.add_argument("--part", choices=["memory", "worker"], help=argparse.SUPPRESS)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.part:
+        print(json.dumps(PARTS[arguments.part](**json.loads(arguments.job))))
+    elif arguments.preset:
+        if not (arguments.random_weights and torch.cuda.is_available()):
+            parser.error("--preset needs a GPU and --random-weights")
+        from dpo_gpu import on_gpu
+
+        with tempfile.TemporaryDirectory(prefix="dpo-") as folder, one_worker(Path(folder) / "store"):
+            on_gpu(arguments)
+    else:
+        against_trl(arguments.rounds)
+
+
+def against_trl(rounds: int) -> None:
+    """All of it on CPUs."""
+    loads = [os.getloadavg()[0]]
+    with tempfile.TemporaryDirectory(prefix="dpo-") as folder:
+        path = Path(folder)
+        speed, figures = speeds(path / "speed", rounds)
+        taken = memories(path / "memory", rounds)
+        workers = workers_cost(path / "workers", rounds)
+    loads.append(os.getloadavg()[0])
+    ratios = {
+        **speed,
+        "trl_peak_memory_cost": ratio(taken["jsfree"], taken["trl"], TARGETS["trl_peak_memory_cost"]),
+        "two_workers_cost": workers,
+    }
+    figures["extra_peak_memory_bytes"] = {name: statistics.median(values) for name, values in taken.items()}
+    publish("dpo", ratios, figures, loads)
+
+
+def tiny(folder: Path, patches: int, vocabulary: int) -> Captioner:
+    """A LLaVA of about 6M parameters and its embeddings, with MiniWorld's words, published into a folder."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    shipped = load_captioner("miniworld:captioner")
+    processor, known = shipped.processor, shipped.model.config
+    side = 8 * patches
+    processor.patch_size = 8
+    processor.image_processor.size = {"shortest_edge": side}
+    processor.image_processor.crop_size = {"height": side, "width": side}
+    vision = CLIPVisionConfig(
+        hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
+        image_size=side, patch_size=8, projection_dim=96,
+    )  # fmt: skip
+    language = LlamaConfig(
+        hidden_size=256, intermediate_size=688, num_hidden_layers=4, num_attention_heads=8, vocab_size=vocabulary,
+        max_position_embeddings=1024, bos_token_id=1, eos_token_id=2, pad_token_id=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=vision, text_config=language, image_token_index=known.image_token_index,
+            image_seq_length=patches**2, vision_feature_layer=-2, vision_feature_select_strategy="default",
+            tie_word_embeddings=False,
+        )
+    )  # fmt: skip
+    publish_captioner(model, processor, folder)
+    return load_captioner(str(folder))
+
+
+def drawn_pairs(folder: Path, count: int, captioner: Captioner) -> tuple[list[SelectedPair], list[Image.Image]]:
+    """Pairs with images on the disk and captions of 36 to 56 tokens."""
+    folder.mkdir(parents=True)
+    pairs, images = [], []
+    for number in range(count):
+        scene = world.scene("unlabelled", number)
+        (folder / f"{number}.png").write_bytes(world.png_bytes(scene))
+        images.append(Image.open(io.BytesIO(world.png_bytes(scene))).convert("RGB"))
+        words = random.Random(number)
+        captions = [_caption(captioner, number + offset, words.randint(36, 56)) for offset in (0, 1_000)]
+        pairs.append(
+            {
+                "sample_id": f"pair-{number:05d}",
+                "prompt": " ".join([PROMPT] * 3),
+                "image": {
+                    "id": str(number),
+                    "uri": f"{folder}/{number}.png",
+                    "bytes": None,
+                    "sha256": f"{number:064d}",
+                },
+                "chosen": {"token_ids": captions[0]},
+                "rejected": {"token_ids": captions[1]},
+            }
+        )
+    return pairs, images
+
+
+def _caption(captioner: Captioner, number: int, tokens: int) -> list[int]:
+    text = " ".join(world.true_caption(world.scene("unlabelled", number + each)) for each in range(4))
+    ids = captioner.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [*ids[: tokens - 1], 2]
+
+
+def settings(count: int, workers: int = 1, **changes: Any) -> RunConfig:
+    """A training whose epoch is ``count`` pairs."""
+    share = {"pairs_per_step": 2 * MICRO, "pairs_per_worker": MICRO, "epochs": 2, "learning_rate": 1e-4}
+    resources = {"resources": {"replicas": workers}}
+    return config.build({"source": {"count": count}, "train": {**share, **resources, **changes}}, where="benchmark")
+
+
+class Ours:
+    """A training of ours whose CPU time is noted: of what comes before the first step, and after every step."""
+
+    def __init__(self, folder: Path, policy: Path) -> None:
+        self.folder, self.policy = folder, policy
+        self.preparing = 0.0
+        self.after_step: list[float] = []
+        self.loss: list[float] = []
+
+    def run(self, settings: RunConfig, pairs: Sequence[SelectedPair], after: Callable[[], None] = lambda: None) -> Ours:
+        """Train to the end."""
+
+        def progress(history: Sequence[dict[str, float]], _: int) -> None:
+            self.after_step.append(time.process_time())
+            self.loss = [step["loss"] for step in history]
+            after()
+
+        def prepare(trainer: loop._Trainer, *arguments: Any) -> None:
+            started = time.process_time()
+            PREPARE(trainer, *arguments)
+            self.preparing = time.process_time() - started
+
+        folders = Folders(*(Folder(f"{self.folder}/{name}") for name in ("reference", "features", "model")))
+        models = Models(str(self.policy), str(self.policy), "m0")
+        hooks = Hooks(progress, lambda *_: None, None)
+        with mock.patch.object(loop._Trainer, "prepare", prepare):
+            train(settings, pairs, models, folders, hooks, "cpu")
+        return self
+
+    def a_step(self, first: int, last: int) -> float:
+        """CPU seconds of a step, on average over some."""
+        return (self.after_step[last] - self.after_step[first]) / (last - first)
+
+
+PREPARE = loop._Trainer.prepare
+
+
+def speeds(folder: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Pairs a second against TRL, the second epoch against the first, and both curves of losses."""
+    from dpo_peer import trainer
+
+    captioner = tiny(folder / "policy", patches=12, vocabulary=4096)
+    pairs, images = drawn_pairs(folder / "images", 32, captioner)
+    chosen = settings(len(pairs), cache_vision_features=True, checkpoint_every=1000)
+    size, epochs = chosen.train.pairs_per_step, chosen.train.epochs
+    steps = len(pairs) // size
+    ordered = in_our_order(chosen, pairs)
+    seconds: dict[str, list[float]] = {name: [] for name in ("trl", "first", "second", "both")}
+    for number in range(rounds + 1):
+        with one_worker(folder / f"store-{number}"), quietly():
+            ours = Ours(folder / f"run-{number}", folder / "policy").run(chosen, pairs)
+        theirs = trainer(
+            folder / "policy", captioner, [pairs[at] for at in ordered], [images[at] for at in ordered], MICRO, size,
+            lambda at: learning_rate(at, steps * epochs, chosen), chosen.train, folder / f"trl-{number}",
+        )  # fmt: skip
+        with quietly():
+            theirs.train()
+        if number:  # the first step of each run has start-up in it and stands in none of the figures
+            ended = theirs.seen["seconds"]
+            seconds["trl"].append((ended[-1] - ended[0]) / (len(ended) - 1) / size)
+            seconds["first"].append(ours.preparing / len(pairs) + ours.a_step(0, steps - 1) / size)
+            seconds["second"].append(ours.a_step(steps - 1, 2 * steps - 1) / size)
+            seconds["both"].append((seconds["first"][-1] + seconds["second"][-1]) / 2)
+    target = TARGETS["trl_pairs_per_second"]
+    ratios = {
+        "trl_pairs_per_second": ratio(seconds["trl"], seconds["both"], target),
+        "trl_pairs_per_second_first_epoch": ratio(seconds["trl"], seconds["first"], target),
+        "trl_pairs_per_second_later_epochs": ratio(seconds["trl"], seconds["second"], target),
+        "second_epoch": ratio(seconds["first"], seconds["second"], TARGETS["second_epoch"]),
+    }
+    curves = {"jsfree": ours.loss, "trl": theirs.seen["loss"]}
+    apart = max(abs(one - other) for one, other in zip(*curves.values(), strict=True))
+    figures = {
+        "milliseconds_a_pair": {name: 1000 * statistics.median(values) for name, values in seconds.items()},
+        "prefix_tokens": len(captioner.prompt_ids(pairs[0]["prompt"], image=True)),
+        "tokens_a_caption": statistics.mean(length_of(pair) / 2 for pair in pairs),
+        "losses": curves,
+        "losses_apart": {"most": apart, "target": CURVE},
+    }
+    return ratios, figures
+
+
+def in_our_order(settings: RunConfig, pairs: Sequence[SelectedPair]) -> list[int]:
+    """The pairs as one worker of ours takes them, over all epochs."""
+    size, lengths = settings.train.pairs_per_step, [length_of(pair) for pair in pairs]
+    taken = []
+    for epoch in range(settings.train.epochs):
+        order = order_of_epoch(len(pairs), settings.seed, epoch)
+        for start in range(0, len(pairs), size):
+            for micro in micro_batches(lengths, order[start : start + size], MICRO, rank=0, world=1):
+                taken += micro
+    return taken
+
+
+def memories(folder: Path, rounds: int) -> dict[str, list[float]]:
+    """Bytes that a step takes beyond what is there before it: 8 pairs, 32,000 words, each in a process of its own."""
+    tiny(folder / "policy", patches=16, vocabulary=32_000)
+    found: dict[str, list[float]] = {"jsfree": [], "trl": []}
+    for number in range(rounds):
+        for who, values in found.items():
+            values.append(own_process("memory", who=who, folder=str(folder), number=number)["bytes"])
+    return found
+
+
+def memory(who: str, folder: str, number: int) -> dict[str, float]:
+    """The second step's share, after the first has made the optimizer's state."""
+    path, peak = Path(folder), Peak()
+    captioner = load_captioner(f"{folder}/policy")
+    pairs, images = drawn_pairs(path / f"images-{who}-{number}", 16, captioner)
+    chosen = settings(len(pairs), pairs_per_worker=8, epochs=1, checkpoint_every=1000)
+    if who == "jsfree":
+        with one_worker(path / f"store-{number}"):
+            Ours(path / f"run-{number}", path / "policy").run(chosen, pairs, peak.mark)
+    else:
+        from dpo_peer import trainer
+
+        output = path / f"trl-{number}"
+        trainer(
+            path / "policy", captioner, pairs, images, 8, 8, lambda _: 1e-4, chosen.train, output, peak.mark
+        ).train()  # fmt: skip
+    return {"bytes": peak.beyond[1]}
+
+
+class Peak:
+    """The most memory between two marks, beyond that at the first, from Linux's own count."""
+
+    def __init__(self) -> None:
+        self.beyond: list[float] = []
+        self._before = 0.0
+
+    def mark(self) -> None:
+        """A step has ended."""
+        self.beyond.append(self._of("VmHWM") - self._before)
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        self._before = self._of("VmRSS")
+
+    def _of(self, name: str) -> float:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+        return 1024.0 * int(line.split()[1])
+
+
+def workers_cost(folder: Path, rounds: int) -> dict[str, float]:
+    """CPU time a pair of two workers together over that of one."""
+    captioner = tiny(folder / "policy", patches=12, vocabulary=4096)
+    drawn_pairs(folder / "images", 32, captioner)
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for number in range(rounds):
+        for count, values in seconds.items():
+            name = f"{count}-{number}"
+            jobs = [
+                own_start("worker", folder=str(folder), rank=rank, workers=count, name=name) for rank in range(count)
+            ]
+            values.append(sum(own_end(job)["seconds"] for job in jobs))
+    return ratio(seconds[2], seconds[1], WORKERS_COST)
+
+
+def worker(folder: str, rank: int, workers: int, name: str) -> dict[str, float]:
+    """CPU seconds of one worker's steps but the first."""
+    path = Path(folder)
+    captioner = load_captioner(f"{folder}/policy")
+    pairs, _ = drawn_pairs(path / f"images-{name}-{rank}", 32, captioner)
+    chosen = settings(len(pairs), workers, checkpoint_every=1000)
+    seen: list[float] = []
+    step = loop._Trainer.step
+
+    def timed(trainer: loop._Trainer, *arguments: int) -> dict[str, float]:
+        figures = step(trainer, *arguments)
+        seen.append(time.process_time())
+        return figures
+
+    with one_worker(path / f"store-{name}", rank, workers), mock.patch.object(loop._Trainer, "step", timed):
+        Ours(path / f"run-{name}", path / "policy").run(chosen, pairs)
+    return {"seconds": seen[-1] - seen[0]}
+
+
+def own_process(part: str, **job: Any) -> dict[str, float]:
+    """What a part of this benchmark finds in a process of its own."""
+    return own_end(own_start(part, **job))
+
+
+def own_start(part: str, **job: Any) -> subprocess.Popen[str]:
+    """Start a part."""
+    command = [sys.executable, __file__, "--part", part, "--job", json.dumps(job)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def own_end(process: subprocess.Popen[str]) -> dict[str, float]:
+    """Its last line.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    output, errors = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{process.args}:\n{errors[-4000:]}")
+    found: dict[str, float] = json.loads(output.splitlines()[-1])
+    return found
+
+
+@contextmanager
+def one_worker(store: Path, rank: int = 0, workers: int = 1) -> Iterator[None]:
+    """A process group of this process, and others where there are more workers."""
+    import deepspeed
+
+    place = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(workers)}
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with mock.patch.dict(os.environ, place):
+        dist.init_process_group(
+            "nccl" if torch.cuda.is_available() else "gloo",
+            init_method=f"file://{store}",
+            rank=rank,
+            world_size=workers,
+        )
+        try:
+            yield
+        finally:
+            if deepspeed.comm.is_initialized():
+                deepspeed.comm.destroy_process_group()
+                deepspeed.comm.comm.cdb = None
+            else:
+                dist.destroy_process_group()
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without what libraries print."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+PARTS = {"memory": memory, "worker": worker}
+
+
+if __name__ == "__main__":
+    main()
