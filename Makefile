@@ -32,10 +32,11 @@ types: setup ## mypy, strict
 effect: setup ## the effect on three seeds, default and paper setting (about 30 minutes)
 	$(BIN)/python benchmarks/effect.py
 
-bench: setup ## speed of generation and scoring against their peers (about 10 minutes)
+bench: setup ## speed of generation, scoring and training against their peers (about 20 minutes)
 	$(UV) sync --frozen --group bench
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/dpo.py
 
 soak: setup ## some 50 random kills of workers, raylets and drivers (about 50 minutes)
 	$(BIN)/python benchmarks/soak.py

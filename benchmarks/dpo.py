@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import io
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -24,30 +22,28 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.distributed as dist
+from dpo_pairs import drawn_pairs, tiny
 from measuring import publish, ratio
-from PIL import Image
 
 from jsfree import config
 from jsfree.config import RunConfig
 from jsfree.dpo import loop
 from jsfree.dpo.batching import length_of, micro_batches, order_of_epoch
 from jsfree.dpo.loop import Folders, Hooks, Models, learning_rate, train
-from jsfree.miniworld import world
-from jsfree.models import Captioner, load_captioner
-from jsfree.publish import publish_captioner
+from jsfree.models import load_captioner
 from jsfree.schemas import SelectedPair
 from jsfree.storage import Folder
 
 TARGETS = {"trl_pairs_per_second": 2.5, "trl_peak_memory_cost": 1 / 3, "second_epoch": 1.3}
 WORKERS_COST = 1.15
 CURVE = 1e-3
-PROMPT = "Describe this image in detail."
 MICRO = 4
 
 
@@ -91,69 +87,6 @@ def against_trl(rounds: int) -> None:
     }
     figures["extra_peak_memory_bytes"] = {name: statistics.median(values) for name, values in taken.items()}
     publish("dpo", ratios, figures, loads)
-
-
-def tiny(folder: Path, patches: int, vocabulary: int) -> Captioner:
-    """A LLaVA of about 6M parameters and its embeddings, with MiniWorld's words, published into a folder."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
-    shipped = load_captioner("miniworld:captioner")
-    processor, known = shipped.processor, shipped.model.config
-    side = 8 * patches
-    processor.patch_size = 8
-    processor.image_processor.size = {"shortest_edge": side}
-    processor.image_processor.crop_size = {"height": side, "width": side}
-    vision = CLIPVisionConfig(
-        hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        image_size=side, patch_size=8, projection_dim=96,
-    )  # fmt: skip
-    language = LlamaConfig(
-        hidden_size=256, intermediate_size=688, num_hidden_layers=4, num_attention_heads=8, vocab_size=vocabulary,
-        max_position_embeddings=1024, bos_token_id=1, eos_token_id=2, pad_token_id=3,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=vision, text_config=language, image_token_index=known.image_token_index,
-            image_seq_length=patches**2, vision_feature_layer=-2, vision_feature_select_strategy="default",
-            tie_word_embeddings=False,
-        )
-    )  # fmt: skip
-    publish_captioner(model, processor, folder)
-    return load_captioner(str(folder))
-
-
-def drawn_pairs(folder: Path, count: int, captioner: Captioner) -> tuple[list[SelectedPair], list[Image.Image]]:
-    """Pairs with images on the disk and captions of 36 to 56 tokens."""
-    folder.mkdir(parents=True)
-    pairs, images = [], []
-    for number in range(count):
-        scene = world.scene("unlabelled", number)
-        (folder / f"{number}.png").write_bytes(world.png_bytes(scene))
-        images.append(Image.open(io.BytesIO(world.png_bytes(scene))).convert("RGB"))
-        words = random.Random(number)
-        captions = [_caption(captioner, number + offset, words.randint(36, 56)) for offset in (0, 1_000)]
-        pairs.append(
-            {
-                "sample_id": f"pair-{number:05d}",
-                "prompt": " ".join([PROMPT] * 3),
-                "image": {
-                    "id": str(number),
-                    "uri": f"{folder}/{number}.png",
-                    "bytes": None,
-                    "sha256": f"{number:064d}",
-                },
-                "chosen": {"token_ids": captions[0]},
-                "rejected": {"token_ids": captions[1]},
-            }
-        )
-    return pairs, images
-
-
-def _caption(captioner: Captioner, number: int, tokens: int) -> list[int]:
-    text = " ".join(world.true_caption(world.scene("unlabelled", number + each)) for each in range(4))
-    ids = captioner.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return [*ids[: tokens - 1], 2]
 
 
 def settings(count: int, workers: int = 1, **changes: Any) -> RunConfig:
@@ -202,7 +135,7 @@ PREPARE = loop._Trainer.prepare
 
 def speeds(folder: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Pairs a second against TRL, the second epoch against the first, and both curves of losses."""
-    from dpo_peer import trainer
+    import dpo_peer
 
     captioner = tiny(folder / "policy", patches=12, vocabulary=4096)
     pairs, images = drawn_pairs(folder / "images", 32, captioner)
@@ -214,14 +147,13 @@ def speeds(folder: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
     for number in range(rounds + 1):
         with one_worker(folder / f"store-{number}"), quietly():
             ours = Ours(folder / f"run-{number}", folder / "policy").run(chosen, pairs)
-        theirs = trainer(
-            folder / "policy", captioner, [pairs[at] for at in ordered], [images[at] for at in ordered], MICRO, size,
-            lambda at: learning_rate(at, steps * epochs, chosen), chosen.train, folder / f"trl-{number}",
-        )  # fmt: skip
+        theirs = dpo_peer.Watch()
+        taken, shown = [pairs[at] for at in ordered], [images[at] for at in ordered]
+        rate = partial(learning_rate, total=steps * epochs, config=chosen)
         with quietly():
-            theirs.train()
+            dpo_peer.train(folder / "policy", taken, shown, chosen.train, rate, folder / f"trl-{number}", theirs)
         if number:  # the first step of each run has start-up in it and stands in none of the figures
-            ended = theirs.seen["seconds"]
+            ended = theirs.seconds
             seconds["trl"].append((ended[-1] - ended[0]) / (len(ended) - 1) / size)
             seconds["first"].append(ours.preparing / len(pairs) + ours.a_step(0, steps - 1) / size)
             seconds["second"].append(ours.a_step(steps - 1, 2 * steps - 1) / size)
@@ -233,7 +165,7 @@ def speeds(folder: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
         "trl_pairs_per_second_later_epochs": ratio(seconds["trl"], seconds["second"], target),
         "second_epoch": ratio(seconds["first"], seconds["second"], TARGETS["second_epoch"]),
     }
-    curves = {"jsfree": ours.loss, "trl": theirs.seen["loss"]}
+    curves = {"jsfree": ours.loss, "trl": theirs.loss}
     apart = max(abs(one - other) for one, other in zip(*curves.values(), strict=True))
     figures = {
         "milliseconds_a_pair": {name: 1000 * statistics.median(values) for name, values in seconds.items()},
@@ -277,12 +209,10 @@ def memory(who: str, folder: str, number: int) -> dict[str, float]:
         with one_worker(path / f"store-{number}"):
             Ours(path / f"run-{number}", path / "policy").run(chosen, pairs, peak.mark)
     else:
-        from dpo_peer import trainer
+        import dpo_peer
 
-        output = path / f"trl-{number}"
-        trainer(
-            path / "policy", captioner, pairs, images, 8, 8, lambda _: 1e-4, chosen.train, output, peak.mark
-        ).train()  # fmt: skip
+        watch, output = dpo_peer.Watch(peak.mark), path / f"trl-{number}"
+        dpo_peer.train(path / "policy", pairs, images, chosen.train, lambda _: 1e-4, output, watch)
     return {"bytes": peak.beyond[1]}
 
 
@@ -308,8 +238,7 @@ class Peak:
 
 def workers_cost(folder: Path, rounds: int) -> dict[str, float]:
     """CPU time a pair of two workers together over that of one."""
-    captioner = tiny(folder / "policy", patches=12, vocabulary=4096)
-    drawn_pairs(folder / "images", 32, captioner)
+    tiny(folder / "policy", patches=12, vocabulary=4096)
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for number in range(rounds):
         for count, values in seconds.items():

@@ -4,52 +4,96 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from jsfree import prompts
-from jsfree.models import Captioner
+from jsfree.config import Train
+from jsfree.models import Captioner, load_captioner
 from jsfree.schemas import SelectedPair
 
 
-def trainer(
+@dataclass
+class Watch:
+    """CPU time and loss after each step of TRL's, and what else is to happen then."""
+
+    after: Callable[[], None] = lambda: None
+    seconds: list[float] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+
+    def callback(self) -> Any:
+        """What the trainer calls."""
+        from transformers import TrainerCallback
+
+        class Watching(TrainerCallback):
+            def on_step_end(_, *__: Any, **___: Any) -> None:  # noqa: N805 - self is the watch
+                self.seconds.append(time.process_time())
+                self.after()
+
+            def on_log(_, *__: Any, logs: dict[str, float], **___: Any) -> None:  # noqa: N805
+                if "loss" in logs:
+                    self.loss.append(logs["loss"])
+
+        return Watching()
+
+
+def train(
     policy: Path,
-    captioner: Captioner,
     pairs: Sequence[SelectedPair],
     images: Sequence[Any],
-    micro: int,
-    step: int,
+    settings: Train,
     rate: Callable[[int], float],
-    settings: Any,
     output: Path,
-    after: Callable[[], None] = lambda: None,
-) -> Any:
-    """A trainer that takes ``pairs`` in their order, ``step`` of them an optimizer step; its figures as it goes on.
+    watch: Watch,
+) -> None:
+    """Train on ``pairs`` in their order, ``settings.pairs_per_step`` of them an optimizer step.
 
     The vision tower is frozen, as ours; the reference is a second model in memory, as TRL has it for images.
     """
     from datasets import Dataset
-    from transformers import LlavaForConditionalGeneration, TrainerCallback
-    from trl import DPOConfig, DPOTrainer
+    from transformers import LlavaForConditionalGeneration
+    from trl import DPOTrainer
 
     models = [LlavaForConditionalGeneration.from_pretrained(policy, dtype=torch.float32) for _ in range(2)]
     models[0].model.vision_tower.requires_grad_(False)
-    begin = captioner.processor.tokenizer.bos_token  # the trainer adds none
-    rows = [
-        {
-            "images": [image],
-            "prompt": begin + prompts.conditional_prompt(captioner.processor, pair["prompt"]),
-            "chosen": captioner.processor.tokenizer.decode(pair["chosen"]["token_ids"]),
-            "rejected": captioner.processor.tokenizer.decode(pair["rejected"]["token_ids"]),
-        }
-        for pair, image in zip(pairs, images, strict=True)
-    ]
-    config = DPOConfig(
+    parameters = [weight for weight in models[0].parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda at: rate(at) / settings.learning_rate)
+    captioner = load_captioner(str(policy))
+    rows = [row(captioner, pair, image) for pair, image in zip(pairs, images, strict=True)]
+    DPOTrainer(
+        model=models[0],
+        ref_model=models[1],
+        args=arguments(settings, output),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=captioner.processor,
+        optimizers=(optimizer, schedule),
+        callbacks=[watch.callback()],
+    ).train()
+
+
+def row(captioner: Captioner, pair: SelectedPair, image: Any) -> dict[str, Any]:
+    """A pair as TRL takes it; it adds no begin token to what is no chat."""
+    tokenizer = captioner.processor.tokenizer
+    return {
+        "images": [image],
+        "prompt": tokenizer.bos_token + prompts.conditional_prompt(captioner.processor, pair["prompt"]),
+        "chosen": tokenizer.decode(pair["chosen"]["token_ids"]),
+        "rejected": tokenizer.decode(pair["rejected"]["token_ids"]),
+    }
+
+
+def arguments(settings: Train, output: Path) -> Any:
+    """TRL's configuration for our settings."""
+    from trl import DPOConfig
+
+    return DPOConfig(
         output_dir=str(output),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=step // micro,
+        per_device_train_batch_size=settings.pairs_per_worker,
+        gradient_accumulation_steps=settings.pairs_per_step // settings.pairs_per_worker,
         num_train_epochs=1,
         beta=settings.beta,
         max_grad_norm=settings.max_grad_norm,
@@ -63,28 +107,3 @@ def trainer(
         disable_tqdm=True,
         train_sampling_strategy="sequential",
     )
-    parameters = [weight for weight in models[0].parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda at: rate(at) / settings.learning_rate)
-    seen: dict[str, list[float]] = {"seconds": [], "loss": []}
-
-    class Watch(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            seen["seconds"].append(time.process_time())
-            after()
-
-        def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
-            if "loss" in logs:
-                seen["loss"].append(logs["loss"])
-
-    made = DPOTrainer(
-        model=models[0],
-        ref_model=models[1],
-        args=config,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=captioner.processor,
-        optimizers=(optimizer, schedule),
-        callbacks=[Watch()],
-    )
-    made.seen = seen
-    return made

@@ -19,7 +19,18 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "transformers", "numpy", "open_clip_torch", "torchmetrics", "ray", "deepspeed", "pyarrow")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "numpy",
+    "open_clip_torch",
+    "torchmetrics",
+    "ray",
+    "deepspeed",
+    "pyarrow",
+    "trl",
+    "peft",
+)
 
 
 def in_turn(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

@@ -308,6 +308,7 @@ class Lora(Section):
     """Low-rank adapters beside frozen weights (arXiv 2106.09685), merged into the published model."""
 
     rank: Positive = 128
+    """Width of the factors."""
     alpha: Positive = 256
     """The adapters' share is scaled by alpha / rank."""
     targets: tuple[str, ...] = (

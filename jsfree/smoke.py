@@ -22,7 +22,8 @@ import torch
 from jsfree import schemas
 from jsfree.captioning import CaptionWriter
 from jsfree.config import RunConfig
-from jsfree.dpo.loop import FIRST_LOSS_TOLERANCE
+from jsfree.dpo.loop import first_loss_tolerance
+from jsfree.dpo.loss import first_loss
 from jsfree.dpo.trained import trained_names
 from jsfree.errors import JsfreeError, StageError
 from jsfree.evaluation.statistics import mean_interval
@@ -214,10 +215,11 @@ def _gap(run: Run, number: int, _: Reloads) -> Finding:
 
 
 def _first_loss(run: Run, number: int, _: Reloads) -> Finding:
-    loss, tolerance = _steps(run, number)[0]["loss"], FIRST_LOSS_TOLERANCE[run.config.captioner.dtype]
+    loss, expected = _steps(run, number)[0]["loss"], first_loss(run.config.train)
     if number > 1 and run.config.train.reference == "seed":
-        return True, f"{loss:.5f}; the reference is m0, so it need not be ln 2"
-    return abs(loss - math.log(2)) <= tolerance, f"{loss:.5f}; ln 2 is {math.log(2):.5f}, give or take {tolerance:g}"
+        return True, f"{loss:.5f}; the reference is m0, so it need not be {expected:.5f}"
+    tolerance = first_loss_tolerance(run.config)
+    return abs(loss - expected) <= tolerance, f"{loss:.5f}; expected {expected:.5f}, give or take {tolerance:g}"
 
 
 def _margin(run: Run, number: int, _: Reloads) -> Finding:

@@ -1,7 +1,7 @@
 """The folder of a run, on any filesystem that fsspec reaches.
 
     <run>/config.yaml  run.json  report/index.html
-    <run>/round-k/samples/ pairs/ scored/ selected/ reference/ train/ model/ captions/ metrics.json
+    <run>/round-k/samples/ pairs/ scored/ selected/ reference/ features/ train/ model/ captions/ metrics.json
     <run>/round-k/errors/<stage>/    rows that failed
     <run>/round-k/<stage>/_inputs.json, _manifest.json
 

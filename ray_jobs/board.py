@@ -45,6 +45,7 @@ class _Work:
     lives: dict[str, tuple[str, str]] = field(default_factory=dict)
     """The process and the node that an actor lives in."""
     handles: dict[str, Any] = field(default_factory=dict)
+    """An actor's own handle, which is weak: it keeps none alive."""
     over: dict[Shard, float] = field(default_factory=dict)
     """When the turn ended in which a shard was done, for those whose receipt is not there."""
 
@@ -118,10 +119,10 @@ class Board:
         of.answers[request] = claim
         return claim, False
 
-    def turn_over(self, work: str, shard: Shard) -> None:
-        """The turn has ended in which a shard was claimed."""
+    def turn_over(self, work: str, process: str, shard: Shard) -> None:
+        """The turn has ended in which a process had claimed a shard."""
         of = self._works.get(work)
-        if of is not None and shard in of.claimed:
+        if of is not None and of.claimed.get(shard) == process:
             of.over[shard] = self._now()
 
     def done(self, work: str, shard: Shard) -> None:
@@ -189,7 +190,7 @@ class Member:
 
     def turn_over(self, shard: Shard) -> None:
         """Say that a turn has ended, well or not."""
-        self._board.turn_over.remote(self._work, shard)
+        self._board.turn_over.remote(self._work, self.process, shard)
 
     def _beat(self) -> None:
         while True:

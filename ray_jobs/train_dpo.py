@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jsfree import schemas
 from jsfree.config import Resources, RunConfig
 from jsfree.dpo.guards import check_training
-from jsfree.dpo.loop import Folders, Hooks, Models, Step, steps_per_epoch, train
+from jsfree.dpo.loop import Folders, Hooks, Models, steps_per_epoch, train
+from jsfree.dpo.step_log import STEPS, Alarm, Step, described, step_log
 from jsfree.storage import Folder, Manifest
 from ray_jobs.cluster import explained
 from ray_jobs.console import Update
@@ -27,11 +26,7 @@ from ray_jobs.same_code import carried
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
 
-STEPS = "steps.json"
-TENSORBOARD = "tensorboard"
-LOG_SECONDS = 1.0
-ALARM_STEPS = 3
-"""Steps over which the chosen captions' change is averaged."""
+LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -95,41 +90,9 @@ def worker_loop(job: TrainJob) -> None:
             go(directory)
 
 
-@contextmanager
-def step_log(folder: Folder) -> Iterator[Callable[[Sequence[Step], int], None]]:
-    """Publish steps: ``steps.json`` at most once a second and after the last one, and each to TensorBoard."""
-    from tensorboardX import SummaryWriter
-
-    published = [0.0]
-    writers: list[Any] = []
-    with tempfile.TemporaryDirectory() as away:
-        events = folder / TENSORBOARD
-        directory = events.path if events.is_local else away
-
-        def publish(history: Sequence[Step], total: int) -> None:
-            step = len(history) - 1
-            if not writers:  # steps after the checkpoint that a resumed training goes on from are no longer true
-                writers.append(SummaryWriter(directory, purge_step=step))
-            for name, value in history[-1].items():
-                if name not in ("step", "epoch"):
-                    writers[0].add_scalar(f"train/{name}".replace("train/validation_", "validation/"), value, step)
-            if len(history) == total or time.monotonic() - published[0] >= LOG_SECONDS:
-                published[0] = time.monotonic()
-                folder.write_json(STEPS, list(history))
-
-        try:
-            yield publish
-        finally:
-            for writer in writers:
-                writer.close()
-                if not events.is_local:
-                    events.upload(directory)
-
-
 def _run(current: Round, job: TrainJob, pairs: int, fingerprint: str) -> Manifest:
     config = current.config
-    trained = pairs - config.train.validation.pairs
-    total = steps_per_epoch(trained, config) * config.train.epochs
+    total = steps_per_epoch(pairs, config) * config.train.epochs
     current.claim("train", config.train.resources, config.train.resources.replicas)
     alarm = Alarm(config.train.chosen_alarm, current.reporter.say)
     with (
@@ -137,7 +100,7 @@ def _run(current: Round, job: TrainJob, pairs: int, fingerprint: str) -> Manifes
         _watched(Folder(job.output), update, alarm),
         explained("train"),
     ):
-        _check(job, total)
+        _check(job, pairs, total)
         _beside(lambda: _fit(job, fingerprint))
     steps: list[Step] = Folder(job.output).read_json(STEPS)
     alarm(steps)
@@ -148,14 +111,14 @@ def _run(current: Round, job: TrainJob, pairs: int, fingerprint: str) -> Manifes
     return Manifest("", pairs, len(steps) * config.train.pairs_per_step, 0, 0.0, seconds, tokens)
 
 
-def _check(job: TrainJob, steps: int) -> None:
+def _check(job: TrainJob, pairs: int, steps: int) -> None:
     """Find out what would stop the workers, where GPUs train on a node that has them.
 
     Raises:
         JsfreeError: as ``check_training``.
     """
     resources = job.config.train.resources
-    arguments = (job.config, job.models.policy, steps, job.output)
+    arguments = (job.config, job.models.policy, pairs, steps, job.output)
     if not resources.gpus:
         check_training(*arguments)
         return
@@ -216,45 +179,13 @@ def _beside(work: Callable[[], object]) -> None:
     done.result()
 
 
-def described(steps: Sequence[Step]) -> str:
-    """The last step in a few words."""
-    last = steps[-1]
-    words = [f"loss {last['loss']:.3f}", f"accuracy {last['accuracy']:.2f}", f"margin {last['margin']:+.2f}"]
-    looked = [step["validation_loss"] for step in steps if "validation_loss" in step]
-    if looked:
-        words.append(f"held out {looked[-1]:.3f}")
-    return "  ".join([*words, f"{last['tokens_per_second']:,.0f} tokens/s"])
-
-
-class Alarm:
-    """Warns, once, when the chosen captions themselves become unlikely, which the DPO loss does not see."""
-
-    def __init__(self, threshold: float | None, say: Callable[[str], None]) -> None:
-        self.threshold = threshold
-        self._say = say
-
-    def __call__(self, steps: Sequence[Step]) -> None:
-        """Look at all steps so far."""
-        if self.threshold is None:
-            return
-        for at in range(ALARM_STEPS, len(steps) + 1):
-            lost = -sum(step["chosen_change"] for step in steps[at - ALARM_STEPS : at]) / ALARM_STEPS
-            if lost > self.threshold:
-                self._say(
-                    f"  warning: at step {at} the chosen captions have lost {lost:.2f} of log-probability a token"
-                    f" (train.chosen_alarm: {self.threshold:g}); raise train.sft_weight or lower train.learning_rate"
-                )
-                self.threshold = None
-                return
-
-
 @contextmanager
 def _watched(folder: Folder, update: Update, alarm: Alarm) -> Iterator[None]:
     """Follow the step log from a thread while the workers train."""
     ended = threading.Event()
 
     def follow() -> None:
-        while not ended.wait(LOG_SECONDS):
+        while not ended.wait(LOOK_SECONDS):
             if folder.exists(STEPS):
                 steps: list[Step] = folder.read_json(STEPS)
                 update(len(steps), described(steps))

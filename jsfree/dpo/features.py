@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -47,19 +48,20 @@ class VisionFeatures:
             micro: images in one forward pass.
         """
         rank, world = dist.get_rank(), dist.get_world_size()
-        there = set(self.folder.names())
-        missing = {name: pair for pair in pairs if (name := self._name(pair)) not in there}
-        todo: list[list[SelectedPair] | None] = [list(missing.values()) if rank == 0 else None]
-        dist.broadcast_object_list(todo, src=0, device=collective_device())  # what one sees another may not yet
-        every = todo[0] or []
-        share = -(-len(every) // world)
-        mine = [every[(rank + world * turn) % len(every)] for turn in range(share)]
-        for batch, chunk in prefetched(
-            lambda part: (load_batch(part), part), [mine[at : at + micro] for at in range(0, share, micro)]
-        ):
-            for pair, features in zip(chunk, forward(batch.pixels).cpu(), strict=True):
-                self.folder.write(self._name(pair), save({NAME: features.contiguous()}))
+        images = {self._name(pair): pair for pair in pairs}
+        missing: list[Any] = [sorted(images.keys() - set(self.folder.names())) if rank == 0 else None]
+        dist.broadcast_object_list(missing, src=0, device=collective_device())  # what one sees another may not yet
+        names: list[str] = missing[0]
+        share = -(-len(names) // world)  # all make as many forward passes: ZeRO-3 needs it
+        mine = [names[(rank + world * turn) % len(names)] for turn in range(share)]
+        parts = [mine[at : at + micro] for at in range(0, share, micro)]
+        batches = prefetched(lambda part: load_batch([images[name] for name in part]), parts)
+        for part, batch in zip(parts, batches, strict=True):
+            for name, features in zip(part, forward(batch.pixels).cpu(), strict=True):
+                self.folder.write(name, save({NAME: features.contiguous()}))
         dist.barrier()
+        if rank == 0:
+            self.folder.sweep()
 
     def _name(self, pair: SelectedPair) -> str:
         image = pair["image"]["sha256"] or pair["sample_id"]

@@ -12,8 +12,9 @@ weight and Adam's two moments.
 | most during an optimizer step, beside these | (b + 4) T / W | (b + 4) T / W | (b + 4) T / W |
 | a checkpoint, all workers' files | 12 T + b P | 12 T + b P | 12 T + b (P - T) |
 
-The step's share is a flat copy of the gradients and their float32 copy. Activations, buckets and logits come on
-top. Read in DeepSpeed 0.19.8; the checkpoints are measured in tests/dpo/test_engine.py, GPU memory is not.
+Every worker loads the whole model before it is sharded, so b P is the least. The step's share is a flat copy of the
+gradients and their float32 copy. Activations, buckets and logits come on top. Read in DeepSpeed 0.19.8; the
+checkpoints are measured in tests/dpo/test_engine.py, GPU memory is not.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jsfree.config import Lora
 from jsfree.dpo.trained import trained_names
@@ -81,19 +83,31 @@ def model_bytes(parameters: Parameters, dtype: str) -> int:
     return BYTES[dtype] * parameters.total
 
 
+def feature_bytes(folder: Path, dtype: str) -> int:
+    """What the vision tower of a captioner in a local folder makes of an image."""
+    from transformers import LlavaConfig
+
+    config: Any = LlavaConfig.from_pretrained(folder)
+    vision, layers = config.vision_config, config.vision_feature_layer
+    tokens = (vision.image_size // vision.patch_size) ** 2 + (config.vision_feature_select_strategy == "full")
+    return int(BYTES[dtype] * tokens * vision.hidden_size * (1 if isinstance(layers, int) else len(layers)))
+
+
 def gpu_bytes(parameters: Parameters, zero_stage: int, workers: int, dtype: str, offload: str = "none") -> int:
     """The most that weights, gradients and optimizer take on a GPU, without activations.
 
-    What is offloaded does not count: optimizer and step; of offloaded weights a layer or two is there at a time.
+    What is offloaded does not count: optimizer and step, or the weights too. At the start the whole model is on every
+    GPU, however it is sharded afterwards.
     """
     each = BYTES[dtype]
+    loading = math.ceil(each * parameters.total)
     if offload != "none":
         rest = 0 if offload == "all" else parameters.total / (workers if zero_stage == 3 else 1)
-        return math.ceil(each * (rest + parameters.trained / (1 if zero_stage == 1 else workers)))
+        return max(loading, math.ceil(each * (rest + parameters.trained / (1 if zero_stage == 1 else workers))))
     weights = each * parameters.total / (workers if zero_stage == 3 else 1)
     gradients = each * parameters.trained / (1 if zero_stage == 1 else workers)
     step = (each + GRADIENT_BYTES) * parameters.trained / workers
-    return math.ceil(weights + gradients + step + OPTIMIZER_BYTES * parameters.trained / workers)
+    return max(loading, math.ceil(weights + gradients + step + OPTIMIZER_BYTES * parameters.trained / workers))
 
 
 def checkpoints_held(steps: int, every: int, keep: int) -> int:

@@ -32,11 +32,12 @@ class Need:
     purpose: str
 
 
-def check_training(config: RunConfig, policy: str, steps: int, output: str) -> None:
+def check_training(config: RunConfig, policy: str, pairs: int, steps: int, output: str) -> None:
     """See that this node can train.
 
     Args:
         policy: reference of the model that is trained.
+        pairs: selected pairs.
         steps: optimizer steps of the whole training.
         output: folder of the stage, where checkpoints go; the model goes beside it.
 
@@ -53,7 +54,8 @@ def check_training(config: RunConfig, policy: str, steps: int, output: str) -> N
     parameters = footprint.count_parameters(folder, train.trained_layers, train.lora)
     if gpu is not None:
         check_memory(gpu, parameters, config)
-    check_disk(disk_needs(parameters, config, steps, Folder(output)))
+    features = pairs * footprint.feature_bytes(folder, config.captioner.dtype) if train.cache_vision_features else 0
+    check_disk(disk_needs(parameters, config, steps, Folder(output), features))
 
 
 def check_memory(gpu: Gpu, parameters: Parameters, config: RunConfig) -> None:
@@ -74,7 +76,7 @@ def check_memory(gpu: Gpu, parameters: Parameters, config: RunConfig) -> None:
         )
 
 
-def disk_needs(parameters: Parameters, config: RunConfig, steps: int, output: Folder) -> list[Need]:
+def disk_needs(parameters: Parameters, config: RunConfig, steps: int, output: Folder, features: int = 0) -> list[Need]:
     """What training writes to local disks at most at a time, beyond what a stopped one has left there.
 
     A worker writes its part of a checkpoint into a temporary folder, from which Ray copies it into the run; the
@@ -87,8 +89,10 @@ def disk_needs(parameters: Parameters, config: RunConfig, steps: int, output: Fo
     kept = f"{held} checkpoints of {each / GB:.1f} GB (train.keep: {train.keep}, and the one being written)"
     needs = [Need(tempfile.gettempdir(), max(each if held else 0, model), "one of them on its way there")]
     if output.is_local:
-        left = max(0, held * each + model - _size(Path(output.path)))
-        needs.append(Need(output.path, left, f"{kept} and the model of {model / GB:.1f} GB"))
+        written = Path(output.path).parent / "features"
+        left = max(0, held * each + model - _size(Path(output.path))) + max(0, features - _size(written))
+        cached = f", {features / GB:.1f} GB of images' features" if features else ""
+        needs.append(Need(output.path, left, f"{kept}{cached} and the model of {model / GB:.1f} GB"))
     return needs
 
 

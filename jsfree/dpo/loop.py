@@ -12,8 +12,9 @@ import math
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from jsfree.dpo.features import VisionFeatures
 from jsfree.dpo.lora import merged
 from jsfree.dpo.loss import DPOTerms, Lengths, PairLogps, anchor, dpo, first_loss
 from jsfree.dpo.policy import PairModel
+from jsfree.dpo.step_log import Step
 from jsfree.dpo.validation import Validation
 from jsfree.errors import StageError
 from jsfree.models import DTYPES, load_captioner
@@ -37,13 +39,13 @@ from jsfree.storage import Folder
 log = logging.getLogger(__name__)
 
 FIRST_LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+"""By how much the first loss may differ from ln 2, at beta 0.1."""
 ADAPTER = "adapter"
 """Folder of the published model with the adapter alone, where adapters were trained."""
 WORKERS = "workers.json"
 """File of a checkpoint with the number of workers whose shards it holds."""
 HELD_OUT = -1
 """The epoch whose order draws the pairs that are held out."""
-Step = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -81,16 +83,32 @@ class Hooks:
 def steps_per_epoch(pairs: int, config: RunConfig) -> int:
     """Optimizer steps of an epoch; pairs that do not fill a step wait for another epoch's order.
 
+    Args:
+        pairs: selected pairs, those that are held out included.
+
     Raises:
-        StageError: there are fewer pairs than one step takes.
+        StageError: there are fewer pairs to train on than one step takes.
     """
-    steps = pairs // config.train.pairs_per_step
-    if steps == 0:
+    held_out = config.train.validation.pairs
+    steps = (pairs - held_out) // config.train.pairs_per_step
+    if steps < 1:
+        without = f" without the {held_out} that are held out (train.validation.pairs)" if held_out else ""
         raise StageError(
-            f"{pairs} selected pairs do not fill one step of {config.train.pairs_per_step};"
+            f"{pairs} selected pairs{without} do not fill one step of {config.train.pairs_per_step};"
             " use more images (source.count), keep more splits, or lower train.pairs_per_step"
         )
     return steps
+
+
+def first_loss_tolerance(config: RunConfig) -> float:
+    """By how much the first loss may differ from ``loss.first_loss``.
+
+    In bfloat16 the noise is that of the margin, which beta weighs; that of ``ipo`` grows with 1 / beta.
+    """
+    tolerance, train = FIRST_LOSS_TOLERANCE[config.captioner.dtype], config.train
+    if train.loss == "ipo":
+        return tolerance / train.beta
+    return tolerance * max(1.0, train.beta / 0.1) if config.captioner.dtype == "bfloat16" else tolerance
 
 
 def learning_rate(step: int, total: int, config: RunConfig) -> float:
@@ -117,17 +135,17 @@ def train(
     Raises:
         StageError: too few pairs, or a loss at the first step that is not that of equal models.
     """
+    steps = steps_per_epoch(len(pairs), config)
     trained, held_out = split(pairs, config)
-    steps = steps_per_epoch(len(trained), config)
     torch.manual_seed(config.seed)
     trainer = _Trainer(config, trained, models, device)
     trainer.prepare(pairs, folders, models)
     history = trainer.restore(hooks.restore)
     total = steps * config.train.epochs
     guard = Validation(config.train, history)
+    batches = trainer.batches(len(history), total, steps)
     for step in range(len(history), total):
-        epoch, within = divmod(step, steps)
-        figures = trainer.step(step, epoch, within, total)
+        figures = trainer.step(batches, step, steps, total)
         if step == 0:
             _check_first_loss(figures, config, models)
         if held_out and guard.due(step, total):
@@ -140,6 +158,7 @@ def train(
         if guard.publishes(figures, ended=ended):
             trainer.publish(folders.model)
         if ended:
+            guard.check()
             break
         if (step + 1) % config.train.checkpoint_every == 0:
             trainer.save(history, hooks)
@@ -183,32 +202,48 @@ class _Trainer:
             features = VisionFeatures(folders.features, origin)  # the policy's tower is the reference's: it is frozen
             features.prepare(pairs, self._load, self._tower, self.micro)
             self.features = features
-        forward: Callable[[PairBatch], PairLogps] = self.engine
-        if models.reference != models.policy:
+
+        @cache
+        def forward() -> Callable[[PairBatch], PairLogps]:
+            """The policy before its first step, or a model that is loaded only where it is needed."""
+            if models.reference == models.policy:
+                engine: Callable[[PairBatch], PairLogps] = self.engine
+                return engine
             device = str(self.captioner.device)
-            reference = load_captioner(models.reference, device, settings.dtype, settings.preprocessing, files=files)
-            forward = PairModel(reference.model)
+            other = load_captioner(models.reference, device, settings.dtype, settings.preprocessing, files=files)
+            return PairModel(other.model)
+
         self.reference = reference_logps.reference_logps(
-            folders.reference, pairs, origin, self._load, lambda batch: forward(self._placed(batch)), self.micro
+            folders.reference, pairs, origin, self._load, lambda batch: forward()(self._placed(batch)), self.micro
         )
 
-    def step(self, step: int, epoch: int, within: int, total: int) -> Step:
-        """One optimizer step; its figures, averaged over all pairs of the step."""
+    def batches(self, first: int, total: int, steps: int) -> Iterator[PairBatch]:
+        """This worker's micro batches of all steps from ``first`` on, one ahead, ``steps`` an epoch."""
+        size, seed = self.config.train.pairs_per_step, self.config.seed
+
+        def chosen() -> Iterator[list[SelectedPair]]:
+            for step in range(first, total):
+                epoch, within = divmod(step, steps)
+                order = order_of_epoch(len(self.pairs), seed, epoch)[within * size : (within + 1) * size]
+                for indices in micro_batches(self.lengths, order, self.micro, self.rank, self.world):
+                    yield [self.pairs[index] for index in indices]
+
+        return prefetched(self._load, chosen())
+
+    def step(self, batches: Iterator[PairBatch], step: int, steps: int, total: int) -> Step:
+        """One optimizer step on the next of ``batches``; its figures, averaged over all pairs of the step."""
         started = time.perf_counter()
         rate = learning_rate(step, total, self.config)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        size = self.config.train.pairs_per_step
-        order = order_of_epoch(len(self.pairs), self.config.seed, epoch)[within * size : (within + 1) * size]
-        mine = micro_batches(self.lengths, order, self.micro, self.rank, self.world)
         sums = torch.zeros(len(_FIGURES), dtype=torch.float64)
-        for batch in prefetched(self._load, [[self.pairs[index] for index in indices] for indices in mine]):
-            sums += self._micro_step(self._placed(batch))
+        for _ in range(self.config.train.pairs_per_step // (self.micro * self.world)):
+            sums += self._micro_step(self._placed(next(batches)))
         means, tokens = self._means(sums)
         seconds = time.perf_counter() - started
         return {
             "step": step,
-            "epoch": epoch,
+            "epoch": step // steps,
             **means,
             "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
             "learning_rate": rate,
@@ -351,7 +386,7 @@ def _check_first_loss(step: Step, config: RunConfig, models: Models) -> None:
     expected = first_loss(config.train)
     if models.policy != models.reference:
         return
-    if abs(step["loss"] - expected) > FIRST_LOSS_TOLERANCE[config.captioner.dtype] * expected / math.log(2):
+    if abs(step["loss"] - expected) > first_loss_tolerance(config):
         raise StageError(
             f"the loss at step 0 is {step['loss']:.5f}, not {expected:.5f}: policy and reference disagree before"
             " training; the reference table belongs to another model (--restart train)"

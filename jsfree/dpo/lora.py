@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 PREFIX = "base_model.model."
 """What peft puts before the names of the model it wraps."""
+HEAD = "lm_head"
+"""It gets no adapter: training computes log-probabilities from its weight alone."""
 
 
 def peft_config(settings: Lora) -> LoraConfig:
@@ -36,17 +38,19 @@ def add_adapters(model: LlavaForConditionalGeneration, settings: Lora) -> None:
     """Put adapters into a model; they alone require gradients.
 
     Raises:
-        ConfigError: the model has no layers of these names.
+        ConfigError: the model has no linear layer of a name, but for the vision tower's and the head.
     """
     from peft import inject_adapter_in_model
 
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    there = {name.split(".")[-1] for name in linear if "vision_tower" not in name and name != HEAD}
+    for target in settings.targets:
+        if target not in there:
+            raise ConfigError(
+                f"train.lora.targets: adapters can be put beside {', '.join(sorted(there))}, not beside {target!r}"
+            )
     model.requires_grad_(False)
-    try:
-        inject_adapter_in_model(peft_config(settings), model)
-    except ValueError as error:
-        raise ConfigError(
-            f"train.lora.targets {list(settings.targets)}: the captioner has no such layers outside its vision tower"
-        ) from error
+    inject_adapter_in_model(peft_config(settings), model)
 
 
 def merged(
@@ -61,7 +65,7 @@ def merged(
     """
     from peft import get_peft_model
 
-    wrapped: Any = get_peft_model(model, peft_config(settings))
+    wrapped: Any = get_peft_model(model, peft_config(settings), autocast_adapter_dtype=False)
     wrapped.load_state_dict({PREFIX + name: tensor for name, tensor in weights.items()})
     wrapped.save_pretrained(str(adapter))
     whole: dict[str, torch.Tensor] = wrapped.merge_and_unload(safe_merge=True).state_dict()

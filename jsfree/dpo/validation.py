@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from jsfree.config import Train
+from jsfree.errors import StageError
 
 LOSS = "validation_loss"
 
@@ -35,6 +36,17 @@ class Validation:
         if self.settings.publish == "best" and self.settings.pairs:
             return LOSS in figures and self._improved
         return ended
+
+    def check(self) -> None:
+        """See, at the end, that there were weights to publish.
+
+        Raises:
+            StageError: the held-out loss was never a number.
+        """
+        if self.settings.pairs and not math.isfinite(self.best):
+            raise StageError(
+                "the loss of the held-out pairs was never a finite number: training diverged; lower train.learning_rate"
+            )
 
     def _see(self, figures: Mapping[str, float]) -> None:
         if LOSS not in figures:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
+from jsfree.config import Train
+from jsfree.dpo.loss import first_loss
 from jsfree.report import figures, reading, tables
 from jsfree.report.figures import Series
 from jsfree.report.reading import Scored, StageCost
@@ -94,7 +95,7 @@ def round_view(run: Run, number: int, scored: Scored) -> RoundView:
         facts,
         _histogram(run, scored, kept),
         [_split_line(split, is_kept) for split, is_kept in splits],
-        _curves(steps),
+        _curves(steps, run.config.train),
         len(steps),
         kept,
     )
@@ -152,7 +153,7 @@ def _gap(gap: float | None) -> str:
     return tables.MISSING if gap is None else f"{100 * gap:.2f}".replace("-", "−")
 
 
-def _curves(steps: Sequence[Mapping[str, Any]]) -> list[Markup]:
+def _curves(steps: Sequence[Mapping[str, Any]], settings: Train) -> list[Markup]:
     if not steps:
         return []
     at = [float(step["step"]) for step in steps]
@@ -163,8 +164,11 @@ def _curves(steps: Sequence[Mapping[str, Any]]) -> list[Markup]:
     both = ("chosen", "rejected")
     rewards = [series(f"{role}_reward", role, kind) for role, kind in zip(both, ("after", "before"), strict=True)]
     logps = [series(f"{role}_logp", role, kind) for role, kind in zip(both, ("after", "before"), strict=True)]
+    held_out = any("validation_loss" in step for step in steps)
+    losses = [series("loss"), *([series("validation_loss", "held out", "before")] if held_out else [])]
+    start = (first_loss(settings), "ln 2" if settings.loss == "sigmoid" else "equal models")
     return [
-        figures.curve("Loss", at, [series("loss")], (math.log(2), "ln 2")),
+        figures.curve("Loss", at, losses, start),
         figures.curve("Implicit rewards", at, rewards, (0.0, "")),
         figures.curve("Accuracy (chosen above rejected)", at, [series("accuracy")], (0.5, "chance")),
         figures.curve("Reward margin", at, [series("margin")], (0.0, "")),

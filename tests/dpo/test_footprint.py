@@ -3,11 +3,16 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from jsfree import config, shapes
+from jsfree.config import Lora
 from jsfree.dpo import footprint
 from jsfree.dpo.footprint import Parameters
+from jsfree.dpo.lora import add_adapters
+from jsfree.dpo.policy import PairModel
 from jsfree.model_files import WEIGHTS
+from jsfree.models import load_captioner
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GB = 1e9
@@ -60,3 +65,25 @@ def test_the_13b_run_fits_as_its_configuration_says(name):
 )
 def test_no_more_checkpoints_are_held_than_written(steps, every, keep, held):
     assert footprint.checkpoints_held(steps, every, keep) == held
+
+
+def test_features_of_an_image_are_counted_as_they_are_stored(captioner):
+    model = PairModel(captioner.model)
+    features = model.features(captioner.pixel_values([Image.new("RGB", (64, 64))]))
+    assert footprint.feature_bytes(WEIGHTS / "captioner", "float32") == features.nbytes
+
+
+def test_adapters_are_counted_as_they_are_trained():
+    model = load_captioner("miniworld:captioner").model
+    frozen = sum(parameter.numel() for parameter in model.parameters())
+    add_adapters(model, Lora(rank=4))
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    counted = footprint.count_parameters(WEIGHTS / "captioner", None, Lora(rank=4))
+    assert counted == Parameters(frozen + trained, trained)
+
+
+def test_whatever_is_offloaded_the_model_is_once_whole_on_every_gpu():
+    parameters = Parameters(1000, 900)
+    assert footprint.gpu_bytes(parameters, 3, 8, "bfloat16", "all") == 2000
+    assert footprint.gpu_bytes(parameters, 3, 1000, "bfloat16") == 2000
+    assert footprint.gpu_bytes(parameters, 2, 8, "bfloat16", "optimizer") == 2000 + 2 * 900 / 8

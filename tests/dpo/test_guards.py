@@ -72,13 +72,25 @@ def test_without_checkpoints_only_the_model_is_written():
 
 
 def test_miniworld_can_train_here(tmp_path):
-    check_training(RunConfig(), "miniworld:captioner", 20, str(tmp_path))
+    check_training(RunConfig(), "miniworld:captioner", 100, 20, str(tmp_path))
     with pytest.raises(ConfigError, match=r"train.trained_layers is 9, but .* 3 layers"):
-        check_training(settings(trained_layers=9), "miniworld:captioner", 20, str(tmp_path))
+        check_training(settings(trained_layers=9), "miniworld:captioner", 100, 20, str(tmp_path))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without CUDA")
 def test_a_reserved_gpu_that_torch_cannot_use_is_explained(tmp_path):
     config = settings(resources={"replicas": 1, "gpus": 1})
     with pytest.raises(DeviceError, match="1 GPU reserved, but torch cannot use CUDA: "):
-        check_training(config, "miniworld:captioner", 20, str(tmp_path))
+        check_training(config, "miniworld:captioner", 100, 20, str(tmp_path))
+
+
+def test_features_on_the_disk_are_asked_for_until_they_are_there(tmp_path):
+    parameters = footprint.Parameters(total=1000, trained=900)
+    output = tmp_path / "train"
+    plain, cached = (
+        disk_needs(parameters, settings(), 100, Folder(str(output)), features)[1].bytes for features in (0, 7000)
+    )
+    assert cached == plain + 7000
+    (tmp_path / "features").mkdir()
+    (tmp_path / "features" / "a.safetensors").write_bytes(b"0" * 3000)
+    assert disk_needs(parameters, settings(), 100, Folder(str(output)), 7000)[1].bytes == plain + 4000

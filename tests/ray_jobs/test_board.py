@@ -80,11 +80,12 @@ def test_a_shard_that_was_taken_for_lost_and_is_published_after_all_is_not_done_
 
 def test_a_shard_whose_receipt_is_lost_is_claimed_again(board, clock):
     asks(board, "a1")
-    board.turn_over(WORK, (0, 0))
+    board.turn_over(WORK, "a1", (0, 0))
     asks(board, "a1")
-    board.turn_over(WORK, (0, 1))
+    board.turn_over(WORK, "a1", (0, 1))
     board.done(WORK, (0, 1))
     assert asks(board, "b1")[0].shard == (0, 2)
+    board.turn_over(WORK, "a1", (0, 2))  # late word of another's shard
     clock.passes(boards.LOST_SECONDS + 1, board, "a1", "b1")
     assert asks(board, "b1")[0] == Claim((0, 0))
     assert asks(board, "a1") == (None, True)

@@ -3,8 +3,8 @@
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from jsfree.dpo.step_log import STEPS, TENSORBOARD, Alarm, described, step_log
 from jsfree.storage import Folder
-from ray_jobs.train_dpo import STEPS, TENSORBOARD, Alarm, described, step_log
 
 
 def step(number: int, **figures: float) -> dict[str, float]:
@@ -41,6 +41,13 @@ def test_steps_go_to_the_log_and_to_tensorboard(tmp_path, uri):
     }
     assert found["train/loss", 2] == 0.5
     assert [at for tag, at in found if tag == "validation/loss"] == [1]
+
+
+def test_a_resumed_training_tells_tensorboard_all_its_steps(tmp_path):
+    folder = Folder(str(tmp_path))
+    with step_log(folder) as publish:
+        publish([step(0, loss=0.1), step(1, loss=0.2)], 5)
+    assert {at for _, at in scalars(folder / TENSORBOARD)} == {0, 1}
 
 
 def test_the_last_step_is_published_however_soon_it_comes(tmp_path):
