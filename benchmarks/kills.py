@@ -229,6 +229,29 @@ def without_its_path(path: Path, raylets: Raylets) -> Trial:
     )
 
 
+def training_on_a_disk_that_fills(disk: Path, stages: Path, raylets: Raylets) -> Trial:
+    """Train while something else fills the disk, and again once that is gone (needs root)."""
+    disk.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", disk], check=True)
+    file = copied(stages, disk / "run", ("samples", "pairs", "scored", "selected"))
+    log, filler = Folder(f"{disk}/run/round-1/train"), disk / "filler"
+
+    def fill() -> None:
+        while not (log.exists("steps.json") and len(log.read_json("steps.json")) >= 3):
+            time.sleep(0.05)
+        with suppress(OSError), filler.open("wb") as out:
+            while True:
+                out.write(bytes(2**20))
+
+    return _twice(
+        "train, full disk",
+        lambda: start("train", file, raylets.address),
+        fill,
+        filler.unlink,
+        "No space left on device",
+    )
+
+
 def _twice(
     what: str,
     begin: Callable[[], subprocess.Popen[str]],

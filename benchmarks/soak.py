@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from kills import (
     on_a_full_disk,
     same_model,
     settings_at,
+    training_on_a_disk_that_fills,
     undisturbed,
     without_its_path,
 )
@@ -91,8 +93,10 @@ def soak(folder: Path, raylets: Raylets, arguments: argparse.Namespace) -> list[
     undisturbed("train", copied(reference, models[True], SELECTED, **SHARDED), raylets.address)
     drawn, trials = random.Random(arguments.seed), []
     if arguments.only is None:
-        for trial, path in storage_lost(folder, raylets):
+        for trial, path in storage_lost(folder, raylets, reference):
             trial.problems += differences(path, reference)
+            if trial.command.startswith("train") and not same_model(path, reference):
+                trial.problems.append("other weights")
             trials.append(finished(trial))
     for number in range(arguments.rounds):
         for name, case in CASES.items():
@@ -110,15 +114,18 @@ def soak(folder: Path, raylets: Raylets, arguments: argparse.Namespace) -> list[
     return trials
 
 
-def storage_lost(folder: Path, raylets: Raylets) -> Iterator[tuple[Trial, Path]]:
-    """A full disk (where one may be mounted) and an output path that goes away, with their runs."""
+def storage_lost(folder: Path, raylets: Raylets, reference: Path) -> Iterator[tuple[Trial, Path]]:
+    """Full disks (where one may be mounted) and an output path that goes away, with their runs."""
     yield without_its_path(folder / "gone" / "run", raylets), folder / "gone" / "run"
     if os.geteuid() == 0:
-        disk = folder / "disk"
-        try:
-            yield on_a_full_disk(disk, raylets), disk / "run"
-        finally:
-            subprocess.run(["umount", "-l", disk], check=False)
+        for disk, trial in (
+            (folder / "disk", on_a_full_disk),
+            (folder / "filling", partial(training_on_a_disk_that_fills, stages=reference)),
+        ):
+            try:
+                yield trial(disk, raylets=raylets), disk / "run"
+            finally:
+                subprocess.run(["umount", "-l", disk], check=False)
 
 
 def finished(trial: Trial) -> Trial:

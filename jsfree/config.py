@@ -25,7 +25,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 PLACEMENT = frozenset(
     {"resources", "device_map", "models", "ray", "serve", "slots", "kv_cache_gib", "compile", "with_generation"}
-    | {"checkpoint_every", "keep", "max_failures", "cache_vision_features", "chosen_alarm"}
+    | {"checkpoint_every", "keep", "max_failures", "cache_vision_features", "chosen_alarm", "attention"}
 )
 """Keys of settings that only place work, or guard it against loss: they change no result (but for the last bits of
 floating point) and no fingerprint."""
@@ -353,6 +353,9 @@ class Train(Section):
     offload: Literal["none", "optimizer", "all"] = "none"
     """What is kept in the nodes' memory instead of the GPUs': the optimizer's state, or the weights too (ZeRO-3)."""
     gradient_checkpointing: bool = False
+    attention: Literal["sdpa", "flex"] = "sdpa"
+    """torch's kernel: ``sdpa`` with a mask of all positions, or ``flex``, which skips blocks that no position sees and
+    is compiled at the first step (GPUs). Part of no fingerprint."""
     cache_vision_features: bool = False
     """Keep what the frozen vision tower makes of each image on disk (1.2 MB an image for LLaVA-1.5), so that it sees
     each once. Part of no fingerprint."""
@@ -381,6 +384,8 @@ class Train(Section):
                 f"'pairs_per_step' ({self.pairs_per_step}) must be a multiple of the"
                 f" {self.resources.replicas} training workers"
             )
+        if self.attention == "flex" and not self.resources.gpus:
+            raise ValueError("'attention: flex' computes no gradients on CPUs; set it to sdpa, or 'resources.gpus: 1'")
         if self.validation.pairs % self.resources.replicas:
             raise ValueError(
                 f"'validation.pairs' ({self.validation.pairs}) must be a multiple of the"

@@ -140,7 +140,7 @@ def test_the_lease_is_released_however_the_driver_ends(tmp_path, start, end):
         driver.stdin.flush()
     else:
         driver.send_signal(end)
-    driver.wait(10)
+    driver.wait(60)
     assert driver.returncode not in (0, -signal.SIGTERM)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
 

@@ -86,6 +86,16 @@ def attention_mask(segments_BL: torch.Tensor, dtype: torch.dtype) -> torch.Tenso
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
+def sees(segments_BL: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """The same as a rule (row, head, query, key) for flex attention, which skips blocks that nobody sees."""
+
+    def rule(row: torch.Tensor, _: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        segment = segments_BL[row, key]
+        return (key <= query) & ((segment == PREFIX) | (segment == segments_BL[row, query]))
+
+    return rule
+
+
 def collate(
     pairs: Sequence[SelectedPair],
     captioner: Captioner,

@@ -9,7 +9,7 @@ import torch
 
 from jsfree.config import RunConfig
 from jsfree.dpo.lora import add_adapters
-from jsfree.dpo.policy import PairModel
+from jsfree.dpo.policy import FLEX, PairModel
 from jsfree.dpo.trained import trained_names
 from jsfree.errors import ModelError
 from jsfree.models import Captioner
@@ -64,6 +64,8 @@ def start_engine(captioner: Captioner, config: RunConfig, world: int) -> Any:
         freeze(captioner.model, config.train.trained_layers)
     if config.train.gradient_checkpointing:
         checkpoint_gradients(captioner.model)
+    if config.train.attention == "flex":
+        captioner.model.set_attn_implementation({"text_config": FLEX})
     model = PairModel(captioner.model)
     optimizer = adamw(model, config, fused=not on_cpu)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(config, world))

@@ -11,13 +11,14 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from jsfree.dpo.batching import PairBatch, attention_mask
+from jsfree.dpo.batching import PairBatch, attention_mask, sees
 from jsfree.dpo.loss import PairLogps
 from jsfree.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration
 
+FLEX = "flex_attention"
 HEAD_CHUNK = 1024
 """Completion tokens whose logits are in memory at a time."""
 
@@ -77,7 +78,7 @@ class PairModel(torch.nn.Module):
         embedded_BLD = embedded_BLD.masked_scatter(is_image_BL[..., None], visual_BND.to(embedded_BLD.dtype))
         hidden_BLD = model.language_model(
             inputs_embeds=embedded_BLD,
-            attention_mask=attention_mask(batch.segments_BL, embedded_BLD.dtype),
+            attention_mask=self._mask(batch.segments_BL, embedded_BLD.dtype),
             position_ids=batch.positions_BL,
             use_cache=False,
         ).last_hidden_state
@@ -85,6 +86,15 @@ class PairModel(torch.nn.Module):
         sums = torch.stack([each.sum() for each in torch.split(logps_T, batch.lengths)])
         chosen, rejected = sums.chunk(2)
         return PairLogps(chosen, rejected)
+
+    def _mask(self, segments_BL: torch.Tensor, dtype: torch.dtype) -> Any:
+        """Who sees whom, as the language model's attention wants it told."""
+        if self.llava.config.text_config._attn_implementation != FLEX:
+            return attention_mask(segments_BL, dtype)
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        rows, length = segments_BL.shape
+        return create_block_mask(sees(segments_BL), rows, None, length, length, device=segments_BL.device)
 
     def features(self, pixels: torch.Tensor | None) -> torch.Tensor:
         """What the frozen vision tower makes of images, before the projector, (B, N, D)."""

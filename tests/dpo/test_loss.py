@@ -67,6 +67,7 @@ def test_the_gradient_raises_the_chosen_caption():
     [
         ({"loss": "ipo", "label_smoothing": 0.1}, "'label_smoothing' belongs to 'loss: sigmoid'"),
         ({"validation": {"pairs": 3}, "resources": {"replicas": 2}}, r"'validation.pairs' \(3\) must be a multiple of"),
+        ({"attention": "flex"}, "computes no gradients on CPUs"),
         ({"validation": {"publish": "best"}}, "need 'validation.pairs'"),
         ({"validation": {"patience": 2}}, "need 'validation.pairs'"),
     ],

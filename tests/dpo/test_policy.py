@@ -8,7 +8,7 @@ import torch
 from jsfree.captioning import PairGenerator
 from jsfree.config import build
 from jsfree.dpo import policy as policies
-from jsfree.dpo.batching import PADDING, attention_mask, collate
+from jsfree.dpo.batching import PADDING, attention_mask, collate, sees
 from jsfree.dpo.loss import Lengths, PairLogps, dpo
 from jsfree.dpo.policy import CompletionHead, PairModel
 from jsfree.errors import ModelError
@@ -110,6 +110,15 @@ def test_the_mask_lets_each_caption_see_the_prefix_and_itself():
     ]
 
 
+def test_the_rule_for_flex_attention_is_that_mask(captioner, pairs):
+    from torch.nn.attention.flex_attention import create_mask
+
+    segments = placed(captioner, pairs).segments_BL
+    rows, length = segments.shape
+    dense = create_mask(sees(segments), rows, None, length, length, device="cpu")
+    assert torch.equal(dense[:, :1], attention_mask(segments, torch.float32) == 0)
+
+
 def test_logits_in_parts_give_the_same_log_probabilities_and_gradients(captioner, monkeypatch):
     generator = torch.Generator().manual_seed(1)
     head = CompletionHead.of(copy.deepcopy(captioner.model.lm_head))
@@ -140,5 +149,5 @@ def test_features_instead_of_pixels_give_the_same(captioner, pairs):
 def test_a_prompt_with_another_number_of_image_tokens_is_refused(captioner, pairs):
     batch = placed(captioner, pairs)
     batch.ids_BL[0, batch.ids_BL[0] == captioner.model.config.image_token_index] = 5
-    with pytest.raises(ModelError, match="image tokens in the prompts, but 6 images of"):
+    with torch.no_grad(), pytest.raises(ModelError, match="image tokens in the prompts, but 6 images of"):
         PairModel(captioner.model)(batch)

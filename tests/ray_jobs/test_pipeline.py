@@ -25,6 +25,8 @@ SMALL = {
     "rounds": 2,
     "shard_rows": 48,
     "source": {"count": 144},
+    "generate": {"resources": {"replicas": 1}},  # the start of a replica takes longer than its work
+    "score": {"resources": {"replicas": 1}},
     "evaluate": {"source": {"count": 60}, "modes": {"greedy": {}}, "bootstrap": 200},
     "select": {"first": 3, "last": 10},
     "train": {"pairs_per_step": 16, "epochs": 1, "checkpoint_every": 2, "sft_weight": 0.1},
