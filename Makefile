@@ -6,8 +6,8 @@ PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/d
 SYSTEM_UV := $(shell command -v uv 2>/dev/null)
 UV := $(if $(SYSTEM_UV),$(SYSTEM_UV),.uv/bin/uv)
 BIN := .venv/bin
-# Two files of tests at a time: each keeps to one core, and waits much for Ray.
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile
+# Two files of tests at a time: each keeps to one core.
+QUICK := $(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 export UV_PYTHON_DOWNLOADS := never
 
 help: ## this list
@@ -17,10 +17,11 @@ demo: setup ## the whole loop on MiniWorld, 2 CPU cores, no GPU, no network once
 	$(BIN)/jsfree run --config configs/miniworld.yaml
 
 test: setup ## the tests, without those marked slow
-	$(PYTEST) -m "not slow"
+	$(QUICK)
 
 check: lint types ## lint, types and all tests: what CI runs
-	$(PYTEST)
+	$(QUICK)
+	$(BIN)/pytest -m slow
 
 lint: setup ## ruff
 	$(BIN)/ruff format --check .
