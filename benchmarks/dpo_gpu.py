@@ -68,7 +68,7 @@ def measured(captioner: RandomCaptioner, settings: RunConfig, steps: int) -> dic
     return {
         "pairs_per_second": len(batch.sample_ids) / seconds,
         "positions_per_second": positions / seconds,
-        "completion_tokens_per_second": batch.completion_tokens / seconds,
+        "completion_tokens_per_second": len(batch.targets_T) / seconds,
         "positions_a_pair": positions / len(batch.sample_ids),
         "flops_a_second": each * weights * positions / seconds,
     }

@@ -50,11 +50,6 @@ class PairBatch:
     pixels: torch.Tensor | None = None
     features: torch.Tensor | None = None
 
-    @property
-    def completion_tokens(self) -> int:
-        """Completion tokens in the batch."""
-        return len(self.targets_T)
-
     def to(self, device: torch.device, dtype: torch.dtype) -> PairBatch:
         """The batch on a device, its images in the model's dtype."""
 

@@ -46,7 +46,7 @@ def test_a_batch_gives_the_log_probabilities_of_separate_forwards(captioner, pai
         assert float(logps.rejected[row]) == pytest.approx(alone(captioner, pair, "rejected"), abs=1e-3)
     lengths = [len(pair[role]["token_ids"]) for role in ("chosen", "rejected") for pair in pairs]
     assert batch.lengths == lengths
-    assert batch.completion_tokens == sum(lengths)
+    assert len(batch.targets_T) == sum(lengths)
 
 
 def test_the_end_token_belongs_to_the_completion(captioner, pairs):
