@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout need not be ins
 
 from jsfree.config import Decoding
 from jsfree.decoding.engine import DualPathEngine
-from jsfree.decoding.memory import GIB, token_bytes_of
+from jsfree.decoding.memory import GIB, keys_of
 from jsfree.decoding.requests import Request
 from jsfree.decoding.sampling import noise_key
 
@@ -167,7 +167,7 @@ def kv_bytes(captioner: RandomCaptioner, images: int, length: int) -> dict[str, 
     engine = engine_run(captioner, images, length, RATIOS)
     assert engine.layout is not None
     need = engine.layout.need
-    alone = (need.prefix + need.own + need.lead + need.own) * token_bytes_of(captioner)
+    alone = (need.prefix + need.own + need.lead + need.own) * keys_of(captioner).token_bytes
     return {
         "kv_bytes_a_caption": engine.layout.bytes / engine.layout.slots,
         "kv_bytes_a_caption_without_sharing": alone,
@@ -225,7 +225,7 @@ def gpu_figures(
     assert layout is not None
     # Entries are read by every step, of what rows hold of their own half on average.
     tokens_read = layout.cache.entries * layout.cache.prefix + layout.cache.rows * layout.cache.own / 2
-    step_seconds = weights_seconds + tokens_read * token_bytes_of(captioner) / bytes_a_second
+    step_seconds = weights_seconds + tokens_read * keys_of(captioner).token_bytes / bytes_a_second
     return {
         "tokens_per_second": engine.tokens / seconds,
         "slots": layout.slots,

@@ -65,7 +65,12 @@ def tiny(patches: int) -> RandomCaptioner:
 
 def published(name: str, device: str, dtype: torch.dtype) -> RandomCaptioner:
     """LLaVA-1.5 in its published shape."""
-    return _built(shapes.llava_config(shapes.PUBLISHED[f"llava-hf/{name}-hf"]), dtype, device)
+    return of_shape(shapes.PUBLISHED[f"llava-hf/{name}-hf"], dtype, device)
+
+
+def of_shape(shape: shapes.LlavaShape, dtype: torch.dtype, device: str) -> RandomCaptioner:
+    """A LLaVA of any shape."""
+    return _built(shapes.llava_config(shape), dtype, device)
 
 
 def _built(config: Any, dtype: torch.dtype, device: str) -> RandomCaptioner:

@@ -10,6 +10,7 @@
     +-- DeviceError     a GPU, its driver, memory or a disk is not what is needed  (exit code 1)
     +-- ModelError      a model, processor or tokenizer cannot be loaded or saved  (exit code 1)
     +-- StageError      a stage ran and failed                                     (exit code 1)
+    +-- PreflightError  a run was not begun, because it cannot work                (exit code 1)
     +-- ServeError      a server cannot start, or a replica of it cannot answer    (exit code 1)
     +-- DecodingError   the decoding of captions has ended                         (exit code 1)
     +-- RowError        one sample cannot be used; becomes a row of ``errors/``
@@ -64,6 +65,10 @@ class ModelError(JsfreeError):
 
 class StageError(JsfreeError):
     """A stage ran and failed as a whole."""
+
+
+class PreflightError(JsfreeError):
+    """A run was not begun: preflight found that it cannot work."""
 
 
 class ServeError(JsfreeError):

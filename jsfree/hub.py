@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from jsfree.config import ModelFiles
 from jsfree.errors import ModelError
-from jsfree.model_folder import Kind, require, require_folder
+from jsfree.model_folder import BESIDE_WEIGHTS, Kind, require, require_folder
 from jsfree.node_cache import cache_root, require_space
 
 if TYPE_CHECKING:
@@ -89,6 +89,30 @@ def hub_folder(model: HubModel, kind: Kind, files: ModelFiles) -> Path:
         folder = found or _fetch(model, commit, kind, files)
         require_folder(kind, str(model), folder)
         return folder
+
+
+def hub_description(model: HubModel, kind: Kind, files: ModelFiles) -> Path:
+    """A local folder with what a model's folder holds beside weights, fetched if need be: some megabytes.
+
+    Raises:
+        ModelError: as ``hub_folder``.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    with _explained(model, kind, files), _locked(model, files):
+        commit = files.commits.get(str(model)) or _resolve(model, kind, files)
+        return Path(
+            snapshot_download(
+                model.repo,
+                revision=commit,
+                cache_dir=_hub_cache(files),
+                local_files_only=_offline(files),
+                allow_patterns=list(BESIDE_WEIGHTS),
+                ignore_patterns=["*/*"],
+            )
+        )
 
 
 @contextmanager

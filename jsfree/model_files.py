@@ -9,11 +9,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from jsfree.config import ModelFiles
 from jsfree.errors import ModelError
-from jsfree.hub import HubModel, commit_of, hub_folder
+from jsfree.hub import HubModel, commit_of, hub_description, hub_folder
 from jsfree.model_folder import Kind, require_folder
 from jsfree.node_cache import RemoteFolder, fetched
 
@@ -32,6 +35,25 @@ def local_folder(ref: str, kind: Kind, files: ModelFiles | None = None) -> Path:
     if found is not None:
         return found
     return fetched(ref, kind, files) if "://" in ref else hub_folder(HubModel.parse(ref), kind, files)
+
+
+@contextmanager
+def description_folder(ref: str, kind: Kind, files: ModelFiles | None = None) -> Iterator[Path]:
+    """A local folder with what a model's folder holds beside its weights; these are not fetched.
+
+    Raises:
+        ModelError: as ``local_folder``.
+    """
+    files = files or ModelFiles()
+    found = _on_this_machine(ref, kind)
+    if found is not None:
+        yield found
+    elif "://" not in ref:
+        yield hub_description(HubModel.parse(ref), kind, files)
+    else:
+        with TemporaryDirectory(prefix="jsfree-model-") as folder:
+            RemoteFolder(ref, kind).copy_to(Path(folder), weights=False)
+            yield Path(folder)
 
 
 def look_up(ref: str, kind: Kind, files: ModelFiles | None = None) -> dict[str, str]:

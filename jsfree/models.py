@@ -197,12 +197,14 @@ def clip_source(ref: str, pretrained: str | None) -> tuple[str, bool]:
     Raises:
         ModelError: there is no such tag, or its weights are not on the hub.
     """
-    import open_clip
-
     if ref.startswith("hf-hub:"):
         return ref.removeprefix("hf-hub:"), False
     name, at, revision = ref.partition("@")
-    if "://" in ref or ref.startswith(PACKAGED) or Path(ref).is_dir() or name not in open_clip.list_models():
+    if "://" in ref or ref.startswith(PACKAGED) or Path(ref).is_dir():
+        return ref, False
+    import open_clip
+
+    if name not in open_clip.list_models():
         return ref, False
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained not in tags:

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,10 @@ class RemoteFolder:
         ]
         return hashlib.sha256(repr((self.uri, marks)).encode()).hexdigest()[:32]
 
-    def copy_to(self, folder: Path) -> None:
-        """Copy the model's files."""
-        folder.mkdir(parents=True)
-        names = list(self.files)
+    def copy_to(self, folder: Path, *, weights: bool = True) -> None:
+        """Copy the model's files, or those beside its weights."""
+        folder.mkdir(parents=True, exist_ok=True)
+        names = [name for name in self.files if weights or not fnmatchcase(name, self.kind.weights)]
         try:
             self.filesystem.get([f"{self.path}/{name}" for name in names], [str(folder / name) for name in names])
         except Exception as error:  # every store's client has errors of its own

@@ -23,7 +23,7 @@ from rich.table import Table
 
 import jsfree
 from jsfree import config as configuration
-from jsfree.errors import JsfreeError
+from jsfree.errors import ConfigError, JsfreeError, PreflightError
 from jsfree.storage import Run
 from ray_jobs.jobs import settled
 
@@ -44,6 +44,7 @@ Smoke = Annotated[bool, typer.Option("--smoke", help="End with a check of every 
 RoundNumber = Annotated[
     int | None, typer.Option("--round", help="Which round; without it, the first in which the stage is not done.")
 ]
+Price = Annotated[float | None, typer.Option("--price", help="Of a device-hour, in any currency.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 STAGES = {
@@ -85,6 +86,7 @@ def run(
     run: RunFolder = None,
     settings: Settings = None,
     restart: Annotated[str | None, typer.Option("--restart", metavar="STAGE", help="Redo from this stage.")] = None,
+    check: Annotated[bool, typer.Option("--preflight/--no-preflight", help="Look first at what cannot work.")] = True,
     smoke: Smoke = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -96,14 +98,80 @@ def run(
     from ray_jobs.console import Reporter
 
     console = _console(as_json)
+    if check:
+        _require(resolved, console)
     page = pipeline.run(resolved, Reporter(console), restart)
     _show(Run.existing(resolved.run), console, as_json)
     console.print(f"Report: {page}", soft_wrap=True)
     console.print(f"Next:   jsfree report --run {resolved.run}    (rebuild and print this table)", soft_wrap=True)
     if smoke:
-        from ray_jobs.smoke_run import smoke as check
+        from ray_jobs.smoke_run import smoke as check_parts
 
-        check(Run.existing(resolved.run), console)
+        check_parts(Run.existing(resolved.run), console)
+
+
+@app.command()
+def preflight(
+    config: ConfigFile = None,
+    run: RunFolder = None,
+    settings: Settings = None,
+    price: Price = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Find out in seconds what will not work: settings, libraries, storage, images, models, memory, the cluster."""
+    _log(debug)
+    from ray_jobs import preflight as checks
+    from ray_jobs.preflight_table import show
+
+    try:
+        result = checks.preflight(_resolve(config, run, settings))
+    except ConfigError as error:
+        result = checks.broken(error)
+    if as_json:
+        typer.echo(json.dumps(result.as_json(), indent=2))
+    else:
+        show(result, _console(False), price)
+    raise typer.Exit(0 if result.works else 1)
+
+
+@app.command()
+def plan(
+    config: ConfigFile = None,
+    settings: Settings = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="Kind of GPU, such as a100-80g; without it, CPUs.")] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="How many; as configured without it.")] = None,
+    price: Price = None,
+    as_json: AsJson = False,
+) -> None:
+    """Memory, hours and cost of a run on hardware that need not be there; images and weights are not touched."""
+    from ray_jobs import preflight as checks
+    from ray_jobs.preflight_table import show
+
+    planned = configuration.load(config, settings or [])
+    if gpus is not None:
+        planned = checks.with_gpus(planned, gpus)
+    result = checks.plan(planned, gpu)
+    if as_json:
+        typer.echo(json.dumps(result.as_json(), indent=2))
+    else:
+        show(result, _console(False), price, every_way=True)
+    raise typer.Exit(0 if result.works else 1)
+
+
+def _require(config: configuration.RunConfig, console: Console) -> None:
+    """Go on only if nothing stands in the way of a run.
+
+    Raises:
+        PreflightError: something does.
+    """
+    from ray_jobs import preflight as checks
+    from ray_jobs.preflight_table import reasons, show_problems
+
+    result = checks.preflight(config)
+    show_problems(result, console)
+    if not result.works:
+        raise PreflightError(f"the run cannot work so: {reasons(result)}; see the table above for the remedies")
 
 
 def _stage_command(name: str) -> Callable[..., None]:

@@ -26,7 +26,7 @@ from jsfree.config import Compiling
 from jsfree.decoding import attention, mixing, sampling
 from jsfree.decoding.entries import Entries, Entry, Leads, Live
 from jsfree.decoding.forward import IDLE, Forward, Row
-from jsfree.decoding.memory import Layout, Need, Shape, budget_of
+from jsfree.decoding.memory import Layout, Need, Shape, budget_of, keys_of
 from jsfree.decoding.prefill import Prefill
 from jsfree.decoding.requests import Caption, Request, Step, finished
 from jsfree.errors import DeviceError
@@ -76,7 +76,7 @@ class DualPathEngine:
         self.reset_counts()
         self._shape = Shape(slots, mixed, seats, images, prompts, self.mixing.noise_step is not None)
         self._kv_cache_gib = kv_cache_gib
-        self._budget = budget_of(captioner, kv_cache_gib)
+        self._budget, self._keys = budget_of(captioner, kv_cache_gib), keys_of(captioner)
         self._compiling = compiling
         self._prefill = Prefill(captioner)
         self._queue: deque[Request] = deque()
@@ -123,7 +123,7 @@ class DualPathEngine:
         Raises:
             DeviceError: it does not.
         """
-        replace(self._shape, slots=1).layout(self.captioner, self._prefill.need(request), self._budget)
+        replace(self._shape, slots=1).layout(self._keys, self._prefill.need(request), self._budget)
 
     def cancel(self, request_id: str) -> bool:
         """Drop a request, waiting or live; False when there is none of that id."""
@@ -245,10 +245,10 @@ class DualPathEngine:
         before = self.layout.need if self.layout is not None else waiting
         self._forget()
         self._budget = min(self._budget, budget_of(self.captioner, self._kv_cache_gib))
-        layouts = [self._shape.layout(self.captioner, first, self._budget)]
+        layouts = [self._shape.layout(self._keys, first, self._budget)]
         for need in (waiting, waiting.joined(before)):
             with suppress(DeviceError):
-                layouts.append(self._shape.layout(self.captioner, need, self._budget))
+                layouts.append(self._shape.layout(self._keys, need, self._budget))
         most = max(layout.slots for layout in layouts)
         self.layout = next(layout for layout in reversed(layouts) if layout.slots == most)
         self._forward = Forward(self.captioner, self.layout.cache, self._compiling)

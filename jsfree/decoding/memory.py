@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -33,6 +34,23 @@ class Need:
     def joined(self, other: Need) -> Need:
         """Enough for both."""
         return Need(max(self.prefix, other.prefix), max(self.lead, other.lead), max(self.own, other.own))
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What a token's keys and values take."""
+
+    token_bytes: int
+    """Of all layers."""
+    group: int
+    """Heads of queries that share a head of keys."""
+
+    @classmethod
+    def of(cls, config: Any, dtype: torch.dtype) -> Keys:
+        """Those of a language model, by its configuration."""
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * width
+        return cls(int(numbers * dtype.itemsize), config.num_attention_heads // config.num_key_value_heads)
 
 
 @dataclass(frozen=True)
@@ -67,15 +85,14 @@ class Shape:
     second_image: bool
     """Whether the second path sees a (noised) image."""
 
-    def layout(self, captioner: Captioner, need: Need, budget: int) -> Layout:
+    def layout(self, keys: Keys, need: Need, budget: float) -> Layout:
         """The largest layout of at most ``slots`` captions within ``budget`` bytes.
 
         Raises:
             DeviceError: not even one caption fits.
         """
-        token_bytes = token_bytes_of(captioner)
         for slots in range(self.slots, 0, -1):
-            layout = self._of(slots, need, captioner, token_bytes)
+            layout = self._of(slots, need, keys)
             if layout.bytes <= budget:
                 return layout
         raise DeviceError(
@@ -84,8 +101,7 @@ class Shape:
             " 'kv_cache_gib' higher, 'max_new_tokens' lower, or take a GPU with more memory"
         )
 
-    def _of(self, slots: int, need: Need, captioner: Captioner, token_bytes: int) -> Layout:
-        config = captioner.model.config.get_text_config()
+    def _of(self, slots: int, need: Need, keys: Keys) -> Layout:
         images = min(slots, int(slots * self.images) + 1)
         mixed = math.ceil(slots * self.mixed)
         leads = 0 if self.second_image else mixed if self.prompts is None else min(mixed, self.prompts)
@@ -98,17 +114,14 @@ class Shape:
             prefix=need.prefix,
             leads=leads,
             lead=need.lead,
-            group=config.num_attention_heads // config.num_key_value_heads,
+            group=keys.group,
         )
-        return Layout(slots, mixed, images, need, cache, cache.tokens * token_bytes)
+        return Layout(slots, mixed, images, need, cache, cache.tokens * keys.token_bytes)
 
 
-def token_bytes_of(captioner: Captioner) -> int:
-    """Keys and values of a token, all layers, in bytes."""
-    config = captioner.model.config.get_text_config()
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    itemsize = captioner.model.dtype.itemsize
-    return int(2 * config.num_hidden_layers * config.num_key_value_heads * width * itemsize)
+def keys_of(captioner: Captioner) -> Keys:
+    """What a token's keys and values take in a captioner."""
+    return Keys.of(captioner.model.config.get_text_config(), captioner.model.dtype)
 
 
 def budget_of(captioner: Captioner, kv_cache_gib: float | None) -> int:

@@ -13,8 +13,9 @@ weight and Adam's two moments.
 | a checkpoint, all workers' files | 12 T + b P | 12 T + b P | 12 T + b (P - T) |
 
 Every worker loads the whole model before it is sharded, so b P is the least. The step's share is a flat copy of the
-gradients and their float32 copy. Activations, buckets and logits come on top. Read in DeepSpeed 0.19.8; the
-checkpoints are measured in tests/dpo/test_engine.py, GPU memory is not.
+gradients and, in bfloat16, their float32 copy. Activations, buckets and logits come on top; ``preflight/memory.py`` adds
+them. Read in DeepSpeed 0.19.8; the checkpoints are measured in tests/dpo/test_engine.py, memory on CPUs by
+``benchmarks/memory.py``, GPU memory is not.
 """
 
 from __future__ import annotations
@@ -93,21 +94,46 @@ def feature_bytes(folder: Path, dtype: str) -> int:
     return int(BYTES[dtype] * tokens * vision.hidden_size * (1 if isinstance(layers, int) else len(layers)))
 
 
-def gpu_bytes(parameters: Parameters, zero_stage: int, workers: int, dtype: str, offload: str = "none") -> int:
-    """The most that weights, gradients and optimizer take on a GPU, without activations.
+@dataclass(frozen=True)
+class Shares:
+    """What training holds of a model on a GPU, in bytes."""
 
-    What is offloaded does not count: optimizer and step, or the weights too. At the start the whole model is on every
-    GPU, however it is sharded afterwards.
+    loading: int
+    """The whole model, which every GPU holds at the start, however it is sharded afterwards."""
+    weights: int
+    gradients: int
+    optimizer: int
+    step: int
+    """Beside the others, during an optimizer step alone."""
+
+    @property
+    def held(self) -> int:
+        """What is there all the time."""
+        return self.weights + self.gradients + self.optimizer
+
+
+def shares(parameters: Parameters, zero_stage: int, workers: int, dtype: str, offload: str = "none") -> Shares:
+    """What weights, gradients and optimizer take on a GPU (the table above).
+
+    What is offloaded does not count: optimizer and step, or the weights too.
     """
-    each = BYTES[dtype]
-    loading = math.ceil(each * parameters.total)
-    if offload != "none":
-        rest = 0 if offload == "all" else parameters.total / (workers if zero_stage == 3 else 1)
-        return max(loading, math.ceil(each * (rest + parameters.trained / (1 if zero_stage == 1 else workers))))
-    weights = each * parameters.total / (workers if zero_stage == 3 else 1)
-    gradients = each * parameters.trained / (1 if zero_stage == 1 else workers)
-    step = (each + GRADIENT_BYTES) * parameters.trained / workers
-    return max(loading, math.ceil(weights + gradients + step + OPTIMIZER_BYTES * parameters.trained / workers))
+    each, trained = BYTES[dtype], parameters.trained
+    weights = 0.0 if offload == "all" else each * parameters.total / (workers if zero_stage == 3 else 1)
+    gradients = each * trained / (1 if zero_stage == 1 else workers)
+    here = offload == "none"
+    return Shares(
+        loading=math.ceil(each * parameters.total),
+        weights=math.ceil(weights),
+        gradients=math.ceil(gradients),
+        optimizer=math.ceil(OPTIMIZER_BYTES * trained / workers) if here else 0,
+        step=math.ceil((each + (GRADIENT_BYTES if each < GRADIENT_BYTES else 0)) * trained / workers) if here else 0,
+    )
+
+
+def gpu_bytes(parameters: Parameters, zero_stage: int, workers: int, dtype: str, offload: str = "none") -> int:
+    """The most that weights, gradients and optimizer take on a GPU, without activations."""
+    of = shares(parameters, zero_stage, workers, dtype, offload)
+    return max(of.loading, of.held + of.step)
 
 
 def checkpoints_held(steps: int, every: int, keep: int) -> int:

@@ -3,6 +3,6 @@
 """
 
 from jsfree.images.decoding import load_image
-from jsfree.images.sources import evaluation_samples, training_samples
+from jsfree.images.sources import Look, evaluation_samples, look_at, training_samples
 
-__all__ = ["evaluation_samples", "load_image", "training_samples"]
+__all__ = ["Look", "evaluation_samples", "load_image", "look_at", "training_samples"]

@@ -40,6 +40,15 @@ def listing(source: Source) -> list[Candidate]:
     Raises:
         SourceError: the path is missing or unreadable, holds no images, or is not of the kind it should be.
     """
+    return distinct(candidates(source))
+
+
+def candidates(source: Source) -> Iterable[Candidate]:
+    """Every entry of ``source``, as often as it is there.
+
+    Raises:
+        SourceError: as ``listing``.
+    """
     from jsfree.images.tables import table_images
     from jsfree.images.tars import tar_images
 
@@ -49,8 +58,13 @@ def listing(source: Source) -> list[Candidate]:
         "parquet": table_images,
         "webdataset": tar_images,
     }
+    return listers[source.kind](source)
+
+
+def distinct(entries: Iterable[Candidate]) -> list[Candidate]:
+    """The first of the entries with each id."""
     unique: dict[str, Candidate] = {}
-    for candidate in listers[source.kind](source):
+    for candidate in entries:
         unique.setdefault(candidate.id, candidate)
     return list(unique.values())
 

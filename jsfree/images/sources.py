@@ -10,15 +10,45 @@ MiniWorld has no end; its scenes are numbered by (seed, round), and evaluation c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from jsfree.config import RunConfig, Source
 from jsfree.errors import SourceError
-from jsfree.images.listing import Candidate, listing, normalised
+from jsfree.images.listing import Candidate, candidates, distinct, listing, normalised
 from jsfree.images.tables import read_bytes
 from jsfree.schemas import ImageRef, Sample, sample_id
 
 SCENES_PER_SEED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Look:
+    """A look at a source: how many images it lists, how many entries repeat one of them, and some samples."""
+
+    images: int
+    repeated: int
+    samples: list[Sample]
+
+
+def look_at(config: RunConfig, source: Source, most: int) -> Look:
+    """Look at a source without reading more than ``most`` images' content, those of the first round first.
+
+    Raises:
+        SourceError: the source is missing, unreadable, empty, or has too few images.
+    """
+    if source.kind == "miniworld":
+        count = _scenes(source, "source" if source is config.source else "evaluate.source")
+        few = source.model_copy(update={"count": min(most, count)})
+        if source is config.evaluate.source:
+            _require_other_scenes(config)
+        return Look(count, 0, _scene_samples(config, few, config.seed * SCENES_PER_SEED))
+    entries = list(candidates(source))
+    unique = distinct(entries)
+    if source is config.source:
+        _require(config, len(unique), config.rounds, _held_out(config))
+    ordered = _in_order(unique, config.seed)
+    return Look(len(unique), len(entries) - len(unique), _samples(config, source, ordered[:most]))
 
 
 def training_samples(config: RunConfig, round_number: int) -> list[Sample]:
@@ -93,7 +123,11 @@ def _require_other_scenes(config: RunConfig) -> None:
 
 def _ordered(source: Source, seed: int) -> list[Candidate]:
     """All images of a source in the order of blake2b(seed, image id)."""
-    return sorted(listing(source), key=lambda candidate: (_rank(seed, candidate.key or candidate.id), candidate.id))
+    return _in_order(listing(source), seed)
+
+
+def _in_order(images: Iterable[Candidate], seed: int) -> list[Candidate]:
+    return sorted(images, key=lambda candidate: (_rank(seed, candidate.key or candidate.id), candidate.id))
 
 
 def _rank(seed: int, image_id: str) -> bytes:

@@ -15,7 +15,7 @@ from jsfree.config import Contrast, Decoding
 from jsfree.decoding import algorithm1
 from jsfree.decoding.engine import DualPathEngine
 from jsfree.decoding.forward import Forward
-from jsfree.decoding.memory import GIB, token_bytes_of
+from jsfree.decoding.memory import GIB, keys_of
 from jsfree.decoding.mixing import NAMED, Mixing, contrast_of
 from jsfree.decoding.prefill import Prefill
 from jsfree.decoding.requests import Caption, Request
@@ -220,7 +220,7 @@ def test_a_prefix_is_stored_once_for_both_captions_and_a_lead_once_for_all(capti
     layout = engine.layout
     prompt, lead = (len(captioner.prompt_ids(PROMPT, image=image)) for image in (True, False))
     assert layout.images == 7  # for 8 captions; 4 would do if siblings ended together
-    assert layout.bytes == (7 * prompt + lead + 12 * 32) * token_bytes_of(captioner)
+    assert layout.bytes == (7 * prompt + lead + 12 * 32) * keys_of(captioner).token_bytes
 
 
 def test_captions_whose_prompts_differ_wait_for_a_place_or_find_one(captioner, request_of):
@@ -300,7 +300,7 @@ def test_requests_that_do_not_fit_together_are_decoded_after_each_other(captione
     alone = [DualPathEngine(captioner, 1, mixed=0.0).decode([each])[0] for each in (long_prompt, long_caption)]
     prompt, caption = (len(captioner.prompt_ids(each.prompt, image=True)) for each in (long_prompt, long_caption))
     tokens = max(prompt + 16, caption + 80)
-    engine = DualPathEngine(captioner, 4, mixed=0.0, kv_cache_gib=(tokens + 1) * token_bytes_of(captioner) / GIB)
+    engine = DualPathEngine(captioner, 4, mixed=0.0, kv_cache_gib=(tokens + 1) * keys_of(captioner).token_bytes / GIB)
     assert engine.decode([long_prompt, long_caption]) == alone
 
 

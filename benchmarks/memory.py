@@ -1,0 +1,165 @@
+"""Predicted memory against what a process really takes, on CPUs: generation and training of three small captioners.
+
+    python benchmarks/memory.py [--only CASE]
+
+Each case runs in a process of its own: a small one of the same kind first, so that libraries are there, then the model
+is made and used for a few steps, and the most resident memory since (Linux's VmHWM) is compared with what
+``jsfree.preflight`` predicts. The result is written to ``benchmarks/results/memory_<date>_<hardware>.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import publish
+from random_llava import RandomCaptioner, of_shape
+
+from jsfree import config as configuration
+from jsfree.config import RunConfig
+from jsfree.preflight import memory
+from jsfree.shapes import LlavaShape, TransformerShape
+
+VISION = TransformerShape(hidden=192, layers=4, heads=4, intermediate=768)
+SIZES = {
+    "35M": TransformerShape(hidden=384, layers=6, heads=6, intermediate=1024),
+    "60M": TransformerShape(hidden=512, layers=8, heads=8, intermediate=1376),
+    "220M": TransformerShape(hidden=1024, layers=12, heads=16, intermediate=2816),
+}
+WARM = TransformerShape(hidden=64, layers=2, heads=2, intermediate=128)
+PAIRS, CAPTION, STEPS = 4, 130, 3
+TRAIN: dict[str, dict[str, Any]] = {
+    "train, ZeRO-2": {},
+    "train, ZeRO-3": {"zero_stage": 3},
+    "train, ZeRO-2, checkpointed": {"gradient_checkpointing": True},
+    "train, ZeRO-2, LoRA": {"lora": {"rank": 16, "alpha": 32}},
+}
+CASES = ["generate", *TRAIN]
+WITHIN = 0.15
+
+
+def main() -> None:
+    """Measure, compare, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=CASES)
+    parser.add_argument("--child", nargs=2, metavar=("CASE", "SIZE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(measured(*arguments.child)))
+        return
+    loads, found = [os.getloadavg()[0]], {}
+    for case in [arguments.only] if arguments.only else CASES:
+        for size in SIZES:
+            taken, told = _own_process(case, size), predicted(case, size)
+            found[f"{case}, {size}"] = {"predicted_mb": told / 1e6, "measured_mb": taken / 1e6, "ratio": told / taken}
+            print(f"{case}, {size}: predicted {told / 1e6:.0f} MB, measured {taken / 1e6:.0f} MB", file=sys.stderr)
+    ratios = sorted(each["ratio"] for each in found.values())
+    figures = {"cases": found, "apart_at_most": max(abs(each - 1) for each in ratios), "target": WITHIN}
+    middle = {"median": ratios[len(ratios) // 2], "min": ratios[0], "max": ratios[-1], "target": 1.0}
+    publish("memory", {"predicted_over_measured": middle}, figures, [*loads, os.getloadavg()[0]])
+    if figures["apart_at_most"] > WITHIN:
+        raise SystemExit(f"a prediction is {100 * figures['apart_at_most']:.0f} % off, more than {100 * WITHIN:.0f} %")
+
+
+def shape_of(size: str) -> LlavaShape:
+    """A LLaVA with a small vision tower of 144 visual tokens and LLaVA-1.5's vocabulary."""
+    language = WARM if size == "warm" else SIZES[size]
+    return LlavaShape(language, vision=VISION, image_size=96, patch_size=8)
+
+
+def settings(case: str) -> RunConfig:
+    """One worker; eight captions together."""
+    train = {"pairs_per_step": PAIRS, "pairs_per_worker": PAIRS, "resources": {"replicas": 1}, **TRAIN.get(case, {})}
+    decoding = {"max_new_tokens": CAPTION}
+    return configuration.build(
+        {"generate": {"slots": 16, "decoding": decoding, "resources": {"replicas": 1}}, "train": train},
+        where="benchmark",
+    )
+
+
+def predicted(case: str, size: str) -> float:
+    """Bytes, by the functions that preflight uses."""
+    run, shape = settings(case), shape_of(size)
+    lengths = memory.Lengths(prefix=shape.image_tokens + 25, lead=25, caption=CAPTION, most=CAPTION)
+    if case == "generate":
+        return memory.generation(shape, run, lengths, slots=run.generate.slots).total
+    return memory.training(shape, run.train, "float32", lengths, on_cpu=True).total
+
+
+def measured(case: str, size: str) -> float:
+    """Bytes that a process takes beyond what libraries take."""
+    torch.set_num_threads(1)
+    work: Callable[[str], None] = _generate if case == "generate" else lambda size: _train(case, size)
+    with tempfile.TemporaryDirectory(prefix="memory-") as folder:
+        if case != "generate":
+            _join(Path(folder) / "store")
+        work("warm")
+        before = _settled()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        work(size)
+        return _of("VmHWM") - before
+
+
+def _join(store: Path) -> None:
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+
+
+def _generate(size: str) -> None:
+    from jsfree.decoding.engine import DualPathEngine
+    from jsfree.decoding.requests import Request
+
+    run, captioner = settings("generate"), _captioner(size)
+    engine = DualPathEngine(captioner, run.generate.slots, mixed=0.5, prompts=1, kv_cache_gib=8)
+    pixels = captioner.random_pixels(12)
+    requests = [
+        Request(f"{at}-{ratio}", each, "", ratio, (at, int(2 * ratio)), run.generate.decoding)
+        for at, each in enumerate(pixels)
+        for ratio in (0.0, 0.5)
+    ]
+    engine.decode(requests)
+
+
+def _train(case: str, size: str) -> None:
+    from dpo_gpu import measured as train
+
+    train(_captioner(size), settings(case), STEPS)
+
+
+def _captioner(size: str) -> RandomCaptioner:
+    return of_shape(shape_of(size), torch.float32, "cpu")
+
+
+def _settled() -> float:
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return _of("VmRSS")
+
+
+def _of(name: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return 1024.0 * int(line.split()[1])
+
+
+def _own_process(case: str, size: str) -> float:
+    command = [sys.executable, __file__, "--child", case, size]
+    # Memory that is freed goes back at once, so that what is counted is what is in use.
+    returned = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **returned})
+    if done.returncode:
+        raise RuntimeError(f"{case}, {size}:\n{done.stderr[-4000:]}")
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Whether a source's images are there and can be used, found out from a sample of them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from jsfree.config import RunConfig, Source
+from jsfree.errors import RowError
+from jsfree.images import Look, load_image
+from jsfree.preflight.findings import Finding, fails, note, ok
+from jsfree.schemas import Sample
+
+AREA = "data"
+LOOKED_AT = 64
+"""Images that are really decoded."""
+READERS = 8
+CERTAINTY = 1.645
+"""Standard errors below the share of broken images in the sample at which the lower bound lies (one-sided 95 %)."""
+
+
+def check_look(config: RunConfig, source: Source, name: str, look: Look) -> Iterator[Finding]:
+    """What a look at a source tells: its images, ids, and how many of a sample cannot be used."""
+    where = source.path or f"MiniWorld, {source.split}"
+    asked = "all" if source.count is None else f"{source.count:,}"
+    rounds = f" x {config.rounds} rounds" if source is config.source and config.rounds > 1 else ""
+    yield ok(AREA, name, f"{where}: {look.images:,} images; {asked}{rounds} are taken")
+    if look.repeated:
+        yield note(
+            AREA,
+            f"{name}: ids",
+            f"{look.repeated:,} entries name an image that another one names too; each image is taken once",
+        )
+    yield from _sample(config, name, look.samples, source)
+
+
+def _sample(config: RunConfig, name: str, samples: Sequence[Sample], limits: Source) -> Iterator[Finding]:
+    with ThreadPoolExecutor(READERS) as readers:
+        errors = [error for error in readers.map(lambda sample: _error(sample, limits), samples) if error is not None]
+    check = f"{name}: {len(samples)} images decoded"
+    if not errors:
+        yield ok(AREA, check, "all of them can be used")
+        return
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(error.kind for error in errors).most_common())
+    told = f"{len(errors)} of {len(samples)} cannot be used ({kinds}), such as: {str(errors[0]).partition('; ')[0]}"
+    allowed = config.max_failed_fraction
+    if lower_bound(len(errors), len(samples)) > allowed:
+        yield fails(
+            AREA,
+            check,
+            told,
+            f"mend or remove them, correct the path, or raise max_failed_fraction ({allowed:g}): stages fail past it",
+        )
+    else:
+        yield note(AREA, check, told, f"they become error rows; more than {allowed:.0%} of a stage's rows fail it")
+
+
+def _error(sample: Sample, limits: Source) -> RowError | None:
+    try:
+        load_image(sample["image"], limits)
+    except RowError as error:
+        return error
+    return None
+
+
+def lower_bound(broken: int, looked_at: int) -> float:
+    """The share of broken images that there are at least, one-sided 95 % (Wilson's interval)."""
+    share, z = broken / looked_at, CERTAINTY
+    middle = share + z * z / (2 * looked_at)
+    spread = z * math.sqrt(share * (1 - share) / looked_at + z * z / (4 * looked_at**2))
+    return (middle - spread) / (1 + z * z / looked_at)

@@ -1,0 +1,66 @@
+"""Whether the installed libraries are those that jsfree asks for, and whether torch can use this machine's GPU."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib import metadata
+
+from packaging.requirements import Requirement
+
+from jsfree.config import RunConfig
+from jsfree.gpus import check_dtype, visible_gpu
+from jsfree.preflight.findings import Finding, fails, note, ok
+
+AREA = "libraries"
+COMPILERS = ("c++", "g++", "clang++")
+SHOWN = ("torch", "transformers", "ray", "deepspeed", "open_clip_torch")
+
+
+def check_libraries(config: RunConfig) -> Iterator[Finding]:
+    """Versions, and a compiler where one is needed."""
+    yield from _versions()
+    if config.generate.compile == "inductor" and not any(map(shutil.which, COMPILERS)):
+        yield fails(
+            AREA,
+            "compiler",
+            "generate.compile is inductor, and there is no C++ compiler here",
+            "install one on every node (Debian: g++), or set generate.compile: none",
+        )
+
+
+def _versions() -> Iterator[Finding]:
+    try:
+        asked = [Requirement(line) for line in metadata.requires("jsfree") or ()]
+    except metadata.PackageNotFoundError:
+        yield note(AREA, "versions", "jsfree runs from a folder and is not installed: versions are not compared")
+        return
+    wrong = list(_unfit([each for each in asked if each.marker is None or each.marker.evaluate({"extra": ""})]))
+    yield from wrong
+    if not wrong:
+        told = ", ".join(f"{name} {metadata.version(name)}" for name in SHOWN)
+        yield ok(AREA, "versions", f"Python {platform.python_version()}, {told}")
+
+
+def _unfit(requirements: list[Requirement]) -> Iterator[Finding]:
+    remedy = "install the locked environment (uv sync --frozen)"
+    for requirement in requirements:
+        try:
+            found = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            yield fails(AREA, requirement.name, "is not installed", remedy)
+            continue
+        if not requirement.specifier.contains(found, prereleases=True):
+            yield fails(AREA, requirement.name, f"{found} is installed, {requirement.specifier} is needed", remedy)
+
+
+def check_gpu(config: RunConfig, gpus: float) -> Iterator[Finding]:
+    """Whether torch can use this process's GPU, of which a stage asks for ``gpus``; the driver is named where not.
+
+    Raises:
+        DeviceError: it cannot.
+    """
+    gpu = visible_gpu(gpus)
+    check_dtype(gpu, config.captioner.dtype)
+    yield ok("cluster", "GPU", f"{gpu.name}, {gpu.memory / 1e9:.0f} GB, {config.captioner.dtype}")

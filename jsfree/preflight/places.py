@@ -1,0 +1,104 @@
+"""Whether a run's folder can be written and has room for what a run leaves there."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from jsfree import config as configuration
+from jsfree.config import RunConfig
+from jsfree.errors import JsfreeError
+from jsfree.preflight.findings import Finding, fails, note, ok
+from jsfree.storage import Folder, stored_config
+
+AREA = "storage"
+GB = 1e9
+REMEDY = "give a folder or URI that you may write to with --run"
+
+
+def check_folder(config: RunConfig) -> Iterator[Finding]:
+    """Write a file into the run's folder, read it, remove it; and look at a run that is there.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    folder = Folder(config.run)
+    made = _first_missing(Path(folder.path)) if folder.is_local else None
+    name, content = f".probe-{uuid.uuid4().hex}", b"jsfree preflight\n"
+    try:
+        folder.write(name, content)
+        same = folder.read(name) == content
+        folder.remove(name)
+    finally:
+        _remove_empty(made, Path(folder.path))
+    if not same:
+        yield fails(AREA, "run folder", f"{folder.uri} gives back other bytes than were written", "use another --run")
+        return
+    yield ok(AREA, "run folder", f"{folder.uri} can be written and read")
+    yield from _run_that_is_there(config, folder)
+
+
+def _run_that_is_there(config: RunConfig, folder: Folder) -> Iterator[Finding]:
+    if not folder.exists("config.yaml"):
+        return
+    try:
+        changed = configuration.differences(stored_config(folder), config)
+    except JsfreeError as error:
+        yield fails(AREA, "run that is there", str(error), "give another folder with --run")
+        return
+    if changed:
+        told = "; ".join(changed[:4]) + ("; ..." if len(changed) > 4 else "")
+        yield note(
+            AREA,
+            "run that is there",
+            f"it was made with other settings ({told})",
+            "stages that they touch are refused: --restart STAGE redoes them, --run names another folder",
+        )
+    else:
+        yield ok(AREA, "run that is there", "same settings: the run goes on where it stopped")
+
+
+def check_disk(config: RunConfig, needed: Mapping[str, int]) -> Iterator[Finding]:
+    """Compare what a run will leave in its folder with what is free; stores are taken to have room."""
+    folder = Folder(config.run)
+    total = sum(needed.values())
+    told = ", ".join(f"{name} {size / GB:.1f}" for name, size in needed.items() if size)
+    if not folder.is_local:
+        yield ok(AREA, "room", f"the run takes up to {total / GB:.1f} GB ({told}) of {folder.uri}")
+        return
+    free = shutil.disk_usage(_there(Path(folder.path))).free
+    there = sum(file.stat().st_size for file in Path(folder.path).rglob("*") if file.is_file())
+    left = max(0, total - there)
+    if left > free:
+        yield fails(
+            AREA,
+            "room",
+            f"the run takes up to {left / GB:.1f} GB more (in GB: {told}), {folder.uri} has {free / GB:.1f} GB free",
+            "free some, put --run on a larger disk, lower train.keep, or raise train.checkpoint_every",
+        )
+    else:
+        yield ok(AREA, "room", f"{free / GB:.1f} GB free, the run takes up to {left / GB:.1f} GB more (in GB: {told})")
+
+
+def _there(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _first_missing(path: Path) -> Path | None:
+    """The highest folder on the way to a path that is not there yet."""
+    missing = None
+    while not path.exists():
+        missing, path = path, path.parent
+    return missing
+
+
+def _remove_empty(made: Path | None, path: Path) -> None:
+    """Remove the folders that the probe made, if nobody else has put something there."""
+    while made is not None and path.is_dir() and path.is_relative_to(made) and not any(path.iterdir()):
+        path.rmdir()
+        path = path.parent

@@ -1,0 +1,105 @@
+"""What ``jsfree preflight`` and ``jsfree plan`` print."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jsfree.preflight.findings import Finding, Verdict
+from jsfree.preflight.rates import StageTime
+from ray_jobs.preflight import Preflight
+
+STYLES = {Verdict.OK: "[green]ok[/]", Verdict.NOTE: "[yellow]note[/]", Verdict.FAILS: "[bold red]fails[/]"}
+HOUR = 3600
+
+
+def show(result: Preflight, console: Console, price: float | None = None, *, every_way: bool = False) -> None:
+    """All findings, the ways to train if asked for, times, and how it ends.
+
+    Args:
+        price: of a device-hour.
+    """
+    console.print(_findings(result.findings))
+    if every_way and result.training:
+        console.print(_ways(result.training))
+    if result.times:
+        console.print(_times(result.times, price))
+    console.print(summary(result), soft_wrap=True)
+
+
+def show_problems(result: Preflight, console: Console) -> None:
+    """What ``jsfree run`` says of it: a line, and what is not as it should be."""
+    problems = [finding for finding in result.findings if finding.verdict is not Verdict.OK]
+    if problems:
+        console.print(_findings(problems))
+    console.print(summary(result), soft_wrap=True)
+
+
+def summary(result: Preflight) -> str:
+    """How many checks ended how."""
+    counted = {verdict: sum(finding.verdict is verdict for finding in result.findings) for verdict in Verdict}
+    told = f"{len(result.findings)} checks; notes: {counted[Verdict.NOTE]}, failures: {counted[Verdict.FAILS]}"
+    return f"Preflight: {told}" + ("." if result.works else "; the run cannot work so.")
+
+
+def reasons(result: Preflight) -> str:
+    """What stands in the way, in one line."""
+    failed = [finding for finding in result.findings if finding.verdict is Verdict.FAILS]
+    return "; ".join(f"{finding.area}, {finding.check}: {finding.found}" for finding in failed)
+
+
+def _findings(found: list[Finding]) -> Table:
+    table = Table(show_lines=False, pad_edge=False)
+    for column in ("", "", "Check"):
+        table.add_column(column, no_wrap=column != "Check", min_width=None if column != "Check" else 12)
+    table.add_column("Finding, [dim]remedy[/]", ratio=1)
+    area = ""
+    for finding in found:
+        told = escape(finding.found) + (f"\n[dim]-> {escape(finding.remedy)}[/]" if finding.remedy else "")
+        shown = "" if finding.area == area else finding.area
+        table.add_row(STYLES[finding.verdict], shown, escape(finding.check), told)
+        area = finding.area
+    return table
+
+
+def _ways(ways: list[tuple[str, float, bool]]) -> Table:
+    table = Table(title="Memory of a training worker, with activations", title_justify="left", pad_edge=False)
+    table.add_column("Mode")
+    table.add_column("GB", justify="right")
+    table.add_column("Fits")
+    for name, size, fits in ways:
+        table.add_row(name, f"{size:.3g}", "[green]yes[/]" if fits else "[red]no[/]")
+    return table
+
+
+def _times(times: list[StageTime], price: float | None) -> Table:
+    table = Table(title="Time, of all rounds", title_justify="left", pad_edge=False)
+    for column in ("Stage", "Work", "Devices"):
+        table.add_column(column)
+    for column in ("Time", "Device-hours", *(["Cost"] if price else [])):
+        table.add_column(column, justify="right")
+    table.add_column("How it is known")
+    for time in times:
+        table.add_row(time.stage, time.work, time.devices, *_costs(time, price), time.known)
+    told = [time for time in times if time.seconds is not None and time.device_seconds is not None]
+    if len(told) == len(times):
+        seconds = sum(time.seconds or 0 for time in told)
+        devices = sum(time.device_seconds or 0 for time in told)
+        total = StageTime("together", "", "", seconds, devices, "")
+        table.add_section()
+        table.add_row(total.stage, "", "", *_costs(total, price), "")
+    return table
+
+
+def _costs(time: StageTime, price: float | None) -> list[str]:
+    if time.seconds is None or time.device_seconds is None:
+        return ["?", "?", *(["?"] if price else [])]
+    hours = time.device_seconds / HOUR
+    return [_duration(time.seconds), f"{hours:.2f}", *([f"{hours * price:,.2f}"] if price else [])]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * HOUR else f"{seconds / HOUR:.1f} h"

@@ -1,0 +1,72 @@
+"""Predicted memory against what is really laid out, and against what one can count by hand."""
+
+import pytest
+import torch
+
+from jsfree import config as configuration
+from jsfree.config import Lora, RunConfig
+from jsfree.decoding.engine import DualPathEngine
+from jsfree.decoding.requests import Request
+from jsfree.preflight import memory, rates
+from jsfree.preflight.memory import Lengths
+from jsfree.preflight.work import work_of
+from jsfree.shapes import PUBLISHED, shape_of
+
+LLAVA = PUBLISHED["llava-hf/llava-1.5-13b-hf"]
+LENGTHS = Lengths(prefix=592, lead=16, caption=130, most=256)
+
+
+def test_generation_is_predicted_as_the_engine_lays_it_out(captioner):
+    config = configuration.build({"generate": {"slots": 8, "decoding": {"max_new_tokens": 20}}}, where="test")
+    prompt, decoding = config.prompt, config.generate.decoding
+    engine = DualPathEngine(captioner, 8, mixed=0.5, prompts=1)
+    engine.decode([Request("one", torch.zeros(3, 64, 64), prompt, 0.5, (0, 0), decoding)])
+    with_image, without = (len(captioner.prompt_ids(prompt, image=image)) for image in (True, False))
+    predicted = memory.generation(
+        shape_of(captioner.model.config), config, Lengths(with_image, without, 20, decoding.max_new_tokens)
+    )
+    assert engine.layout is not None
+    assert predicted.held["keys and values"] == engine.layout.bytes
+    assert predicted.held["weights"] == sum(weight.nbytes for weight in captioner.model.parameters())
+
+
+def trained(**changes) -> float:
+    workers = RunConfig().train.resources.model_copy(update={"replicas": 8})
+    a_worker = {"pairs_per_worker": 4, "pairs_per_step": 32, "resources": workers}
+    train = RunConfig().train.model_copy(update={**a_worker, **changes})
+    return memory.training(LLAVA, train, "bfloat16", LENGTHS).total
+
+
+def test_each_way_to_save_memory_saves_some():
+    full = trained()
+    assert trained(gradient_checkpointing=True) < full
+    assert trained(lora=Lora()) < full
+    assert trained(offload="optimizer") < full
+    assert trained(zero_stage=3) < full
+    assert trained(zero_stage=1) > full
+
+
+def test_more_slots_than_fit_are_not_promised():
+    config = configuration.build({"captioner": {"dtype": "bfloat16"}, "generate": {"slots": 512}}, where="test")
+    slots = memory.slots_that_fit(LLAVA, config, LENGTHS, 80 * 10**9)
+    assert 0 < slots < 512
+    assert memory.generation(LLAVA, config, LENGTHS, slots).total < 80e9
+    assert memory.slots_that_fit(LLAVA, config, LENGTHS, 24 * 10**9) == 0
+
+
+@pytest.mark.parametrize(("gpu", "least", "most"), [("a100-80g", 5, 8), ("h200", 1.5, 3)])
+def test_generation_of_100k_images_takes_hours_as_estimated_elsewhere(gpu, least, most):
+    """With 98 and 220 slots, 5.2 to 6.2 h and 1.9 h were estimated independently."""
+    generate = {"slots": {"a100-80g": 98, "h200": 220}[gpu], "resources": {"gpus": 1, "replicas": 1}}
+    config = configuration.build({"captioner": {"dtype": "bfloat16", "ref": "llava-hf/llava-1.5-13b-hf"},
+                                  "generate": generate}, where="test")  # fmt: skip
+    times = rates.stage_times(config, work_of(config, 100_000), LLAVA, LENGTHS, rates.GPUS[gpu])
+    assert least < next(time.seconds for time in times if time.stage == "generate") / 3600 < most
+
+
+@pytest.mark.parametrize(
+    ("name", "memory_gb"),
+    [("NVIDIA A100-SXM4-80GB", 80), ("NVIDIA A100-SXM4-40GB", 40), ("A100", 80), ("NVIDIA L40S", 48), ("L4", 24)],
+)
+def test_gpus_are_known_by_the_names_that_torch_and_ray_give_them(name, memory_gb):
+    assert rates.gpu_named(name).memory == memory_gb * 1e9

@@ -1,0 +1,229 @@
+"""Preflight of a configuration that works, and of many that cannot."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from jsfree import config as configuration
+from jsfree.miniworld import world
+from jsfree.model_files import WEIGHTS
+from jsfree.preflight.findings import Finding, Verdict
+from ray_jobs.cli import app
+from ray_jobs.preflight import plan, preflight, with_gpus
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+GOOD = {"source": {"count": 300}, "evaluate": {"source": {"count": 50}}}
+
+
+def checked(tmp_path, settings, **overrides):
+    settings = {"run": str(tmp_path / "run"), **GOOD, **settings, **overrides}
+    return preflight(configuration.build(settings, where="test"))
+
+
+def of(result, verdict) -> list[Finding]:
+    return [finding for finding in result.findings if finding.verdict is verdict]
+
+
+def test_a_good_configuration_passes_every_check_and_leaves_nothing_behind(tmp_path):
+    result = checked(tmp_path, {})
+    assert result.works, of(result, Verdict.FAILS)
+    areas = {finding.area for finding in result.findings}
+    assert areas == {"libraries", "storage", "data", "settings", "models", "cluster", "memory"}
+    assert [time.stage for time in result.times] == ["generate", "score", "train", "evaluate"]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def copy_of(tmp_path_factory):
+    """A model's folder to break, by name."""
+
+    def copied(name: str) -> Path:
+        folder = tmp_path_factory.mktemp("model") / name
+        shutil.copytree(WEIGHTS / name, folder)
+        return folder
+
+    return copied
+
+
+def edited(folder: Path, file: str, **changes) -> dict:
+    """Settings of a captioner one of whose JSON files says something else."""
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    _without_checksums(folder)
+    return {"captioner": {"ref": str(folder)}}
+
+
+def _without_checksums(folder: Path) -> None:
+    (folder / "checksums.json").unlink(missing_ok=True)
+
+
+def half_a_file(folder: Path, _) -> dict:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    _without_checksums(folder)
+    return {"captioner": {"ref": str(folder)}}
+
+
+def without_a_tensor(folder: Path, _) -> dict:
+    weights = load_file(folder / "model.safetensors")
+    del weights["multi_modal_projector.linear_2.bias"]
+    save_file(weights, folder / "model.safetensors")
+    _without_checksums(folder)
+    return {"captioner": {"ref": str(folder)}}
+
+
+def without_a_template(folder: Path, _) -> dict:
+    (folder / "chat_template.jinja").unlink()
+    _without_checksums(folder)
+    return {"captioner": {"ref": str(folder)}}
+
+
+def other_patches(folder: Path, _) -> dict:
+    return edited(folder, "processor_config.json", patch_size=8)
+
+
+def small_vocabulary(folder: Path, _) -> dict:
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    return edited(folder, "config.json", text_config={**text, "vocab_size": 20})
+
+
+def another_model(folder: Path, _) -> dict:
+    return edited(folder, "config.json", model_type="qwen2_vl")
+
+
+def clip_without_description(_, tmp_path) -> dict:
+    folder = tmp_path / "clip"
+    shutil.copytree(WEIGHTS / "clip", folder)
+    (folder / "open_clip_config.json").write_text('{"model_cfg": {}}')
+    return {"clip": {"ref": str(folder)}}
+
+
+def damaged_images(_, tmp_path) -> dict:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(40):
+        content = world.png_bytes(world.scene("unlabelled", number))
+        (folder / f"{number}.png").write_bytes(content if number % 4 else content[:100])
+    few_a_step = {"pairs_per_step": 4, "pairs_per_worker": 2}
+    return {"source": {"kind": "folder", "path": str(folder), "count": 30}, "train": few_a_step}
+
+
+def few_images(_, tmp_path) -> dict:
+    folder = tmp_path / "few"
+    folder.mkdir()
+    Image.new("RGB", (32, 32)).save(folder / "one.png")
+    return {"source": {"kind": "folder", "path": str(folder), "count": 300}}
+
+
+def a_file_for_a_folder(_, tmp_path) -> dict:
+    (tmp_path / "file").write_text("")
+    return {"run": str(tmp_path / "file" / "run")}
+
+
+def settings(**values):
+    return lambda _, tmp_path: values
+
+
+BROKEN = {
+    "no source": (settings(source={"kind": "folder", "path": "/nowhere"}), "does not exist", "correct 'source.path'"),
+    "too few images": (few_images, "has 1 images, but 300 are needed", "lower 'source.count'"),
+    "damaged images": (damaged_images, "10 of 40 cannot be used", "max_failed_fraction"),
+    "training scenes evaluated": (
+        settings(evaluate={"source": {"split": "unlabelled", "count": 50}}),
+        "both trained and evaluated on",
+        "another split",
+    ),
+    "run in a file": (a_file_for_a_folder, "cannot be written", ""),
+    "disk too small": (settings(source={"count": 10**9}), "GB free", "larger disk"),
+    "no captioner": (settings(captioner={"ref": "/nowhere/llava"}), "there is no folder", ""),
+    "half the weights": (half_a_file, "its header says", "copy it again"),
+    "a tensor missing": (without_a_tensor, "first multi_modal_projector.linear_2.bias", "publish it again"),
+    "no chat template": (without_a_template, "no chat template", "llava-hf"),
+    "other patches": (other_patches, "64 image tokens into the prompt, the vision tower gives 16", "patch_size"),
+    "small vocabulary": (small_vocabulary, "the language model 20", "one checkpoint"),
+    "another model": (another_model, "'qwen2_vl'", ""),
+    "CLIP not described": (clip_without_description, "does not describe a CLIP model", ""),
+    "prompt too long": (
+        settings(generate={"decoding": {"max_new_tokens": 600}}),
+        "more than the model's 512",
+        "generate.decoding.max_new_tokens to 483",
+    ),
+    "image token in the prompt": (settings(prompt="What is <image>?"), "holds the image token", "remove it"),
+    "same caption twice": (settings(generate={"decoding": {"temperature": 0}}), "twice the same", "set it to 1"),
+    "no step of training": (settings(source={"count": 60}), "fewer than the 32 of one step", "raise source.count"),
+    "no GPU": (settings(generate={"resources": {"gpus": 1}}), "this machine has 0 GPUs", "ray.address"),
+    "graphs on a CPU": (settings(generate={"compile": "cuda_graphs"}), "cuda_graphs needs a GPU", "compile: none"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_cannot_work_is_named_with_its_remedy(name, tmp_path, copy_of):
+    make, cause, remedy = BROKEN[name]
+    result = checked(tmp_path, make(copy_of("captioner"), tmp_path))
+    found = of(result, Verdict.FAILS)
+    assert len(found) == 1, found
+    assert cause in found[0].found
+    assert remedy in found[0].remedy
+    assert found[0].remedy
+
+
+def test_what_a_person_should_know_does_not_stop_a_run(tmp_path, copy_of):
+    right = edited(copy_of("captioner"), "tokenizer_config.json", padding_side="right")
+    result = checked(
+        tmp_path, {**right, "train": {"cache_vision_features": True, "epochs": 1}, "serve": {"host": "::"}}
+    )
+    assert result.works
+    assert {finding.check for finding in of(result, Verdict.NOTE)} >= {
+        "padding side",
+        "serve.host",
+        "train.cache_vision_features",
+    }
+
+
+def test_an_image_listed_twice_is_said(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    rows = [{"id": number, "image": "a.png"} for number in range(3)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    source = {"kind": "llava_json", "path": str(tmp_path / "rows.json"), "count": 1}
+    result = checked(tmp_path, {"source": source})
+    assert "2 entries name an image" in next(each.found for each in result.findings if each.check == "source: ids")
+
+
+def test_the_command_exits_with_1_and_names_an_unknown_key(tmp_path):
+    done = CliRunner().invoke(app, ["preflight", "--json", "--set", "train.bta=1"])
+    assert done.exit_code == 1
+    (finding,) = json.loads(done.stdout)["findings"]
+    assert "unknown key 'train.bta'" in finding["found"]
+    assert "did you mean 'beta'?" in finding["remedy"]
+
+
+def test_run_does_not_begin_what_cannot_work(tmp_path):
+    run = tmp_path / "run"
+    done = CliRunner().invoke(app, ["run", "--run", str(run), "--set", "captioner.ref=/nowhere/llava"])
+    assert "there is no folder /nowhere/llava" in str(done.exception)
+    assert not run.exists()
+
+
+def test_a_plan_says_which_setting_fits_a_smaller_gpu():
+    config = with_gpus(configuration.load(CONFIGS / "llava-1.5-13b.yaml"), 8)
+    fits = plan(config, "a100-80g")
+    assert fits.works
+    assert all(time.known.startswith("estimated") for time in fits.times)
+    config = with_gpus(config, 4)
+    small = plan(config, "a100-40g")
+    (problem,) = of(small, Verdict.FAILS)
+    assert problem.check == "train"
+    changed = [word for word in problem.remedy.split() if "=" in word]
+    better = configuration.overridden(config, [each.strip("'") for each in changed])
+    assert plan(better, "a100-40g").works
+
+
+def test_a_plan_needs_no_images(tmp_path):
+    source = {"kind": "folder", "path": "/nowhere", "count": 1000}
+    config = configuration.build({"source": source}, where="test")
+    assert plan(config, None).works
