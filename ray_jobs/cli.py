@@ -24,6 +24,8 @@ from rich.table import Table
 import jsfree
 from jsfree import config as configuration
 from jsfree.errors import JsfreeError
+from jsfree.exchange.exporting import Pairs
+from jsfree.exchange.formats import Placement
 from jsfree.storage import Run
 from ray_jobs.jobs import settled
 
@@ -45,6 +47,9 @@ RoundNumber = Annotated[
     int | None, typer.Option("--round", help="Which round; without it, the first in which the stage is not done.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+FormatName = Annotated[
+    configuration.PairFormat, typer.Option("--format", help="Layout of the records (docs/data.md tells them).")
+]
 
 STAGES = {
     "generate": "Stage 1 alone: the samples, and two captions of each.",
@@ -150,6 +155,63 @@ def report(run: Annotated[str, typer.Option("--run", help="Folder of the run.")]
 
 
 @app.command()
+def export(
+    run: Annotated[str, typer.Option("--run", help="Folder of the run.")],
+    layout: FormatName,
+    out: Annotated[str, typer.Option("--out", help="Folder or URI to write to; must be empty.")],
+    number: Annotated[
+        int | None, typer.Option("--round", help="Which round; without it, the last with such pairs.")
+    ] = None,
+    pairs: Annotated[Pairs, typer.Option("--pairs", help="Those to train on, or all that were scored.")] = "selected",
+    images: Annotated[
+        Placement | None, typer.Option("--images", help="Where images go; without it, as is usual for the format.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's pairs for another trainer, with a data set card."""
+    from jsfree.exchange import export as write
+
+    done = write(Run.existing(run), layout, out, number, pairs, images)
+    if as_json:
+        typer.echo(json.dumps(done.figures, indent=2))
+        return
+    console = _console(False)
+    left = f", {done.figures['left_out']} left out (their images cannot be used)" if done.figures["left_out"] else ""
+    told = f"{done.figures['exported']} {pairs} pairs of round {done.figures['round']}{left}: {done.uri}"
+    console.print(told, soft_wrap=True)
+    console.print(f"Card:   {done.uri}/README.md    (state the licence before you publish it)", soft_wrap=True)
+
+
+@app.command("import")
+def import_pairs(
+    layout: FormatName,
+    path: Annotated[str, typer.Option("--from", help="File of records, or a folder of them.")],
+    run: Annotated[str, typer.Option("--run", help="Folder of the run.")],
+    images: Annotated[
+        str | None, typer.Option("--images", help="Where relative image paths start; without it, beside the records.")
+    ] = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Read somebody else's pairs into a run, to be scored, selected and trained on."""
+    _log(debug)
+    given = {"format": layout, "path": _absolute(path), **({"images": _absolute(images)} if images else {})}
+    imported = [f"imported.{key}={json.dumps(value)}" for key, value in given.items()]
+    resolved = _resolve(config, run, [*(settings or []), *imported])
+    from ray_jobs import pipeline
+    from ray_jobs.console import Reporter, plain_or_live
+
+    console = plain_or_live()
+    pipeline.run_stage(resolved, Reporter(console), "generate", 1)
+    if "://" in resolved.run:
+        options = " ".join(f"--set '{each}'" for each in imported)
+        console.print(f"Next:   jsfree score --run {run} {options}    (with the same options)", soft_wrap=True)
+    else:
+        console.print(f"Next:   jsfree score --config {resolved.run}/config.yaml", soft_wrap=True)
+
+
+@app.command()
 def serve(
     run: Annotated[str, typer.Option("--run", help="Folder of a finished run.")],
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on; loopback by default.")] = None,
@@ -251,6 +313,11 @@ def _console(as_json: bool) -> Console:
 def _resolve(config: Path | None, run: str | None, settings: list[str] | None) -> configuration.RunConfig:
     overrides = [*(settings or []), *([f"run={run}"] if run else [])]
     return settled(configuration.load(config, overrides))
+
+
+def _absolute(path: str) -> str:
+    """A path that means the same wherever the run is taken up."""
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
 def _log(debug: bool) -> None:

@@ -30,7 +30,9 @@ def test_the_trainer_takes_an_exported_set_for_two_steps(embedded, expected, tmp
     data = load_dataset(str(tmp_path / "out"), split="train")
     assert len(data) == len(expected)
     assert data[0]["images"][0].size == (64, 64)
-    model = LlavaForConditionalGeneration.from_pretrained(WEIGHTS / "captioner", dtype=torch.float32)
+    model, reference = (
+        LlavaForConditionalGeneration.from_pretrained(WEIGHTS / "captioner", dtype=torch.float32) for _ in range(2)
+    )
     before = model.model.language_model.layers[0].mlp.up_proj.weight.clone()
     arguments = DPOConfig(
         output_dir=str(tmp_path / "trainer"),
@@ -48,7 +50,9 @@ def test_the_trainer_takes_an_exported_set_for_two_steps(embedded, expected, tmp
         disable_tqdm=True,
     )
     processor = LlavaProcessor.from_pretrained(WEIGHTS / "captioner")
-    trainer = DPOTrainer(model=model, args=arguments, train_dataset=data, processing_class=processor)
+    trainer = DPOTrainer(
+        model=model, ref_model=reference, args=arguments, train_dataset=data, processing_class=processor
+    )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == trainer.state.global_step == 2
