@@ -235,7 +235,7 @@ def generated(folder: str, images: int, build: Callable[..., StageClass], board:
     watch = DriverWatch()
     with watch.watching():
         run_shards([stage], board, Counts(images), lambda _: None)
-    manifest = total(stage, 0.0)
+    manifest = total(stage.name, stage.target, 0.0)
     if manifest.rows_out != images:
         raise SystemExit(f"{manifest.rows_out} rows of {images} images")
     figures: dict[str, float] = json.loads(Path(notes).read_text())

@@ -101,6 +101,25 @@ class Source(Section):
         return self
 
 
+PairFormat = Literal["trl", "ms-swift", "llama-factory", "rlaif-v", "povid"]
+
+
+class Imported(Section):
+    """Preference pairs of somebody else's, taken in place of generated ones: the stage ``generate`` reads them.
+
+    Their chosen caption is the provisional winner, which scoring may invert. Limits of images are those of ``source``.
+    """
+
+    format: PairFormat
+    """Layout of the records: TRL's, ms-swift's, LLaMA-Factory's, RLAIF-V's or POVID's (``docs/data.md``)."""
+    path: str
+    """A ``.json``, ``.jsonl`` or ``.parquet`` file, or a folder of them; local, or any fsspec URI."""
+    images: str | None = None
+    """Folder that relative image paths start from; default: beside each file."""
+    max_tokens: Positive = 1024
+    """A pair with a caption of more tokens is an error row."""
+
+
 def _check_revision(ref: str, revision: str | None) -> None:
     if revision is not None and ("://" in ref or ref.startswith(("miniworld:", "/", "./", "../", "~"))):
         raise ValueError(f"'revision' belongs to a model of the hub; {ref!r} is none")
@@ -534,6 +553,8 @@ class RunConfig(Section):
     max_failed_fraction: Fraction = 0.01
     """A stage in which a larger share of rows fails is a failed stage."""
     source: Source = Source()
+    imported: Imported | None = None
+    """Pairs from elsewhere, for one round; ``null``: pairs are generated from ``source``."""
     captioner: CaptionerSettings = CaptionerSettings()
     clip: ClipSettings = ClipSettings()
     generate: Generate = Generate()
@@ -570,6 +591,17 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_imported(self) -> RunConfig:
+        if self.imported is not None and self.rounds > 1:
+            raise ValueError(
+                f"'imported' pairs are of one round, but 'rounds' is {self.rounds}; set 'rounds: 1', and start"
+                " another run from the model of this one"
+            )
+        if self.imported is not None and self.score.with_generation:
+            raise ValueError("'score.with_generation' has no generation to go with 'imported' pairs; set it to false")
+        return self
+
+    @model_validator(mode="after")
     def _check_device_map(self) -> RunConfig:
         gpus = self.generate.resources.gpus
         if self.captioner.device_map == "auto" and gpus <= 1:
@@ -593,6 +625,10 @@ class RunConfig(Section):
         settings = self.model_dump(mode="json")
         chosen = {path: _semantic(_at(settings, path)) for path in paths if path not in PLACEMENT}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
+
+    def whole_fingerprint(self) -> str:
+        """``fingerprint`` of all settings."""
+        return self.fingerprint(*(set(RunConfig.model_fields) - {"run", *PLACEMENT}))
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML."""

@@ -52,7 +52,7 @@ def select_pairs(scored: Sequence[ScoredPair], settings: Select, seed: int) -> S
     facts["tied"] = sum(pair["low"]["score"] == pair["high"]["score"] for pair in whole)
     labelled = [pair for pair in whole if not (pair["inverted"] and settings.inverted == "drop")]
     facts["dropped_inverted"] = len(whole) - len(labelled)
-    roles = [_roles(pair, settings) for pair in labelled]
+    roles = [with_roles(pair, settings) for pair in labelled]
     distinct = [row for row in roles if settings.repeating == "keep" or not _teaches_repetition(row)]
     facts["repeating"] = len(roles) - len(distinct)
     ranked = _ranked(distinct, settings)
@@ -85,7 +85,8 @@ def _ranked(roles: Sequence[SelectedPair], settings: Select) -> list[SelectedPai
     return rows
 
 
-def _roles(pair: ScoredPair, settings: Select) -> SelectedPair:
+def with_roles(pair: ScoredPair, settings: Select) -> SelectedPair:
+    """A pair with chosen and rejected, not ranked yet."""
     swap = pair["inverted"] and settings.inverted == "swap"
     chosen, rejected = (pair["high"], pair["low"]) if swap else (pair["low"], pair["high"])
     gap = chosen["score"] - rejected["score"]

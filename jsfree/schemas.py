@@ -36,9 +36,12 @@ class Sample(TypedDict):
 
 
 class Decoded(TypedDict):
-    """A generated caption: its hallucination ratio, completion tokens and how it ended (``stop`` | ``length``)."""
+    """A caption: its hallucination ratio, completion tokens and how it ended (``stop`` | ``length``).
 
-    ratio: float
+    ``ratio`` is None where somebody else made the caption.
+    """
+
+    ratio: float | None
     text: str
     token_ids: list[int]
     finish: str

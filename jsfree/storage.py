@@ -163,6 +163,14 @@ class Folder:
         tables = [self.read_table(shard_name(number), schema) for number in self.shards()]
         return pa.concat_tables(tables) if tables else schema.empty_table()
 
+    def batches(self, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
+        """All finished shards as tables of at most ``rows`` rows, for those who need not have all at once."""
+        for number in self.shards():
+            name = self._at(shard_name(number))
+            with _explained(f"{self.uri}/{shard_name(number)}", "read"), self.filesystem.open(name) as file:
+                for batch in pq.ParquetFile(file).iter_batches(rows):
+                    yield pa.Table.from_batches([batch]).cast(schema)
+
     def upload(self, local: str) -> None:
         """Copy the files of a local folder into this one."""
         with _explained(self.uri, "written"):

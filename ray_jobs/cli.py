@@ -15,17 +15,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 import jsfree
 from jsfree import config as configuration
 from jsfree.errors import ConfigError, JsfreeError, PreflightError
+from jsfree.exchange.exporting import Pairs
+from jsfree.exchange.formats import Placement
 from jsfree.storage import Run
 from ray_jobs.jobs import settled
+from ray_jobs.metrics_table import show_metrics
 
 app = typer.Typer(
     help="Judge-free self-improvement for multimodal language models (arXiv 2411.17760).",
@@ -46,6 +48,9 @@ RoundNumber = Annotated[
 ]
 Price = Annotated[float | None, typer.Option("--price", help="Of a device-hour, in any currency.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+FormatName = Annotated[
+    configuration.PairFormat, typer.Option("--format", help="Layout of the records (docs/data.md tells them).")
+]
 
 STAGES = {
     "generate": "Stage 1 alone: the samples, and two captions of each.",
@@ -56,20 +61,6 @@ STAGES = {
 }
 
 STOPPED = 128  # and the number of the signal: the exit code, as shells have it
-
-SHOWN = {
-    "response_hallucination": ("Responses with an absent object", "%"),
-    "mention_hallucination": ("Absent among mentions", "%"),
-    "recall": ("Recall", "%"),
-    "precision": ("Precision", "%"),
-    "f1": ("F1", "%"),
-    "duplicates": ("Repeated mentions", ""),
-    "attribute_errors": ("Attribute errors", ""),
-    "words": ("Words", ""),
-    "clip_score": ("CLIP score, x100", "%"),
-    "low_clip_sentences": ("Low CLIP sentences", "%"),
-    "repeated_sentences": ("Repeated sentences", ""),
-}
 
 
 @app.callback(invoke_without_command=True)
@@ -101,7 +92,7 @@ def run(
     if check:
         _require(resolved, console)
     page = pipeline.run(resolved, Reporter(console), restart)
-    _show(Run.existing(resolved.run), console, as_json)
+    show_metrics(Run.existing(resolved.run), console, as_json)
     console.print(f"Report: {page}", soft_wrap=True)
     console.print(f"Next:   jsfree report --run {resolved.run}    (rebuild and print this table)", soft_wrap=True)
     if smoke:
@@ -193,7 +184,7 @@ def _stage_command(name: str) -> Callable[..., None]:
         number = pipeline.run_stage(resolved, Reporter(console), name, number)
         order = list(STAGES)
         if name == order[-1]:
-            _show(Run.existing(resolved.run), console, as_json=False, number=number)
+            show_metrics(Run.existing(resolved.run), console, as_json=False, number=number)
         else:
             then = order[order.index(name) + 1]
             console.print(f"Next:   jsfree {then} --round {number}    (with the same options)", soft_wrap=True)
@@ -213,8 +204,65 @@ def report(run: Annotated[str, typer.Option("--run", help="Folder of the run.")]
     existing = Run.existing(run)
     page = build_report(existing)
     console = _console(as_json)
-    _show(existing, console, as_json)
+    show_metrics(existing, console, as_json)
     console.print(f"Report: {page}", soft_wrap=True)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Option("--run", help="Folder of the run.")],
+    layout: FormatName,
+    out: Annotated[str, typer.Option("--out", help="Folder or URI to write to; must be empty.")],
+    number: Annotated[
+        int | None, typer.Option("--round", help="Which round; without it, the last with such pairs.")
+    ] = None,
+    pairs: Annotated[Pairs, typer.Option("--pairs", help="Those to train on, or all that were scored.")] = "selected",
+    images: Annotated[
+        Placement | None, typer.Option("--images", help="Where images go; without it, as is usual for the format.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's pairs for another trainer, with a data set card."""
+    from jsfree.exchange import export as write
+
+    done = write(Run.existing(run), layout, out, number, pairs, images)
+    if as_json:
+        typer.echo(json.dumps(done.figures, indent=2))
+        return
+    console = _console(False)
+    left = f", {done.figures['left_out']} left out (their images cannot be used)" if done.figures["left_out"] else ""
+    told = f"{done.figures['exported']} {pairs} pairs of round {done.figures['round']}{left}: {done.uri}"
+    console.print(told, soft_wrap=True)
+    console.print(f"Card:   {done.uri}/README.md    (state the licence before you publish it)", soft_wrap=True)
+
+
+@app.command("import")
+def import_pairs(
+    layout: FormatName,
+    path: Annotated[str, typer.Option("--from", help="File of records, or a folder of them.")],
+    run: Annotated[str, typer.Option("--run", help="Folder of the run.")],
+    images: Annotated[
+        str | None, typer.Option("--images", help="Where relative image paths start; without it, beside the records.")
+    ] = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Read somebody else's pairs into a run, to be scored, selected and trained on."""
+    _log(debug)
+    given = {"format": layout, "path": _absolute(path), **({"images": _absolute(images)} if images else {})}
+    imported = [f"imported.{key}={json.dumps(value)}" for key, value in given.items()]
+    resolved = _resolve(config, run, [*(settings or []), *imported])
+    from ray_jobs import pipeline
+    from ray_jobs.console import Reporter, plain_or_live
+
+    console = plain_or_live()
+    pipeline.run_stage(resolved, Reporter(console), "generate", 1)
+    if "://" in resolved.run:
+        options = " ".join(f"--set '{each}'" for each in imported)
+        console.print(f"Next:   jsfree score --run {run} {options}    (with the same options)", soft_wrap=True)
+    else:
+        console.print(f"Next:   jsfree score --config {resolved.run}/config.yaml", soft_wrap=True)
 
 
 @app.command()
@@ -247,7 +295,7 @@ def show_config(config: ConfigFile = None, settings: Settings = None) -> None:
 
 
 @miniworld.command("show")
-def miniworld_show(
+def miniworldshow_metrics(
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("runs/miniworld.png"),
     split: Annotated[str, typer.Option(help="pretrain, unlabelled, development or test.")] = "unlabelled",
     count: Annotated[int, typer.Option(min=1, max=200, help="Scenes on the sheet.")] = 12,
@@ -321,47 +369,13 @@ def _resolve(config: Path | None, run: str | None, settings: list[str] | None) -
     return settled(configuration.load(config, overrides))
 
 
+def _absolute(path: str) -> str:
+    """A path that means the same wherever the run is taken up."""
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
 def _log(debug: bool) -> None:
     logging.basicConfig(level=logging.INFO if debug else logging.ERROR, format="%(name)s: %(message)s")
-
-
-def _show(run: Run, console: Console, as_json: bool, number: int | None = None) -> None:
-    """Print a round's metrics, the last one's unless told: with truth where it is known, label-free elsewhere."""
-    rounds = range(1, run.config.rounds + 1) if number is None else [number]
-    done = [number for number in rounds if run.round(number).exists("label_free.json")]
-    if not done:
-        return
-    folder = run.round(done[-1])
-    metrics = folder.read_json("metrics.json" if folder.exists("metrics.json") else "label_free.json")
-    if as_json:
-        typer.echo(json.dumps(metrics, indent=2))
-        return
-    console.print(_table(metrics, f"m{done[-1]}"))
-
-
-def _table(metrics: dict[str, Any], after: str) -> Table:
-    modes = list(metrics["before"])
-    count = metrics.get("scenes", metrics.get("captions"))
-    table = Table(
-        title=f"Before (m0) and after ({after}) on {count} images: %, or counts a caption; 95 % intervals",
-        title_justify="left",
-    )
-    table.add_column("", no_wrap=True)
-    for mode in modes:
-        table.add_column(f"{mode}: m0", justify="right")
-        table.add_column(f"{mode}: {after}", justify="right")
-    for key, (label, unit) in SHOWN.items():
-        if key in metrics["before"][modes[0]]:
-            cells = [_cell(metrics[when][mode][key], unit) for mode in modes for when in ("before", "after")]
-            table.add_row(label, *cells)
-    return table
-
-
-def _cell(estimate: dict[str, float], unit: str) -> str:
-    if unit == "%":
-        value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
-        return f"{value:.1f} [dim]{low:.1f}-{high:.1f}[/dim]"
-    return f"{estimate['value']:.2f} [dim]{estimate['low']:.2f}-{estimate['high']:.2f}[/dim]"
 
 
 def _escape(text: str) -> str:

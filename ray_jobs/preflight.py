@@ -9,7 +9,7 @@ from typing import Any
 
 from jsfree import config as configuration
 from jsfree import shapes
-from jsfree.config import Resources, RunConfig, Source
+from jsfree.config import Imported, Resources, RunConfig, Source
 from jsfree.errors import ConfigError
 from jsfree.images import Look, look_at
 from jsfree.preflight import data, devices, findings, memory, models, places, rates
@@ -70,7 +70,10 @@ def preflight(config: RunConfig, tell: Callable[[Finding], None] = lambda _: Non
     take(attempted("libraries", "versions", lambda: check_libraries(config)))
     take(attempted("storage", "run folder", lambda: places.check_folder(config), places.REMEDY))
     looks = _Looks()
-    take(looks.at(config, config.source, "source"))
+    if config.imported is None:
+        take(looks.at(config, config.source, "source"))
+    else:
+        take(looks.imported(config, config.imported))
     take(looks.at(config, config.evaluate.source, "evaluate.source"))
     work = works_out.work_of(config, looks.images(config))
     take(attempted("settings", "contradictions", lambda: check_settings(config, work)))
@@ -190,10 +193,19 @@ class _Looks:
 
         return attempted(data.AREA, name, check)
 
+    def imported(self, config: RunConfig, settings: Imported) -> Iterator[Finding]:
+        def check() -> Iterator[Finding]:
+            look = data.look_at_imported(settings)
+            self._seen["source"] = Look(look.pairs, 0, look.samples)
+            yield from data.check_imported(config, settings, look)
+
+        return attempted(data.AREA, "imported", check)
+
     def images(self, config: RunConfig) -> int:
-        """Images of a round."""
+        """Images of a round; pairs where they are imported."""
         seen = self._seen.get("source")
-        return config.source.count or (0 if seen is None else seen.images)
+        there = 0 if seen is None else seen.images
+        return there if config.imported is not None else config.source.count or there
 
     @property
     def image_bytes(self) -> int:

@@ -119,7 +119,7 @@ class Round:
                 told = self._telling(title, running, show)
                 run_shards(list(waiting.values()), self.cluster.board, Counts(rows), told)
         wall = time.monotonic() - started
-        totals = {name: total(stage, self.config.max_failed_fraction) for name, stage in waiting.items()}
+        totals = {name: total(name, stage.target, self.config.max_failed_fraction) for name, stage in waiting.items()}
         for stage in waiting.values():
             Folder(stage.attempts).remove()
             for table in filter(None, (stage.target, stage.beside)):

@@ -86,6 +86,17 @@ class Table:
         Folder(self.uri).write_table(shard_name(number), table, asdict(receipt))
         return receipt
 
+    def receipt(self, number: int) -> Receipt | None:
+        """The receipt of a shard; None if it is not finished."""
+        folder, name = Folder(self.uri), shard_name(number)
+        return Receipt(**folder.table_facts(name)) if folder.exists(name) else None
+
+    def receipts(self) -> list[Receipt]:
+        """Receipts of all finished shards."""
+        folder = Folder(self.uri)
+        with ThreadPoolExecutor(READERS) as readers:  # a store takes its time for each
+            return [Receipt(**facts) for facts in readers.map(folder.table_facts, map(shard_name, folder.shards()))]
+
 
 @dataclass(frozen=True)
 class ShardedStage:
@@ -108,18 +119,6 @@ class ShardedStage:
     def missing(self) -> list[int]:
         """Shards of the source that the target does not have yet."""
         return sorted(set(Folder(self.source).shards()) - set(Folder(self.target.uri).shards()))
-
-    def receipt(self, number: int) -> Receipt | None:
-        """The receipt of a shard; None if it is not finished."""
-        target, name = Folder(self.target.uri), shard_name(number)
-        return Receipt(**target.table_facts(name)) if target.exists(name) else None
-
-    def receipts(self) -> list[Receipt]:
-        """Receipts of all finished shards."""
-        target = Folder(self.target.uri)
-        with ThreadPoolExecutor(READERS) as readers:  # a store takes its time for each
-            found = readers.map(target.table_facts, map(shard_name, target.shards()))
-            return [Receipt(**facts) for facts in found]
 
     def start(self) -> StageClass:
         """The stage class, built on the device that its replica got."""
@@ -147,7 +146,7 @@ class ShardActor:
         if claim is not None:
             index, number = claim.shard
             try:
-                receipt = self.stages[index].receipt(number) or self._publish(index, number, after=claim.after)
+                receipt = self.stages[index].target.receipt(number) or self._publish(index, number, after=claim.after)
             finally:
                 self._member.turn_over(claim.shard)
         return {"stage": [index], **{key: [value] for key, value in asdict(receipt).items()}}
@@ -239,7 +238,7 @@ def run_shards(stages: Sequence[ShardedStage], board: Any, counts: Counts, show:
         StageError: a stage failed; what was finished stays.
     """
     left = {(index, shard) for index, stage in enumerate(stages) for shard in stage.missing()}
-    for receipt in [receipt for stage in stages for receipt in stage.receipts()]:
+    for receipt in [receipt for stage in stages for receipt in stage.target.receipts()]:
         counts.before(receipt.rows_in, receipt.rows_failed)
     while left:
         before = len(left)
@@ -322,19 +321,19 @@ def pool(resources: Resources, shards: int, at_once: int) -> tuple[ActorPoolStra
     return ActorPoolStrategy(min_size=min(resources.min_replicas, most), max_size=most, **calls), at_once
 
 
-def total(stage: ShardedStage, max_failed_fraction: float) -> Manifest:
-    """The manifest of a finished stage, added up from its shards; fingerprint and wall time are its caller's.
+def total(name: str, table: Table, max_failed_fraction: float) -> Manifest:
+    """The manifest of a finished stage ``name``, added up from its shards; fingerprint and wall time are its caller's.
 
     Raises:
         StageError: more rows failed than the run allows.
     """
-    receipts = stage.receipts()
+    receipts = table.receipts()
     rows_in, failed = sum(r.rows_in for r in receipts), sum(r.rows_failed for r in receipts)
     if failed > max_failed_fraction * rows_in:
-        first = Folder(stage.target.errors).read_shards(schemas.ERRORS).to_pylist()[0]
+        first = Folder(table.errors).read_shards(schemas.ERRORS).to_pylist()[0]
         raise StageError(
-            f"stage {stage.name!r}: {failed} of {rows_in} rows failed, more than max_failed_fraction"
-            f" ({max_failed_fraction:g}) allows; first: {first['message']}; see {stage.target.errors}"
+            f"stage {name!r}: {failed} of {rows_in} rows failed, more than max_failed_fraction"
+            f" ({max_failed_fraction:g}) allows; first: {first['message']}; see {table.errors}"
         )
     return Manifest(
         "",

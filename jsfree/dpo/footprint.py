@@ -13,8 +13,8 @@ weight and Adam's two moments.
 | a checkpoint, all workers' files | 12 T + b P | 12 T + b P | 12 T + b (P - T) |
 
 Every worker loads the whole model before it is sharded, so b P is the least. The step's share is a flat copy of the
-gradients and, in bfloat16, their float32 copy. Activations, buckets and logits come on top; ``preflight/memory.py`` adds
-them. Read in DeepSpeed 0.19.8; the checkpoints are measured in tests/dpo/test_engine.py, memory on CPUs by
+gradients and, in bfloat16, their float32 copy. ``preflight/memory.py`` adds activations, buckets and logits.
+Read in DeepSpeed 0.19.8; the checkpoints are measured in tests/dpo/test_engine.py, memory on CPUs by
 ``benchmarks/memory.py``, GPU memory is not.
 """
 

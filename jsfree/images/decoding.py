@@ -62,8 +62,8 @@ def load_image(image: ImageRef, limits: Source) -> tuple[Image.Image, str]:
     Raises:
         RowError: the image cannot be used; ``kind`` is one of the seven in the module's docstring.
     """
-    name = image["id"] if image["uri"] in (None, image["id"]) else f"{image['id']} ({image['uri']})"
-    content = _content(image, name, limits.max_bytes)
+    name = _name(image)
+    content = image_bytes(image, limits)
     encoded = check_image(content, name, limits)
     try:
         encoded.load()
@@ -71,6 +71,15 @@ def load_image(image: ImageRef, limits: Source) -> tuple[Image.Image, str]:
     except (Image.DecompressionBombError, *_DAMAGED) as error:
         raise RowError("undecodable", f"image {name} is damaged ({_reason(error)}); replace or remove it") from error
     return decoded, hashlib.sha256(content).hexdigest()
+
+
+def image_bytes(image: ImageRef, limits: Source) -> bytes:
+    """The encoded file of an image.
+
+    Raises:
+        RowError: it is ``missing``, ``unreadable`` or has ``too_many_bytes``.
+    """
+    return _content(image, _name(image), limits.max_bytes)
 
 
 def check_image(content: bytes, name: str, limits: Source, formats: tuple[str, ...] = FORMATS) -> Image.Image:
@@ -85,6 +94,11 @@ def check_image(content: bytes, name: str, limits: Source, formats: tuple[str, .
     opened = _open(content, name, formats)
     _check_size(opened.size, name, limits)
     return opened
+
+
+def _name(image: ImageRef) -> str:
+    """What messages call an image."""
+    return image["id"] if image["uri"] in (None, image["id"]) else f"{image['id']} ({image['uri']})"
 
 
 def _content(image: ImageRef, name: str, max_bytes: int) -> bytes:

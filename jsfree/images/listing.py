@@ -69,8 +69,8 @@ def distinct(entries: Iterable[Candidate]) -> list[Candidate]:
     return list(unique.values())
 
 
-def opened(path: str) -> tuple[Any, str]:
-    """The filesystem of ``path`` and the path on it.
+def opened(path: str, setting: str = "'source.path' (or 'evaluate.source.path')") -> tuple[Any, str]:
+    """The filesystem of ``path`` and the path on it; ``setting`` is what a user would have to correct.
 
     Raises:
         SourceError: there is nothing at ``path``, or no filesystem for it.
@@ -79,7 +79,7 @@ def opened(path: str) -> tuple[Any, str]:
         filesystem, inner = filesystem_of(os.path.expanduser(path))
         if filesystem.exists(inner):
             return filesystem, inner
-    raise SourceError(f"{path} does not exist; correct 'source.path' (or 'evaluate.source.path')")
+    raise SourceError(f"{path} does not exist; correct {setting}")
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def _scene_samples(config: RunConfig, source: Source, first: int) -> list[Sample
 
 def _require_other_scenes(config: RunConfig) -> None:
     training, evaluation = config.source, config.evaluate.source
-    if training.kind != "miniworld" or training.split != evaluation.split:
+    if config.imported is not None or training.kind != "miniworld" or training.split != evaluation.split:
         return
     trained = config.seed * SCENES_PER_SEED
     evaluated = range(evaluation.first, evaluation.first + _scenes(evaluation, "evaluate.source"))
@@ -137,6 +137,8 @@ def _rank(seed: int, image_id: str) -> bytes:
 def _shared(config: RunConfig) -> bool:
     """Whether training and evaluation draw from the same images."""
     training, evaluation = config.source, config.evaluate.source
+    if config.imported is not None:  # pairs bring their own images
+        return False
     if training.kind != evaluation.kind or training.path is None or evaluation.path is None:
         return False
     return normalised(training.path) == normalised(evaluation.path)

@@ -6,17 +6,22 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 
-from jsfree.config import RunConfig, Source
+from jsfree.config import Imported, RunConfig, Source
 from jsfree.errors import RowError
+from jsfree.exchange import Unusable, preferences
 from jsfree.images import Look, load_image
 from jsfree.preflight.findings import Finding, fails, note, ok
-from jsfree.schemas import Sample
+from jsfree.schemas import Sample, sample_id
 
 AREA = "data"
 LOOKED_AT = 64
 """Images that are really decoded."""
 READERS = 8
+MOST_RECORDS = 20_000
+"""Records of imported pairs that are read."""
 CERTAINTY = 1.645
 """Standard errors below the share of broken images in the sample at which the lower bound lies (one-sided 95 %)."""
 
@@ -36,6 +41,46 @@ def check_look(config: RunConfig, source: Source, name: str, look: Look) -> Iter
     yield from _sample(config, name, look.samples, source)
 
 
+def check_imported(config: RunConfig, settings: Imported, look: ImportedLook) -> Iterator[Finding]:
+    """What a look at somebody else's pairs tells: how many there are, which records are none, and their images."""
+    more = "more than " if look.more else ""
+    yield ok(AREA, "imported", f"{settings.path} ({settings.format}): {more}{look.pairs:,} pairs")
+    if look.unusable:
+        looked_at = look.pairs + len(look.unusable)
+        yield _share(config, "imported: records", look.unusable, looked_at)
+    yield from _sample(config, "imported", look.samples, config.source)
+
+
+@dataclass(frozen=True)
+class ImportedLook:
+    """A look at somebody else's pairs: how many there are, whether there are more, and what was wrong with records."""
+
+    pairs: int
+    more: bool
+    samples: list[Sample]
+    unusable: list[RowError]
+
+
+def look_at_imported(settings: Imported) -> ImportedLook:
+    """Read records, at most ``MOST_RECORDS``.
+
+    Raises:
+        SourceError: the path is missing or unreadable, or not of the format.
+    """
+    count, found = 0, preferences(settings)
+    samples: list[Sample] = []
+    unusable: list[RowError] = []
+    for each in islice(found, MOST_RECORDS):
+        if isinstance(each, Unusable):
+            unusable.append(each.error)
+            continue
+        count += 1
+        if len(samples) < LOOKED_AT:
+            name = sample_id(each.id, each.prompt)
+            samples.append(Sample(sample_id=name, image=each.image, prompt=each.prompt))
+    return ImportedLook(count, next(found, None) is not None, samples, unusable)
+
+
 def _sample(config: RunConfig, name: str, samples: Sequence[Sample], limits: Source) -> Iterator[Finding]:
     with ThreadPoolExecutor(READERS) as readers:
         errors = [error for error in readers.map(lambda sample: _error(sample, limits), samples) if error is not None]
@@ -43,18 +88,22 @@ def _sample(config: RunConfig, name: str, samples: Sequence[Sample], limits: Sou
     if not errors:
         yield ok(AREA, check, "all of them can be used")
         return
+    yield _share(config, check, errors, len(samples))
+
+
+def _share(config: RunConfig, check: str, errors: Sequence[RowError], looked_at: int) -> Finding:
+    """What it means that some of those looked at cannot be used."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(error.kind for error in errors).most_common())
-    told = f"{len(errors)} of {len(samples)} cannot be used ({kinds}), such as: {str(errors[0]).partition('; ')[0]}"
+    told = f"{len(errors)} of {looked_at} cannot be used ({kinds}), such as: {str(errors[0]).partition('; ')[0]}"
     allowed = config.max_failed_fraction
-    if lower_bound(len(errors), len(samples)) > allowed:
-        yield fails(
-            AREA,
-            check,
-            told,
-            f"mend or remove them, correct the path, or raise max_failed_fraction ({allowed:g}): stages fail past it",
-        )
-    else:
-        yield note(AREA, check, told, f"they become error rows; more than {allowed:.0%} of a stage's rows fail it")
+    if lower_bound(len(errors), looked_at) <= allowed:
+        return note(AREA, check, told, f"they become error rows; more than {allowed:.0%} of a stage's rows fail it")
+    return fails(
+        AREA,
+        check,
+        told,
+        f"mend or remove them, correct the path, or raise max_failed_fraction ({allowed:g}): stages fail past it",
+    )
 
 
 def _error(sample: Sample, limits: Source) -> RowError | None:

@@ -108,7 +108,9 @@ def stage_times(config: RunConfig, work: Work, shape: LlavaShape, lengths: Lengt
         _timed("train", f"{work.rounds * work.pairs:,} pairs, {steps}", train, training, starts),
         _timed("evaluate", f"{work.evaluated:,} captions", generate, evaluating, work.rounds * load),
     ]
-    return [row for row in rows if row.stage != "score" or not config.score.with_generation]
+    left_out = {"generate"} if config.imported is not None else set()
+    left_out |= {"score"} if config.score.with_generation else set()
+    return [row for row in rows if row.stage not in left_out]
 
 
 def _timed(stage: str, what: str, resources: Resources, seconds: float | None, start: float) -> StageTime:

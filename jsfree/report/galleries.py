@@ -93,11 +93,22 @@ def _pair_sides(row: ScoredPair, edges: Sequence[float], run: Run, outcome: str)
     swap = row["inverted"] and run.config.select.inverted != "keep"
     sides = []
     for role, caption, chosen in (("low", row["low"], not swap), ("high", row["high"], swap)):
-        title = f"{'Provisional winner' if role == 'low' else 'Provisional loser'}, h = {caption['ratio']:.2f}"
         sides.append(
-            Side(title, _pair_notes(caption), scenes.shaded(caption["sentences"], edges), chosen if has_roles else None)
+            Side(
+                _title(role, caption["ratio"]),
+                _pair_notes(caption),
+                scenes.shaded(caption["sentences"], edges),
+                chosen if has_roles else None,
+            )
         )
     return sides
+
+
+def _title(role: str, ratio: float | None) -> str:
+    """What a caption of a pair is called; one without a ratio was made by somebody else."""
+    if ratio is None:
+        return "Imported as chosen" if role == "low" else "Imported as rejected"
+    return f"{'Provisional winner' if role == 'low' else 'Provisional loser'}, h = {ratio:.2f}"
 
 
 def _pair_notes(caption: ScoredCaption) -> list[str]:

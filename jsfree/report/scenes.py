@@ -71,7 +71,7 @@ def choose(outcomes: Mapping[str, str], order: Sequence[str], count: int = SCENE
 
 # A pair of these outcomes has roles; of the others, nothing was chosen.
 PAIR_OUTCOMES = (
-    "kept, order of the ratios confirmed",
+    "kept, order confirmed",
     "kept, order inverted",
     "left out, gap too small",
     "left out, gap too large",

@@ -64,8 +64,9 @@ def mix(tmp_path):
 
 
 def test_every_configuration_is_valid():
-    kinds = [config.build(yaml.safe_load(block), where="docs/data.md").source.kind for block in blocks("yaml")]
-    assert kinds == ["llava_json", "webdataset", "folder"]
+    built = [config.build(yaml.safe_load(block), where="docs/data.md") for block in blocks("yaml")]
+    assert [each.source.kind for each in built[:3]] == ["llava_json", "webdataset", "folder"]
+    assert built[3].imported.format == "rlaif-v"
 
 
 def test_checking_and_packing(mix):

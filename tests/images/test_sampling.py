@@ -125,3 +125,13 @@ def test_bytes_in_tables_are_carried_up_to_a_limit_that_is_known_beforehand(tmp_
             ):
                 drawn(**source)
         assert len(drawn(**{**source, "count": 10})) == 10
+
+
+def test_imported_pairs_bring_their_own_images_so_that_evaluation_needs_no_more_than_its_own(tmp_path):
+    for number in range(5):
+        (tmp_path / f"{number}.png").write_bytes(picture(number))
+    few = config({"kind": "folder", "path": str(tmp_path), "count": 2000}, count=3)
+    with pytest.raises(SourceError, match="has 5 images, but 2003 are needed"):
+        evaluation_samples(few)
+    theirs = RunConfig.model_validate({**few.model_dump(), "imported": {"format": "trl", "path": "/theirs.jsonl"}})
+    assert len(evaluation_samples(theirs)) == 3

@@ -113,6 +113,16 @@ def damaged_images(_, tmp_path) -> dict:
     return {"source": {"kind": "folder", "path": str(folder), "count": 30}, "train": few_a_step}
 
 
+def pairs_of_others(_, tmp_path) -> dict:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    rows = [
+        {"prompt": "What?", "images": ["a.png"], "chosen": "A dog." if number % 4 else "", "rejected": "A cat."}
+        for number in range(160)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {"imported": {"format": "trl", "path": str(tmp_path / "pairs.jsonl")}}
+
+
 def few_images(_, tmp_path) -> dict:
     folder = tmp_path / "few"
     folder.mkdir()
@@ -133,6 +143,7 @@ BROKEN = {
     "no source": (settings(source={"kind": "folder", "path": "/nowhere"}), "does not exist", "correct 'source.path'"),
     "too few images": (few_images, "has 1 images, but 300 are needed", "lower 'source.count'"),
     "damaged images": (damaged_images, "10 of 40 cannot be used", "max_failed_fraction"),
+    "pairs of others": (pairs_of_others, "40 of 160 cannot be used (40 empty_chosen)", "max_failed_fraction"),
     "training scenes evaluated": (
         settings(evaluate={"source": {"split": "unlabelled", "count": 50}}),
         "both trained and evaluated on",

@@ -134,7 +134,7 @@ def test_a_row_that_kills_its_worker_is_quarantined_and_its_neighbours_are_kept(
     assert attempts.names() == []
     assert shown[-1].rows == shown[-1].rows_in_all == 7
     assert shown[-1].rows_failed == 2
-    manifest = total(stage, 0.5)
+    manifest = total(stage.name, stage.target, 0.5)
     assert (manifest.rows_in, manifest.rows_out, manifest.rows_failed) == (7, 5, 2)
 
 
@@ -152,7 +152,7 @@ def test_an_actor_has_several_shards_under_way(tmp_path, board):
     stage = stage_of(tmp_path, [["a"], ["b"], ["c"], ["d"]], Overlapping)
     run(stage, board)
     assert names(Folder(stage.target.uri).read_shards(ROWS)) == ["a", "b", "c", "d"]
-    seconds = [receipt.device_seconds for receipt in stage.receipts()]
+    seconds = [receipt.device_seconds for receipt in stage.target.receipts()]
     assert 0.3 < sum(seconds) < 3  # two and two together: the time is shared out, not counted twice
 
 

@@ -26,7 +26,7 @@ def test_every_fate_of_a_pair_has_a_name():
         values = {"gap": 2.0, "inverted": False, "identical": False, "cut": False, **changes}
         return scenes.pair_outcome(PairNote("a", Place(0, 0), **values), splits or {}, (1.0, 3.0), select or Select())
 
-    assert fate(splits={"a": 4}) == "kept, order of the ratios confirmed"
+    assert fate(splits={"a": 4}) == "kept, order confirmed"
     assert fate(splits={"a": 4}, inverted=True) == "kept, order inverted"
     assert fate(gap=0.5) == "left out, gap too small"
     assert fate(gap=3.5) == "left out, gap too large"

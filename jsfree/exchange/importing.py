@@ -1,0 +1,103 @@
+"""Somebody else's records as preference pairs: each either usable, or with what is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jsfree.config import Imported
+from jsfree.errors import RowError, SourceError
+from jsfree.exchange.formats import FORMATS, Parts
+from jsfree.exchange.preferences import MARKER, Preference, without_marker
+from jsfree.exchange.records import Found, records
+from jsfree.images.listing import located
+from jsfree.images.tables import MOST_EMBEDDED_BYTES
+from jsfree.schemas import ImageRef, sample_id
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A record that is no pair: a name for it, and why."""
+
+    id: str
+    error: RowError
+
+
+def preferences(settings: Imported) -> Iterator[Preference | Unusable]:
+    """The pairs of ``settings.path``, in the order of files and rows.
+
+    A pair's id is the record's own where the format has one, else file and row. Of several records with one id and
+    one prompt the first is used.
+
+    Raises:
+        SourceError: the path is missing or unreadable, holds no record, is not of the format, or holds more bytes of
+            images than a run carries.
+    """
+    seen: dict[str, str] = {}
+    embedded, found = 0, None
+    for found in records(settings):
+        where = f"{found.file.address}, row {found.row}"
+        try:
+            pair = _pair(found, settings)
+            name = sample_id(pair.id, pair.prompt)
+            if name in seen:
+                raise RowError("duplicate_id", f"key 'id' or 'idx' is {pair.id!r}, as in {seen[name]}; make it unique")
+        except RowError as error:
+            yield Unusable(f"{found.file.name}:{found.row}", RowError(error.kind, f"{where}: {error}"))
+        else:
+            seen[name] = where
+            embedded += len(pair.image["bytes"] or b"")
+            _require_room(embedded, settings)
+            yield pair
+    if found is None:
+        raise SourceError(f"{settings.path} holds no records; correct 'imported.path'")
+
+
+def _pair(found: Found, settings: Imported) -> Preference:
+    if isinstance(found.record, RowError):
+        raise found.record
+    layout = FORMATS[settings.format]
+    parts = layout.read(found.record)
+    name = parts.id if parts.id else f"{found.file.name}:{found.row}"
+    prompt = without_marker(parts.prompt, layout.named[0])
+    texts = {"prompt": prompt, "chosen": parts.chosen.strip(), "rejected": parts.rejected.strip()}
+    for key, (what, text) in zip(layout.named, texts.items(), strict=True):
+        if not text:
+            raise RowError(f"empty_{what}", f"the {what} (key {key!r}) is empty; remove the row")
+        if MARKER in text:
+            raise RowError("image_marker", f"the {what} (key {key!r}) holds {MARKER!r}; remove it")
+    image = _image(name, parts, _root(settings, found))
+    return Preference(name, image, prompt, texts["chosen"], texts["rejected"])
+
+
+def _require_room(embedded: int, settings: Imported) -> None:
+    if embedded > MOST_EMBEDDED_BYTES:
+        raise SourceError(
+            f"{settings.path} holds more than {MOST_EMBEDDED_BYTES / 1e9:.0f} GB of images, which a run's tables would"
+            " carry; put the images into files and their paths into the records, or import a part of them"
+        )
+
+
+def _root(settings: Imported, found: Found) -> str:
+    """Where relative image paths start; absolute, because workers have other working directories."""
+    if not settings.images:
+        return posixpath.dirname(found.file.address)
+    root = settings.images if "://" in settings.images else os.path.abspath(os.path.expanduser(settings.images))
+    return root.rstrip("/")
+
+
+def _image(name: str, parts: Parts, root: str) -> ImageRef:
+    image = parts.image
+    content: Any = image.get("bytes") if isinstance(image, Mapping) else image if isinstance(image, bytes) else None
+    if isinstance(content, bytes) and content:
+        return {"id": name, "uri": None, "bytes": content, "sha256": hashlib.sha256(content).hexdigest()}
+    path = image.get("path") if isinstance(image, Mapping) else image
+    if path is None or path == "":
+        raise RowError("no_image", "the image (key 'image' or 'images') is empty; remove the row")
+    if not isinstance(path, str):
+        raise RowError("malformed", f"the image (key 'image' or 'images') is {type(path).__name__}, expected one path")
+    return {"id": name, "uri": located(root, path), "bytes": None, "sha256": None}

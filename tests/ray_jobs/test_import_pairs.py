@@ -1,0 +1,115 @@
+"""Pairs of somebody else's in a run's folder: resumable, with error rows; no Ray session is needed."""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from jsfree import config, schemas
+from jsfree.errors import ConfigError, RunError, StageError
+from jsfree.storage import Folder, Run, shard_name
+from ray_jobs import pipeline
+from ray_jobs.console import Reporter
+
+
+def quiet() -> Reporter:
+    return Reporter(Console(file=io.StringIO()))
+
+
+def record(number: int, **changes) -> dict:
+    texts = {"prompt": f"What is at {number}?", "chosen": f"Cat {number}.", "rejected": f"Dog {number}."}
+    return {"images": [f"{number}.png"], **texts, **changes}
+
+
+@pytest.fixture
+def theirs(tmp_path) -> Path:
+    path = tmp_path / "theirs.jsonl"
+    rows = [record(number) for number in range(10)]
+    rows[4] = record(4, chosen="")
+    rows[7] = record(7, rejected="A dog.</s>")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def settings(tmp_path, theirs, **changes) -> config.RunConfig:
+    imported = {"format": "trl", "path": str(theirs)}
+    base = {"run": str(tmp_path / "run"), "shard_rows": 4, "max_failed_fraction": 0.2, "imported": imported}
+    return config.build({**base, **changes}, where="test")
+
+
+def rows(run: Run, stage: str, schema) -> list[dict]:
+    return Folder(f"{run.folder.uri}/round-1/{stage}").read_shards(schema).to_pylist()
+
+
+def test_records_become_samples_and_pairs_and_bad_ones_error_rows(tmp_path, theirs):
+    assert pipeline.run_stage(settings(tmp_path, theirs), quiet(), "generate") == 1
+    run = Run.existing(str(tmp_path / "run"))
+    samples, pairs = rows(run, "samples", schemas.SAMPLES), rows(run, "pairs", schemas.PAIRS)
+    assert [row["prompt"] for row in samples] == [f"What is at {number}?" for number in range(10) if number != 4]
+    assert [row["sample_id"] for row in pairs] == [row["sample_id"] for row in samples if row["prompt"][-2] != "7"]
+    assert pairs[0]["image"]["uri"] == f"{tmp_path}/0.png"
+    assert pairs[0]["low"]["ratio"] is None
+    assert run.stage(1, "pairs").shards() == [0, 1, 2]
+    errors = [*rows(run, "errors/samples", schemas.ERRORS), *rows(run, "errors/pairs", schemas.ERRORS)]
+    assert [(row["stage"], row["kind"]) for row in errors] == [("samples", "empty_chosen"), ("pairs", "special_token")]
+    assert errors[0]["message"].startswith(f"{theirs}, row 4: ")
+    told = {name: run.manifest(1, name) for name in ("samples", "pairs")}
+    assert [(each.rows_in, each.rows_out, each.rows_failed) for each in told.values()] == [(10, 9, 1), (9, 8, 1)]
+
+
+def test_a_stopped_import_goes_on_and_leaves_what_is_there(tmp_path, theirs):
+    chosen = settings(tmp_path, theirs)
+    pipeline.run_stage(chosen, quiet(), "generate")
+    stage = f"{chosen.run}/round-1/pairs"
+    kept, lost = (f"{stage}/{shard_name(number)}" for number in (0, 1))
+    written, expected = os.stat(kept).st_mtime_ns, pq.read_table(lost)
+    os.remove(lost)
+    os.remove(f"{stage}/_manifest.json")
+    pipeline.run_stage(chosen, quiet(), "generate")
+    assert pq.read_table(lost).equals(expected)
+    assert os.stat(kept).st_mtime_ns == written
+    assert Run.existing(chosen.run).manifest(1, "pairs").rows_out == 8
+
+
+def test_too_many_bad_records_fail_the_stage_with_the_first_one(tmp_path, theirs):
+    strict = settings(tmp_path, theirs, max_failed_fraction=0.05)
+    with pytest.raises(StageError, match=r"'samples': 1 of 10 rows failed, more than.*first: .*row 4: the chosen"):
+        pipeline.run_stage(strict, quiet(), "generate")
+
+
+def test_other_records_are_refused_on_a_run(tmp_path, theirs):
+    pipeline.run_stage(settings(tmp_path, theirs), quiet(), "generate")
+    other = settings(tmp_path, theirs, imported={"format": "trl", "path": str(theirs), "images": "/i"})
+    with pytest.raises(RunError, match=r"imported\.images: None -> /i.*--restart samples"):
+        pipeline.run_stage(other, quiet(), "generate")
+
+
+def test_imported_pairs_are_of_one_round_and_of_no_generation(tmp_path, theirs):
+    with pytest.raises(ConfigError, match="'imported' pairs are of one round, but 'rounds' is 2; set 'rounds: 1'"):
+        settings(tmp_path, theirs, rounds=2)
+    with pytest.raises(ConfigError, match=r"'score\.with_generation' has no generation to go with 'imported' pairs"):
+        settings(tmp_path, theirs, score={"with_generation": True})
+    with pytest.raises(ConfigError, match=r"imported\.format: Input should be 'trl', 'ms-swift'"):
+        settings(tmp_path, theirs, imported={"format": "csv", "path": "a"})
+
+
+def test_the_commands_say_what_to_do_next(tmp_path, theirs):
+    from typer.testing import CliRunner
+
+    from ray_jobs.cli import app
+
+    given = ["--run", str(tmp_path / "run"), "--format", "trl", "--set", "max_failed_fraction=0.2"]
+    done = CliRunner().invoke(app, ["import", *given, "--from", os.path.relpath(theirs), "--images", "/pictures"])
+    assert done.exit_code == 0, done.output
+    assert f"Next:   jsfree score --config {tmp_path}/run/config.yaml" in done.output
+    kept = config.load(tmp_path / "run" / "config.yaml")
+    assert (kept.imported.path, kept.imported.images) == (str(theirs), "/pictures")
+    assert kept.run == str(tmp_path / "run")
+    with pytest.raises(RunError, match="has no selected pairs yet; first do `jsfree select`"):
+        CliRunner().invoke(
+            app, ["export", "--run", str(tmp_path / "run"), "--format", "trl", "--out", "x"], catch_exceptions=False
+        )
