@@ -11,12 +11,13 @@ from jsfree import config as configuration
 from jsfree import shapes
 from jsfree.config import Imported, Resources, RunConfig, Source
 from jsfree.errors import ConfigError
+from jsfree.gpus import why_no_cuda
 from jsfree.images import Look, look_at
 from jsfree.preflight import data, devices, findings, memory, models, places, rates
 from jsfree.preflight import work as works_out
 from jsfree.preflight.devices import Device
 from jsfree.preflight.findings import Finding, attempted, fails, note, ok
-from jsfree.preflight.libraries import check_gpu, check_libraries
+from jsfree.preflight.libraries import check_arithmetic, check_drivers, check_gpu, check_libraries
 from jsfree.preflight.memory import Lengths
 from jsfree.preflight.rates import Gpu, StageTime
 from jsfree.preflight.settings import check_settings
@@ -107,7 +108,8 @@ def _sizes(
     counted = memory.parameters(shape, train.trained_layers, train.lora)
     features = shape.image_tokens * shape.vision.hidden * memory.BYTES[config.captioner.dtype]
     needed = works_out.disk_bytes(config, work, counted, looks.image_bytes, features)
-    take(attempted("storage", "room", lambda: places.check_disk(config, needed)))
+    passing = works_out.passing_bytes(config, work, counted)
+    take(attempted("storage", "room", lambda: places.check_disk(config, needed, passing)))
     result.times = rates.stage_times(config, work, shape, lengths, machines.gpu)
 
 
@@ -241,6 +243,9 @@ class _Machines:
         nodes: dict[str, Machine] = {}
         see_nodes(nodes)
         yield ok(CLUSTER, "nodes", inventory([node["Resources"] for node in ray.nodes() if node["Alive"]]))
+        yield from check_drivers(
+            [(str(node["host"]), node["nvidia_driver"]) for node in nodes.values() if "gpus" in node]
+        )
         for stage, resources in _asked(config).items():
             yield from attempted(CLUSTER, stage, lambda stage=stage, asks=resources: _room(stage, asks))  # type: ignore[misc]
         yield from self._know(_gpus_of(nodes.values()), config)
@@ -278,6 +283,8 @@ class _Machines:
             self.gpu = rates.gpu_named(name)
         except ConfigError:
             yield note(CLUSTER, "GPU", f"the rates of {name} are not known: times are not told")
+            return
+        yield from check_arithmetic(config, name, self.gpu)
 
 
 def _asked(config: RunConfig) -> dict[str, Resources]:
@@ -301,8 +308,8 @@ def _here(stage: str, resources: Resources, node: dict[str, int]) -> Iterator[Fi
         yield fails(
             CLUSTER,
             stage,
-            f"asks for {told}, and this machine has {node['GPU']} GPUs",
-            f"set ray.address to a cluster's, or submit the run to one; or lower {stage}.resources",
+            f"asks for {told}, and this machine has {node['GPU']} GPUs" + ("" if node["GPU"] else f": {why_no_cuda()}"),
+            f"set ray.address to a cluster's, submit the run to one, or lower {stage}.resources",
         )
     elif resources.cpus * replicas > node["CPU"]:
         yield note(CLUSTER, stage, f"asks for {told}, and this machine has {node['CPU']} CPUs, which are shared")

@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 
 from jsfree.config import Source
+from jsfree.errors import StageError
 from jsfree.images import load_image
 from jsfree.models import Captioner
 from jsfree.schemas import SelectedPair
@@ -150,6 +151,24 @@ def _in_rows(pairs: Sequence[SelectedPair], prompts: Sequence[Sequence[int]]) ->
 def length_of(pair: SelectedPair, prompt: Sequence[int] = ()) -> int:
     """Positions that a pair takes in its row; without the prompt, what tells it from others."""
     return len(prompt) + len(pair["chosen"]["token_ids"]) + len(pair["rejected"]["token_ids"])
+
+
+def require_context(pairs: Sequence[SelectedPair], captioner: Captioner) -> None:
+    """See that the model has a position for every token: nothing of a pair is ever cut.
+
+    Raises:
+        StageError: a caption with its image and prompt is longer than the model's context.
+    """
+    room = int(captioner.model.config.get_text_config().max_position_embeddings)
+    prefixes = {prompt: len(captioner.prompt_ids(prompt, image=True)) for prompt in {pair["prompt"] for pair in pairs}}
+    for pair in pairs:
+        prefix, caption = prefixes[pair["prompt"]], max(len(pair[role]["token_ids"]) for role in ("chosen", "rejected"))
+        if prefix + caption > room:
+            raise StageError(
+                f"pair {pair['sample_id']}: image and prompt take {prefix} positions and a caption {caption}, more than"
+                f" the {room} of the model; generate shorter captions (generate.decoding.max_new_tokens), or import"
+                " none that long (imported.max_tokens)"
+            )
 
 
 def order_of_epoch(pairs: int, seed: int, epoch: int) -> list[int]:

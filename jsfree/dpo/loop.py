@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from jsfree.config import RunConfig
-from jsfree.dpo import reference_logps
+from jsfree.dpo import batching, reference_logps
 from jsfree.dpo.batching import PairBatch, collate, length_of, micro_batches, order_of_epoch, prefetched
 from jsfree.dpo.engine import gathered_weights, start_engine
 from jsfree.dpo.features import VisionFeatures
@@ -195,6 +195,7 @@ class _Trainer:
     def prepare(self, pairs: Sequence[SelectedPair], folders: Folders, models: Models) -> None:
         """Have images' features and the reference's log-probabilities ready."""
         settings, files = self.config.captioner, self.config.models
+        batching.require_context(pairs, self.captioner)
         origin = reference_logps.origin(
             models.reference_fingerprint or models.reference, settings.dtype, settings.preprocessing, pairs
         )

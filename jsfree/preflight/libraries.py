@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 
 from packaging.requirements import Requirement
@@ -12,8 +12,11 @@ from packaging.requirements import Requirement
 from jsfree.config import RunConfig
 from jsfree.gpus import check_dtype, visible_gpu
 from jsfree.preflight.findings import Finding, fails, note, ok
+from jsfree.preflight.rates import Gpu
 
 AREA = "libraries"
+LEAST_DRIVER = {"12": 525, "13": 580}
+"""The oldest driver for each major version of CUDA, by NVIDIA's release notes."""
 COMPILERS = ("c++", "g++", "clang++")
 SHOWN = ("torch", "transformers", "ray", "deepspeed", "open_clip_torch")
 
@@ -53,6 +56,37 @@ def _unfit(requirements: list[Requirement]) -> Iterator[Finding]:
             continue
         if not requirement.specifier.contains(found, prereleases=True):
             yield fails(AREA, requirement.name, f"{found} is installed, {requirement.specifier} is needed", remedy)
+
+
+def check_drivers(nodes: Sequence[tuple[str, str]]) -> Iterator[Finding]:
+    """Whether the NVIDIA drivers of nodes, by host, serve the CUDA that the installed torch is built for."""
+    import torch
+
+    built = torch.version.cuda
+    least = LEAST_DRIVER.get((built or "").partition(".")[0])
+    if not nodes or built is None or least is None:
+        return
+    old = [f"{host}: {driver}" for host, driver in nodes if int(driver.partition(".")[0]) < least]
+    if old:
+        yield fails(
+            AREA,
+            "drivers",
+            f"torch is built for CUDA {built}, which needs a driver of {least} or newer; {', '.join(old)}",
+            "install a newer NVIDIA driver there",
+        )
+    else:
+        yield ok(AREA, "drivers", f"{', '.join(sorted({driver for _, driver in nodes}))}, for CUDA {built}")
+
+
+def check_arithmetic(config: RunConfig, name: str, gpu: Gpu) -> Iterator[Finding]:
+    """Whether a kind of GPU computes in the captioner's dtype."""
+    if config.captioner.dtype == "bfloat16" and not gpu.bf16:
+        yield fails(
+            "cluster",
+            "GPU",
+            f"captioner.dtype is bfloat16, which {name} does not compute in",
+            "set resources.accelerator_type to a newer one (A100, L4, H100...), or captioner.dtype: float32",
+        )
 
 
 def check_gpu(config: RunConfig, gpus: float) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from jsfree import prompts, shapes
 from jsfree.config import RunConfig
+from jsfree.dpo.footprint import BYTES
 from jsfree.errors import ModelError
 from jsfree.model_files import description_folder, look_up
 from jsfree.model_folder import CAPTIONER, CLIP
@@ -78,7 +79,7 @@ def check_captioner(config: RunConfig, model: Description) -> Iterator[Finding]:
         ConfigError: the prompt holds the image token.
     """
     yield ok(AREA, "captioner", f"{config.captioner.versioned_ref}: {_size_of(model)}")
-    yield from _weights(model)
+    yield from _weights(config, model)
     yield from _image_tokens(model, config.prompt)
     yield from _tokenizer(model)
     yield from _lengths_fit(config, model)
@@ -89,11 +90,14 @@ def _size_of(model: Description) -> str:
     return f"{shapes.parameters(shape) / 1e9:.3g} billion parameters, {model.image_tokens} visual tokens an image"
 
 
-def _weights(model: Description) -> Iterator[Finding]:
+def _weights(config: RunConfig, model: Description) -> Iterator[Finding]:
     """The tensors in local files against those that the configuration asks for; by their headers alone."""
     files = sorted(model.folder.glob(CAPTIONER.weights))
     if not files:  # of the hub, not fetched yet
-        yield ok(AREA, "weights", "listed by the hub or store; fetched by each node when the stage starts")
+        size = BYTES[config.captioner.dtype] * shapes.parameters(shapes.shape_of(model.config)) / 1e9
+        yield ok(
+            AREA, "weights", f"listed by the hub or store; each node fetches some {size:.0f} GB when a stage starts"
+        )
         return
     there = {name for path in files for name in tensor_names(path)}
     missing = sorted(set(shapes.tensors(shapes.shape_of(model.config))) - there)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -60,26 +61,38 @@ def _run_that_is_there(config: RunConfig, folder: Folder) -> Iterator[Finding]:
         yield ok(AREA, "run that is there", "same settings: the run goes on where it stopped")
 
 
-def check_disk(config: RunConfig, needed: Mapping[str, int]) -> Iterator[Finding]:
-    """Compare what a run will leave in its folder with what is free; stores are taken to have room."""
-    folder = Folder(config.run)
+def check_disk(config: RunConfig, needed: Mapping[str, int], passing: int) -> Iterator[Finding]:
+    """Compare what a run will leave in its folder with what is free; stores are taken to have room.
+
+    Args:
+        needed: bytes in the run's folder, by what they are.
+        passing: bytes in TMPDIR, on their way there; of this machine, which training may not be on.
+    """
+    folder, temporary = Folder(config.run), Path(tempfile.gettempdir())
     total = sum(needed.values())
     told = ", ".join(f"{name} {size / GB:.1f}" for name, size in needed.items() if size)
     if not folder.is_local:
-        yield ok(AREA, "room", f"the run takes up to {total / GB:.1f} GB ({told}) of {folder.uri}")
+        yield ok(AREA, "room", f"the run takes up to {total / GB:.1f} GB (in GB: {told}) of {folder.uri}")
+        yield from _room("TMPDIR", temporary, passing, "a checkpoint or model on its way")
         return
-    free = shutil.disk_usage(_there(Path(folder.path))).free
+    path = _there(Path(folder.path))
     there = sum(file.stat().st_size for file in Path(folder.path).rglob("*") if file.is_file())
     left = max(0, total - there)
-    if left > free:
-        yield fails(
-            AREA,
-            "room",
-            f"the run takes up to {left / GB:.1f} GB more (in GB: {told}), {folder.uri} has {free / GB:.1f} GB free",
-            "free some, put --run on a larger disk, lower train.keep, or raise train.checkpoint_every",
-        )
-    else:
-        yield ok(AREA, "room", f"{free / GB:.1f} GB free, the run takes up to {left / GB:.1f} GB more (in GB: {told})")
+    if path.stat().st_dev == temporary.stat().st_dev:
+        yield from _room("room", path, left + passing, f"in GB: {told}, TMPDIR on the same disk {passing / GB:.1f}")
+        return
+    yield from _room("room", path, left, f"in GB: {told}")
+    yield from _room("TMPDIR", temporary, passing, "a checkpoint or model on its way")
+
+
+def _room(check: str, path: Path, needed: int, what: str) -> Iterator[Finding]:
+    free = shutil.disk_usage(path).free
+    told = f"the run takes up to {needed / GB:.1f} GB more ({what}), {path} has {free / GB:.1f} GB free"
+    if needed <= free:
+        yield ok(AREA, check, told)
+        return
+    place = "put TMPDIR on a larger disk" if check == "TMPDIR" else "put --run on a larger disk, lower train.keep"
+    yield fails(AREA, check, told, f"free some, {place}, or raise train.checkpoint_every")
 
 
 def _there(path: Path) -> Path:

@@ -38,11 +38,13 @@ class Gpu:
     flops: float
     names: tuple[str, ...]
     """How torch and Ray name it, in lower case, as a part of the name."""
+    bf16: bool = True
+    """Whether it computes in bfloat16; the operations of those that do not are float16's."""
 
 
 GPUS = {
-    "t4": Gpu(16 * GB, 0.32 * TERA, 65 * TERA, ("t4",)),
-    "v100-32g": Gpu(32 * GB, 0.9 * TERA, 125 * TERA, ("v100",)),
+    "t4": Gpu(16 * GB, 0.32 * TERA, 65 * TERA, ("t4",), bf16=False),
+    "v100-32g": Gpu(32 * GB, 0.9 * TERA, 125 * TERA, ("v100",), bf16=False),
     "a10g": Gpu(24 * GB, 0.6 * TERA, 70 * TERA, ("a10g",)),
     "l4": Gpu(24 * GB, 0.3 * TERA, 121 * TERA, ("l4",)),
     "l40s": Gpu(48 * GB, 0.864 * TERA, 362 * TERA, ("l40s",)),

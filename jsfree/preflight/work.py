@@ -5,7 +5,6 @@ What is not known before a run is estimated, and said to be: how long captions a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from jsfree.config import RunConfig
@@ -63,6 +62,14 @@ def caption_tokens(config: RunConfig) -> int:
     return min(usual, config.generate.decoding.max_new_tokens)
 
 
+def passing_bytes(config: RunConfig, work: Work, parameters: Parameters) -> int:
+    """What lies in TMPDIR at most: a checkpoint or a model on its way into the run, if all workers are on one node."""
+    train = config.train
+    written = train.checkpoint_every < work.steps
+    each = footprint.checkpoint_bytes(parameters, train.zero_stage, config.captioner.dtype) if written else 0
+    return max(each, footprint.model_bytes(parameters, config.captioner.dtype))
+
+
 def disk_bytes(
     config: RunConfig, work: Work, parameters: Parameters, image_bytes: int, features: int
 ) -> dict[str, int]:
@@ -79,7 +86,7 @@ def disk_bytes(
     train = config.train
     each = footprint.checkpoint_bytes(parameters, train.zero_stage, config.captioner.dtype)
     held = footprint.checkpoints_held(work.steps, train.checkpoint_every, train.keep) if work.steps else 0
-    kept = math.ceil(work.rounds * min(held, train.keep) + max(0, held - train.keep))
+    kept = work.rounds * min(held, train.keep) + max(0, held - train.keep)
     return {
         "tables": pair_tables + caption_tables,
         "models": work.rounds * footprint.model_bytes(parameters, config.captioner.dtype),

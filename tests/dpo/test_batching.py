@@ -5,7 +5,7 @@ import torch
 
 from jsfree.captioning import PairGenerator
 from jsfree.config import RunConfig, build
-from jsfree.dpo.batching import collate, micro_batches, order_of_epoch, prefetched
+from jsfree.dpo.batching import collate, micro_batches, order_of_epoch, prefetched, require_context
 from jsfree.dpo.engine import deepspeed_config
 from jsfree.dpo.loop import learning_rate, steps_per_epoch
 from jsfree.dpo.policy import PairModel
@@ -47,6 +47,15 @@ def test_a_batch_gives_the_log_probabilities_of_separate_forwards(captioner, pai
     lengths = [len(pair[role]["token_ids"]) for role in ("chosen", "rejected") for pair in pairs]
     assert batch.lengths == lengths
     assert len(batch.targets_T) == sum(lengths)
+
+
+def test_a_pair_longer_than_the_context_is_refused_not_cut(captioner, pairs):
+    prefix = len(captioner.prompt_ids(pairs[0]["prompt"], image=True))
+    long = {**pairs[1]["rejected"], "token_ids": [5] * (512 - prefix)}
+    require_context([pairs[0], {**pairs[1], "rejected": long}], captioner)
+    long["token_ids"].append(5)
+    with pytest.raises(StageError, match=rf"{pairs[1]['sample_id']}.*more than the 512 of the model"):
+        require_context([pairs[0], {**pairs[1], "rejected": long}], captioner)
 
 
 def test_the_end_token_belongs_to_the_completion(captioner, pairs):
