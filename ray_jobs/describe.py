@@ -18,7 +18,6 @@ from typing import Any
 
 import jsfree
 from jsfree import code_version
-from jsfree.config import PLACEMENT, RunConfig
 from jsfree.errors import StorageError
 from jsfree.lease import Lease
 from jsfree.storage import Folder, Manifest, Run
@@ -46,7 +45,7 @@ def described(run: Run, lease: Lease) -> Iterator[None]:
             "driver": machine(),
             "nodes": known.get("nodes", {}),
             "command": command(sys.argv),
-            "fingerprint": run.config.fingerprint(*(set(RunConfig.model_fields) - {"run", *PLACEMENT})),
+            "fingerprint": run.config.own_fingerprint,
             "rounds_done": known.get("rounds_done", 0),
             "stages": stages(run),
         },
