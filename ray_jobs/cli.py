@@ -172,6 +172,27 @@ def serve(
         serve_models.serve_models(run, overrides, _console(False))
 
 
+@app.command()
+def publish(
+    run: Annotated[str, typer.Option("--run", help="Folder of the run.")],
+    to: Annotated[str, typer.Option("--to", help="hf://owner/name[@branch], or a folder or URI.")],
+    number: Annotated[int | None, typer.Option("--round", help="Which round's model; the last one without it.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="A new repository is for its owner alone.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and what is missing.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Give a round's model to others: on the Hugging Face hub, or as a folder. Exit code 1 if something is missing."""
+    _log(debug)
+    from ray_jobs.publish_model import publish_model
+
+    told = publish_model(run, number, to, _console(as_json), private=private, dry_run=dry_run)
+    if as_json:
+        typer.echo(json.dumps(told, indent=2))
+    if told["missing"]:
+        raise typer.Exit(1)
+
+
 @app.command("config")
 def show_config(config: ConfigFile = None, settings: Settings = None) -> None:
     """Print the resolved configuration."""
