@@ -66,6 +66,10 @@ def test_saved_twice_it_is_the_same_bytes_and_loads_as_it_is(captioner, tmp_path
     assert everything(first) == everything(second)
     assert len(list(first.glob("model-*.safetensors"))) == (0 if max_shard_size == "5GB" else 5)
     assert contents(Folder(str(first)), adapter=False).missing == []
+    told = json.loads((first / "config.json").read_text())
+    assert (told["architectures"], told["dtype"]) == (["LlavaForConditionalGeneration"], "float32")
+    told = json.loads((first / "tokenizer_config.json").read_text())
+    assert not {"is_local", "local_files_only", "name_or_path"} & set(told)
     model, loaded = LlavaForConditionalGeneration.from_pretrained(first, output_loading_info=True)
     assert {key: found for key, found in loaded.items() if found} == {}
     processor = AutoProcessor.from_pretrained(first)
@@ -192,7 +196,7 @@ def run(with_adapter, tmp_path_factory):
 
 def publish(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ray_jobs.cli", "publish", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
 
 
 def test_a_dry_run_lists_what_would_go_and_what_is_missing(run, tmp_path):
