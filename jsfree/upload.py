@@ -145,8 +145,8 @@ def obstacles(repo: HubRepo) -> list[str]:
     return told
 
 
-def upload(local: Path, repo: HubRepo, *, private: bool, message: str) -> str:
-    """Upload a folder and make the repository if there is none; the address of what is there then.
+def make_repo(repo: HubRepo, *, private: bool) -> None:
+    """Make the repository and the branch if they are not there; tells at once whether this token may write.
 
     Raises:
         ModelError: the hub refuses it or cannot be reached.
@@ -154,11 +154,21 @@ def upload(local: Path, repo: HubRepo, *, private: bool, message: str) -> str:
     from huggingface_hub import HfApi
 
     with _explained(repo):
-        api = HfApi()
-        api.create_repo(repo.repo, private=private or None, exist_ok=True)
+        HfApi().create_repo(repo.repo, private=private or None, exist_ok=True)
         if repo.branch is not None:
-            api.create_branch(repo.repo, branch=repo.branch, exist_ok=True)
-        done = api.upload_folder(
+            HfApi().create_branch(repo.repo, branch=repo.branch, exist_ok=True)
+
+
+def upload(local: Path, repo: HubRepo, message: str) -> str:
+    """Upload a folder; the address of what is there then.
+
+    Raises:
+        ModelError: the hub refuses it or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    with _explained(repo):
+        done = HfApi().upload_folder(
             repo_id=repo.repo,
             folder_path=local,
             revision=repo.branch,

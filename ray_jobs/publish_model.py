@@ -13,7 +13,18 @@ from jsfree.errors import RunError
 from jsfree.model_card import card, write_card
 from jsfree.model_folder import CARD
 from jsfree.storage import Folder, Run
-from jsfree.upload import SCHEME, HubRepo, contents, copy, obstacles, on_this_machine, require_free, upload, verify
+from jsfree.upload import (
+    SCHEME,
+    HubRepo,
+    contents,
+    copy,
+    make_repo,
+    obstacles,
+    on_this_machine,
+    require_free,
+    upload,
+    verify,
+)
 
 if TYPE_CHECKING:
     from jsfree.parity import Parity
@@ -95,6 +106,8 @@ def _trained_round(run: Run, number: int | None) -> int:
 def _carried_out(plan: Publication, console: Console, *, private: bool) -> dict[str, Any]:
     """Verify the files, compare adapter and weights where there is one, write the card, and take it all there."""
     told: dict[str, Any] = {}
+    if plan.repo is not None:
+        make_repo(plan.repo, private=private)  # before minutes are spent on what a token then may not upload
     write_card(plan.run, plan.number)
     with on_this_machine(plan.folder) as local:
         if plan.run.config.train.lora is not None:
@@ -107,7 +120,7 @@ def _carried_out(plan: Publication, console: Console, *, private: bool) -> dict[
             told["address"] = Folder(plan.to).uri
         else:
             message = f"m{plan.number} of jsfree, fingerprint {plan.run.config.own_fingerprint}"
-            told["address"] = upload(local, plan.repo, private=private, message=message)
+            told["address"] = upload(local, plan.repo, message)
     console.print(f"Published: {told['address']}", soft_wrap=True, markup=False)
     return told
 

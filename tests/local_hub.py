@@ -158,7 +158,8 @@ class LocalHub:
         told = json.loads(body or b"{}") if path.split("/")[-2] != "commit" else {}
         if path == "repos/create":
             return self._make(request, owner, told)
-        repo = self.repos.get("/".join(path.split("/")[1:3]))
+        name = "/".join(path.split("/")[1:3])
+        repo = self.repos.get(name)
         act, branch = path.split("/")[3:]
         if repo is None:
             return _send(request, 404, {"X-Error-Code": "RepoNotFound"})
@@ -168,7 +169,7 @@ class LocalHub:
         if act == "preupload":
             modes = [{"path": each["path"], "uploadMode": "regular", "shouldIgnore": False} for each in told["files"]]
             return _send(request, 200, {}, json.dumps({"files": modes}).encode())
-        return self._commit(request, repo, branch, [json.loads(line) for line in body.splitlines()])
+        return self._commit(request, name, branch, [json.loads(line) for line in body.splitlines()])
 
     def _make(self, request: BaseHTTPRequestHandler, owner: str, told: dict) -> None:
         name = f"{told['organization']}/{told['name']}"
@@ -180,7 +181,8 @@ class LocalHub:
         self.repos[name] = Repo({}, private=bool(told.get("private")) or told.get("visibility") == "private")
         return _send(request, 200, {}, address)
 
-    def _commit(self, request: BaseHTTPRequestHandler, repo: Repo, branch: str, lines: list[dict]) -> None:
+    def _commit(self, request: BaseHTTPRequestHandler, name: str, branch: str, lines: list[dict]) -> None:
+        repo = self.repos[name]
         if branch not in repo.branches:
             return _send(request, 404, {"X-Error-Code": "RevisionNotFound"})
         for line in lines:
@@ -191,7 +193,7 @@ class LocalHub:
                 repo.files[value["path"]] = base64.b64decode(value["content"])
             else:
                 del repo.files[value["path"]]
-        told = {"commitUrl": f"{self.url}/commit/{repo.commit}", "commitOid": repo.commit}
+        told = {"commitUrl": f"{self.url}/{name}/commit/{repo.commit}", "commitOid": repo.commit}
         return _send(request, 200, {}, json.dumps(told).encode())
 
     def _file(self, request: BaseHTTPRequestHandler, repo: Repo, name: str) -> None:
