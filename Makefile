@@ -1,11 +1,12 @@
 # Every target sets up what it needs: uv (in .uv/ where the machine has none) and the locked environment.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types effect bench soak scaling setup clean
+.PHONY: help demo test check lint types effect bench soak scaling interop setup clean
 
 PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/dev/null && echo python3.12 || echo python3)
 SYSTEM_UV := $(shell command -v uv 2>/dev/null)
 UV := $(if $(SYSTEM_UV),$(SYSTEM_UV),.uv/bin/uv)
 BIN := .venv/bin
+INTEROP := .cache/interop
 # Two files of tests at a time: each keeps to one core.
 QUICK := $(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 export UV_PYTHON_DOWNLOADS := never
@@ -44,6 +45,18 @@ soak: setup ## some 50 random kills of workers, raylets and drivers (about 50 mi
 
 scaling: setup ## how generation scales, real on this machine and simulated on 16 nodes (about 20 minutes)
 	$(BIN)/python benchmarks/scaling.py
+
+interop: setup $(INTEROP)/.synced ## captions by jsfree, transformers and vLLM compared (an environment of its own)
+	$(BIN)/python benchmarks/interop.py --peers $(INTEROP)/bin/python
+
+# The lock's own versions with vLLM built for CPUs in the stead of the package vllm, and without jsfree.
+$(INTEROP)/.synced: uv.lock benchmarks/interop-requirements.txt | $(UV)
+	$(UV) venv --quiet --clear --python .venv/bin/python $(INTEROP)
+	$(UV) export --quiet --frozen --extra vllm --no-default-groups --no-emit-project --no-emit-package vllm \
+	  --output-file $(INTEROP)/requirements.txt
+	$(UV) pip install --quiet --python $(INTEROP)/bin/python --requirement $(INTEROP)/requirements.txt
+	$(UV) pip install --quiet --python $(INTEROP)/bin/python --no-deps --requirement benchmarks/interop-requirements.txt
+	@touch $@
 
 setup: .venv/.synced
 

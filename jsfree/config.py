@@ -626,9 +626,10 @@ class RunConfig(Section):
         chosen = {path: _semantic(_at(settings, path)) for path in paths if path not in PLACEMENT}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
-    def whole_fingerprint(self) -> str:
-        """``fingerprint`` of all settings."""
-        return self.fingerprint(*(set(RunConfig.model_fields) - {"run", *PLACEMENT}))
+    @property
+    def own_fingerprint(self) -> str:
+        """Hash of all settings that decide a result, wherever the run is."""
+        return self.fingerprint(*(set(type(self).model_fields) - {"run"}))
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML."""

@@ -9,16 +9,17 @@ that say what to do.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from jsfree.config import ModelFiles
 from jsfree.errors import ModelError
+from jsfree.filesystems import reason
 from jsfree.model_folder import BESIDE_WEIGHTS, Kind, require, require_folder
 from jsfree.node_cache import cache_root, require_space
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from huggingface_hub import RepoFile
 
 log = logging.getLogger(__name__)
+
+CARD_SECONDS = 10.0
+"""How long the hub may take to say a model's licence, which a run can do without."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,21 @@ def hub_description(model: HubModel, kind: Kind, files: ModelFiles) -> Path:
                 ignore_patterns=["*/*"],
             )
         )
+
+
+def card_data(model: HubModel, files: ModelFiles) -> Mapping[str, Any]:
+    """The front matter of a model's card; empty where the hub cannot be asked, or says nothing."""
+    import httpx2
+    from huggingface_hub import HfApi
+
+    if _offline(files):
+        return {}
+    try:
+        card = HfApi().model_info(model.repo, revision=model.revision, timeout=CARD_SECONDS).card_data
+    except (httpx2.HTTPError, OSError, ValueError) as error:
+        log.warning("%s: its licence is not known: %s", model, reason(error))
+        return {}
+    return {} if card is None else dict(card.to_dict())  # type: ignore[no-untyped-call]
 
 
 @contextmanager

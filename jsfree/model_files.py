@@ -21,6 +21,7 @@ from jsfree.model_folder import Kind, require_folder
 from jsfree.node_cache import RemoteFolder, fetched
 
 PACKAGED = "miniworld:"
+PATHS = ("/", "./", "../", "~")
 WEIGHTS = Path(__file__).parent / "miniworld" / "weights"
 
 
@@ -74,13 +75,21 @@ def look_up(ref: str, kind: Kind, files: ModelFiles | None = None) -> dict[str, 
     return {} if commit is None else {ref: commit}
 
 
+def hub_model(ref: str, files: ModelFiles) -> HubModel | None:
+    """The model of the hub that a reference names, at the commit that the run keeps to; None for all others."""
+    if "://" in ref or ref.startswith((PACKAGED, *PATHS)) or Path(ref).is_dir():
+        return None
+    model = HubModel.parse(ref)
+    return HubModel(model.repo, files.commits.get(ref, model.revision))
+
+
 def _on_this_machine(ref: str, kind: Kind) -> Path | None:
     """The folder that a packaged name or a path leads to; None for what is elsewhere."""
     if ref.startswith(PACKAGED):
         path = WEIGHTS / ref.removeprefix(PACKAGED)
     elif ref.startswith("file://"):
         path = Path(ref.removeprefix("file://"))
-    elif "://" not in ref and (ref.startswith(("/", "./", "../", "~")) or Path(ref).is_dir()):
+    elif "://" not in ref and (ref.startswith(PATHS) or Path(ref).is_dir()):
         path = Path(ref).expanduser()
     else:
         return None

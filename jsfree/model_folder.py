@@ -4,6 +4,8 @@ Only safetensors, JSON and tokenizer files at the top of the folder are ever tak
 loading them runs code that is in them. A folder that jsfree publishes carries ``checksums.json``:
 
     {"files": {"model.safetensors": {"bytes": 26700000000, "sha256": "..."}, ...}}
+
+Its model card, ``README.md``, is for people and is written later: it has no checksum and nobody fetches it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from typing import Any
 from jsfree.errors import ModelError
 
 CHECKSUMS = "checksums.json"
+CARD = "README.md"
+ADAPTER = "adapter"
+"""Folder in the model's with the adapter alone, where adapters were trained."""
 BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack")
 HASHED_AT_ONCE = 4
@@ -121,8 +126,8 @@ def require_folder(kind: Kind, where: str, folder: Path) -> None:
 
 
 def write_checksums(folder: Path) -> None:
-    """Write ``checksums.json`` for all files of a folder."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CHECKSUMS)
+    """Write ``checksums.json`` for all files of a folder, but for its model card."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name not in (CHECKSUMS, CARD))
     known = {
         path.name: {"bytes": path.stat().st_size, "sha256": digest}
         for path, digest in zip(files, _digests(files), strict=True)

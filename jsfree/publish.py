@@ -8,9 +8,11 @@ transformers 5 would write the vision tower without its ``vision_model.`` level,
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +22,9 @@ from jsfree.model_folder import write_checksums
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+ARCHITECTURE = "LlavaForConditionalGeneration"
+TOKENIZER = "tokenizer_config.json"
+ORIGIN = ("is_local", "local_files_only")
 # Prefix in the module tree of transformers 5 -> prefix in the hub's files.
 HUB_PREFIXES = {
     "model.vision_tower.vision_model.": "vision_tower.vision_model.",
@@ -40,6 +45,24 @@ def hub_key(name: str) -> str:
         if name.startswith(prefix):
             return published + name.removeprefix(prefix)
     raise ModelError(f"parameter {name!r} belongs to no known part of a LLaVA model; cannot be published")
+
+
+def _addressed(model: LlavaForConditionalGeneration) -> Any:
+    """The configuration with what other engines choose their class and arithmetic by.
+
+    A model that was built from a configuration has neither; vLLM then takes it for one that gives no text.
+    """
+    config = copy.deepcopy(model.config)
+    config.architectures = [ARCHITECTURE]
+    config.dtype = model.dtype
+    return config
+
+
+def _forget_origin(file: Path) -> None:
+    """Take out of a tokenizer's settings how this process came by it, which transformers writes among them."""
+    told = json.loads(file.read_text())
+    kept = {key: value for key, value in told.items() if key not in ORIGIN}
+    file.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def publish_captioner(
@@ -65,9 +88,10 @@ def publish_captioner(
     try:
         Path(directory).mkdir(parents=True, exist_ok=True)
         save_torch_state_dict(published, directory, max_shard_size=max_shard_size)
-        model.config.save_pretrained(directory)
+        _addressed(model).save_pretrained(directory)
         model.generation_config.save_pretrained(directory)
         processor.save_pretrained(directory)
+        _forget_origin(Path(directory) / TOKENIZER)
         write_checksums(Path(directory))
     except OSError as error:
         raise StorageError(f"the model cannot be written to {directory}: {error.strerror or error}") from error

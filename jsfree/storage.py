@@ -87,6 +87,16 @@ class Folder:
                 return []
             return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in self.filesystem.ls(self.path, detail=False))
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of all files in and below the folder, by their paths in it, sorted; empty when there is no folder."""
+        with _explained(self.uri, "read"):
+            self.filesystem.invalidate_cache(self.path)
+            if not self.filesystem.isdir(self.path):
+                return {}
+            found = self.filesystem.find(self.path, detail=True)
+            start = len(self.path.rstrip("/")) + 1
+            return {path[start:]: int(entry["size"]) for path, entry in sorted(found.items())}
+
     def read(self, name: str) -> bytes:
         """The content of a file."""
         with _explained(f"{self.uri}/{name}", "read"):
@@ -176,6 +186,11 @@ class Folder:
         with _explained(self.uri, "written"):
             self.filesystem.makedirs(self.path, exist_ok=True)
             self.filesystem.put(local.rstrip("/") + "/", self.path + "/", recursive=True)
+
+    def download(self, local: str) -> None:
+        """Copy all that is in this folder into a local one."""
+        with _explained(self.uri, "read"):
+            self.filesystem.get(self.path.rstrip("/") + "/", local.rstrip("/") + "/", recursive=True)
 
     def remove(self, name: str = "") -> None:
         """Delete the folder and all in it, or the entry ``name`` of it, if it is there."""

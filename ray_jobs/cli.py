@@ -22,7 +22,7 @@ from rich.console import Console
 
 import jsfree
 from jsfree import config as configuration
-from jsfree.errors import ConfigError, JsfreeError, PreflightError
+from jsfree.errors import ConfigError, JsfreeError
 from jsfree.exchange.exporting import Pairs
 from jsfree.exchange.formats import Placement
 from jsfree.storage import Run
@@ -90,7 +90,9 @@ def run(
 
     console = _console(as_json)
     if check:
-        _require(resolved, console)
+        from ray_jobs.preflight_table import require
+
+        require(resolved, console)
     page = pipeline.run(resolved, Reporter(console), restart)
     show_metrics(Run.existing(resolved.run), console, as_json)
     console.print(f"Report: {page}", soft_wrap=True)
@@ -148,21 +150,6 @@ def plan(
     else:
         show(result, _console(False), price, every_way=True)
     raise typer.Exit(0 if result.works else 1)
-
-
-def _require(config: configuration.RunConfig, console: Console) -> None:
-    """Go on only if nothing stands in the way of a run.
-
-    Raises:
-        PreflightError: something does.
-    """
-    from ray_jobs import preflight as checks
-    from ray_jobs.preflight_table import reasons, show_problems
-
-    result = checks.preflight(config)
-    show_problems(result, console)
-    if not result.works:
-        raise PreflightError(f"the run cannot work so: {reasons(result)}; see the table above for the remedies")
 
 
 def _stage_command(name: str) -> Callable[..., None]:
@@ -286,6 +273,27 @@ def serve(
         serve_models.write_yaml(run, overrides, write_yaml, _console(False))
     else:
         serve_models.serve_models(run, overrides, _console(False))
+
+
+@app.command()
+def publish(
+    run: Annotated[str, typer.Option("--run", help="Folder of the run.")],
+    to: Annotated[str, typer.Option("--to", help="hf://owner/name[@branch], or a folder or URI.")],
+    number: Annotated[int | None, typer.Option("--round", help="Which round's model; the last one without it.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="A new repository is for its owner alone.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and what is missing.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Give a round's model to others: on the Hugging Face hub, or as a folder. Exit code 1 if something is missing."""
+    _log(debug)
+    from ray_jobs.publish_model import publish_model
+
+    told = publish_model(run, number, to, _console(as_json), private=private, dry_run=dry_run)
+    if as_json:
+        typer.echo(json.dumps(told, indent=2))
+    if told["missing"]:
+        raise typer.Exit(1)
 
 
 @app.command("config")

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
+
+ANSWER_SECONDS = 5.0
 
 
 class Cluster:
@@ -69,6 +72,7 @@ class Cluster:
             raise ConfigError(
                 f"{address!r} takes submitted jobs, not drivers; unset RAY_ADDRESS to work here, or `ray job submit`"
             )
+        _require_answer(address)
         local = {"num_cpus": self.config.ray.num_cpus or self._cpus(), "include_dashboard": False}
         try:
             with _own_sigterm(), _silent_stderr():  # the backend announces its log level there, before it heeds it
@@ -89,6 +93,23 @@ class Cluster:
         stages = (self.config.generate, self.config.score, self.config.train)
         needed = max(stage.resources.replicas * stage.resources.cpus for stage in stages)
         return max(4, int(needed) + 1)
+
+
+def _require_answer(address: str | None) -> None:
+    """See that something listens at ``host:port``, for which Ray itself would wait many minutes.
+
+    Raises:
+        StageError: nothing does.
+    """
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise StageError(
+            f"no Ray cluster answers at {address!r}: {error.strerror or error}; correct ray.address, or start the cluster"
+        ) from error
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from jsfree.clipscore import ClipScorer
 from jsfree.config import RunConfig
 from jsfree.evaluation import labelfree
 from jsfree.images import evaluation_samples
+from jsfree.model_card import write_card
 from jsfree.schemas import ScoredCaptionRow
 from jsfree.storage import Manifest
 from ray_jobs.generate_pairs import at_once, write_samples
@@ -70,7 +71,7 @@ def caption_scorer(config: RunConfig, device: str) -> StageClass:
 
 
 def evaluate_model(current: Round, model: Model) -> Model:
-    """Captions before and after, ``metrics.json`` and, last, ``label_free.json`` of the round; the model."""
+    """Captions before and after, ``metrics.json``, ``label_free.json`` and then the model's card; the model."""
     # Samples and the seed's captions are made once, in the first round, for all rounds.
     first = replace(current, number=1)
     samples = list_evaluation_samples(first)
@@ -90,6 +91,7 @@ def evaluate_model(current: Round, model: Model) -> Model:
     if current.config.evaluate.source.kind == "miniworld":
         folder.write_json("metrics.json", _with_truth(rows, current.config.evaluate.bootstrap))
     folder.write_json("label_free.json", _label_free(rows, current.config.evaluate.bootstrap))
+    write_card(current.run, current.number)
     return model
 
 

@@ -6,9 +6,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jsfree.config import RunConfig
+from jsfree.errors import PreflightError
 from jsfree.preflight.findings import Finding, Verdict
 from jsfree.preflight.rates import StageTime
-from ray_jobs.preflight import Preflight
+from ray_jobs.preflight import Preflight, preflight
 
 STYLES = {Verdict.OK: "[green]ok[/]", Verdict.NOTE: "[yellow]note[/]", Verdict.FAILS: "[bold red]fails[/]"}
 HOUR = 3600
@@ -28,12 +30,19 @@ def show(result: Preflight, console: Console, price: float | None = None, *, eve
     console.print(summary(result), soft_wrap=True)
 
 
-def show_problems(result: Preflight, console: Console) -> None:
-    """What ``jsfree run`` says of it: a line, and what is not as it should be."""
+def require(config: RunConfig, console: Console) -> None:
+    """Look at a configuration before a run, and go on only if nothing stands in its way.
+
+    Raises:
+        PreflightError: something does.
+    """
+    result = preflight(config)
     problems = [finding for finding in result.findings if finding.verdict is not Verdict.OK]
     if problems:
         console.print(_findings(problems))
     console.print(summary(result), soft_wrap=True)
+    if not result.works:
+        raise PreflightError(f"the run cannot work so: {reasons(result)}; see the table above for the remedies")
 
 
 def summary(result: Preflight) -> str:

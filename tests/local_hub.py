@@ -1,9 +1,11 @@
-"""A Hugging Face hub on this machine: the few endpoints that ``huggingface_hub`` needs to fetch a model.
+"""A Hugging Face hub on this machine: the few endpoints that ``huggingface_hub`` needs to fetch a model, or upload one.
 
 The real client talks to it over HTTP, in another process whose ``HF_ENDPOINT`` names it. It counts what it serves,
-keeps the tokens it was shown, and can be gated, slow, or damage what it sends.
+keeps the tokens it was shown, and can be gated, slow, or damage what it sends. Only the owner that a token belongs to
+(``owners``) may write.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -16,6 +18,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+
+from jsfree.base_model import front_matter
 
 ASK = """
 import json, sys
@@ -43,6 +47,16 @@ class Repo:
     files: dict[str, bytes]
     token: str | None = None
     damaged: str | None = None
+    private: bool = False
+    branches: tuple[str, ...] = ("main",)
+    written: list[tuple[str, str]] = field(default_factory=list)
+    """Branch and message of each commit that was uploaded; all branches are one here."""
+
+    @property
+    def about(self) -> dict:
+        """What the hub says of the repository."""
+        card = front_matter(self.files.get("README.md", b"").decode())
+        return {"sha": self.commit, "siblings": [], "cardData": dict(card)}
 
     @property
     def commit(self) -> str:
@@ -66,6 +80,7 @@ class LocalHub:
     repos: dict[str, Repo] = field(default_factory=dict)
     served: Counter = field(default_factory=Counter)
     tokens: set = field(default_factory=set)
+    owners: dict[str, str] = field(default_factory=dict)
     listed: int = 0
     seconds: float = 0.0
 
@@ -77,6 +92,9 @@ class LocalHub:
                 hub.answer(self)
 
             do_HEAD = do_GET
+
+            def do_POST(self):
+                hub.take(self)
 
             def log_message(self, *args):
                 pass
@@ -126,7 +144,57 @@ class LocalHub:
             return self._file(request, repo, rest[2])
         if rest[0] == "revision" and rest[1] not in ("main", repo.commit):
             return _send(request, 404, {"X-Error-Code": "RevisionNotFound"})
-        return _send(request, 200, {}, json.dumps({"id": owner_name, "sha": repo.commit, "siblings": []}).encode())
+        return _send(request, 200, {}, json.dumps({"id": owner_name, **repo.about}).encode())
+
+    def take(self, request: BaseHTTPRequestHandler) -> None:
+        """A repository, a branch, or a commit."""
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        path = unquote(urlsplit(request.path).path).removeprefix("/api/")
+        if path == "validate-yaml":
+            return _send(request, 200 if front_matter(json.loads(body)["content"]) else 400, {}, b"{}")
+        owner = self.owners.get((request.headers.get("Authorization") or "").removeprefix("Bearer "))
+        if owner is None:
+            return _send(request, 401, {})
+        told = json.loads(body or b"{}") if path.split("/")[-2] != "commit" else {}
+        if path == "repos/create":
+            return self._make(request, owner, told)
+        name = "/".join(path.split("/")[1:3])
+        repo = self.repos.get(name)
+        act, branch = path.split("/")[3:]
+        if repo is None:
+            return _send(request, 404, {"X-Error-Code": "RepoNotFound"})
+        if act == "branch":
+            repo.branches += (branch,)
+            return _send(request, 200, {}, b"{}")
+        if act == "preupload":
+            modes = [{"path": each["path"], "uploadMode": "regular", "shouldIgnore": False} for each in told["files"]]
+            return _send(request, 200, {}, json.dumps({"files": modes}).encode())
+        return self._commit(request, name, branch, [json.loads(line) for line in body.splitlines()])
+
+    def _make(self, request: BaseHTTPRequestHandler, owner: str, told: dict) -> None:
+        name = f"{told['organization']}/{told['name']}"
+        if told["organization"] != owner:
+            return _send(request, 403, {})
+        address = json.dumps({"url": f"{self.url}/{name}"}).encode()
+        if name in self.repos:
+            return _send(request, 409, {}, address)
+        self.repos[name] = Repo({}, private=bool(told.get("private")) or told.get("visibility") == "private")
+        return _send(request, 200, {}, address)
+
+    def _commit(self, request: BaseHTTPRequestHandler, name: str, branch: str, lines: list[dict]) -> None:
+        repo = self.repos[name]
+        if branch not in repo.branches:
+            return _send(request, 404, {"X-Error-Code": "RevisionNotFound"})
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                repo.written.append((branch, value["summary"]))
+            elif line["key"] == "file":
+                repo.files[value["path"]] = base64.b64decode(value["content"])
+            else:
+                del repo.files[value["path"]]
+        told = {"commitUrl": f"{self.url}/{name}/commit/{repo.commit}", "commitOid": repo.commit}
+        return _send(request, 200, {}, json.dumps(told).encode())
 
     def _file(self, request: BaseHTTPRequestHandler, repo: Repo, name: str) -> None:
         if name not in repo.files:

@@ -31,6 +31,8 @@ from jsfree.dpo.policy import PairModel
 from jsfree.dpo.step_log import Step
 from jsfree.dpo.validation import Validation
 from jsfree.errors import StageError
+from jsfree.model_files import hub_model
+from jsfree.model_folder import ADAPTER
 from jsfree.models import DTYPES, load_captioner
 from jsfree.publish import publish_captioner
 from jsfree.schemas import SelectedPair
@@ -40,8 +42,6 @@ log = logging.getLogger(__name__)
 
 FIRST_LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 """By how much the first loss may differ from ln 2, at beta 0.1."""
-ADAPTER = "adapter"
-"""Folder of the published model with the adapter alone, where adapters were trained."""
 WORKERS = "workers.json"
 """File of a checkpoint with the number of workers whose shards it holds."""
 HELD_OUT = -1
@@ -343,7 +343,8 @@ class _Trainer:
                 if self.config.train.lora is not None:
                     settings = self.config.captioner
                     base = load_captioner(self.policy, "cpu", settings.dtype, files=self.config.models)
-                    weights = merged(weights, base.model, self.config.train.lora, Path(directory) / ADAPTER)
+                    known = hub_model(self.policy, self.config.models)
+                    weights = merged(weights, base.model, self.config.train.lora, Path(directory) / ADAPTER, known)
                 publish_captioner(self.captioner.model, self.captioner.processor, directory, weights)
                 folder.remove()  # files of an attempt that was broken off must not mix with these
                 folder.upload(str(Path(directory)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ import torch
 
 from jsfree.config import Lora
 from jsfree.errors import ConfigError
+from jsfree.hub import HubModel
+from jsfree.model_folder import CARD, write_checksums
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -19,6 +22,8 @@ PREFIX = "base_model.model."
 """What peft puts before the names of the model it wraps."""
 HEAD = "lm_head"
 """It gets no adapter: training computes log-probabilities from its weight alone."""
+SETTINGS = "adapter_config.json"
+"""peft's name for what it must know of an adapter."""
 
 
 def peft_config(settings: Lora) -> LoraConfig:
@@ -54,7 +59,11 @@ def add_adapters(model: LlavaForConditionalGeneration, settings: Lora) -> None:
 
 
 def merged(
-    weights: Mapping[str, torch.Tensor], model: LlavaForConditionalGeneration, settings: Lora, adapter: Path
+    weights: Mapping[str, torch.Tensor],
+    model: LlavaForConditionalGeneration,
+    settings: Lora,
+    adapter: Path,
+    base: HubModel | None = None,
 ) -> dict[str, torch.Tensor]:
     """Weights with the adapters in them.
 
@@ -62,11 +71,28 @@ def merged(
         weights: of a model with adapters, whole, by its names.
         model: the model that training began with; it is changed.
         adapter: folder into which the adapter is written, as peft loads it.
+        base: what others know that model by, if they can know it.
     """
     from peft import get_peft_model
 
     wrapped: Any = get_peft_model(model, peft_config(settings), autocast_adapter_dtype=False)
     wrapped.load_state_dict({PREFIX + name: tensor for name, tensor in weights.items()})
     wrapped.save_pretrained(str(adapter))
+    _address(adapter, base)
     whole: dict[str, torch.Tensor] = wrapped.merge_and_unload(safe_merge=True).state_dict()
     return whole
+
+
+def _address(adapter: Path, base: HubModel | None) -> None:
+    """Have an adapter name its base as others know it, and be the same bytes whenever it is written.
+
+    peft names the folder that the base was loaded from on this node, also in a model card that says nothing else, and
+    writes the names of layers in the order of a set.
+    """
+    (adapter / CARD).unlink(missing_ok=True)
+    told = json.loads((adapter / SETTINGS).read_text())
+    told["target_modules"] = sorted(told["target_modules"])
+    told["base_model_name_or_path"] = None if base is None else base.repo
+    told["revision"] = None if base is None else base.revision
+    (adapter / SETTINGS).write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
+    write_checksums(adapter)

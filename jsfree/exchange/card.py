@@ -155,7 +155,7 @@ def _made(run: Run, found: dict[str, Any]) -> str:
 | CLIP | `{clip}` |
 | seed | {config.seed} |
 | jsfree | {jsfree.__version__} |
-| configuration | {config.whole_fingerprint()} |
+| configuration | {config.own_fingerprint} |
 
 {asked}
 """

@@ -74,7 +74,7 @@ def test_the_card_says_them_and_the_hub_can_read_its_head(run, tmp_path):
         "| 2.00 to 2.80 | 1 | ████████████████████████████████████████ |",
         "| captioner | `miniworld:captioner` |",
         "Prompt: `Describe image in detail.`",
-        f"| configuration | {run.config.whole_fingerprint()} |",
+        f"| configuration | {run.config.own_fingerprint} |",
     ):
         assert f"\n{line}\n" in body, line
 

@@ -168,6 +168,7 @@ BROKEN = {
     "same caption twice": (settings(generate={"decoding": {"temperature": 0}}), "twice the same", "set it to 1"),
     "no step of training": (settings(source={"count": 60}), "fewer than the 32 of one step", "raise source.count"),
     "no GPU": (settings(generate={"resources": {"gpus": 1}}), "this machine has 0 GPUs", "ray.address"),
+    "no cluster": (settings(ray={"address": "127.0.0.1:9"}), "no Ray cluster answers", "correct ray.address"),
     "graphs on a CPU": (settings(generate={"compile": "cuda_graphs"}), "cuda_graphs needs a GPU", "compile: none"),
 }
 

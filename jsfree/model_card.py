@@ -1,0 +1,255 @@
+"""The model card of a round's model: ``README.md`` in its folder, as the Hugging Face hub reads it.
+
+All that it says follows from the run's folder: the same run has the same card, wherever and whenever it is written,
+and no folder of this machine is named. It is written when the round has been evaluated, and by ``jsfree publish``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+
+import jsfree
+from jsfree.base_model import Base, base_of
+from jsfree.config import Decoding, RunConfig, Source
+from jsfree.model_files import PATHS
+from jsfree.model_folder import ADAPTER, CARD
+from jsfree.report import reading, tables
+from jsfree.report.tables import Comparison, Line
+from jsfree.storage import Run
+
+PAPER = "[arXiv 2411.17760](https://arxiv.org/abs/2411.17760)"
+TAGS = ("jsfree", "dpo", "image-captioning", "hallucination", "arxiv:2411.17760")
+VERSIONS = ("torch", "transformers", "deepspeed", "open_clip_torch")
+"""Libraries that the card names; all are in the run's ``run.json``."""
+
+
+def write_card(run: Run, number: int) -> None:
+    """Write the card of round ``number`` into its model's folder.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    run.stage(number, "model").write(CARD, card(run, number).encode())
+
+
+def card(run: Run, number: int) -> str:
+    """The card of the model of round ``number``: front matter, then Markdown."""
+    config = run.config
+    base = base_of(config.captioner.versioned_ref, config.models)
+    sections = (
+        _front_matter(base),
+        _what(config, number, base),
+        _use(config),
+        _data(run, number),
+        _training(run, number),
+        _evaluation(run, number),
+        _limits(run, number, base),
+    )
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(base: Base) -> str:
+    told: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text",
+        "tags": list(TAGS),
+        **base.licence,
+    }
+    if base.hub is not None:
+        told |= {"base_model": base.hub.repo, "base_model_relation": "finetune"}
+    return f"---\n{yaml.safe_dump(told, allow_unicode=True)}---"
+
+
+def _what(config: RunConfig, number: int, base: Base) -> str:
+    rounds = f"{tables.count_word(number)} round{'' if number == 1 else 's'}"
+    at = f" at revision `{base.hub.revision}`" if base.hub is not None and base.hub.revision else ""
+    weights = f", {config.clip.pretrained}" if config.clip.pretrained else ""
+    clip = f"`{_public(config.clip.ref)}`{weights}"
+    return f"""# {base.name}, improved by itself (m{number})
+
+{base.name}{at} after {rounds} of judge-free self-improvement ({PAPER}): it was trained by direct preference
+optimization (DPO) on pairs of captions that it had written itself. Of two captions of an image one was led astray on
+purpose, by mixing what the model says without the image into every token; CLIP ({clip}) scored every sentence against
+the image and told which pairs were the wrong way round. No human and no large model judged anything."""
+
+
+def _use(config: RunConfig) -> str:
+    ask, most = config.prompt, config.generate.decoding.max_new_tokens
+    padded = (
+        "\n\nIt was trained on images padded to a square with the processor's mean colour. The processor crops instead:"
+        " pad an image before you hand it over, or set `do_pad` of its image processor."
+        if config.captioner.preprocessing == "pad"
+        else ""
+    )
+    adapter = (
+        f"\n\n`{ADAPTER}/` holds the LoRA adapter alone, for peft; the weights beside it have it merged in."
+        if config.train.lora is not None
+        else ""
+    )
+    return f"""## How to use it
+
+```python
+from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+name = "."  # this folder, or its name on the hub
+model = LlavaForConditionalGeneration.from_pretrained(name)
+processor = AutoProcessor.from_pretrained(name)
+turn = [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": {ask!r}}}]}}]
+prompt = processor.apply_chat_template(turn, add_generation_prompt=True)
+inputs = processor(images=Image.open("picture.jpg"), text=prompt, return_tensors="pt").to(model.device, model.dtype)
+written = model.generate(**inputs, do_sample=False, max_new_tokens={most})
+print(processor.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+```
+
+With vLLM: `vllm serve . --dtype {config.captioner.dtype}`. The chat template writes no start token, as those of the
+llava-hf checkpoints do not: send `"add_special_tokens": true` with chat requests.{padded}{adapter}"""
+
+
+def _data(run: Run, number: int) -> str:
+    header = ["round", "images", "pairs of captions", "inverted by CLIP", "pairs trained on"]
+    rows = []
+    for each in range(1, number + 1):
+        samples, pairs, selected = (run.manifest(each, stage) for stage in ("samples", "pairs", "selected"))
+        facts = {} if selected is None else selected.facts
+        counts = [samples and samples.rows_out, pairs and pairs.rows_out, facts.get("inverted"), facts.get("kept")]
+        rows.append([f"{each}", *(tables.MISSING if count is None else f"{count:,}" for count in counts)])
+    return (
+        f"## Data\n\nImages alone were used, each once: {_described(run.config.source)}. The captions are the model's"
+        f' own, asked "{run.config.prompt}".\n\n{_table(header, rows)}'
+    )
+
+
+def _training(run: Run, number: int) -> str:
+    lines = [f"- {name}: {value}" for name, value in _settings(run.config)]
+    about = reading.json_or_empty(run.folder, "run.json")
+    versions = about.get("versions", {})
+    used = ", ".join(f"{name} {versions[name]}" for name in VERSIONS if name in versions)
+    commit = about.get("code", {}).get("commit")
+    made = f"jsfree {about.get('jsfree', jsfree.__version__)}" + (f" (commit {commit[:12]})" if commit else "")
+    lines.append(f"- software: {made}{', ' + used if used else ''}")
+    lines.append(f"- configuration: fingerprint `{run.config.own_fingerprint}`, seed {run.config.seed}, round {number}")
+    return "## Training\n\n" + "\n".join(lines)
+
+
+def _settings(config: RunConfig) -> Iterator[tuple[str, str]]:
+    train, select, ratios = config.train, config.select, config.generate.ratios
+    drawn = {
+        "fixed": f"{ratios.low:g} and {ratios.high:g}",
+        "uniform": "uniform on [0, 1]",
+        "gaussian": f"N({ratios.mean:g}, {ratios.std:g}) clipped to [0, 1]",
+    }[ratios.distribution]
+    winner = "the preferred caption at 0" if ratios.winner == "zero" else "both captions' drawn"
+    yield "hallucination ratios", f"{drawn}, {winner}; {_decoded(config.generate.decoding)}"
+    kept = f"splits {select.first} to {select.last} of {select.splits} by score gap"
+    yield "selection", f"{kept}; pairs that CLIP has the other way round: {select.inverted}"
+    against = "the model each round began with" if train.reference == "previous" else "the base model"
+    yield "loss", f"DPO ({train.loss}), beta {train.beta:g}, against {against}"
+    yield "trained", _trained(config)
+    size = f"{train.epochs} epoch{'' if train.epochs == 1 else 's'}, {train.pairs_per_step} pairs a step"
+    rate = f"learning rate {train.learning_rate:g}, cosine after a warm-up of {100 * train.warmup_fraction:g} %"
+    yield "optimizer", f"AdamW, {rate}, weight decay {train.weight_decay:g}; {size}"
+    yield "arithmetic", f"{config.captioner.dtype}; image preprocessing: {config.captioner.preprocessing}"
+
+
+def _trained(config: RunConfig) -> str:
+    lora, layers = config.train.lora, config.train.trained_layers
+    if lora is not None:
+        return f"LoRA, rank {lora.rank}, alpha {lora.alpha}, beside {', '.join(lora.targets)}; merged"
+    if layers is not None:
+        return f"the projector and the last {layers} layers of the language model"
+    return "the projector and the language model; the vision tower is frozen"
+
+
+def _evaluation(run: Run, number: int) -> str:
+    compared, known = _comparisons(run, number)
+    if not compared:
+        return "## Evaluation\n\nThis model has not been evaluated yet."
+    config = run.config
+    modes = "; ".join(f"{mode}: {_decoded(config.evaluate.modes[mode])}" for mode in config.evaluate.modes)
+    measured = (
+        "Captions are compared with what is known to be in the images."
+        if known
+        else "What these images truly show is not known: these figures compare captions with CLIP and with themselves,"
+        " and are no measure of hallucination. CLIP has also chosen the training pairs."
+    )
+    parts = [
+        "## Evaluation",
+        f"On images that no round has trained on: {_described(config.evaluate.source)}. {measured} m0 is the base;"
+        f" in brackets 95 % intervals (bootstrap over captions). Decoding: {modes}.",
+    ]
+    for comparison in compared:
+        header = [comparison.mode, *comparison.models, "change"]
+        parts.append(_table(header, [_measured(line) for line in comparison.lines]))
+    return "\n\n".join(parts)
+
+
+def _comparisons(run: Run, number: int) -> tuple[list[Comparison], bool]:
+    """Before against after in every mode, and whether it is with truth."""
+    folder, modes = run.round(number), list(run.config.evaluate.modes)
+    for name, metrics in (("metrics.json", tables.TRUTH), ("label_free.json", tables.LABEL_FREE)):
+        if folder.exists(name):
+            return tables.comparisons([(number, folder.read_json(name))], metrics, modes), metrics is tables.TRUTH
+    return [], False
+
+
+def _measured(line: Line) -> list[str]:
+    unit = f" ({line.metric.unit})" if line.metric.unit else ""
+    cells = [f"{cell.value} ({cell.interval})" if cell.interval else cell.value for cell in line.cells]
+    clear = " (unclear)" if line.change.verdict == "unclear" else ""
+    return [f"{line.metric.name}{unit}: {line.metric.meaning}", *cells, line.change.text + clear]
+
+
+def _limits(run: Run, number: int, base: Base) -> str:
+    licence = (
+        f"It is under the licence of its base, {base.licence.get('license_name', base.licence['license'])}."
+        if "license" in base.licence
+        else f"The licence of {base.name} applies to this model too. It is not known here: check it before you use it"
+        " or pass it on."
+    )
+    lines = [
+        "It still names things that are not there; less often does not mean never.",
+        "CLIP's mean sentence score rewards neither completeness nor variety: captions may get shorter, leave things"
+        " out or repeat them. Read hallucination together with recall, length and repetition.",
+        f'It was trained to answer one question, "{run.config.prompt}", in one turn about one image. Other uses were'
+        " not measured, nor were safety and bias beyond its base's.",
+        licence,
+    ]
+    if run.config.captioner.ref.startswith("miniworld:"):
+        lines.insert(
+            0, "It knows MiniWorld alone, a small world of drawn scenes, and says nothing useful of photographs."
+        )
+    if not _comparisons(run, number)[1]:
+        lines.insert(0, "Hallucination itself has not been measured.")
+    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _described(source: Source) -> str:
+    """A source of images without the folders of a machine."""
+    many = "all" if source.count is None else f"{source.count:,}"
+    if source.kind == "miniworld":
+        return f"{many} MiniWorld scenes of the {source.split} split"
+    each = " a round" if type(source) is Source and source.count is not None else ""
+    return f"{many} images{each} of `{_last(source.path or '')}` ({source.kind})"
+
+
+def _decoded(decoding: Decoding) -> str:
+    how = "greedy" if not decoding.temperature else f"temperature {decoding.temperature:g}, top-p {decoding.top_p:g}"
+    return f"{how}, at most {decoding.max_new_tokens} tokens"
+
+
+def _public(ref: str) -> str:
+    """A reference as others may know it: of a path or URI the last part alone."""
+    return _last(ref) if "://" in ref or ref.startswith(PATHS) else ref
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

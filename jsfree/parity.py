@@ -1,0 +1,115 @@
+"""Whether a LoRA adapter and the weights it was merged into are one model: their logits on an image and a prompt.
+
+Shape suffixes: L positions of the prompt, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from jsfree.config import CaptionerSettings, ModelFiles
+from jsfree.errors import ModelError
+from jsfree.model_folder import ADAPTER
+from jsfree.models import Captioner, load_captioner
+
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration
+
+ADAPTED = 7
+"""Products with a weight in a layer of the language model."""
+
+
+def tolerance(dtype: str, layers: int) -> float:
+    """By how much the two may differ, relative to the largest logit.
+
+    Merged, W + BA is rounded once a weight; apart, Wx and BAx are rounded once a layer and then added. In bfloat16 each
+    rounding is wrong by up to 2^-9 of its result, in both directions: those of 7 products in each of 40 layers add up
+    to about sqrt(280) x 2^-9 = 3e-2, of which twice is allowed. (The 3 layers of MiniWorld's captioner should give
+    9e-3; 6e-3 was measured.) In float32 this would be 5e-7; there it is the order of summation that shows, measured
+    at 4e-7, and 1e-4 leaves room for wide layers.
+    """
+    return 2 * math.sqrt(ADAPTED * layers) * 2**-9 if dtype == "bfloat16" else 1e-4
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What was found: differences of logits relative to the largest logit.
+
+    ``effect`` is that between the model with the adapter and without it: a ``difference`` below the tolerance says
+    little where the effect is below it too. ``same_token``: the share of positions with the same most probable token.
+    """
+
+    dtype: str
+    difference: float
+    tolerance: float
+    effect: float
+    same_token: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether they are one model, as far as the arithmetic can tell."""
+        return self.difference <= self.tolerance
+
+
+def parity(
+    base: str, folder: Path, settings: CaptionerSettings, prompt: str, files: ModelFiles, device: str = "cpu"
+) -> Parity:
+    """Compare the base with the adapter of ``folder`` against the merged weights of ``folder``, one after the other.
+
+    Args:
+        base: reference of the model that training began with.
+
+    Raises:
+        ModelError: a model or the adapter cannot be loaded.
+    """
+    from peft import PeftModel
+
+    dtype = settings.dtype
+    loaded = load_captioner(base, device, dtype, settings.preprocessing, files=files)
+    without_LV = _logits(loaded.model, loaded, prompt)
+    try:
+        adapted: Any = PeftModel.from_pretrained(loaded.model, str(folder / ADAPTER), local_files_only=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"the adapter in {folder / ADAPTER} does not fit {base!r}: {error}") from error
+    apart_LV = _logits(adapted.eval(), loaded, prompt)
+    del loaded, adapted
+    whole = load_captioner(str(folder), device, dtype, settings.preprocessing, files=files)
+    merged_LV = _logits(whole.model, whole, prompt)
+    largest = float(apart_LV.abs().max())
+    return Parity(
+        dtype,
+        float((merged_LV - apart_LV).abs().max()) / largest,
+        tolerance(dtype, int(whole.model.config.get_text_config().num_hidden_layers)),
+        float((apart_LV - without_LV).abs().max()) / largest,
+        float((merged_LV.argmax(-1) == apart_LV.argmax(-1)).float().mean()),
+    )
+
+
+def require_parity(found: Parity, folder: str) -> None:
+    """Refuse an adapter that is not the published model.
+
+    Raises:
+        ModelError: the logits differ by more than rounding explains.
+    """
+    if not found.holds:
+        raise ModelError(
+            f"{folder}: its {ADAPTER}/ and its merged weights are two models: logits differ by {found.difference:.1e}"
+            f" of the largest, more than {found.tolerance:.0e} ({found.dtype}); one of them is from another training:"
+            " redo it with --restart train"
+        )
+
+
+def _logits(model: LlavaForConditionalGeneration, captioner: Captioner, prompt: str) -> torch.Tensor:
+    """Logits of all positions of a prompt with a picture, (L, V), float32 on the CPU."""
+    picture = Image.linear_gradient("L").convert("RGB")
+    ids = torch.tensor([captioner.prompt_ids(prompt, image=True)], device=captioner.device)
+    with torch.inference_mode():
+        logits_1LV = model(input_ids=ids, pixel_values=captioner.pixel_values([picture])).logits
+    logits_LV: torch.Tensor = logits_1LV[0].float().cpu()
+    return logits_LV

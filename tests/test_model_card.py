@@ -1,0 +1,163 @@
+"""What a model card says comes from the run, names no machine, and is the same whenever it is written."""
+
+import subprocess
+import sys
+
+import example_run
+import pytest
+from huggingface_hub import ModelCard
+from local_hub import LocalHub, Repo
+
+from jsfree.base_model import base_of, front_matter
+from jsfree.config import ModelFiles
+from jsfree.model_card import card, write_card
+from jsfree.model_folder import CAPTIONER, require_folder, write_checksums
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return example_run.build(tmp_path_factory.mktemp("runs") / "mine", rounds=2)
+
+
+def rows(text: str, first: str) -> list[list[str]]:
+    """Cells of the table rows that begin with ``first``."""
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return [cells for cells in lines if cells[0].startswith(first)]
+
+
+def test_its_figures_are_those_of_the_metrics(run):
+    text = card(run, 2)
+    metrics = run.round(2).read_json("metrics.json")
+    for mode, cells in zip(("greedy", "sampled"), rows(text, "Response hallucination"), strict=True):
+        for when, cell in zip(("before", "after"), cells[1:], strict=False):
+            known = metrics[when][mode]["response_hallucination"]
+            value, low, high = (f"{100 * known[key]:.1f}" for key in ("value", "low", "high"))
+            assert cell == f"{value} ({low} to {high})"
+    assert "40 MiniWorld scenes of the test split" in text
+    assert "hallucination itself has not been measured" not in text.lower()
+
+
+def test_it_says_what_every_round_was_trained_on(run):
+    text = card(run, 2)
+    for number in (1, 2):
+        facts = run.manifest(number, "selected").facts
+        assert rows(text, f"{number}")[0] == [f"{number}", "120", "120", f"{facts['inverted']}", f"{facts['kept']}"]
+    assert not rows(card(run, 1), "2")
+    assert f"fingerprint `{run.config.own_fingerprint}`, seed 0, round 2" in text
+    assert "jsfree 0.1.0, torch 2.13.0, transformers 5.19.1" in text
+
+
+def test_the_hub_can_read_it(run):
+    read = ModelCard(card(run, 1)).data
+    assert (read.library_name, read.pipeline_tag, read.license) == ("transformers", "image-text-to-text", "apache-2.0")
+    assert "base_model" not in read.to_dict()
+    assert "arxiv:2411.17760" in read.tags
+
+
+def test_without_truth_it_does_not_speak_of_hallucination_as_measured(tmp_path):
+    unknown = example_run.build(
+        tmp_path / "private-name", truth=False, source={"kind": "folder", "path": "/home/me/photos", "count": 120}
+    )
+    text = card(unknown, 1)
+    assert "Hallucination itself has not been measured" in text
+    score = unknown.round(1).read_json("label_free.json")["after"]["greedy"]["clip_score"]["value"]
+    assert rows(text, "CLIP score")[0][2].startswith(f"{100 * score:.2f} (")
+    assert "120 images a round of `photos` (folder)" in text
+    for place in ("/home/me", "private-name", str(tmp_path)):
+        assert place not in text
+
+
+def test_two_runs_of_the_same_settings_have_one_card(run, tmp_path):
+    other = example_run.build(tmp_path / "elsewhere", rounds=2)
+    assert card(other, 1).encode() == card(run, 1).encode()
+    unevaluated = example_run.build(tmp_path / "half")
+    for name in ("metrics.json", "label_free.json"):
+        unevaluated.round(1).remove(name)
+    assert "has not been evaluated yet" in card(unevaluated, 1)
+
+
+def test_it_lies_beside_the_model_and_is_no_part_of_it(run, tmp_path):
+    model = tmp_path / "round-1" / "model"
+    model.mkdir(parents=True)
+    for name, content in {
+        "config.json": '{"model_type": "llava"}',
+        "processor_config.json": "{}",
+        "tokenizer.json": "{}",
+        "model.safetensors": "weights",
+    }.items():
+        (model / name).write_text(content)
+    write_checksums(model)
+    known = (model / "checksums.json").read_bytes()
+    moved = type(run)(run.config.model_copy(update={"run": str(tmp_path)}))
+    write_card(moved, 1)
+    assert (model / "README.md").read_text() == card(moved, 1)
+    require_folder(CAPTIONER, "here", model)
+    write_checksums(model)
+    assert (model / "checksums.json").read_bytes() == known
+
+
+# The licence
+
+
+def test_a_base_in_a_folder_says_its_licence_in_its_own_card(tmp_path, run):
+    base = tmp_path / "my-llava"
+    base.mkdir()
+    (base / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: llama2\nlicense_link: https://x.org\n---\n# Hi\n"
+    )
+    found = base_of(str(base), ModelFiles())
+    assert (found.name, found.hub) == ("my-llava", None)
+    assert found.licence == {"license": "other", "license_name": "llama2", "license_link": "https://x.org"}
+    settings = run.config.captioner.model_copy(update={"ref": str(base)})
+    told = card(type(run)(run.config.model_copy(update={"captioner": settings})), 1)
+    assert ModelCard(told).data.license == "other"
+    assert "It is under the licence of its base, llama2." in told
+    assert str(tmp_path / "my-llava") not in told
+    (base / "README.md").unlink()
+    untold = card(type(run)(run.config.model_copy(update={"captioner": settings})), 1)
+    assert ModelCard(untold).data.license is None
+    assert "The licence of my-llava applies to this model too. It is not known here" in untold
+
+
+ASK = """
+import sys
+from jsfree.base_model import base_of
+from jsfree.config import ModelFiles
+commit, *refs = sys.argv[1:]
+for ref in refs:
+    found = base_of(ref, ModelFiles(commits={"owner/llava": commit}))
+    print(found.name, found.hub, dict(found.licence))
+"""
+
+
+def test_the_hub_is_asked_for_the_licence_and_may_be_silent(tmp_path):
+    with LocalHub({"owner/llava": Repo({"README.md": b"---\nlicense: llama2\n---\n"}), "owner/bare": Repo({})}) as hub:
+        commit = hub.repos["owner/llava"].commit
+        ask = [sys.executable, "-c", ASK, commit, "owner/llava", "owner/bare", "owner/absent"]
+        told, untold = (
+            subprocess.run(
+                ask, capture_output=True, text=True, check=True, env=hub.environment(tmp_path, **more)
+            ).stdout
+            for more in ({}, {"HF_HUB_OFFLINE": "1"})
+        )
+    assert told.splitlines() == [
+        f"owner/llava owner/llava@{commit} {{'license': 'llama2'}}",
+        "owner/bare owner/bare {}",
+        "owner/absent owner/absent {}",
+    ]
+    assert untold.splitlines()[0] == f"owner/llava owner/llava@{commit} {{}}"
+
+
+NO_FRONT_MATTER = (
+    "",
+    "# A card",
+    "---\nlicense: [\n---\n",
+    "---\n- a\n---\n",
+    "---\nlicense: x\n",
+    "a\n---\nb: c\n---",
+)
+
+
+@pytest.mark.parametrize("text", NO_FRONT_MATTER)
+def test_what_is_no_front_matter_says_nothing(text):
+    assert front_matter(text) == {}

