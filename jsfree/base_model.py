@@ -38,7 +38,7 @@ class Base:
 def base_of(ref: str, files: ModelFiles) -> Base:
     """What can be said of the model behind a reference."""
     if ref.startswith(PACKAGED):
-        return Base("the tiny LLaVA of MiniWorld", None, {"license": OWN_LICENCE})
+        return Base("MiniWorld's tiny LLaVA", None, {"license": OWN_LICENCE})
     hub = hub_model(ref, files)
     told = front_matter(_card_beside(ref)) if hub is None else card_data(hub, files)
     name = ref.rstrip("/").rsplit("/", 1)[-1] if hub is None else hub.repo
