@@ -108,7 +108,7 @@ def _require_answer(address: str | None) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
     except OSError as error:
         raise StageError(
-            f"no Ray cluster answers at {address!r}: {error.strerror or error}; correct ray.address, or start the cluster"
+            f"no Ray cluster answers at {address!r}: {error.strerror or error}; correct ray.address, or start it"
         ) from error
 
 

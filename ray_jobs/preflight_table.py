@@ -42,7 +42,7 @@ def require(config: RunConfig, console: Console) -> None:
         console.print(_findings(problems))
     console.print(summary(result), soft_wrap=True)
     if not result.works:
-        raise PreflightError(f"the run cannot work so: {reasons(result)}; see the table above for the remedies")
+        raise PreflightError(f"the run cannot work so: {reasons(result)}")
 
 
 def summary(result: Preflight) -> str:
@@ -53,9 +53,9 @@ def summary(result: Preflight) -> str:
 
 
 def reasons(result: Preflight) -> str:
-    """What stands in the way, in one line."""
+    """What stands in the way and what to do, in one line."""
     failed = [finding for finding in result.findings if finding.verdict is Verdict.FAILS]
-    return "; ".join(f"{finding.area}, {finding.check}: {finding.found}" for finding in failed)
+    return ". ".join(f"{finding.found}; {finding.remedy}" for finding in failed)
 
 
 def _findings(found: list[Finding]) -> Table:
