@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,19 +55,10 @@ class Preflight:
         }
 
 
-def preflight(config: RunConfig, tell: Callable[[Finding], None] = lambda _: None) -> Preflight:
-    """Every check of a configuration; none stops the others. Nothing is spent, and of a run's folder nothing stays.
-
-    Args:
-        tell: is given each finding as it comes.
-    """
+def preflight(config: RunConfig) -> Preflight:
+    """Every check of a configuration; none stops the others. Nothing is spent, and of a run's folder nothing stays."""
     result = Preflight()
-
-    def take(found: Iterable[Finding]) -> None:
-        for finding in found:
-            result.findings.append(finding)
-            tell(finding)
-
+    take = result.findings.extend
     take(attempted("libraries", "versions", lambda: check_libraries(config)))
     take(attempted("storage", "run folder", lambda: places.check_folder(config), places.REMEDY))
     looks = _Looks()
@@ -77,7 +68,8 @@ def preflight(config: RunConfig, tell: Callable[[Finding], None] = lambda _: Non
         take(looks.imported(config, config.imported))
     take(looks.at(config, config.evaluate.source, "evaluate.source"))
     work = works_out.work_of(config, looks.images(config))
-    take(attempted("settings", "contradictions", lambda: check_settings(config, work)))
+    if work.images:
+        take(check_settings(config, work))
     take(attempted("models", "CLIP", lambda: models.check_clip(config), models.REMEDY))
     known = _Captioner()
     take(attempted("models", "captioner", lambda: known.check(config), models.REMEDY))
@@ -85,14 +77,13 @@ def preflight(config: RunConfig, tell: Callable[[Finding], None] = lambda _: Non
         machines = _Machines(cluster)
         take(attempted(CLUSTER, "resources", lambda: machines.check(config)))
     if known.shape is not None and known.lengths is not None:
-        _sizes(config, result, take, known.shape, known.lengths, work, machines, looks)
+        _sizes(config, result, known.shape, known.lengths, work, machines, looks)
     return result
 
 
 def _sizes(
     config: RunConfig,
     result: Preflight,
-    take: Callable[[Iterable[Finding]], None],
     shape: LlavaShape,
     lengths: Lengths,
     work: Work,
@@ -102,27 +93,32 @@ def _sizes(
     """Memory, disk and time, which follow from a captioner's shape."""
     if machines.device is not None:
         device = machines.device
-        take(attempted("memory", "captioner", lambda: devices.check_memory(config, shape, lengths, device)))
+        result.findings += devices.check_memory(config, shape, lengths, device)
         result.training = _ways(config, shape, lengths, device)
     train = config.train
     counted = memory.parameters(shape, train.trained_layers, train.lora)
     features = shape.image_tokens * shape.vision.hidden * memory.BYTES[config.captioner.dtype]
     needed = works_out.disk_bytes(config, work, counted, looks.image_bytes, features)
     passing = works_out.passing_bytes(config, work, counted)
-    take(attempted("storage", "room", lambda: places.check_disk(config, needed, passing)))
-    result.times = rates.stage_times(config, work, shape, lengths, machines.gpu)
+    result.findings += attempted("storage", "room", lambda: places.check_disk(config, needed, passing))
+    if machines.gpu is not None or not _asks_for_gpus(config):
+        result.times = rates.stage_times(config, work, shape, lengths, machines.gpu)
 
 
 def plan(config: RunConfig, gpu: str | None) -> Preflight:
     """Memory, time and money of a run on hardware that need not be there; no image and no weights are touched.
 
+    Args:
+        gpu: kind of GPU; when omitted the one that the configuration names, or CPUs if it asks for no GPUs.
+
     Raises:
-        ConfigError: the GPU is unknown, or the number of images is not in the configuration.
+        ConfigError: the GPU is unknown or not told, or the number of images is not in the configuration.
         ModelError: the captioner's size is neither known nor to be found.
     """
     images = config.source.count
     if images is None:
         raise ConfigError("source.count is null, so how much there is to do is not known; --set source.count=N")
+    gpu = gpu or _named_gpu(config)
     kind = None if gpu is None else rates.gpu_named(gpu)
     shape, lengths = _shape_without_weights(config)
     work = works_out.work_of(config, images)
@@ -133,6 +129,14 @@ def plan(config: RunConfig, gpu: str | None) -> Preflight:
     result.training = _ways(config, shape, lengths, device)
     result.times = rates.stage_times(config, work, shape, lengths, kind)
     return result
+
+
+def _named_gpu(config: RunConfig) -> str | None:
+    asking = [resources for resources in _asked(config).values() if resources.gpus]
+    named = next((resources.accelerator_type for resources in asking if resources.accelerator_type), None)
+    if asking and named is None:
+        raise ConfigError(f"the run asks for GPUs; say which with --gpu: {', '.join(rates.GPUS)}")
+    return named
 
 
 def with_gpus(config: RunConfig, gpus: int) -> RunConfig:
@@ -266,7 +270,7 @@ class _Machines:
 
     def _know(self, gpus: list[tuple[str, int]], config: RunConfig) -> Iterator[Finding]:
         """Take the smallest of the GPUs for what every replica gets."""
-        if not max(resources.gpus for resources in _asked(config).values()):
+        if not _asks_for_gpus(config):
             self.device = devices.this_machine()
             return
         if not gpus:
@@ -290,6 +294,10 @@ class _Machines:
 def _asked(config: RunConfig) -> dict[str, Resources]:
     stages = {"generate": config.generate.resources, "train": config.train.resources}
     return stages if config.score.with_generation else {**stages, "score": config.score.resources}
+
+
+def _asks_for_gpus(config: RunConfig) -> bool:
+    return any(resources.gpus for resources in _asked(config).values())
 
 
 def _room(stage: str, resources: Resources) -> Iterator[Finding]:

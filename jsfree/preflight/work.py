@@ -13,7 +13,7 @@ from jsfree.dpo.footprint import Parameters
 
 CAPTION_TOKENS = 130
 """Of LLaVA-1.5's answer to "Describe image in detail.", on average; an estimate."""
-MINIWORLD_TOKENS = 30
+MINIWORLD_TOKENS = 42
 """The same in MiniWorld, measured (``tokens`` over rows in a run's manifests)."""
 ROW_BYTES = 40
 """A caption's token as text, number and share of its sentence scores, compressed."""

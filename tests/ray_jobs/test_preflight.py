@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from jsfree import config as configuration
+from jsfree.errors import ConfigError
 from jsfree.miniworld import world
 from jsfree.model_files import WEIGHTS
 from jsfree.preflight.findings import Finding, Verdict
@@ -233,6 +234,14 @@ def test_a_plan_says_which_setting_fits_a_smaller_gpu():
     changed = [word for word in problem.remedy.split() if "=" in word]
     better = configuration.overridden(config, [each.strip("'") for each in changed])
     assert plan(better, "a100-40g").works
+
+
+def test_a_plan_for_gpus_must_know_which():
+    config = configuration.load(CONFIGS / "llava-1.5-13b.yaml")
+    with pytest.raises(ConfigError, match=r"say which with --gpu: .*a100-80g"):
+        plan(config, None)
+    with pytest.raises(ConfigError, match=r"--gpu voodoo2: no such GPU is known here"):
+        plan(config, "voodoo2")
 
 
 def test_a_plan_needs_no_images(tmp_path):
