@@ -78,7 +78,7 @@ def shape_of(size: str) -> LlavaShape:
 
 
 def settings(case: str) -> RunConfig:
-    """One worker; eight captions together."""
+    """One worker; sixteen captions together."""
     train = {"pairs_per_step": PAIRS, "pairs_per_worker": PAIRS, "resources": {"replicas": 1}, **TRAIN.get(case, {})}
     decoding = {"max_new_tokens": CAPTION}
     return configuration.build(

@@ -50,6 +50,8 @@ class Case:
     changes: dict[str, Any] = field(default_factory=dict)
 
 
+STORAGE = "storage"
+"""Disks that are full, and a path that goes away."""
 SELECTED = ("samples", "pairs", "scored", "selected")
 CASES = {
     "generate": Case("generate", (), 3),
@@ -65,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=4, help="trials of each command")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=sorted(CASES), help="one of them alone")
+    parser.add_argument("--only", nargs="+", choices=[*CASES, STORAGE], help="some of the cases")
     arguments = parser.parse_args()
     loads, trials = [os.getloadavg()[0]], []
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
@@ -78,7 +80,7 @@ def main() -> None:
     figures = {"seed": arguments.seed, "matrix": matrix(trials), "trials": [told(trial) for trial in trials]}
     for line in figures["matrix"]:
         print(line)
-    publish("soak", {}, figures, loads)
+    publish("soak" if arguments.only is None else "soak-part", {}, figures, loads)
 
 
 def soak(folder: Path, raylets: Raylets, arguments: argparse.Namespace) -> list[Trial]:
@@ -92,7 +94,7 @@ def soak(folder: Path, raylets: Raylets, arguments: argparse.Namespace) -> list[
     models = {False: reference, True: folder / "undisturbed-sharded"}
     undisturbed("train", copied(reference, models[True], SELECTED, **SHARDED), raylets.address)
     drawn, trials = random.Random(arguments.seed), []
-    if arguments.only is None:
+    if arguments.only is None or STORAGE in arguments.only:
         for trial, path in storage_lost(folder, raylets, reference):
             trial.problems += differences(path, reference)
             if trial.command.startswith("train") and not same_model(path, reference):
@@ -100,7 +102,7 @@ def soak(folder: Path, raylets: Raylets, arguments: argparse.Namespace) -> list[
             trials.append(finished(trial))
     for number in range(arguments.rounds):
         for name, case in CASES.items():
-            if arguments.only not in (None, name):
+            if arguments.only is not None and name not in arguments.only:
                 continue
             path = folder / f"{name}-{number}".replace(", ", "-")
             kinds = [drawn.choice(KINDS) for _ in range(case.kills)]

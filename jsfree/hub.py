@@ -65,10 +65,10 @@ def commit_of(model: HubModel, kind: Kind, files: ModelFiles) -> str | None:
         try:
             commit = _resolve(model, kind, files)
         except ModelError:
-            if _offline(files):
+            if is_offline(files):
                 return None
             raise
-        if not _offline(files) and _cached(model, commit, kind, files) is None:
+        if not is_offline(files) and _cached(model, commit, kind, files) is None:
             require(kind, model.repo, [entry.path for entry in _listing(model, commit)])
             probe = hf_hub_url(model.repo, kind.parts[0][0], revision=commit)
             HfApi().get_hf_file_metadata(url=probe)  # a gated model lists its files to all, but gives them to few
@@ -88,7 +88,7 @@ def hub_folder(model: HubModel, kind: Kind, files: ModelFiles) -> Path:
     with _explained(model, kind, files), _locked(model, files):
         commit = files.commits.get(str(model)) or _resolve(model, kind, files)
         found = _cached(model, commit, kind, files)
-        if found is None and _offline(files):
+        if found is None and is_offline(files):
             raise ModelError(_not_in_cache(model, kind, files))
         folder = found or _fetch(model, commit, kind, files)
         require_folder(kind, str(model), folder)
@@ -105,14 +105,14 @@ def hub_description(model: HubModel, kind: Kind, files: ModelFiles) -> Path:
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
-    with _explained(model, kind, files), _locked(model, files):
+    with _explained(model, kind, files):  # not locked: another process may be fetching the weights
         commit = files.commits.get(str(model)) or _resolve(model, kind, files)
         return Path(
             snapshot_download(
                 model.repo,
                 revision=commit,
                 cache_dir=_hub_cache(files),
-                local_files_only=_offline(files),
+                local_files_only=is_offline(files),
                 allow_patterns=list(BESIDE_WEIGHTS),
                 ignore_patterns=["*/*"],
             )
@@ -124,7 +124,7 @@ def card_data(model: HubModel, files: ModelFiles) -> Mapping[str, Any]:
     import httpx2
     from huggingface_hub import HfApi
 
-    if _offline(files):
+    if is_offline(files):
         return {}
     try:
         card = HfApi().model_info(model.repo, revision=model.revision, timeout=CARD_SECONDS).card_data
@@ -137,7 +137,7 @@ def card_data(model: HubModel, files: ModelFiles) -> Mapping[str, Any]:
 @contextmanager
 def _locked(model: HubModel, files: ModelFiles) -> Iterator[None]:
     """One process of a node at a time; offline nothing is written, and the cache may be read-only."""
-    if _offline(files):
+    if is_offline(files):
         yield
         return
     locks = _hub_cache(files) / ".locks"
@@ -153,10 +153,10 @@ def _resolve(model: HubModel, kind: Kind, files: ModelFiles) -> str:
 
     try:
         found = HfApi().resolve_revision(
-            model.repo, revision=model.revision, cache_dir=_hub_cache(files), local_files_only=_offline(files)
+            model.repo, revision=model.revision, cache_dir=_hub_cache(files), local_files_only=is_offline(files)
         )
     except RevisionResolutionError as error:
-        if _offline(files):
+        if is_offline(files):
             raise ModelError(_not_in_cache(model, kind, files)) from error
         raise ConnectionError(str(error.__cause__ or error)) from error
     return found.resolved
@@ -227,7 +227,8 @@ def _hub_cache(files: ModelFiles) -> Path:
     return Path(constants.HF_HUB_CACHE) if root is None else root / "hub"
 
 
-def _offline(files: ModelFiles) -> bool:
+def is_offline(files: ModelFiles) -> bool:
+    """Whether no hub may be asked."""
     from huggingface_hub import constants
 
     return files.offline or constants.is_offline_mode()

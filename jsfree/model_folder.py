@@ -76,14 +76,25 @@ def require(kind: Kind, where: str, names: Collection[str], read: Callable[[str]
     for group in kind.parts:
         if not set(group) & set(names):
             raise ModelError(f"{kind.name} {where!r} lacks {' or '.join(group)}; it is no whole model of this kind")
-    if kind.model_type is not None and read is not None:
-        found = _read_json(read, "config.json", where).get("model_type")
-        if found != kind.model_type:
-            raise ModelError(
-                f"{kind.name} {where!r} is a model of type {found!r}; jsfree takes LLaVA-1.5 checkpoints"
-                f" (type {kind.model_type!r}, such as llava-hf/llava-1.5-13b-hf)"
-            )
+    if read is not None:
+        require_type(kind, where, read)
     _require_weights(kind, where, names, read)
+
+
+def require_type(kind: Kind, where: str, read: Callable[[str], bytes]) -> None:
+    """Check by its configuration that a model is of a kind.
+
+    Raises:
+        ModelError: it is of another type.
+    """
+    if kind.model_type is None:
+        return
+    found = _read_json(read, "config.json", where).get("model_type")
+    if found != kind.model_type:
+        raise ModelError(
+            f"{kind.name} {where!r} is a model of type {found!r}; jsfree takes LLaVA-1.5 checkpoints"
+            f" (type {kind.model_type!r}, such as llava-hf/llava-1.5-13b-hf)"
+        )
 
 
 def _require_weights(kind: Kind, where: str, names: Collection[str], read: Callable[[str], bytes] | None) -> None:

@@ -132,7 +132,7 @@ def preflight(
 def plan(
     config: ConfigFile = None,
     settings: Settings = None,
-    gpu: Annotated[str | None, typer.Option("--gpu", help="Kind of GPU, such as a100-80g; without it, CPUs.")] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="Kind of GPU, such as a100-80g; else as configured.")] = None,
     gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="How many; as configured without it.")] = None,
     price: Price = None,
     as_json: AsJson = False,

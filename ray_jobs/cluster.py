@@ -106,10 +106,9 @@ def _require_answer(address: str | None) -> None:
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
-    except OSError as error:
-        raise StageError(
-            f"no Ray cluster answers at {address!r}: {error.strerror or error}; correct ray.address, or start it"
-        ) from error
+    except (OSError, OverflowError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise StageError(f"no Ray cluster answers at {address!r}: {why}; correct ray.address, or start it") from error
 
 
 @contextmanager

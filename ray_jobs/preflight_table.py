@@ -55,7 +55,7 @@ def summary(result: Preflight) -> str:
 def reasons(result: Preflight) -> str:
     """What stands in the way and what to do, in one line."""
     failed = [finding for finding in result.findings if finding.verdict is Verdict.FAILS]
-    return ". ".join(f"{finding.found}; {finding.remedy}" for finding in failed)
+    return ". ".join("; ".join(filter(None, (finding.found, finding.remedy))) for finding in failed)
 
 
 def _findings(found: list[Finding]) -> Table:

@@ -3,6 +3,6 @@
 """
 
 from jsfree.images.decoding import load_image
-from jsfree.images.sources import Look, evaluation_samples, look_at, training_samples
+from jsfree.images.sources import Look, evaluation_samples, images_of_a_round, look_at, training_samples
 
-__all__ = ["Look", "evaluation_samples", "load_image", "look_at", "training_samples"]
+__all__ = ["Look", "evaluation_samples", "images_of_a_round", "load_image", "look_at", "training_samples"]

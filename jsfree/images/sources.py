@@ -31,8 +31,11 @@ class Look:
     samples: list[Sample]
 
 
-def look_at(config: RunConfig, source: Source, most: int) -> Look:
-    """Look at a source without reading more than ``most`` images' content, those of the first round first.
+def look_at(config: RunConfig, source: Source, most: int, listed: dict[object, list[Candidate]]) -> Look:
+    """Look at a source without reading more than ``most`` images' content.
+
+    Args:
+        listed: what was listed already; a source that reads where another one does is listed once.
 
     Raises:
         SourceError: the source is missing, unreadable, empty, or has too few images.
@@ -40,15 +43,28 @@ def look_at(config: RunConfig, source: Source, most: int) -> Look:
     if source.kind == "miniworld":
         count = _scenes(source, "source" if source is config.source else "evaluate.source")
         few = source.model_copy(update={"count": min(most, count)})
-        if source is config.evaluate.source:
+        evaluated = source is config.evaluate.source
+        if evaluated:
             _require_other_scenes(config)
-        return Look(count, 0, _scene_samples(config, few, config.seed * SCENES_PER_SEED))
-    entries = list(candidates(source))
+        first = config.evaluate.source.first if evaluated else config.seed * SCENES_PER_SEED
+        return Look(count, 0, _scene_samples(config, few, first))
+    place = (source.kind, source.path, source.images, source.column)
+    if place not in listed:
+        listed[place] = list(candidates(source))
+    entries = listed[place]
     unique = distinct(entries)
     if source is config.source:
         _require(config, len(unique), config.rounds, _held_out(config))
-    ordered = _in_order(unique, config.seed)
-    return Look(len(unique), len(entries) - len(unique), _samples(config, source, ordered[:most]))
+    else:
+        _require_evaluation(config, len(unique))
+    # Rows of tables come in groups that are read whole: those of the first tables tell as much for less.
+    drawn = unique if source.kind == "parquet" else _in_order(unique, config.seed)
+    return Look(len(unique), len(entries) - len(unique), _samples(config, source, drawn[:most]))
+
+
+def images_of_a_round(config: RunConfig, there: int) -> int:
+    """Images that a round takes of so many."""
+    return config.source.count or max(0, there - _held_out(config))
 
 
 def training_samples(config: RunConfig, round_number: int) -> list[Sample]:
@@ -85,13 +101,18 @@ def evaluation_samples(config: RunConfig) -> list[Sample]:
         _require(config, len(ordered), config.rounds, _held_out(config))
         start = len(ordered) - source.count if source.count else config.rounds * (config.source.count or 0)
     else:
-        if source.count and len(ordered) < source.count:
-            raise SourceError(
-                f"{source.path} has {len(ordered)} images, but 'evaluate.source.count' asks for {source.count};"
-                " lower it or add images"
-            )
+        _require_evaluation(config, len(ordered))
         start = len(ordered) - (source.count or len(ordered))
     return _samples(config, source, ordered[start:])
+
+
+def _require_evaluation(config: RunConfig, there: int) -> None:
+    source = config.evaluate.source
+    if not _shared(config) and source.count and there < source.count:
+        raise SourceError(
+            f"{source.path} has {there} images, but 'evaluate.source.count' asks for {source.count};"
+            " lower it or add images"
+        )
 
 
 def _scenes(source: Source, key: str) -> int:

@@ -20,8 +20,8 @@ AREA = "data"
 LOOKED_AT = 64
 """Images that are really decoded."""
 READERS = 8
-MOST_RECORDS = 20_000
-"""Records of imported pairs that are read."""
+MOST_RECORDS, MOST_BYTES = 20_000, 500_000_000
+"""Records of imported pairs that are read, and bytes of images in them."""
 CERTAINTY = 1.645
 """Standard errors below the share of broken images in the sample at which the lower bound lies (one-sided 95 %)."""
 
@@ -30,8 +30,8 @@ def check_look(config: RunConfig, source: Source, name: str, look: Look) -> Iter
     """What a look at a source tells: its images, ids, and how many of a sample cannot be used."""
     where = source.path or f"MiniWorld, {source.split}"
     asked = "all" if source.count is None else f"{source.count:,}"
-    rounds = f" x {config.rounds} rounds" if source is config.source and config.rounds > 1 else ""
-    yield ok(AREA, name, f"{where}: {look.images:,} images; {asked}{rounds} are taken")
+    rounds = f" in each of {config.rounds} rounds" if source is config.source and config.rounds > 1 else ""
+    yield ok(AREA, name, f"{where}: {look.images:,} images; {asked} are taken{rounds}")
     if look.repeated:
         yield note(
             AREA,
@@ -67,7 +67,7 @@ def look_at_imported(settings: Imported) -> ImportedLook:
     Raises:
         SourceError: the path is missing or unreadable, or not of the format.
     """
-    count, found = 0, preferences(settings)
+    count, read, found = 0, 0, preferences(settings)
     samples: list[Sample] = []
     unusable: list[RowError] = []
     for each in islice(found, MOST_RECORDS):
@@ -75,6 +75,9 @@ def look_at_imported(settings: Imported) -> ImportedLook:
             unusable.append(each.error)
             continue
         count += 1
+        read += len(each.image["bytes"] or b"")
+        if read > MOST_BYTES:
+            break
         if len(samples) < LOOKED_AT:
             name = sample_id(each.id, each.prompt)
             samples.append(Sample(sample_id=name, image=each.image, prompt=each.prompt))
@@ -84,6 +87,8 @@ def look_at_imported(settings: Imported) -> ImportedLook:
 def _sample(config: RunConfig, name: str, samples: Sequence[Sample], limits: Source) -> Iterator[Finding]:
     with ThreadPoolExecutor(READERS) as readers:
         errors = [error for error in readers.map(lambda sample: _error(sample, limits), samples) if error is not None]
+    if not samples:
+        return
     check = f"{name}: {len(samples)} images decoded"
     if not errors:
         yield ok(AREA, check, "all of them can be used")

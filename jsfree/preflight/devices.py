@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jsfree.config import RunConfig
+from jsfree.config import RunConfig, Train
+from jsfree.dpo import footprint
 from jsfree.preflight import memory
 from jsfree.preflight.findings import Finding, fails, note, ok
 from jsfree.preflight.memory import Lengths, Memory
@@ -34,44 +35,58 @@ def this_machine() -> Device:
     return Device("this machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), False)
 
 
-def check_memory(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> Iterator[Finding]:
-    """Generation, scoring and training against the device that each replica gets."""
-    yield from _generation(config, shape, lengths, device)
-    yield from _training(config, shape, lengths, device)
+@dataclass(frozen=True)
+class Room:
+    """What a replica of stage 1 may take: bytes in all, and what else lies there."""
+
+    bytes: int
+    beside: int
+    among: str
+    """Of what it is a part."""
 
 
-def _generation(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> Iterator[Finding]:
-    resources, asked = config.generate.resources, config.generate.slots
-    if config.captioner.device_map == "auto":
-        share, among = device.memory * resources.gpus, f"{resources.gpus:g} x {device.name}"
-    else:
-        part = _part(resources.gpus, resources.replicas, device)
-        share, among = device.memory * part, device.name if part == 1 else f"{part:.2g} of {device.name}"
-    beside = CLIP_BYTES if config.score.with_generation and device.is_gpu else 0
-    slots = memory.slots_that_fit(shape, config, lengths, int(share), beside)
+def check_generation(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> Iterator[Finding]:
+    """Stage 1 against the device that each replica gets."""
+    asked, room = config.generate.slots, generation_room(config, device)
+    slots = memory.slots_that_fit(shape, config, lengths, room.bytes, room.beside)
     whole = memory.generation(shape, config, lengths)
-    told = f"{_told(whole)} for {asked} captions together on {share / GB:.0f} GB ({among})"
-    if not slots:
+    told = f"{_told(whole)} for {asked} captions together on {room.bytes / GB:.0f} GB ({room.among})"
+    if not slots and device.is_gpu:
         yield fails(
             AREA,
             "generate",
             told + ": not even one caption fits beside the weights",
             "take a larger GPU, or several (captioner.device_map: auto, with generate.resources.gpus: 2 or more)",
         )
+    elif not slots:
+        yield fails(AREA, "generate", told + ": not even one fits", "lower generate.resources.replicas, or take a GPU")
     elif slots < asked:
         yield note(AREA, "generate", f"{told}: {slots} fit, which is what a replica will take", "nothing need be done")
     else:
         yield ok(AREA, "generate", told)
+    if device.is_gpu and 0 < config.generate.resources.gpus < 1 and config.generate.kv_cache_gib is None:
+        yield note(
+            AREA,
+            "generate.kv_cache_gib",
+            "replicas share a GPU, and each takes nine tenths of what it finds free there",
+            "set generate.kv_cache_gib to each one's share",
+        )
 
 
-def _part(gpus: float, replicas: int, device: Device) -> float:
-    """The share of a device that a replica may fill."""
-    if not device.is_gpu:
-        return 1 / replicas
-    return min(1.0, gpus) if gpus else 1.0
+def generation_room(config: RunConfig, device: Device) -> Room:
+    """What a replica of stage 1 may take of its device."""
+    resources = config.generate.resources
+    beside = CLIP_BYTES if config.score.with_generation and device.is_gpu else 0
+    if config.captioner.device_map == "auto":
+        return Room(int(device.memory * resources.gpus), beside, f"{resources.gpus:g} x {device.name}")
+    together = resources.replicas if not device.is_gpu else int(1 / resources.gpus + 1e-6) if resources.gpus < 1 else 1
+    return Room(
+        device.memory // together, beside, f"one of {together} on {device.name}" if together > 1 else device.name
+    )
 
 
-def _training(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> Iterator[Finding]:
+def check_training(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> Iterator[Finding]:
+    """Stage 4 against the device that each worker gets."""
     train, dtype = config.train, config.captioner.dtype
     room = training_room(config, device)
     needed = memory.training(shape, train, dtype, lengths, on_cpu=not device.is_gpu)
@@ -99,14 +114,23 @@ def training_room(config: RunConfig, device: Device) -> float:
 def proposal(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> str:
     """The fullest way to train that fits the device, as settings; empty where none does."""
     room, dtype = training_room(config, device), config.captioner.dtype
-    for _, train in memory.alternatives(config.train):
+    for _, train in memory.alternatives(config.train, on_cpu=not device.is_gpu):
         if memory.training(shape, train, dtype, lengths, on_cpu=not device.is_gpu).total <= room:
             changed = train.model_dump(mode="json")
             usual = config.train.model_dump(mode="json")
             keys = ("zero_stage", "gradient_checkpointing", "offload", "lora", "trained_layers")
             told = [f"train.{key}={_value(changed[key])}" for key in keys if changed[key] != usual[key]]
-            return " ".join(f"--set {each}" for each in told)
+            offloaded = _offloaded(train, shape)
+            return " ".join(f"--set {each}" for each in told) + (f" ({offloaded})" if offloaded else "")
     return ""
+
+
+def _offloaded(train: Train, shape: LlavaShape) -> str:
+    """What offloading takes of the nodes' memory, in words."""
+    if train.offload == "none":
+        return ""
+    trained = memory.parameters(shape, train.trained_layers, train.lora).trained
+    return f"takes {footprint.OPTIMIZER_BYTES * trained / GB:.0f} GB of the nodes' memory"
 
 
 def _value(value: object) -> str:

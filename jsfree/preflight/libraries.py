@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,6 @@ from importlib import metadata
 from packaging.requirements import Requirement
 
 from jsfree.config import RunConfig
-from jsfree.gpus import check_dtype, visible_gpu
 from jsfree.preflight.findings import Finding, fails, note, ok
 from jsfree.preflight.rates import Gpu
 
@@ -24,8 +24,9 @@ SHOWN = ("torch", "transformers", "ray", "deepspeed", "open_clip_torch")
 def check_libraries(config: RunConfig) -> Iterator[Finding]:
     """Versions, and a compiler where one is needed."""
     yield from _versions()
-    if config.generate.compile == "inductor" and not any(map(shutil.which, COMPILERS)):
-        yield fails(
+    if config.generate.compile == "inductor" and not any(map(shutil.which, COMPILERS)) and "CXX" not in os.environ:
+        elsewhere = config.ray.address or os.environ.get("RAY_ADDRESS")
+        yield (note if elsewhere else fails)(
             AREA,
             "compiler",
             "generate.compile is inductor, and there is no C++ compiler here",
@@ -68,11 +69,11 @@ def check_drivers(nodes: Sequence[tuple[str, str]]) -> Iterator[Finding]:
         return
     old = [f"{host}: {driver}" for host, driver in nodes if int(driver.partition(".")[0]) < least]
     if old:
-        yield fails(
+        yield note(
             AREA,
             "drivers",
             f"torch is built for CUDA {built}, which needs a driver of {least} or newer; {', '.join(old)}",
-            "install a newer NVIDIA driver there",
+            "install a newer NVIDIA driver there, unless CUDA's forward compatibility package is",
         )
     else:
         yield ok(AREA, "drivers", f"{', '.join(sorted({driver for _, driver in nodes}))}, for CUDA {built}")
@@ -87,14 +88,3 @@ def check_arithmetic(config: RunConfig, name: str, gpu: Gpu) -> Iterator[Finding
             f"captioner.dtype is bfloat16, which {name} does not compute in",
             "set resources.accelerator_type to a newer one (A100, L4, H100...), or captioner.dtype: float32",
         )
-
-
-def check_gpu(config: RunConfig, gpus: float) -> Iterator[Finding]:
-    """Whether torch can use this process's GPU, of which a stage asks for ``gpus``; the driver is named where not.
-
-    Raises:
-        DeviceError: it cannot.
-    """
-    gpu = visible_gpu(gpus)
-    check_dtype(gpu, config.captioner.dtype)
-    yield ok("cluster", "GPU", f"{gpu.name}, {gpu.memory / 1e9:.0f} GB, {config.captioner.dtype}")

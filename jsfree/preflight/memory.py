@@ -39,10 +39,9 @@ class Lengths:
     most: int
     """The longest that is allowed."""
 
-    def rows(self, count: int, *, longest: bool = False) -> Rows:
+    def rows(self, count: int) -> Rows:
         """A micro batch of pairs."""
-        caption = self.most if longest else self.caption
-        return Rows(count, self.prefix + 2 * caption, 2 * caption)
+        return Rows(count, self.prefix + 2 * self.caption, 2 * self.caption)
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,8 @@ def training(shape: LlavaShape, train: Train, dtype: str, lengths: Lengths, *, o
     """What a worker of stage 4 takes on its device, with captions of average length."""
     counted = parameters(shape, train.trained_layers, train.lora)
     workers = train.resources.replicas
-    of = footprint.shares(counted, train.zero_stage, workers, dtype, train.offload)
+    offload = "none" if on_cpu else train.offload  # on a CPU it is the same memory
+    of = footprint.shares(counted, train.zero_stage, workers, dtype, offload)
     rows = lengths.rows(min(train.pairs_per_worker, train.pairs_per_step // workers))
     each = BYTES[dtype]
     activations = activation_bytes(shape, rows, each, checkpointing=train.gradient_checkpointing, lora=train.lora)
@@ -152,11 +152,12 @@ def _buckets(counted: Parameters, train: Train, each: int, on_cpu: bool) -> int:
     return each * (BUCKET + gathered)
 
 
-def alternatives(train: Train) -> Iterator[tuple[str, Train]]:
-    """Other ways to train the same pairs, the fullest first: whole model before adapters, GPU memory before the
-    nodes', more kept before computed again, fewer shards before more."""
-    for lora in (None, train.lora or Lora()):
-        for offload in ("none", "optimizer", "all"):
+def alternatives(train: Train, *, on_cpu: bool = False) -> Iterator[tuple[str, Train]]:
+    """Other ways to train the same pairs, the fullest first: as configured (whole model or adapters) before the other,
+    the device's memory before the nodes', more kept before computed again, fewer shards before more."""
+    kinds = (train.lora, None if train.lora else Lora())
+    for lora in kinds:
+        for offload in ("none",) if on_cpu else ("none", "optimizer", "all"):
             for checkpointing in (False, True):
                 for stage in (1, 2, 3) if offload != "all" else (3,):
                     name = f"{'LoRA' if lora else 'full'}, ZeRO-{stage}"

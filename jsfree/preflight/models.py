@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from jsfree import prompts, shapes
-from jsfree.config import RunConfig
+from jsfree.config import ModelFiles, RunConfig
 from jsfree.dpo.footprint import BYTES
 from jsfree.errors import ModelError
-from jsfree.model_files import description_folder, look_up
-from jsfree.model_folder import CAPTIONER, CLIP
+from jsfree.hub import is_offline
+from jsfree.model_files import description_folder, hub_model, look_up
+from jsfree.model_folder import CAPTIONER, CLIP, Kind, require_folder, require_type
 from jsfree.models import clip_source
 from jsfree.preflight.findings import Finding, fails, note, ok
 from jsfree.preflight.memory import Lengths
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 AREA = "models"
 REMEDY = "correct captioner.ref or clip.ref: a hub id, a folder or a URI"
+HUB_LAYOUT = "vision_tower.vision_model."
 CHARS_A_TOKEN, TEMPLATE_TOKENS = 4, 10
 """To guess a prompt's tokens where there is no tokenizer."""
 
@@ -56,19 +58,40 @@ def described(config: RunConfig) -> Iterator[Description]:
     Raises:
         ModelError: it is missing, gated or not whole, or its files cannot be read.
     """
-    from transformers import LlavaConfig, LlavaProcessor
-
     ref = config.captioner.versioned_ref
     look_up(ref, CAPTIONER, config.models)
     with description_folder(ref, CAPTIONER, config.models) as folder:
         try:
-            read = LlavaConfig.from_pretrained(folder), LlavaProcessor.from_pretrained(folder, local_files_only=True)
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            require_type(CAPTIONER, ref, lambda name: (folder / name).read_bytes())
+            read = _read(folder)
+        except ModelError:
+            raise
+        except Exception as error:  # tokenizers raises plain exceptions
             raise ModelError(
                 f"captioner {ref!r}: its configuration or processor cannot be read ({' '.join(str(error).split())});"
                 " fetch or publish it again"
             ) from error
         yield Description(folder, *read)
+
+
+def _read(folder: Path) -> tuple[LlavaConfig, LlavaProcessor]:
+    from transformers import LlavaConfig, LlavaProcessor
+
+    return LlavaConfig.from_pretrained(folder), LlavaProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def is_elsewhere(ref: str, kind: Kind, files: ModelFiles) -> bool:
+    """Whether a model of the hub may be in other nodes' caches alone: this one asks no hub and has it not.
+
+    Raises:
+        ModelError: as ``look_up``.
+    """
+    return hub_model(ref, files) is not None and not files.commits.get(ref) and not look_up(ref, kind, files)
+
+
+def elsewhere(check: str, ref: str) -> Finding:
+    """What can be said of such a model."""
+    return note(AREA, check, f"{ref} is not in this node's cache, and no hub is asked: it could not be looked at")
 
 
 def check_captioner(config: RunConfig, model: Description) -> Iterator[Finding]:
@@ -92,17 +115,26 @@ def _size_of(model: Description) -> str:
 
 def _weights(config: RunConfig, model: Description) -> Iterator[Finding]:
     """The tensors in local files against those that the configuration asks for; by their headers alone."""
-    files = sorted(model.folder.glob(CAPTIONER.weights))
-    if not files:  # of the hub, not fetched yet
+    ref, files = config.captioner.versioned_ref, sorted(model.folder.glob(CAPTIONER.weights))
+    if not _is_whole(ref, model.folder):  # not fetched yet, or in part: that goes on where it was
         size = BYTES[config.captioner.dtype] * shapes.parameters(shapes.shape_of(model.config)) / 1e9
-        yield ok(
-            AREA, "weights", f"listed by the hub or store; each node fetches some {size:.0f} GB when a stage starts"
-        )
+        if is_offline(config.models):
+            yield note(
+                AREA, "weights", f"not whole in this node's cache, and no hub is asked: {size:.0f} GB must be there"
+            )
+        else:
+            yield ok(
+                AREA, "weights", f"listed by the hub or store; each node fetches {size:.0f} GB when a stage starts"
+            )
         return
     there = {name for path in files for name in tensor_names(path)}
-    missing = sorted(set(shapes.tensors(shapes.shape_of(model.config))) - there)
-    missing = [name for name in missing if not (model.config.tie_word_embeddings and name.endswith("lm_head.weight"))]
-    if missing:
+    needed = set(shapes.tensors(shapes.shape_of(model.config)))
+    if model.config.tie_word_embeddings:
+        needed -= {"language_model.lm_head.weight"}
+    missing = sorted(needed - there)
+    if missing and not any(name.startswith(HUB_LAYOUT) for name in there):
+        yield note(AREA, "weights", f"{len(there)} tensors in another key layout than the hub's: not compared")
+    elif missing:
         yield fails(
             AREA,
             "weights",
@@ -111,6 +143,14 @@ def _weights(config: RunConfig, model: Description) -> Iterator[Finding]:
         )
     else:
         yield ok(AREA, "weights", f"{len(there)} tensors in {len(files)} files, all that the configuration asks for")
+
+
+def _is_whole(ref: str, folder: Path) -> bool:
+    try:
+        require_folder(CAPTIONER, ref, folder)
+    except ModelError:
+        return False
+    return True
 
 
 def tensor_names(path: Path) -> list[str]:
@@ -126,7 +166,7 @@ def tensor_names(path: Path) -> list[str]:
             header: dict[str, Any] = json.loads(file.read(length)) if length < size else {}
         names = [name for name in header if name != "__metadata__"]
         end = 8 + length + max(header[name]["data_offsets"][1] for name in names)
-    except (struct.error, ValueError, KeyError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} is no safetensors file; fetch or copy it again") from error
     if size < end:
         raise ModelError(f"{path} has {size:,} bytes, its header says {end:,}; it was copied in part: copy it again")
@@ -136,9 +176,10 @@ def tensor_names(path: Path) -> list[str]:
 def _image_tokens(model: Description, prompt: str) -> Iterator[Finding]:
     """An empty image and the prompt through the processor, as other programs use it."""
     rendered = prompts.conditional_prompt(model.processor, prompt)
-    seen = model.processor(images=Image.new("RGB", (64, 48)), text=rendered, return_tensors="pt")
-    found = int((seen["input_ids"] == model.config.image_token_index).sum())
-    height, width = seen["pixel_values"].shape[-2:]
+    yield ok(AREA, "prompt", " ".join(rendered.split()))
+    height, width = model.processor.image_processor(Image.new("RGB", (64, 48)), return_tensors="pt")[
+        "pixel_values"
+    ].shape[-2:]
     side = model.config.vision_config.image_size
     if (height, width) != (side, side):
         yield fails(
@@ -147,17 +188,27 @@ def _image_tokens(model: Description, prompt: str) -> Iterator[Finding]:
             f"the processor makes images of {width} x {height}, the vision tower sees {side} x {side}",
             "correct crop_size and size in preprocessor_config.json or processor_config.json",
         )
-    if found != model.image_tokens:
-        yield fails(
+    found = _tokens_of_processor(model, rendered)
+    if found == model.image_tokens:
+        yield ok(AREA, "image tokens", f"{found}, from the processor as from the vision tower")
+    else:
+        yield note(
             AREA,
             "image tokens",
-            f"the processor puts {found} image tokens into the prompt, the vision tower gives {model.image_tokens}",
+            f"the processor puts {'no countable' if found is None else found} image tokens into the prompt, the vision"
+            f" tower gives {model.image_tokens}, which jsfree takes; other programs will fail or misread images",
             "correct patch_size, num_additional_image_tokens and vision_feature_select_strategy in"
             " processor_config.json, or image_token_index in config.json",
         )
-    elif (height, width) == (side, side):
-        yield ok(AREA, "image tokens", f"{found}, from the processor as from the vision tower")
-    yield ok(AREA, "prompt", " ".join(rendered.split()))
+
+
+def _tokens_of_processor(model: Description, rendered: str) -> int | None:
+    """Image tokens that the processor makes of a prompt; None where it cannot tell, as old ones without patch size."""
+    try:
+        seen = model.processor(images=Image.new("RGB", (64, 48)), text=rendered, return_tensors="pt")
+    except (TypeError, ValueError, RuntimeError, KeyError):
+        return None
+    return int((seen["input_ids"] == model.config.image_token_index).sum())
 
 
 def _tokenizer(model: Description) -> Iterator[Finding]:
@@ -185,7 +236,7 @@ def _lengths_fit(config: RunConfig, model: Description) -> Iterator[Finding]:
     """Prompt, image and the longest caption against the context: nothing is ever cut silently."""
     room = model.config.get_text_config().max_position_embeddings
     prefix = lengths(config, model).prefix
-    asked = {"generate.decoding": config.generate.decoding.max_new_tokens}
+    asked = {} if config.imported else {"generate.decoding": config.generate.decoding.max_new_tokens}
     asked |= {f"evaluate.modes.{name}": mode.max_new_tokens for name, mode in config.evaluate.modes.items()}
     too_long = {name: most for name, most in asked.items() if prefix + most > room}
     for name, most in too_long.items():
@@ -217,19 +268,31 @@ def guessed_lengths(config: RunConfig, shape: LlavaShape) -> Lengths:
     return Lengths(shape.image_tokens + words, words, caption_tokens(config), config.generate.decoding.max_new_tokens)
 
 
+def clip_ref(config: RunConfig) -> str:
+    """The reference behind the configured CLIP model.
+
+    Raises:
+        ModelError: there is none of the configured weights.
+    """
+    return clip_source(config.clip.versioned_ref, config.clip.pretrained)[0]
+
+
 def check_clip(config: RunConfig) -> Iterator[Finding]:
     """CLIP's files, and what its configuration says of images and texts.
 
     Raises:
         ModelError: it is missing, gated or not whole.
     """
-    ref, _ = clip_source(config.clip.versioned_ref, config.clip.pretrained)
+    ref = clip_ref(config)
+    if is_elsewhere(ref, CLIP, config.models):
+        yield elsewhere("CLIP", ref)
+        return
     look_up(ref, CLIP, config.models)
     with description_folder(ref, CLIP, config.models) as folder:
         try:
             settings = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
             context, side = settings["text_cfg"].get("context_length", 77), settings["vision_cfg"]["image_size"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(
                 f"CLIP {ref!r}: open_clip_config.json does not describe a CLIP model ({error}); take another, or fetch"
                 " it again"

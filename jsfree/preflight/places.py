@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -69,35 +70,40 @@ def check_disk(config: RunConfig, needed: Mapping[str, int], passing: int) -> It
         passing: bytes in TMPDIR, on their way there; of this machine, which training may not be on.
     """
     folder, temporary = Folder(config.run), Path(tempfile.gettempdir())
+    elsewhere = bool(config.ray.address or os.environ.get("RAY_ADDRESS"))
     total = sum(needed.values())
     told = ", ".join(f"{name} {size / GB:.1f}" for name, size in needed.items() if size)
     if not folder.is_local:
         yield ok(AREA, "room", f"the run takes up to {total / GB:.1f} GB (in GB: {told}) of {folder.uri}")
-        yield from _room("TMPDIR", temporary, passing, "a checkpoint or model on its way")
+        yield from _room("TMPDIR", temporary, passing, "a checkpoint or model on its way", elsewhere=elsewhere)
         return
     path = _there(Path(folder.path))
-    there = sum(file.stat().st_size for file in Path(folder.path).rglob("*") if file.is_file())
+    there = sum(folder.sizes().values())
     left = max(0, total - there)
-    if path.stat().st_dev == temporary.stat().st_dev:
+    if path.stat().st_dev == temporary.stat().st_dev and not elsewhere:
         yield from _room("room", path, left + passing, f"in GB: {told}, TMPDIR on the same disk {passing / GB:.1f}")
         return
     yield from _room("room", path, left, f"in GB: {told}")
-    yield from _room("TMPDIR", temporary, passing, "a checkpoint or model on its way")
+    yield from _room("TMPDIR", temporary, passing, "a checkpoint or model on its way", elsewhere=elsewhere)
 
 
-def _room(check: str, path: Path, needed: int, what: str) -> Iterator[Finding]:
+def _room(check: str, path: Path, needed: int, what: str, *, elsewhere: bool = False) -> Iterator[Finding]:
     free = shutil.disk_usage(path).free
     told = f"the run takes up to {needed / GB:.1f} GB more ({what}), {path} has {free / GB:.1f} GB free"
     if needed <= free:
         yield ok(AREA, check, told)
         return
     place = "put TMPDIR on a larger disk" if check == "TMPDIR" else "put --run on a larger disk, lower train.keep"
-    yield fails(AREA, check, told, f"free some, {place}, or raise train.checkpoint_every")
+    remedy = f"free some, {place}, or raise train.checkpoint_every"
+    if check == "TMPDIR" and elsewhere:
+        yield note(AREA, check, f"on this machine, which may not be one that trains: {told}", remedy)
+    else:
+        yield fails(AREA, check, told, remedy)
 
 
 def _there(path: Path) -> Path:
     """The path, or the nearest folder above it that is there."""
-    while not path.exists():
+    while not os.path.exists(path):  # False for what may not be looked at, where Path's raises
         path = path.parent
     return path
 
@@ -105,7 +111,7 @@ def _there(path: Path) -> Path:
 def _first_missing(path: Path) -> Path | None:
     """The highest folder on the way to a path that is not there yet."""
     missing = None
-    while not path.exists():
+    while not os.path.exists(path):
         missing, path = path, path.parent
     return missing
 

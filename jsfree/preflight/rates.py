@@ -7,6 +7,7 @@ hand, so they are what well-kept engines reach, and every estimate says that it 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from jsfree.config import Resources, RunConfig
@@ -44,12 +45,14 @@ class Gpu:
 
 GPUS = {
     "t4": Gpu(16 * GB, 0.32 * TERA, 65 * TERA, ("t4",), bf16=False),
-    "v100-32g": Gpu(32 * GB, 0.9 * TERA, 125 * TERA, ("v100",), bf16=False),
+    "v100-16g": Gpu(16 * GB, 0.9 * TERA, 125 * TERA, ("v100",), bf16=False),
+    "v100-32g": Gpu(32 * GB, 0.9 * TERA, 125 * TERA, ("v100 32gb", "v100 32g"), bf16=False),
     "a10g": Gpu(24 * GB, 0.6 * TERA, 70 * TERA, ("a10g",)),
     "l4": Gpu(24 * GB, 0.3 * TERA, 121 * TERA, ("l4",)),
+    "l40": Gpu(48 * GB, 0.864 * TERA, 181 * TERA, ("l40",)),
     "l40s": Gpu(48 * GB, 0.864 * TERA, 362 * TERA, ("l40s",)),
-    "a100-40g": Gpu(40 * GB, 1.555 * TERA, 312 * TERA, ("a100-40g", "a100-sxm4-40gb", "a100-pcie-40gb")),
-    "a100-80g": Gpu(80 * GB, 2.039 * TERA, 312 * TERA, ("a100-80g", "a100-sxm4-80gb", "a100-pcie-80gb", "a100")),
+    "a100-40g": Gpu(40 * GB, 1.555 * TERA, 312 * TERA, ("a100 40gb", "a100 40g")),
+    "a100-80g": Gpu(80 * GB, 2.039 * TERA, 312 * TERA, ("a100",)),
     "h100-80g": Gpu(80 * GB, 3.35 * TERA, 989 * TERA, ("h100",)),
     "h200": Gpu(141 * GB, 4.8 * TERA, 989 * TERA, ("h200",)),
     "b200": Gpu(180 * GB, 7.7 * TERA, 2250 * TERA, ("b200",)),
@@ -82,20 +85,38 @@ def gpu_named(name: str) -> Gpu:
     Raises:
         ConfigError: it is not in the table.
     """
-    asked = name.lower().replace(" ", "-").removeprefix("nvidia-")
-    if asked in GPUS:
-        return GPUS[asked]
-    found = [gpu for gpu in GPUS.values() if any(part in asked for part in gpu.names)]
+    words = set(re.split(r"[-_ ]", name.lower()))
+    found = [(len(each.split()), gpu) for gpu in GPUS.values() for each in gpu.names if set(each.split()) <= words]
     if not found:
-        raise ConfigError(f"--gpu {name}: no such GPU is known here; choose one of {', '.join(GPUS)}")
-    return max(found, key=lambda gpu: max(len(part) for part in gpu.names if part in asked))
+        raise ConfigError(f"no GPU {name!r} is known here; choose one of {', '.join(GPUS)}")
+    return max(found, key=lambda each: each[0])[1]
 
 
-def stage_times(config: RunConfig, work: Work, shape: LlavaShape, lengths: Lengths, gpu: Gpu | None) -> list[StageTime]:
-    """Every stage's time; ``gpu`` None is a CPU, for which only MiniWorld's rates are known."""
-    if gpu is None:
-        return _on_cpu(config, work)
-    slots = memory.slots_that_fit(shape, config, lengths, int(gpu.memory))
+def stage_times(
+    config: RunConfig, work: Work, shape: LlavaShape, lengths: Lengths, gpu: Gpu | None, slots: int
+) -> list[StageTime]:
+    """Every stage's time. Of stages without GPUs only MiniWorld's rates are known.
+
+    Args:
+        gpu: what stages with GPUs get.
+        slots: captions that a replica of stage 1 decodes together on it; 0 if it does not fit.
+    """
+    on_gpu = {} if gpu is None else _on_gpu(config, work, shape, lengths, gpu, slots)
+    on_cpu = _on_cpu(config, work)
+    left_out = {"generate"} if config.imported is not None else set()
+    left_out |= {"score"} if config.score.with_generation else set()
+    generate, score, train = config.generate.resources, config.score.resources, config.train.resources
+    asked = {"generate": generate, "score": score, "train": train, "evaluate": generate}
+    return [
+        on_gpu[stage] if stage in on_gpu and resources.gpus else on_cpu[stage]
+        for stage, resources in asked.items()
+        if stage not in left_out
+    ]
+
+
+def _on_gpu(
+    config: RunConfig, work: Work, shape: LlavaShape, lengths: Lengths, gpu: Gpu, slots: int
+) -> dict[str, StageTime]:
     generate, score, train = config.generate.resources, config.score.resources, config.train.resources
     load = BYTES[config.captioner.dtype] * memory.parameters(shape).total / LOAD_BYTES_A_SECOND + START_SECONDS
     captioning = _caption_seconds(config, work, shape, lengths, gpu, slots) if slots else None
@@ -104,25 +125,23 @@ def stage_times(config: RunConfig, work: Work, shape: LlavaShape, lengths: Lengt
     training = _train_seconds(config, work, shape, lengths, gpu)
     steps = f"{work.rounds * work.steps:,} steps"
     starts = work.rounds * load
-    rows = [
-        _timed("generate", f"{work.captions:,} captions", generate, captioning, starts),
-        _timed("score", f"{work.captions:,} captions", score, scoring, work.rounds * START_SECONDS),
-        _timed("train", f"{work.rounds * work.pairs:,} pairs, {steps}", train, training, starts),
-        _timed("evaluate", f"{work.evaluated:,} captions", generate, evaluating, work.rounds * load),
-    ]
-    left_out = {"generate"} if config.imported is not None else set()
-    left_out |= {"score"} if config.score.with_generation else set()
-    return [row for row in rows if row.stage not in left_out]
+    return {
+        "generate": _timed("generate", f"{work.captions:,} captions", generate, captioning, starts),
+        "score": _timed("score", f"{work.captions:,} captions", score, scoring, work.rounds * START_SECONDS),
+        "train": _timed("train", f"{work.rounds * work.pairs:,} pairs, {steps}", train, training, starts),
+        "evaluate": _timed("evaluate", f"{work.evaluated:,} captions", generate, evaluating, work.rounds * load),
+    }
 
 
 def _timed(stage: str, what: str, resources: Resources, seconds: float | None, start: float) -> StageTime:
-    """A stage whose work takes one replica so many seconds, and that many more to start."""
-    replicas = resources.replicas
-    devices = f"{replicas} x {resources.gpus:g} GPU"
+    """A stage whose work takes one GPU so many seconds, and that many more to start."""
+    replicas, gpus = resources.replicas, resources.gpus
+    devices = f"{replicas} x {gpus:g} GPU"
     if seconds is None:
         return StageTime(stage, what, devices, None, None, "the captioner does not fit")
-    wall = seconds / replicas + start
-    return StageTime(stage, what, devices, wall, wall * replicas * resources.gpus, "estimated (roofline)")
+    # Several GPUs of a replica hold its layers and take turns; a part of a GPU has its part of the speed.
+    wall = seconds / (replicas * min(1.0, gpus or 1.0)) + start
+    return StageTime(stage, what, devices, wall, wall * replicas * gpus, "estimated (roofline)")
 
 
 def _caption_seconds(config: RunConfig, work: Work, shape: LlavaShape, lengths: Lengths, gpu: Gpu, slots: int) -> float:
@@ -178,25 +197,26 @@ def _train_seconds(config: RunConfig, work: Work, shape: LlavaShape, lengths: Le
 
 
 MINIWORLD: dict[str, Measured] = {}
+"""The demo's models, of one replica on a core."""
 
 
-def _on_cpu(config: RunConfig, work: Work) -> list[StageTime]:
-    known = config.captioner.ref.startswith("miniworld:")
+def _on_cpu(config: RunConfig, work: Work) -> dict[str, StageTime]:
+    known = MINIWORLD if config.captioner.ref.startswith("miniworld:") else {}
     generate, score, train = config.generate.resources, config.score.resources, config.train.resources
+    steps = f"{work.rounds * work.steps:,} steps"
     asked = {
-        "generate": (work.images, f"{work.captions:,} captions", generate),
-        "score": (work.images, f"{work.captions:,} captions", score),
-        "train": (work.rounds * work.pairs * config.train.epochs, f"{work.rounds * work.steps:,} steps", train),
-        "evaluate": (work.evaluated, f"{work.evaluated:,} captions", generate),
+        "generate": (work.images, f"{work.captions:,} captions", generate, work.rounds),
+        "score": (work.images, f"{work.captions:,} captions", score, work.rounds),
+        "train": (work.rounds * work.pairs * config.train.epochs, steps, train, work.rounds),
+        "evaluate": (work.evaluated, f"{work.evaluated:,} captions", generate, 2 * work.rounds),
     }
-    rows = []
-    for stage, (count, what, resources) in asked.items():
-        devices = f"{resources.replicas} x {resources.cpus:g} CPU"
-        rate = MINIWORLD.get(stage) if known else None
+    rows = {}
+    for stage, (count, what, resources, starts) in asked.items():
+        devices, rate = f"{resources.replicas} x {resources.cpus:g} CPU", known.get(stage)
         if rate is None:
-            rows.append(StageTime(stage, what, devices, None, None, "unknown: no rate of this model on CPUs"))
+            rows[stage] = StageTime(stage, what, devices, None, None, "unknown: no rate of this model on CPUs")
             continue
-        seconds = count / rate.rows_a_second
-        wall = seconds / resources.replicas
-        rows.append(StageTime(stage, what, devices, wall, seconds * resources.cpus, f"measured ({rate.source})"))
+        wall = count / rate.rows_a_second / resources.replicas + starts * START_SECONDS
+        cost = wall * resources.replicas * resources.cpus
+        rows[stage] = StageTime(stage, what, devices, wall, cost, f"measured ({rate.source})")
     return rows

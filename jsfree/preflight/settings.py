@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from jsfree.config import RunConfig
@@ -30,9 +31,10 @@ def _training(config: RunConfig, work: Work) -> Iterator[Finding]:
         yield fails(
             AREA,
             "pairs for training",
-            f"{work.images // work.rounds} images a round leave at most {trained} selected pairs"
-            f"{without}, fewer than the {train.pairs_per_step} of one step (train.pairs_per_step)",
-            "raise source.count or widen select.first to select.last, or lower train.pairs_per_step",
+            f"{work.images // work.rounds} {'pairs' if config.imported else 'images'} a round leave at most {trained}"
+            f" selected pairs{without}, fewer than the {train.pairs_per_step} of one step (train.pairs_per_step)",
+            f"{'import more' if config.imported else 'raise source.count'}, widen select.first to select.last, or lower"
+            " train.pairs_per_step",
         )
         return
     if work.steps < FEW_STEPS:
@@ -66,11 +68,11 @@ def _training(config: RunConfig, work: Work) -> Iterator[Finding]:
 
 def _generation(config: RunConfig) -> Iterator[Finding]:
     decoding = config.generate.decoding
-    if decoding.temperature == 0:
-        yield fails(
+    if decoding.temperature == 0 and config.imported is None:
+        yield note(
             AREA,
             "generate.decoding.temperature",
-            "at temperature 0 both captions follow the most probable token: most pairs are twice the same caption",
+            "at temperature 0 both captions follow the most probable token: many pairs are twice the same caption",
             "set it to 1, as the paper",
         )
     for stage, resources in (("generate", config.generate.resources), ("train", config.train.resources)):
@@ -91,11 +93,15 @@ def _generation(config: RunConfig) -> Iterator[Finding]:
 
 
 def _placement(config: RunConfig) -> Iterator[Finding]:
-    if config.ray.address and "://" not in config.run and not config.run.startswith("/"):
+    if (
+        (config.ray.address or os.environ.get("RAY_ADDRESS"))
+        and "://" not in config.run
+        and not config.run.startswith("/")
+    ):
         yield note(
             AREA,
             "run",
-            f"{config.run!r} is a relative path, and ray.address names a cluster",
+            f"{config.run!r} is a relative path, and the stages run on a cluster",
             "all nodes must see it under the same path: give a shared folder or a URI with --run",
         )
     if config.serve.host not in ("127.0.0.1", "localhost", "::1"):

@@ -36,10 +36,9 @@ class Work:
     caption_tokens: int
 
 
-def work_of(config: RunConfig, images: int) -> Work:
-    """The work of a run whose rounds take so many images each."""
-    share = (config.select.last - config.select.first + 1) / config.select.splits
-    pairs = int(images * share)
+def work_of(config: RunConfig, images: int, evaluated: int | None = None) -> Work:
+    """The work of a run whose rounds take so many images each, and whose evaluation takes ``evaluated``."""
+    pairs = images * (config.select.last - config.select.first + 1) // config.select.splits
     if config.select.max_pairs is not None:
         pairs = min(pairs, config.select.max_pairs)
     trained = max(0, pairs - config.train.validation.pairs)
@@ -48,7 +47,7 @@ def work_of(config: RunConfig, images: int) -> Work:
     return Work(
         images * config.rounds,
         2 * images * config.rounds,
-        (config.evaluate.source.count or images) * modes * models,
+        (config.evaluate.source.count or evaluated or images) * modes * models,
         pairs,
         steps,
         config.rounds,

@@ -7,6 +7,7 @@ from jsfree import config as configuration
 from jsfree.config import Lora, RunConfig
 from jsfree.decoding.engine import DualPathEngine
 from jsfree.decoding.requests import Request
+from jsfree.errors import ConfigError
 from jsfree.preflight import memory, rates
 from jsfree.preflight.memory import Lengths
 from jsfree.preflight.work import work_of
@@ -60,13 +61,38 @@ def test_generation_of_100k_images_takes_hours_as_estimated_elsewhere(gpu, least
     generate = {"slots": {"a100-80g": 98, "h200": 220}[gpu], "resources": {"gpus": 1, "replicas": 1}}
     config = configuration.build({"captioner": {"dtype": "bfloat16", "ref": "llava-hf/llava-1.5-13b-hf"},
                                   "generate": generate}, where="test")  # fmt: skip
-    times = rates.stage_times(config, work_of(config, 100_000), LLAVA, LENGTHS, rates.GPUS[gpu])
+    times = rates.stage_times(config, work_of(config, 100_000), LLAVA, LENGTHS, rates.GPUS[gpu], generate["slots"])
     assert least < next(time.seconds for time in times if time.stage == "generate") / 3600 < most
 
 
 @pytest.mark.parametrize(
     ("name", "memory_gb"),
-    [("NVIDIA A100-SXM4-80GB", 80), ("NVIDIA A100-SXM4-40GB", 40), ("A100", 80), ("NVIDIA L40S", 48), ("L4", 24)],
+    [
+        ("NVIDIA A100-SXM4-80GB", 80),
+        ("NVIDIA A100-SXM4-40GB", 40),
+        ("A100", 80),
+        ("NVIDIA L40S", 48),
+        ("L4", 24),
+        ("NVIDIA L40", 48),
+        ("Tesla V100-SXM2-16GB", 16),
+        ("Tesla V100-SXM2-32GB", 32),
+    ],
 )
 def test_gpus_are_known_by_the_names_that_torch_and_ray_give_them(name, memory_gb):
     assert rates.gpu_named(name).memory == memory_gb * 1e9
+
+
+@pytest.mark.parametrize("name", ["NVIDIA GH200 480GB", "Quadro T400", "voodoo2"])
+def test_a_gpu_of_like_name_is_not_taken_for_another(name):
+    with pytest.raises(ConfigError):
+        rates.gpu_named(name)
+
+
+def test_a_part_of_a_gpu_has_its_part_of_the_speed():
+    def hours(**resources) -> float:
+        config = configuration.build({"generate": {"resources": resources}}, where="test")
+        work = work_of(config, 1_000_000)
+        times = rates.stage_times(config, work, LLAVA, LENGTHS, rates.GPUS["h200"], slots=32)
+        return next(time.device_seconds for time in times if time.stage == "generate") / 3600
+
+    assert hours(replicas=4, gpus=0.25) == pytest.approx(hours(replicas=1, gpus=1), rel=0.01)

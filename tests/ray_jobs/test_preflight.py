@@ -15,6 +15,7 @@ from jsfree.miniworld import world
 from jsfree.model_files import WEIGHTS
 from jsfree.preflight.findings import Finding, Verdict
 from ray_jobs.cli import app
+from ray_jobs.pipeline import STAGES
 from ray_jobs.preflight import plan, preflight, with_gpus
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -82,10 +83,6 @@ def without_a_template(folder: Path, _) -> dict:
     (folder / "chat_template.jinja").unlink()
     _without_checksums(folder)
     return {"captioner": {"ref": str(folder)}}
-
-
-def other_patches(folder: Path, _) -> dict:
-    return edited(folder, "processor_config.json", patch_size=8)
 
 
 def small_vocabulary(folder: Path, _) -> dict:
@@ -156,7 +153,6 @@ BROKEN = {
     "half the weights": (half_a_file, "its header says", "copy it again"),
     "a tensor missing": (without_a_tensor, "first multi_modal_projector.linear_2.bias", "publish it again"),
     "no chat template": (without_a_template, "no chat template", "llava-hf"),
-    "other patches": (other_patches, "64 image tokens into the prompt, the vision tower gives 16", "patch_size"),
     "small vocabulary": (small_vocabulary, "the language model 20", "one checkpoint"),
     "another model": (another_model, "'qwen2_vl'", ""),
     "CLIP not described": (clip_without_description, "does not describe a CLIP model", ""),
@@ -166,7 +162,6 @@ BROKEN = {
         "generate.decoding.max_new_tokens to 483",
     ),
     "image token in the prompt": (settings(prompt="What is <image>?"), "holds the image token", "remove it"),
-    "same caption twice": (settings(generate={"decoding": {"temperature": 0}}), "twice the same", "set it to 1"),
     "no step of training": (settings(source={"count": 60}), "fewer than the 32 of one step", "raise source.count"),
     "no GPU": (settings(generate={"resources": {"gpus": 1}}), "this machine has 0 GPUs", "ray.address"),
     "no cluster": (settings(ray={"address": "127.0.0.1:9"}), "no Ray cluster answers", "correct ray.address"),
@@ -187,15 +182,40 @@ def test_what_cannot_work_is_named_with_its_remedy(name, tmp_path, copy_of):
 
 def test_what_a_person_should_know_does_not_stop_a_run(tmp_path, copy_of):
     right = edited(copy_of("captioner"), "tokenizer_config.json", padding_side="right")
-    result = checked(
-        tmp_path, {**right, "train": {"cache_vision_features": True, "epochs": 1}, "serve": {"host": "::"}}
-    )
+    other_patches = edited(Path(right["captioner"]["ref"]), "processor_config.json", patch_size=8)
+    odd = {"train": {"cache_vision_features": True, "epochs": 1}, "serve": {"host": "::"}}
+    greedy = {"generate": {"decoding": {"temperature": 0}}}
+    result = checked(tmp_path, {**other_patches, **odd, **greedy})
     assert result.works
-    assert {finding.check for finding in of(result, Verdict.NOTE)} >= {
-        "padding side",
-        "serve.host",
-        "train.cache_vision_features",
-    }
+    noted = {finding.check: finding.found for finding in of(result, Verdict.NOTE)}
+    assert set(noted) >= {"padding side", "serve.host", "train.cache_vision_features", "generate.decoding.temperature"}
+    assert "64 image tokens into the prompt, the vision tower gives 16" in noted["image tokens"]
+
+
+def test_what_is_done_is_not_looked_at_again(tmp_path):
+    settings = {"source": {"kind": "folder", "path": "/nowhere", "count": 300}}
+    done = tmp_path / "run" / "round-1"
+    for mark in [stage.mark for name, stage in STAGES.items() if name != "evaluate"]:
+        (done / mark).parent.mkdir(parents=True, exist_ok=True)
+        (done / mark).write_text("{}")
+    assert checked(tmp_path, settings).works
+    (done / STAGES["evaluate"].mark).write_text("{}")
+    assert checked(tmp_path, {**settings, "captioner": {"ref": "/nowhere/llava"}}).works
+
+
+def test_too_few_images_for_evaluation_are_found_before_anything_is_trained(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    evaluation = {"source": {"kind": "folder", "path": str(tmp_path), "count": 5}}
+    (finding,) = of(checked(tmp_path, {"evaluate": evaluation}), Verdict.FAILS)
+    assert "has 1 images, but 'evaluate.source.count' asks for 5" in finding.found
+
+
+def test_a_damaged_tokenizer_is_no_traceback(tmp_path, copy_of):
+    folder = copy_of("captioner")
+    (folder / "tokenizer.json").write_text('{"model": 5}')
+    _without_checksums(folder)
+    (finding,) = of(checked(tmp_path, {"captioner": {"ref": str(folder)}}), Verdict.FAILS)
+    assert "its configuration or processor cannot be read" in finding.found
 
 
 def test_an_image_listed_twice_is_said(tmp_path):
@@ -240,7 +260,7 @@ def test_a_plan_for_gpus_must_know_which():
     config = configuration.load(CONFIGS / "llava-1.5-13b.yaml")
     with pytest.raises(ConfigError, match=r"say which with --gpu: .*a100-80g"):
         plan(config, None)
-    with pytest.raises(ConfigError, match=r"--gpu voodoo2: no such GPU is known here"):
+    with pytest.raises(ConfigError, match="no GPU 'voodoo2' is known here"):
         plan(config, "voodoo2")
 
 
