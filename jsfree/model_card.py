@@ -68,6 +68,12 @@ def _what(config: RunConfig, number: int, base: Base) -> str:
     at = f" at revision `{base.hub.revision}`" if base.hub is not None and base.hub.revision else ""
     weights = f", {config.clip.pretrained}" if config.clip.pretrained else ""
     clip = f"`{_public(config.clip.ref)}`{weights}"
+    if config.imported is not None:
+        return f"""# {base.name}, trained on imported preference pairs (m{number})
+
+{base.name}{at} after direct preference optimization (DPO) on pairs of captions that were made elsewhere
+({config.imported.format}: `{_last(config.imported.path)}`). CLIP ({clip}) scored every sentence against
+the image and told which pairs were the wrong way round, as in {PAPER}."""
     return f"""# {base.name}, improved by itself (m{number})
 
 {base.name}{at} after {rounds} of judge-free self-improvement ({PAPER}): it was trained by direct preference
@@ -117,10 +123,14 @@ def _data(run: Run, number: int) -> str:
         facts = {} if selected is None else selected.facts
         counts = [samples and samples.rows_out, pairs and pairs.rows_out, facts.get("inverted"), facts.get("kept")]
         rows.append([f"{each}", *(tables.MISSING if count is None else f"{count:,}" for count in counts)])
-    return (
-        f"## Data\n\nImages alone were used, each once: {_described(run.config.source)}. The captions are the model's"
-        f' own, asked "{run.config.prompt}".\n\n{_table(header, rows)}'
+    imported = run.config.imported
+    told = (
+        f"Images alone were used, each once: {_described(run.config.source)}. The captions are the model's own, asked"
+        f' "{run.config.prompt}".'
+        if imported is None
+        else f"Images, prompts and both captions of a pair are those of `{_last(imported.path)}` ({imported.format})."
     )
+    return f"## Data\n\n{told}\n\n{_table(header, rows)}"
 
 
 def _training(run: Run, number: int) -> str:
@@ -143,7 +153,8 @@ def _settings(config: RunConfig) -> Iterator[tuple[str, str]]:
         "gaussian": f"N({ratios.mean:g}, {ratios.std:g}) clipped to [0, 1]",
     }[ratios.distribution]
     winner = "the preferred caption at 0" if ratios.winner == "zero" else "both captions' drawn"
-    yield "hallucination ratios", f"{drawn}, {winner}; {_decoded(config.generate.decoding)}"
+    if config.imported is None:
+        yield "hallucination ratios", f"{drawn}, {winner}; {_decoded(config.generate.decoding)}"
     kept = f"splits {select.first} to {select.last} of {select.splits} by score gap"
     yield "selection", f"{kept}; pairs that CLIP has the other way round: {select.inverted}"
     against = "the model each round began with" if train.reference == "previous" else "the base model"
@@ -214,8 +225,8 @@ def _limits(run: Run, number: int, base: Base) -> str:
         "It still names things that are not there; less often does not mean never.",
         "CLIP's mean sentence score rewards neither completeness nor variety: captions may get shorter, leave things"
         " out or repeat them. Read hallucination together with recall, length and repetition.",
-        f'It was trained to answer one question, "{run.config.prompt}", in one turn about one image. Other uses were'
-        " not measured, nor were safety and bias beyond its base's.",
+        f"It was trained to answer {_asked(run.config)} in one turn about one image. Other uses were not measured, nor"
+        " were safety and bias beyond its base's.",
         licence,
     ]
     if run.config.captioner.ref.startswith("miniworld:"):
@@ -225,6 +236,10 @@ def _limits(run: Run, number: int, base: Base) -> str:
     if not _comparisons(run, number)[1]:
         lines.insert(0, "Hallucination itself has not been measured.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _asked(config: RunConfig) -> str:
+    return f'one question, "{config.prompt}",' if config.imported is None else "the pairs' questions"
 
 
 def _described(source: Source) -> str:

@@ -161,3 +161,12 @@ NO_FRONT_MATTER = (
 @pytest.mark.parametrize("text", NO_FRONT_MATTER)
 def test_what_is_no_front_matter_says_nothing(text):
     assert front_matter(text) == {}
+
+
+def test_of_imported_pairs_it_does_not_say_that_the_model_wrote_them(tmp_path):
+    imported = {"format": "povid", "path": "/home/me/povid_preference.json"}
+    text = card(example_run.build(tmp_path / "run", imported=imported), 1)
+    assert "pairs of captions that were made elsewhere\n(povid: `povid_preference.json`)" in text
+    assert "trained to answer the pairs' questions" in text
+    for claim in ("/home/me", "written itself", "model's own", "hallucination ratios", "Describe image"):
+        assert claim not in text.partition("## How to use it")[0] + text.partition("## Data")[2]
