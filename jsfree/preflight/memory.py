@@ -160,7 +160,8 @@ def alternatives(train: Train, *, on_cpu: bool = False) -> Iterator[tuple[str, T
         for offload in ("none",) if on_cpu else ("none", "optimizer", "all"):
             for checkpointing in (False, True):
                 for stage in (1, 2, 3) if offload != "all" else (3,):
-                    name = f"{'LoRA' if lora else 'full'}, ZeRO-{stage}"
+                    part = "full" if train.trained_layers is None else f"last {train.trained_layers} layers"
+                    name = f"{'LoRA' if lora else part}, ZeRO-{stage}"
                     name += ", gradient checkpointing" if checkpointing else ""
                     name += f", offload {offload}" if offload != "none" else ""
                     changed = {
