@@ -21,17 +21,16 @@ from jsfree.storage import Folder
 QUICK = Timing(renew=0.2, stale=1.5, settle=1.0)
 # A driver: takes the lease, says so, works until its input ends, and says what came of it.
 DRIVER = """
-import sys, time
-from select import select
+import signal, sys, time
 from jsfree.errors import JsfreeError
 from jsfree.lease import Lease, Timing
 from jsfree.storage import Folder
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
 try:
     with Lease(Folder(sys.argv[1]), Timing(renew=0.2, stale=1.5, settle=1.0)):
         print("held", flush=True)
-        while not select([sys.stdin], [], [], 0.2)[0]:  # a signal just before one long read would wait for its end
-            pass
+        sys.stdin.readline()
         if sys.argv[2:] == ["fail"]:
             raise RuntimeError("the stage failed")
     print("ended", flush=True)

@@ -51,9 +51,9 @@ def fails(area: str, check: str, found: str, remedy: str) -> Finding:
 
 
 def failed(area: str, check: str, error: JsfreeError, remedy: str = "") -> Finding:
-    """An error of ours as a finding: its message says what is wrong, and behind the first semicolon what to do."""
-    found, _, told = str(error).partition("; ")
-    return Finding(area, check, Verdict.FAILS, found, told or remedy)
+    """An error of ours as a finding: its message says what is wrong, and behind the last semicolon what to do."""
+    found, semicolon, told = str(error).rpartition("; ")
+    return Finding(area, check, Verdict.FAILS, found if semicolon else told, told if semicolon else remedy)
 
 
 def attempted(area: str, check: str, work: Callable[[], Iterable[Finding]], remedy: str = "") -> Iterator[Finding]:

@@ -20,6 +20,7 @@ from jsfree import config, schemas
 from jsfree.captioning import PairGenerator
 from jsfree.config import Resources
 from jsfree.errors import StageError
+from jsfree.preflight.findings import Verdict
 from jsfree.schemas import StageOutput
 from jsfree.storage import Folder, Run, shard_name
 from ray_jobs import cluster as clusters
@@ -28,6 +29,7 @@ from ray_jobs.capacity import check_room
 from ray_jobs.console import Reporter
 from ray_jobs.describe import see_nodes
 from ray_jobs.generate_pairs import generate_pairs, list_samples
+from ray_jobs.preflight import preflight
 from ray_jobs.progress import Counts, Figures
 from ray_jobs.rounds import Model, Round
 from ray_jobs.shards import ShardedStage, Table, run_shards
@@ -184,6 +186,29 @@ def test_a_stage_that_fails_gives_its_gpus_back(box, tmp_path):
     with pytest.raises(StageError, match="a stage that fails"):
         go(stage_of(tmp_path, "pairs", range(-2, 0), 2, replicas=2, cpus=0.5, gpus=4))
     all_given_back()
+
+
+def test_preflight_says_for_which_stage_a_cluster_has_no_room(box, tmp_path):
+    gpu = {"gpus": 1, "cpus": 0.1, "replicas": 8}
+    stages = {
+        "generate": {"resources": {**gpu, "accelerator_type": "A100"}},
+        "score": {"resources": {**gpu, "gpus": 0.5}},
+    }
+    train = {"pairs_per_step": 36, "pairs_per_worker": 4, "resources": {**gpu, "replicas": 9}}
+    settings = {
+        "run": str(tmp_path / "run"),
+        "shard_rows": 20,
+        "ray": {"address": box.address},
+        **stages,
+        "train": train,
+    }
+    found = {
+        each.check: each for each in preflight(config.build(settings, where="test")).findings if each.area == "cluster"
+    }
+    assert (found["generate"].verdict, found["score"].verdict) == (Verdict.OK, Verdict.OK)
+    assert found["train"].verdict is Verdict.FAILS
+    assert "the cluster has room for 8 (1 nodes, 4 CPU, 8 GPU of type A100)" in found["train"].found
+    assert found["train"].remedy.startswith("lower train.resources.replicas")
 
 
 @pytest.mark.parametrize(
