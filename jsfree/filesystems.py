@@ -6,6 +6,8 @@ missing credentials and for a server that does not answer above all.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -30,6 +32,14 @@ def filesystem_of(uri: str) -> tuple[Any, str]:
             raise
         raise ImportError(f"{error}: `uv sync --frozen --extra {extra}`") from error
     return filesystem, str(path)
+
+
+def nearest_existing(path: str) -> Path:
+    """The path itself if it exists, else its nearest ancestor that exists; an inaccessible path counts as missing."""
+    found = Path(path).absolute()
+    while not os.path.exists(found):  # Path.exists raises PermissionError where this returns False
+        found = found.parent
+    return found
 
 
 def reason(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from jsfree.errors import ModelError
 from jsfree.gpus import check_dtype, visible_gpu
 from jsfree.model_files import PACKAGED, local_folder, look_up
 from jsfree.model_folder import CAPTIONER, CLIP
+from jsfree.shapes import visual_tokens
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -66,9 +67,7 @@ class Captioner:
     @cached_property
     def image_tokens(self) -> int:
         """Visual tokens an image takes in the prompt (576 for LLaVA-1.5)."""
-        vision = self.model.config.vision_config
-        patches: int = (vision.image_size // vision.patch_size) ** 2
-        return patches + (1 if self.model.config.vision_feature_select_strategy == "full" else 0)
+        return visual_tokens(self.model.config)
 
     @cached_property
     def eos_ids(self) -> frozenset[int]:

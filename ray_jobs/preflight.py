@@ -10,6 +10,7 @@ from typing import Any
 from jsfree import config as configuration
 from jsfree import shapes
 from jsfree.config import Imported, RunConfig, Source
+from jsfree.dpo import footprint
 from jsfree.errors import ConfigError, JsfreeError, StorageError
 from jsfree.images import Look, images_of_a_round, look_at
 from jsfree.images.listing import Candidate
@@ -113,10 +114,11 @@ def _sizes(known: _Models, result: Preflight, work: Work, machines: Machines, lo
         result.training = _ways(config, shape, lengths, training)
     train = config.train
     counted = memory.parameters(shape, train.trained_layers, train.lora)
-    features = shape.image_tokens * shape.vision.hidden * memory.BYTES[config.captioner.dtype]
+    dtype = config.captioner.dtype
+    features = footprint.feature_bytes_of(shapes.llava_config(shape), dtype)
     needed = works_out.disk_bytes(config, work, counted, looks.image_bytes, features)
-    passing = works_out.passing_bytes(config, work, counted) if "train" in machines.left else 0
-    yield from places.check_disk(config, needed, passing)
+    passing = footprint.passing_bytes(counted, train.zero_stage, dtype, works_out.checkpoints(config, work))
+    yield from places.check_disk(config, needed, passing if "train" in machines.left else 0)
     if machines.gpu is not None or not machines.asks_for_gpus(config):
         result.times = rates.stage_times(config, work, shape, lengths, machines.gpu, slots)
 

@@ -31,6 +31,7 @@ from typing import Any
 from jsfree.config import Lora
 from jsfree.dpo.trained import trained_names
 from jsfree.model_folder import CAPTIONER
+from jsfree.shapes import visual_tokens
 
 BYTES = {"float32": 4, "bfloat16": 2}
 OPTIMIZER_BYTES = 12
@@ -88,10 +89,20 @@ def feature_bytes(folder: Path, dtype: str) -> int:
     """What the vision tower of a captioner in a local folder makes of an image."""
     from transformers import LlavaConfig
 
-    config: Any = LlavaConfig.from_pretrained(folder)
-    vision, layers = config.vision_config, config.vision_feature_layer
-    tokens = (vision.image_size // vision.patch_size) ** 2 + (config.vision_feature_select_strategy == "full")
-    return int(BYTES[dtype] * tokens * vision.hidden_size * (1 if isinstance(layers, int) else len(layers)))
+    return feature_bytes_of(LlavaConfig.from_pretrained(folder), dtype)
+
+
+def feature_bytes_of(config: Any, dtype: str) -> int:
+    """The same by the captioner's configuration."""
+    layers = config.vision_feature_layer
+    width = config.vision_config.hidden_size * (1 if isinstance(layers, int) else len(layers))
+    return int(BYTES[dtype] * visual_tokens(config) * width)
+
+
+def passing_bytes(parameters: Parameters, zero_stage: int, dtype: str, checkpoints: int) -> int:
+    """What lies in TMPDIR at most: a checkpoint, if any is written, or the model, on its way into the run."""
+    each = checkpoint_bytes(parameters, zero_stage, dtype) if checkpoints else 0
+    return max(each, model_bytes(parameters, dtype))
 
 
 @dataclass(frozen=True)

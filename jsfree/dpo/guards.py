@@ -15,6 +15,7 @@ from jsfree.config import RunConfig
 from jsfree.dpo import footprint
 from jsfree.dpo.footprint import Parameters
 from jsfree.errors import DeviceError
+from jsfree.filesystems import nearest_existing
 from jsfree.gpus import Gpu, check_dtype, visible_gpu
 from jsfree.model_files import local_folder
 from jsfree.model_folder import CAPTIONER
@@ -87,7 +88,8 @@ def disk_needs(parameters: Parameters, config: RunConfig, steps: int, output: Fo
     model = footprint.model_bytes(parameters, dtype)
     held = footprint.checkpoints_held(steps, train.checkpoint_every, train.keep)
     kept = f"{held} checkpoints of {each / GB:.1f} GB (train.keep: {train.keep}, and the one being written)"
-    needs = [Need(tempfile.gettempdir(), max(each if held else 0, model), "one of them on its way there")]
+    passing = footprint.passing_bytes(parameters, train.zero_stage, dtype, held)
+    needs = [Need(tempfile.gettempdir(), passing, "one of them on its way there")]
     if output.is_local:
         written = Path(output.path).parent / "features"
         left = max(0, held * each + model - _size(Path(output.path))) + max(0, features - _size(written))
@@ -104,9 +106,9 @@ def check_disk(needs: list[Need]) -> None:
     """
     by_device: dict[int, list[Need]] = {}
     for need in needs:
-        by_device.setdefault(os.stat(_existing(need.path)).st_dev, []).append(need)
+        by_device.setdefault(os.stat(nearest_existing(need.path)).st_dev, []).append(need)
     for together in by_device.values():
-        free = shutil.disk_usage(_existing(together[0].path)).free
+        free = shutil.disk_usage(nearest_existing(together[0].path)).free
         total = sum(need.bytes for need in together)
         if total > free:
             what = "; ".join(f"{need.path}: {need.bytes / GB:.1f} GB, {need.purpose}" for need in reversed(together))
@@ -115,14 +117,6 @@ def check_disk(needs: list[Need]) -> None:
                 " some, put --run or TMPDIR on a larger disk, lower train.keep, or raise train.checkpoint_every"
                 " (at the number of steps or above, none is written); then run it again: nothing is lost"
             )
-
-
-def _existing(path: str) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    found = Path(path).absolute()
-    while not found.exists():
-        found = found.parent
-    return found
 
 
 def _size(folder: Path) -> int:

@@ -46,9 +46,7 @@ class Description:
     @property
     def image_tokens(self) -> int:
         """Visual tokens that the vision tower gives for an image."""
-        vision = self.config.vision_config
-        patches: int = (vision.image_size // vision.patch_size) ** 2
-        return patches + (1 if self.config.vision_feature_select_strategy == "full" else 0)
+        return shapes.visual_tokens(self.config)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 from jsfree import config as configuration
 from jsfree.config import RunConfig
 from jsfree.errors import JsfreeError
+from jsfree.filesystems import nearest_existing
 from jsfree.preflight.findings import Finding, fails, note, ok
 from jsfree.storage import Folder, stored_config
 
@@ -77,7 +78,7 @@ def check_disk(config: RunConfig, needed: Mapping[str, int], passing: int) -> It
         yield ok(AREA, "room", f"the run takes up to {total / GB:.1f} GB (in GB: {told}) of {folder.uri}")
         yield from _room("TMPDIR", temporary, passing, "a checkpoint or model on its way", elsewhere=elsewhere)
         return
-    path = _there(Path(folder.path))
+    path = nearest_existing(folder.path)
     there = sum(folder.sizes().values())
     left = max(0, total - there)
     if path.stat().st_dev == temporary.stat().st_dev and not elsewhere:
@@ -99,13 +100,6 @@ def _room(check: str, path: Path, needed: int, what: str, *, elsewhere: bool = F
         yield note(AREA, check, f"on this machine, which may not be one that trains: {told}", remedy)
     else:
         yield fails(AREA, check, told, remedy)
-
-
-def _there(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    while not os.path.exists(path):  # False for what may not be looked at, where Path's raises
-        path = path.parent
-    return path
 
 
 def _first_missing(path: Path) -> Path | None:

@@ -61,12 +61,10 @@ def caption_tokens(config: RunConfig) -> int:
     return min(usual, config.generate.decoding.max_new_tokens)
 
 
-def passing_bytes(config: RunConfig, work: Work, parameters: Parameters) -> int:
-    """What lies in TMPDIR at most: a checkpoint or a model on its way into the run, if all workers are on one node."""
+def checkpoints(config: RunConfig, work: Work) -> int:
+    """Most checkpoints of a round's training on the disk at once."""
     train = config.train
-    written = train.checkpoint_every < work.steps
-    each = footprint.checkpoint_bytes(parameters, train.zero_stage, config.captioner.dtype) if written else 0
-    return max(each, footprint.model_bytes(parameters, config.captioner.dtype))
+    return footprint.checkpoints_held(work.steps, train.checkpoint_every, train.keep) if work.steps else 0
 
 
 def disk_bytes(
@@ -84,7 +82,7 @@ def disk_bytes(
     caption_tables = 2 * work.evaluated * (image_bytes + caption)
     train = config.train
     each = footprint.checkpoint_bytes(parameters, train.zero_stage, config.captioner.dtype)
-    held = footprint.checkpoints_held(work.steps, train.checkpoint_every, train.keep) if work.steps else 0
+    held = checkpoints(config, work)
     kept = work.rounds * min(held, train.keep) + max(0, held - train.keep)
     return {
         "tables": pair_tables + caption_tables,
