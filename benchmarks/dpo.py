@@ -43,6 +43,7 @@ from jsfree.storage import Folder
 
 TARGETS = {"trl_pairs_per_second": 2.5, "trl_peak_memory_cost": 1 / 3, "second_epoch": 1.3}
 WORKERS_COST = 1.15
+EPOCHS = ("first", "second", "both")
 CURVE = 1e-3
 MICRO = 4
 
@@ -134,38 +135,47 @@ PREPARE = loop._Trainer.prepare
 
 
 def speeds(folder: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Pairs a second against TRL, the second epoch against the first, and both curves of losses."""
+    """Pairs a second against TRL, by default and with cached vision features, and the loss curves of both."""
     import dpo_peer
 
     captioner = tiny(folder / "policy", patches=12, vocabulary=4096)
     pairs, images = drawn_pairs(folder / "images", 32, captioner)
-    chosen = settings(len(pairs), cache_vision_features=True, checkpoint_every=1000)
-    size, epochs = chosen.train.pairs_per_step, chosen.train.epochs
+    default = settings(len(pairs), checkpoint_every=1000)
+    cached = settings(len(pairs), cache_vision_features=True, checkpoint_every=1000)
+    size, epochs = default.train.pairs_per_step, default.train.epochs
     steps = len(pairs) // size
-    ordered = in_our_order(chosen, pairs)
-    seconds: dict[str, list[float]] = {name: [] for name in ("trl", "first", "second", "both")}
+    ordered = in_our_order(default, pairs)
+    seconds: dict[str, list[float]] = {name: [] for name in ("trl", *EPOCHS, *(f"cached {name}" for name in EPOCHS))}
     for number in range(rounds + 1):
-        with one_worker(folder / f"store-{number}"), quietly():
-            ours = Ours(folder / f"run-{number}", folder / "policy").run(chosen, pairs)
+        ours = {}
+        for prefix, chosen in {"": default, "cached ": cached}.items():
+            name = f"{prefix.strip()}{number}"
+            with one_worker(folder / f"store-{name}"), quietly():
+                ours[prefix] = Ours(folder / f"run-{name}", folder / "policy").run(chosen, pairs)
         theirs = dpo_peer.Watch()
         taken, shown = [pairs[at] for at in ordered], [images[at] for at in ordered]
-        rate = partial(learning_rate, total=steps * epochs, config=chosen)
+        rate = partial(learning_rate, total=steps * epochs, config=default)
         with quietly():
-            dpo_peer.train(folder / "policy", taken, shown, chosen.train, rate, folder / f"trl-{number}", theirs)
-        if number:  # the first step of each run has start-up in it and stands in none of the figures
+            dpo_peer.train(folder / "policy", taken, shown, default.train, rate, folder / f"trl-{number}", theirs)
+        if number:  # the first step of each run includes start-up and is left out of every figure
             ended = theirs.seconds
             seconds["trl"].append((ended[-1] - ended[0]) / (len(ended) - 1) / size)
-            seconds["first"].append(ours.preparing / len(pairs) + ours.a_step(0, steps - 1) / size)
-            seconds["second"].append(ours.a_step(steps - 1, 2 * steps - 1) / size)
-            seconds["both"].append((seconds["first"][-1] + seconds["second"][-1]) / 2)
+            for prefix, run in ours.items():
+                first = run.preparing / len(pairs) + run.a_step(0, steps - 1) / size
+                second = run.a_step(steps - 1, 2 * steps - 1) / size
+                for name, value in zip(EPOCHS, (first, second, (first + second) / 2), strict=True):
+                    seconds[prefix + name].append(value)
     target = TARGETS["trl_pairs_per_second"]
-    ratios = {
-        "trl_pairs_per_second": ratio(seconds["trl"], seconds["both"], target),
-        "trl_pairs_per_second_first_epoch": ratio(seconds["trl"], seconds["first"], target),
-        "trl_pairs_per_second_later_epochs": ratio(seconds["trl"], seconds["second"], target),
-        "second_epoch": ratio(seconds["first"], seconds["second"], TARGETS["second_epoch"]),
-    }
-    curves = {"jsfree": ours.loss, "trl": theirs.loss}
+    ratios = {}
+    for prefix, suffix in {"": "", "cached ": "_cached_features"}.items():
+        first, second, both = (seconds[prefix + name] for name in EPOCHS)
+        ratios |= {
+            f"trl_pairs_per_second{suffix}": ratio(seconds["trl"], both, target),
+            f"trl_pairs_per_second_first_epoch{suffix}": ratio(seconds["trl"], first, target),
+            f"trl_pairs_per_second_later_epochs{suffix}": ratio(seconds["trl"], second, target),
+            f"second_epoch{suffix}": ratio(first, second, TARGETS["second_epoch"]),
+        }
+    curves = {"jsfree": ours[""].loss, "trl": theirs.loss}
     apart = max(abs(one - other) for one, other in zip(*curves.values(), strict=True))
     figures = {
         "milliseconds_a_pair": {name: 1000 * statistics.median(values) for name, values in seconds.items()},

@@ -4,7 +4,8 @@
 
 Reports on test scenes that no choice of settings has seen (docs/log.md).
 ``--weights`` repeats it from another m0, as ``jsfree miniworld pretrain --seed 1 --out FOLDER`` makes one.
-The result is written to ``benchmarks/results/effect_<date>_<hardware>.json`` and printed as the last line.
+The result is written to ``benchmarks/results/effect_<date>_<hardware>.json`` and printed as the last line. Runs that
+are already finished are not repeated; the date is that of the newest run, not the day on which they are summarised.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from jsfree.evaluation.statistics import wilson
 from jsfree.storage import Run
 from ray_jobs import pipeline
 from ray_jobs.console import Reporter
+from ray_jobs.describe import about
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"default": "miniworld.yaml", "paper": "miniworld-paper.yaml"}
@@ -33,13 +35,16 @@ def main() -> None:
     arguments = parse()
     loads = [os.getloadavg()[0]]
     figures: dict[str, Any] = {}
+    created: list[str] = []
     for name, file in SETTINGS.items():
         if name in arguments.settings:
             runs = [loop(name, file, seed, arguments) for seed in arguments.seeds]
-            figures[name] = {"seeds": arguments.seeds, **summary(runs)}
+            started = [about(run)["created"] for run in runs]
+            figures[name] = {"seeds": arguments.seeds, "created": started, **summary(runs)}
+            created += started
     loads.append(os.getloadavg()[0])
     suffix = f"-{arguments.weights.name}" if arguments.weights else ""
-    publish(f"effect{suffix}", {}, figures, loads)
+    publish(f"effect{suffix}", {}, figures, loads, date=max(created)[:10])
 
 
 def parse() -> argparse.Namespace:

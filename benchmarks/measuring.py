@@ -60,9 +60,15 @@ def hardware() -> str:
     return f"{os.cpu_count()}cpu-{platform.machine()}"
 
 
-def publish(name: str, ratios: Mapping[str, Any], figures: Mapping[str, Any], loads: list[float]) -> Path:
-    """Write a dated result and print it as the last line."""
-    date = datetime.now(UTC).date().isoformat()
+def publish(
+    name: str, ratios: Mapping[str, Any], figures: Mapping[str, Any], loads: list[float], date: str | None = None
+) -> Path:
+    """Write a dated result and print it as the last line.
+
+    Args:
+        date: day of the measurement, ISO 8601; today if it is not given.
+    """
+    date = date or datetime.now(UTC).date().isoformat()
     result = {
         "benchmark": name,
         "date": date,
