@@ -12,10 +12,10 @@ from typing import Any
 from jsfree.config import Imported
 from jsfree.errors import RowError, SourceError
 from jsfree.exchange.formats import FORMATS, Parts
+from jsfree.exchange.image_paths import image_uri
 from jsfree.exchange.preferences import MARKER, Preference, without_marker
-from jsfree.exchange.records import Found, records
+from jsfree.exchange.records import Found, configured_folder, records
 from jsfree.exchange.texts import printable, require_text
-from jsfree.images.listing import located
 from jsfree.images.tables import MOST_EMBEDDED_BYTES
 from jsfree.schemas import ImageRef, sample_id
 
@@ -43,10 +43,11 @@ def preferences(settings: Imported) -> Iterator[Preference | Unusable]:
     """
     seen: dict[str, str] = {}
     embedded, found = 0, None
+    folder = _folder(settings)
     for found in records(settings):
         where = f"{found.file.shown}, row {found.row}"
         try:
-            pair = _pair(found, settings)
+            pair = _pair(found, settings, folder)
             name = sample_id(pair.id, pair.prompt)
             if name in seen:
                 told = printable(repr(pair.id))
@@ -67,7 +68,7 @@ def _name(found: Found) -> str:
     return f"{printable(found.file.name)}:{found.row}"
 
 
-def _pair(found: Found, settings: Imported) -> Preference:
+def _pair(found: Found, settings: Imported, folder: str) -> Preference:
     if isinstance(found.record, RowError):
         raise found.record
     layout = FORMATS[settings.format]
@@ -88,7 +89,7 @@ def _pair(found: Found, settings: Imported) -> Preference:
                 f" ({MAX_TOKEN_CHARACTERS} for each of 'imported.max_tokens'); remove the row",
             )
     start = _images(settings) if settings.images else posixpath.dirname(found.file.address)
-    image = _image(name, parts, start)
+    image = _image(name, parts, start, folder, settings.allow_outside)
     return Preference(name, image, prompt, texts["chosen"], texts["rejected"])
 
 
@@ -100,13 +101,18 @@ def _require_room(embedded: int, settings: Imported) -> None:
         )
 
 
+def _folder(settings: Imported) -> str:
+    """The folder that images must be in."""
+    return _images(settings) if settings.images else configured_folder(settings)
+
+
 def _images(settings: Imported) -> str:
     """``imported.images``; absolute, because workers have other working directories."""
     root = settings.images or ""
     return (root if "://" in root else os.path.abspath(os.path.expanduser(root))).rstrip("/")
 
 
-def _image(name: str, parts: Parts, start: str) -> ImageRef:
+def _image(name: str, parts: Parts, start: str, folder: str, allow_outside: bool) -> ImageRef:
     image = parts.image
     content: Any = image.get("bytes") if isinstance(image, Mapping) else image if isinstance(image, bytes) else None
     if isinstance(content, bytes) and content:
@@ -117,5 +123,5 @@ def _image(name: str, parts: Parts, start: str) -> ImageRef:
     if not isinstance(path, str):
         raise RowError("malformed", f"the image (key 'image' or 'images') is {type(path).__name__}, expected one path")
     path = require_text(path, "the image (key 'image' or 'images')")
-    uri = require_text(located(start, path), "the image's path")
+    uri = require_text(image_uri(path, start, folder, allow_outside=allow_outside), "the image's path")
     return {"id": name, "uri": uri, "bytes": None, "sha256": None}

@@ -112,6 +112,8 @@ LINES = {
     "a list": "[]",
     "null": "null",
     "other keys": '{"x": 1}',
+    "base64": json.dumps({**GOOD["trl"], "images": ["iVBORw0KGgo" * 1000]}),
+    "a data URL": json.dumps({**GOOD["trl"], "images": ["data:image/png;base64,iVBORw0KGgo="]}),
     "an endless caption": json.dumps({**GOOD["trl"], "chosen": "cat " * 1_000_000}),
     "a conversation without end": json.dumps({**GOOD["trl"], "chosen": [{"role": "x" * 99}] * 9999}),
     "a role that is no text": json.dumps({**GOOD["trl"], "chosen": [{"role": [[["x"]]], "content": "A cat."}]}),
