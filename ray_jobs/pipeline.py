@@ -22,7 +22,7 @@ from ray_jobs.console import Reporter
 from ray_jobs.describe import about, described, note, stages
 from ray_jobs.evaluate_model import evaluate_model
 from ray_jobs.generate_pairs import generate_pairs, list_samples
-from ray_jobs.import_pairs import import_pairs
+from ray_jobs.import_pairs import import_pairs, list_records
 from ray_jobs.rounds import Model, Round
 from ray_jobs.score_pairs import score_pairs
 from ray_jobs.select_pairs import select_pairs
@@ -44,7 +44,8 @@ class Stage:
 def generate(current: Round, _: None) -> Manifest:
     """The round's samples, and two captions of each: generated, or somebody else's."""
     if current.config.imported is not None:
-        return import_pairs(current, current.config.imported)
+        imported = current.config.imported
+        return import_pairs(current, imported, list_records(current, imported))
     return generate_pairs(current, list_samples(current))
 
 

@@ -38,6 +38,7 @@ def theirs(tmp_path) -> Path:
 def settings(tmp_path, theirs, **changes) -> config.RunConfig:
     imported = {"format": "trl", "path": str(theirs)}
     base = {"run": str(tmp_path / "run"), "shard_rows": 4, "max_failed_fraction": 0.2, "imported": imported}
+    base["evaluate"] = {"source": {"count": 2}}
     return config.build({**base, **changes}, where="test")
 
 
@@ -73,6 +74,60 @@ def test_a_stopped_import_goes_on_and_leaves_what_is_there(tmp_path, theirs):
     assert pq.read_table(lost).equals(expected)
     assert os.stat(kept).st_mtime_ns == written
     assert Run.existing(chosen.run).manifest(1, "pairs").rows_out == 8
+
+
+def stopped(tmp_path, theirs, stage: str, **changes) -> config.RunConfig:
+    """An import that was killed when ``stage`` had its first shard alone."""
+    chosen = settings(tmp_path, theirs, **changes)
+    pipeline.run_stage(chosen, quiet(), "generate")
+    run = Run.existing(chosen.run)
+    run.stage(1, stage).remove("_manifest.json")
+    for number in run.stage(1, stage).shards()[1:]:
+        run.stage(1, stage).remove(shard_name(number))
+    if stage == "samples":
+        run.stage(1, "pairs").remove()
+    return chosen
+
+
+@pytest.mark.parametrize("stage", ["samples", "pairs"])
+@pytest.mark.parametrize("change", ["fewer", "one text", "another file"])
+def test_records_that_change_before_the_resume_are_never_mixed(tmp_path, theirs, stage, change):
+    chosen = stopped(tmp_path, theirs, stage)
+    lines = theirs.read_text().splitlines()
+    changed = {
+        "fewer": lines[5:],
+        "one text": [lines[0].replace("Cat 0.", "Cow 0."), *lines[1:]],
+        "another file": [json.dumps(record(number)) for number in range(20, 33)],
+    }[change]
+    theirs.write_text("".join(f"{line}\n" for line in changed))
+    pipeline.run_stage(chosen, quiet(), "generate")
+    fresh = settings(tmp_path, theirs, run=str(tmp_path / "fresh"))
+    pipeline.run_stage(fresh, quiet(), "generate")
+    resumed, expected = Run.existing(chosen.run), Run.existing(fresh.run)
+    for table, schema in (("samples", schemas.SAMPLES), ("pairs", schemas.PAIRS)):
+        assert rows(resumed, table, schema) == rows(expected, table, schema)
+        assert resumed.stage(1, table).shards() == expected.stage(1, table).shards()
+        assert rows(resumed, f"errors/{table}", schemas.ERRORS) == rows(expected, f"errors/{table}", schemas.ERRORS)
+        told, count = resumed.manifest(1, table), len(rows(resumed, table, schema))
+        assert told.rows_out == count
+        assert told.rows_failed == len(rows(resumed, f"errors/{table}", schemas.ERRORS))
+
+
+def test_records_that_change_while_they_are_read_are_refused(tmp_path, theirs, monkeypatch):
+    from ray_jobs import import_pairs
+
+    class Changing(import_pairs.ImportedPairs):
+        def __call__(self, found):
+            theirs.write_text(theirs.read_text().replace("Dog", "Cow"))
+            return super().__call__(found)
+
+    chosen = settings(tmp_path, theirs)
+    with monkeypatch.context() as changing:
+        changing.setattr(import_pairs, "ImportedPairs", Changing)
+        with pytest.raises(StageError, match=r"theirs\.jsonl was changed while it was imported; run the import again"):
+            pipeline.run_stage(chosen, quiet(), "generate")
+    pipeline.run_stage(chosen, quiet(), "generate")
+    assert {row["high"]["text"][:3] for row in rows(Run.existing(chosen.run), "pairs", schemas.PAIRS)} == {"Cow"}
 
 
 def test_too_many_bad_records_fail_the_stage_with_the_first_one(tmp_path, theirs):
