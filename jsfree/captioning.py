@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
@@ -26,6 +26,7 @@ from jsfree.decoding.sampling import noise_key
 from jsfree.errors import RowError
 from jsfree.images import load_image
 from jsfree.models import Captioner, load_captioner
+from jsfree.overlap import read_hashes, require_not_evaluated
 from jsfree.ratios import draw_ratios
 from jsfree.schemas import ImageRef, Sample, StageOutput
 
@@ -57,10 +58,14 @@ class _Read:
 
 
 class Reading:
-    """Guarded reading and preprocessing of images, in threads, ahead of the decoding."""
+    """Guarded reading and preprocessing of images, in threads, ahead of the decoding.
 
-    def __init__(self, captioner: Captioner, threads: float) -> None:
+    An image with a SHA-256 in ``excluded`` becomes an error row of kind ``evaluation_image``; it is not preprocessed.
+    """
+
+    def __init__(self, captioner: Captioner, threads: float, excluded: Collection[str] = ()) -> None:
         self._captioner = captioner
+        self._excluded = excluded
         self._readers = ThreadPoolExecutor(max(1, int(threads)), "read-image")
 
     def read(
@@ -80,6 +85,7 @@ class Reading:
 
     def _one(self, image: ImageRef, limits: Source, second: Second | None) -> _Read:
         loaded, sha256 = load_image(image, limits)
+        require_not_evaluated(image, sha256, self._excluded)
         return _Read(self._captioner.pixels(loaded), sha256, None if second is None else second.pixels(loaded))
 
     @staticmethod
@@ -100,12 +106,25 @@ class Reading:
 class PairGenerator:
     """Stage 1: two captions an image by dual-path decoding (paper, section 3.2 and Algorithm 1, lines 3-8)."""
 
-    def __init__(self, config: RunConfig, model_ref: str, round_number: int, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        model_ref: str,
+        round_number: int,
+        device: str = "cpu",
+        evaluation_hashes: str | None = None,
+    ) -> None:
+        """Load the captioner ``model_ref``.
+
+        Args:
+            evaluation_hashes: folder or URI of a table of ``schemas.EVALUATION_HASHES``; images in it get no captions.
+        """
         self.config = config
         self.round_number = round_number
         settings = config.generate
         self.captioner = captioner_of(config, model_ref, device)
-        self._reading = Reading(self.captioner, settings.resources.cpus)
+        excluded = read_hashes(evaluation_hashes) if evaluation_hashes else frozenset[str]()
+        self._reading = Reading(self.captioner, settings.resources.cpus, excluded)
         self.engine = DualPathEngine(
             self.captioner,
             settings.slots,
@@ -119,7 +138,9 @@ class PairGenerator:
         self._numbers = count()
 
     def __call__(self, samples: Sequence[Sample], second: Second | None = None) -> StageOutput:
-        """Rows of ``schemas.PAIRS``, one a sample whose image loads; from several threads, batches overlap.
+        """Rows of ``schemas.PAIRS``, one a sample whose image loads and is not in the evaluation set.
+
+        Thread-safe: batches of several threads are decoded together.
 
         ``second`` sees the images that are read too.
         """
@@ -222,7 +243,13 @@ def captioner_of(config: RunConfig, model_ref: str, device: str) -> Captioner:
 
 
 def _fail(sample_id: str, stage: str, error: RowError, output: StageOutput) -> None:
-    log.warning("%s: %s: %s", stage, sample_id, error)
+    log.log(
+        logging.INFO if error.kind == schemas.EVALUATION_IMAGE else logging.WARNING,
+        "%s: %s: %s",
+        stage,
+        sample_id,
+        error,
+    )
     output.errors.append(schemas.error_row(sample_id, stage, error))
 
 

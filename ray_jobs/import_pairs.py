@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from itertools import count, islice
@@ -15,6 +16,7 @@ from jsfree.exchange import Unusable, preferences
 from jsfree.exchange.pairs import ImportedPairs, samples
 from jsfree.exchange.preferences import Preference
 from jsfree.exchange.records import content_hash
+from jsfree.overlap import read_hashes
 from jsfree.schemas import StageOutput
 from jsfree.storage import Folder, Manifest
 from ray_jobs.listings import fix_listing, fixed_listing
@@ -41,17 +43,20 @@ def list_records(current: Round, settings: Imported) -> Manifest:
     return current.once("samples", fingerprint, lambda: _shards(current, settings, "samples", schemas.SAMPLES, samples))
 
 
-def import_pairs(current: Round, settings: Imported, listed: Manifest) -> Manifest:
-    """The round's pairs; one that cannot be trained on is an error row.
+def import_pairs(current: Round, settings: Imported, listed: Manifest, evaluation_hashes: str) -> Manifest:
+    """The round's pairs; one that cannot be trained on is an error row, one of an evaluation image is excluded.
+
+    Args:
+        evaluation_hashes: folder or URI of the hashes of the evaluation set.
 
     Raises:
         StageError: too many pairs cannot be used, or the records changed while they were read.
     """
 
     def work() -> Manifest:
-        records = fixed_listing(current, "samples")
-        fix_listing(current, "pairs", records)
-        reader = ImportedPairs(current.config, settings, current.start.ref)
+        records, excluded = fixed_listing(current, "samples"), read_hashes(evaluation_hashes)
+        fix_listing(current, "pairs", hashlib.sha256("\n".join((records, *sorted(excluded))).encode()).hexdigest())
+        reader = ImportedPairs(current.config, settings, current.start.ref, excluded)
         manifest = _shards(current, settings, "pairs", schemas.PAIRS, reader)
         if content_hash(settings) != records:
             raise StageError(f"{settings.path} was changed while it was imported; run the import again")

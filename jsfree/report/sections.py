@@ -18,12 +18,13 @@ from jsfree.storage import Run
 # What a stage does, in the page's words.
 STAGES = {
     "samples": "images listed",
+    "evaluation": "evaluation images listed",
+    "evaluation_hashes": "evaluation images hashed",
     "pairs": "two captions an image",
     "scored": "CLIP verification",
     "selected": "preference pairs",
     "reference": "reference log-probabilities",
     "train": "DPO",
-    "evaluation": "evaluation images listed",
     "captions": "captions for evaluation",
     "captions_scored": "their CLIP scores",
 }
@@ -193,4 +194,4 @@ def _cost_line(cost: StageCost, device: float) -> CostLine:
 
 
 def _is_evaluation(cost: StageCost) -> bool:
-    return cost.stage.partition("/")[0] in ("evaluation", "captions", "captions_scored")
+    return cost.stage.partition("/")[0] in ("evaluation", "evaluation_hashes", "captions", "captions_scored")
