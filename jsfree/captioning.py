@@ -38,23 +38,23 @@ READ_AHEAD = 64
 """Images that are read while others are decoded."""
 
 
-class Second(Protocol):
-    """Somebody else who sees the images that are read."""
+class ImageObserver(Protocol):
+    """Receives every image that the captioner reads."""
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
-        """What is kept of an image; in any thread."""
+        """Prepare an image; called in any thread."""
 
-    def take(self, sample_id: str, pixels: torch.Tensor) -> None:
-        """That of a sample; in the order of the samples, in the caller's thread."""
+    def receive(self, sample_id: str, pixels: torch.Tensor) -> None:
+        """Take the prepared image of a sample; called in the order of the samples, in the caller's thread."""
 
 
 @dataclass(frozen=True)
 class _Read:
-    """An image that was read: as the captioner takes it, its file's hash, and as the second one takes it."""
+    """An image that was read: prepared for the captioner and for the observer, and the hash of its file."""
 
     pixels: torch.Tensor
     sha256: str
-    second: torch.Tensor | None
+    observed: torch.Tensor | None
 
 
 class Reading:
@@ -69,36 +69,41 @@ class Reading:
         self._readers = ThreadPoolExecutor(max(1, int(threads)), "read-image")
 
     def read(
-        self, samples: Sequence[Sample], limits: Source, stage: str, output: StageOutput, second: Second | None = None
+        self,
+        samples: Sequence[Sample],
+        limits: Source,
+        stage: str,
+        output: StageOutput,
+        observer: ImageObserver | None = None,
     ) -> Iterator[tuple[Sample, torch.Tensor]]:
         """Samples with their pixels, in order; one that cannot be read becomes an error row of ``output`` instead.
 
-        ``second`` sees what is read too.
+        ``observer`` receives the same images.
         """
         waiting: deque[tuple[Sample, Future[_Read]]] = deque()
         for sample in _usable(samples, stage, output):
-            waiting.append((sample, self._readers.submit(self._one, sample["image"], limits, second)))
+            waiting.append((sample, self._readers.submit(self._one, sample["image"], limits, observer)))
             if len(waiting) >= READ_AHEAD:
-                yield from self._taken(*waiting.popleft(), stage, output, second)
+                yield from self._taken(*waiting.popleft(), stage, output, observer)
         for each in waiting:
-            yield from self._taken(*each, stage, output, second)
+            yield from self._taken(*each, stage, output, observer)
 
-    def _one(self, image: ImageRef, limits: Source, second: Second | None) -> _Read:
+    def _one(self, image: ImageRef, limits: Source, observer: ImageObserver | None) -> _Read:
         loaded, sha256 = load_image(image, limits)
         require_not_evaluated(image, sha256, self._excluded)
-        return _Read(self._captioner.pixels(loaded), sha256, None if second is None else second.pixels(loaded))
+        return _Read(self._captioner.pixels(loaded), sha256, None if observer is None else observer.pixels(loaded))
 
     @staticmethod
     def _taken(
-        sample: Sample, done: Future[_Read], stage: str, output: StageOutput, second: Second | None
+        sample: Sample, done: Future[_Read], stage: str, output: StageOutput, observer: ImageObserver | None
     ) -> Iterator[tuple[Sample, torch.Tensor]]:
         try:
             read = done.result()
         except RowError as error:
             _fail(sample["sample_id"], stage, error, output)
             return
-        if second is not None and read.second is not None:
-            second.take(sample["sample_id"], read.second)
+        if observer is not None and read.observed is not None:
+            observer.receive(sample["sample_id"], read.observed)
         image = cast(ImageRef, {**sample["image"], "sha256": read.sha256})
         yield cast(Sample, {**sample, "image": image}), read.pixels
 
@@ -137,18 +142,18 @@ class PairGenerator:
         self._loop = DecodingLoop(self.engine)
         self._numbers = count()
 
-    def __call__(self, samples: Sequence[Sample], second: Second | None = None) -> StageOutput:
+    def __call__(self, samples: Sequence[Sample], observer: ImageObserver | None = None) -> StageOutput:
         """Rows of ``schemas.PAIRS``, one a sample whose image loads and is not in the evaluation set.
 
         Thread-safe: batches of several threads are decoded together.
 
-        ``second`` sees the images that are read too.
+        ``observer`` receives the same images.
         """
         output = StageOutput()
         read: list[tuple[Sample, tuple[float, float]]] = []
 
         def requests() -> Iterator[Request]:
-            for sample, pixels in self._reading.read(samples, self.config.source, "pairs", output, second):
+            for sample, pixels in self._reading.read(samples, self.config.source, "pairs", output, observer):
                 ratios = self._ratios(sample)
                 read.append((sample, ratios))
                 for role, ratio in zip((schemas.LOW, schemas.HIGH), ratios, strict=True):

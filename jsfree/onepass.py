@@ -62,8 +62,8 @@ class _Embedding:
         """An image as CLIP takes it."""
         return self._scorer.pixels(image)
 
-    def take(self, sample_id: str, pixels: torch.Tensor) -> None:
-        """Embed an image soon."""
+    def receive(self, sample_id: str, pixels: torch.Tensor) -> None:
+        """Embed an image once enough of them have come."""
         self._waiting[sample_id] = pixels
         if len(self._waiting) == IMAGES_AT_ONCE:
             started = time.perf_counter()
