@@ -44,7 +44,11 @@ class SplitLine:
 
 @dataclass(frozen=True)
 class RoundView:
-    """Selection and training of one round; ``kept`` is the range of gaps trained on."""
+    """Selection and training of one round.
+
+    ``kept`` is the range of gaps trained on; ``starts_at_reference`` says whether policy and reference begin as one
+    model.
+    """
 
     number: int
     facts: dict[str, Any]
@@ -53,6 +57,7 @@ class RoundView:
     curves: list[Markup]
     steps: int
     kept: tuple[float, float] | None
+    starts_at_reference: bool
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,7 @@ def round_view(run: Run, number: int, scored: Scored) -> RoundView:
         _curves(steps, run.config.train),
         len(steps),
         kept,
+        number == 1 or run.config.train.reference == "previous",
     )
 
 
