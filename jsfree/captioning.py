@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
@@ -26,6 +26,7 @@ from jsfree.decoding.sampling import noise_key
 from jsfree.errors import RowError
 from jsfree.images import load_image
 from jsfree.models import Captioner, load_captioner
+from jsfree.overlap import read_hashes, require_not_evaluated
 from jsfree.ratios import draw_ratios
 from jsfree.schemas import ImageRef, Sample, StageOutput
 
@@ -37,62 +38,72 @@ READ_AHEAD = 64
 """Images that are read while others are decoded."""
 
 
-class Second(Protocol):
-    """Somebody else who sees the images that are read."""
+class ImageObserver(Protocol):
+    """Receives every image that the captioner reads."""
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
-        """What is kept of an image; in any thread."""
+        """Prepare an image; called in any thread."""
 
-    def take(self, sample_id: str, pixels: torch.Tensor) -> None:
-        """That of a sample; in the order of the samples, in the caller's thread."""
+    def receive(self, sample_id: str, pixels: torch.Tensor) -> None:
+        """Take the prepared image of a sample; called in the order of the samples, in the caller's thread."""
 
 
 @dataclass(frozen=True)
 class _Read:
-    """An image that was read: as the captioner takes it, its file's hash, and as the second one takes it."""
+    """An image that was read: prepared for the captioner and for the observer, and the hash of its file."""
 
     pixels: torch.Tensor
     sha256: str
-    second: torch.Tensor | None
+    observed: torch.Tensor | None
 
 
 class Reading:
-    """Guarded reading and preprocessing of images, in threads, ahead of the decoding."""
+    """Guarded reading and preprocessing of images, in threads, ahead of the decoding.
 
-    def __init__(self, captioner: Captioner, threads: float) -> None:
+    An image with a SHA-256 in ``excluded`` becomes an error row of kind ``evaluation_image``; it is not preprocessed.
+    """
+
+    def __init__(self, captioner: Captioner, threads: float, excluded: Collection[str] = ()) -> None:
         self._captioner = captioner
+        self._excluded = excluded
         self._readers = ThreadPoolExecutor(max(1, int(threads)), "read-image")
 
     def read(
-        self, samples: Sequence[Sample], limits: Source, stage: str, output: StageOutput, second: Second | None = None
+        self,
+        samples: Sequence[Sample],
+        limits: Source,
+        stage: str,
+        output: StageOutput,
+        observer: ImageObserver | None = None,
     ) -> Iterator[tuple[Sample, torch.Tensor]]:
         """Samples with their pixels, in order; one that cannot be read becomes an error row of ``output`` instead.
 
-        ``second`` sees what is read too.
+        ``observer`` receives the same images.
         """
         waiting: deque[tuple[Sample, Future[_Read]]] = deque()
         for sample in _usable(samples, stage, output):
-            waiting.append((sample, self._readers.submit(self._one, sample["image"], limits, second)))
+            waiting.append((sample, self._readers.submit(self._one, sample["image"], limits, observer)))
             if len(waiting) >= READ_AHEAD:
-                yield from self._taken(*waiting.popleft(), stage, output, second)
+                yield from self._taken(*waiting.popleft(), stage, output, observer)
         for each in waiting:
-            yield from self._taken(*each, stage, output, second)
+            yield from self._taken(*each, stage, output, observer)
 
-    def _one(self, image: ImageRef, limits: Source, second: Second | None) -> _Read:
+    def _one(self, image: ImageRef, limits: Source, observer: ImageObserver | None) -> _Read:
         loaded, sha256 = load_image(image, limits)
-        return _Read(self._captioner.pixels(loaded), sha256, None if second is None else second.pixels(loaded))
+        require_not_evaluated(image, sha256, self._excluded)
+        return _Read(self._captioner.pixels(loaded), sha256, None if observer is None else observer.pixels(loaded))
 
     @staticmethod
     def _taken(
-        sample: Sample, done: Future[_Read], stage: str, output: StageOutput, second: Second | None
+        sample: Sample, done: Future[_Read], stage: str, output: StageOutput, observer: ImageObserver | None
     ) -> Iterator[tuple[Sample, torch.Tensor]]:
         try:
             read = done.result()
         except RowError as error:
             _fail(sample["sample_id"], stage, error, output)
             return
-        if second is not None and read.second is not None:
-            second.take(sample["sample_id"], read.second)
+        if observer is not None and read.observed is not None:
+            observer.receive(sample["sample_id"], read.observed)
         image = cast(ImageRef, {**sample["image"], "sha256": read.sha256})
         yield cast(Sample, {**sample, "image": image}), read.pixels
 
@@ -100,12 +111,25 @@ class Reading:
 class PairGenerator:
     """Stage 1: two captions an image by dual-path decoding (paper, section 3.2 and Algorithm 1, lines 3-8)."""
 
-    def __init__(self, config: RunConfig, model_ref: str, round_number: int, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        model_ref: str,
+        round_number: int,
+        device: str = "cpu",
+        evaluation_hashes: str | None = None,
+    ) -> None:
+        """Load the captioner ``model_ref``.
+
+        Args:
+            evaluation_hashes: folder or URI of a table of ``schemas.EVALUATION_HASHES``; images in it get no captions.
+        """
         self.config = config
         self.round_number = round_number
         settings = config.generate
         self.captioner = captioner_of(config, model_ref, device)
-        self._reading = Reading(self.captioner, settings.resources.cpus)
+        excluded = read_hashes(evaluation_hashes) if evaluation_hashes else frozenset[str]()
+        self._reading = Reading(self.captioner, settings.resources.cpus, excluded)
         self.engine = DualPathEngine(
             self.captioner,
             settings.slots,
@@ -118,16 +142,18 @@ class PairGenerator:
         self._loop = DecodingLoop(self.engine)
         self._numbers = count()
 
-    def __call__(self, samples: Sequence[Sample], second: Second | None = None) -> StageOutput:
-        """Rows of ``schemas.PAIRS``, one a sample whose image loads; from several threads, batches overlap.
+    def __call__(self, samples: Sequence[Sample], observer: ImageObserver | None = None) -> StageOutput:
+        """Rows of ``schemas.PAIRS``, one a sample whose image loads and is not in the evaluation set.
 
-        ``second`` sees the images that are read too.
+        Thread-safe: batches of several threads are decoded together.
+
+        ``observer`` receives the same images.
         """
         output = StageOutput()
         read: list[tuple[Sample, tuple[float, float]]] = []
 
         def requests() -> Iterator[Request]:
-            for sample, pixels in self._reading.read(samples, self.config.source, "pairs", output, second):
+            for sample, pixels in self._reading.read(samples, self.config.source, "pairs", output, observer):
                 ratios = self._ratios(sample)
                 read.append((sample, ratios))
                 for role, ratio in zip((schemas.LOW, schemas.HIGH), ratios, strict=True):
@@ -222,7 +248,13 @@ def captioner_of(config: RunConfig, model_ref: str, device: str) -> Captioner:
 
 
 def _fail(sample_id: str, stage: str, error: RowError, output: StageOutput) -> None:
-    log.warning("%s: %s: %s", stage, sample_id, error)
+    log.log(
+        logging.INFO if error.kind == schemas.EVALUATION_IMAGE else logging.WARNING,
+        "%s: %s: %s",
+        stage,
+        sample_id,
+        error,
+    )
     output.errors.append(schemas.error_row(sample_id, stage, error))
 
 

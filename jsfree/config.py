@@ -30,6 +30,10 @@ PLACEMENT = frozenset(
 """Keys of settings that only place work, or guard it against loss: they change no result (but for the last bits of
 floating point) and no fingerprint."""
 
+ADDED = {"allow_outside": False}
+"""Settings that came later, with their defaults: at its default, one is no part of a fingerprint, so that runs made
+before it are taken up."""
+
 
 class Section(BaseModel):
     """A group of settings: unknown keys are refused, values are not changed after construction."""
@@ -116,6 +120,10 @@ class Imported(Section):
     """A ``.json``, ``.jsonl`` or ``.parquet`` file, or a folder of them; local, or any fsspec URI."""
     images: str | None = None
     """Folder that relative image paths start from; default: beside each file."""
+    allow_outside: bool = False
+    """Whether image paths of the records may lead out of ``images`` (without it: of the folder of ``path``), by
+    ``..``, an absolute path, a symbolic link or a URI. A record that does is an error row otherwise, because whoever
+    wrote it could have any file of this machine read and exported."""
     max_tokens: Positive = 1024
     """A pair with a caption of more tokens is an error row."""
 
@@ -747,7 +755,8 @@ def _at(settings: Any, path: str) -> Any:
 
 def _semantic(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _semantic(child) for key, child in value.items() if key not in PLACEMENT}
+        kept = {key: child for key, child in value.items() if key not in PLACEMENT}
+        return {key: _semantic(child) for key, child in kept.items() if not (key in ADDED and child == ADDED[key])}
     return value
 
 

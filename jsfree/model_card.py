@@ -16,6 +16,7 @@ from jsfree.base_model import Base, base_of
 from jsfree.config import Decoding, RunConfig, Source
 from jsfree.model_files import PATHS
 from jsfree.model_folder import ADAPTER, CARD
+from jsfree.overlap import overlap
 from jsfree.report import reading, tables
 from jsfree.report.tables import Comparison, Line
 from jsfree.storage import Run
@@ -125,8 +126,8 @@ def _data(run: Run, number: int) -> str:
         rows.append([f"{each}", *(tables.MISSING if count is None else f"{count:,}" for count in counts)])
     imported = run.config.imported
     told = (
-        f"Images alone were used, each once: {_described(run.config.source)}. The captions are the model's own, asked"
-        f' "{run.config.prompt}".'
+        f"Only images were used, each listed image once: {_described(run.config.source)}. The captions are the model's"
+        f' own, asked "{run.config.prompt}".'
         if imported is None
         else f"Images, prompts and both captions of a pair are those of `{_last(imported.path)}` ({imported.format})."
     )
@@ -189,7 +190,7 @@ def _evaluation(run: Run, number: int) -> str:
     )
     parts = [
         "## Evaluation",
-        f"On images that no round has trained on: {_described(config.evaluate.source)}. {measured} m0 is the base;"
+        f"Images: {_described(config.evaluate.source)}. {overlap(run, number)} {measured} m0 is the base;"
         f" in brackets 95 % intervals (bootstrap over captions). Decoding: {modes}.",
     ]
     for comparison in compared:

@@ -24,10 +24,18 @@ if TYPE_CHECKING:
 class ScoredPairGenerator:
     """Two captions an image, and their scores ``beside`` them."""
 
-    def __init__(self, config: RunConfig, model_ref: str, round_number: int, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        model_ref: str,
+        round_number: int,
+        device: str = "cpu",
+        evaluation_hashes: str | None = None,
+    ) -> None:
+        """Load CLIP and the captioner; arguments as of ``PairGenerator``."""
         # CLIP first: keys and values take what memory is left.
         self._scorer = ClipScorer(config, device)
-        self._generator = PairGenerator(config, model_ref, round_number, device)
+        self._generator = PairGenerator(config, model_ref, round_number, device, evaluation_hashes)
 
     def __call__(self, samples: Sequence[Sample]) -> StageOutput:
         """Rows of ``schemas.PAIRS``, and ``beside`` them rows of ``schemas.SCORED``."""
@@ -54,8 +62,8 @@ class _Embedding:
         """An image as CLIP takes it."""
         return self._scorer.pixels(image)
 
-    def take(self, sample_id: str, pixels: torch.Tensor) -> None:
-        """Embed an image soon."""
+    def receive(self, sample_id: str, pixels: torch.Tensor) -> None:
+        """Embed an image once enough of them have come."""
         self._waiting[sample_id] = pixels
         if len(self._waiting) == IMAGES_AT_ONCE:
             started = time.perf_counter()

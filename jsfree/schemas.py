@@ -16,6 +16,8 @@ from jsfree.errors import RowError
 
 Role = str  # "low" (the provisional winner's lower ratio) or "high"
 LOW, HIGH = "low", "high"
+EVALUATION_IMAGE = "evaluation_image"
+"""Kind of an error row for a training image that is also in the evaluation set: excluded, not failed."""
 
 
 class ImageRef(TypedDict):
@@ -145,6 +147,7 @@ SCORED = pa.schema(_SCORED)
 SELECTED = pa.schema(
     {**_SCORED, "chosen": SCORED_CAPTION, "rejected": SCORED_CAPTION, "rank": pa.int64(), "split": pa.int32()}
 )
+EVALUATION_HASHES = pa.schema({"sample_id": pa.string(), "sha256": pa.string()})
 REFERENCE = pa.schema({"sample_id": pa.string(), "chosen": pa.float64(), "rejected": pa.float64()})
 _CAPTIONS = {
     **_SAMPLES,
@@ -176,3 +179,8 @@ class StageOutput:
     tokens: int = 0
     beside: StageOutput | None = None
     beside_seconds: float = 0.0
+
+    @property
+    def excluded(self) -> int:
+        """Error rows of images that are also in the evaluation set; the other error rows failed."""
+        return sum(error["kind"] == EVALUATION_IMAGE for error in self.errors)

@@ -1,7 +1,11 @@
-"""Stage 5: captions of the models before and after, their CLIP scores, and the metrics."""
+"""Stage 5: captions of the models before and after, their CLIP scores, and the metrics.
+
+The evaluation set is listed and hashed before the first pairs are made, so that no round trains on one of its images.
+"""
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +16,14 @@ from jsfree.config import RunConfig
 from jsfree.evaluation import labelfree
 from jsfree.images import evaluation_samples
 from jsfree.model_card import write_card
-from jsfree.schemas import ScoredCaptionRow
-from jsfree.storage import Manifest
+from jsfree.overlap import hash_images
+from jsfree.schemas import Sample, ScoredCaptionRow
+from jsfree.storage import Manifest, shard_name
 from ray_jobs.generate_pairs import at_once, write_samples
 from ray_jobs.rounds import Model, Round, StageRequest
-from ray_jobs.shards import StageClass
+from ray_jobs.shards import StageClass, Table, total
+
+HASHES = "evaluation_hashes"
 
 
 def list_evaluation_samples(current: Round) -> Manifest:
@@ -28,6 +35,34 @@ def list_evaluation_samples(current: Round) -> Manifest:
         fingerprint,
         lambda: write_samples(evaluation_samples(config), current.stage("evaluation"), config.shard_rows),
     )
+
+
+def hash_evaluation_images(current: Round) -> str:
+    """Hash the evaluation set for the round's pairs, once for all rounds; the folder or URI of the hashes.
+
+    A round whose pairs are finished needs none: its images may be gone. Runs on the driver.
+
+    Raises:
+        SourceError: the evaluation's images cannot be listed.
+        StageError: more of them cannot be used than ``max_failed_fraction`` allows.
+    """
+    first = replace(current, number=1)
+    table = Table(first.stage(HASHES).uri, schemas.EVALUATION_HASHES, (first.run.round(1) / "errors" / HASHES).uri)
+    if current.run.manifest(current.number, "pairs") is not None:
+        return table.uri
+    samples = list_evaluation_samples(first)
+
+    def work() -> Manifest:
+        folder, limits = first.stage("evaluation"), current.config.evaluate.source
+        for number in folder.shards():
+            if table.receipt(number) is None:
+                started = time.perf_counter()
+                rows: list[Sample] = folder.read_table(shard_name(number), schemas.SAMPLES).to_pylist()
+                table.publish(number, hash_images(rows, limits), len(rows), time.perf_counter() - started)
+        return total(HASHES, table, current.config.max_failed_fraction)
+
+    first.once(HASHES, first.fingerprint(samples.fingerprint), work)
+    return table.uri
 
 
 def caption_request(home: Round, model: Model, mode: str, samples: Manifest) -> StageRequest:

@@ -11,8 +11,10 @@ from jsfree.captioning import PairGenerator
 from jsfree.config import RunConfig
 from jsfree.images import training_samples
 from jsfree.onepass import ScoredPairGenerator
+from jsfree.overlap import read_hashes, shards_with
 from jsfree.schemas import Sample
 from jsfree.storage import Folder, Manifest, cut, shard_name
+from ray_jobs.listings import remove_shards
 from ray_jobs.rounds import Round, StageRequest
 from ray_jobs.score_pairs import score_request
 
@@ -28,13 +30,19 @@ def list_samples(current: Round) -> Manifest:
     return current.once("samples", fingerprint, work)
 
 
-def generate_pairs(current: Round, samples: Manifest) -> Manifest:
-    """Two captions of every sample (paper, section 3.2)."""
+def generate_pairs(current: Round, samples: Manifest, evaluation_hashes: str | None = None) -> Manifest:
+    """Two captions of every sample (paper, section 3.2).
+
+    Args:
+        evaluation_hashes: folder or URI of the hashes of images that get no captions.
+    """
     config = current.config
     one_pass = config.score.with_generation
     fingerprint = current.fingerprint(
         samples.fingerprint, current.start.fingerprint, config.fingerprint("seed", "captioner", "generate")
     )
+    if evaluation_hashes and current.run.begin(current.number, "pairs", fingerprint) is None:
+        _remove_evaluation_images(current, evaluation_hashes)
     request = StageRequest(
         current.number,
         "pairs",
@@ -43,12 +51,28 @@ def generate_pairs(current: Round, samples: Manifest) -> Manifest:
         schemas.SAMPLES,
         schemas.PAIRS,
         ScoredPairGenerator if one_pass else PairGenerator,
-        {"config": config, "model_ref": current.start.ref, "round_number": current.number},
+        {
+            "config": config,
+            "model_ref": current.start.ref,
+            "round_number": current.number,
+            "evaluation_hashes": evaluation_hashes,
+        },
         config.generate.resources,
         at_once=at_once(config),
         beside=score_request(current, fingerprint) if one_pass else None,
     )
     return current.sharded("pairs", [request])[0]
+
+
+def _remove_evaluation_images(current: Round, evaluation_hashes: str) -> None:
+    """Have shards made again that an earlier attempt wrote, with images of the evaluation set in them.
+
+    It had another evaluation set, or jsfree did not exclude images then.
+    """
+    pairs = current.stage("pairs")
+    stale = shards_with(pairs, read_hashes(evaluation_hashes)) if pairs.shards() else []
+    remove_shards(current.stage("scored"), stale)  # first: pairs without scores are scored, scores without pairs stay
+    remove_shards(pairs, stale)
 
 
 def at_once(config: RunConfig) -> int:

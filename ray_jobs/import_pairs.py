@@ -1,7 +1,8 @@
-"""Stage 1 for pairs of somebody else's: samples and pairs from their records. Runs on the driver."""
+"""Stage 1 for imported pairs: samples and pairs from the records of another project. Runs on the driver."""
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from itertools import count, islice
@@ -10,30 +11,58 @@ import pyarrow as pa
 
 from jsfree import schemas
 from jsfree.config import Imported
+from jsfree.errors import StageError
 from jsfree.exchange import Unusable, preferences
 from jsfree.exchange.pairs import ImportedPairs, samples
 from jsfree.exchange.preferences import Preference
+from jsfree.exchange.records import content_hash
+from jsfree.overlap import read_hashes
 from jsfree.schemas import StageOutput
 from jsfree.storage import Folder, Manifest
+from ray_jobs.listings import fix_listing, fixed_listing
 from ray_jobs.rounds import Round
 from ray_jobs.shards import Table, total
 
 Work = Callable[[Sequence[Preference | Unusable]], StageOutput]
 
 
-def import_pairs(current: Round, settings: Imported) -> Manifest:
-    """The round's samples and pairs; a record that cannot be used is an error row of one of them."""
-    config = current.config
-    fingerprint = current.fingerprint(config.fingerprint("seed", "imported", "shard_rows"))
+def list_records(current: Round, settings: Imported) -> Manifest:
+    """The round's samples; a record that cannot be used is an error row.
 
-    def listing() -> Manifest:
-        return _shards(current, settings, "samples", schemas.SAMPLES, samples)
+    The content of the record files is fixed before the first shard is written. If it has changed when an import is
+    resumed, samples and pairs are made again; once the pairs are finished, the files are not read any more.
 
-    def reading() -> Manifest:
-        return _shards(current, settings, "pairs", schemas.PAIRS, ImportedPairs(config, settings, current.start.ref))
+    Raises:
+        SourceError: the records are missing or unreadable.
+        StageError: more of them cannot be used than ``max_failed_fraction`` allows.
+    """
+    fingerprint = current.fingerprint(current.config.fingerprint("seed", "imported", "shard_rows"))
+    current.run.begin(current.number, "samples", fingerprint)
+    if current.run.manifest(current.number, "pairs") is None:
+        fix_listing(current, "samples", content_hash(settings))
+    return current.once("samples", fingerprint, lambda: _shards(current, settings, "samples", schemas.SAMPLES, samples))
 
-    listed = current.once("samples", fingerprint, listing)
-    return current.once("pairs", current.fingerprint(listed.fingerprint, current.start.fingerprint), reading)
+
+def import_pairs(current: Round, settings: Imported, listed: Manifest, evaluation_hashes: str) -> Manifest:
+    """The round's pairs; one that cannot be trained on is an error row, one of an evaluation image is excluded.
+
+    Args:
+        evaluation_hashes: folder or URI of the hashes of the evaluation set.
+
+    Raises:
+        StageError: too many pairs cannot be used, or the records changed while they were read.
+    """
+
+    def work() -> Manifest:
+        records, excluded = fixed_listing(current, "samples"), read_hashes(evaluation_hashes)
+        fix_listing(current, "pairs", hashlib.sha256("\n".join((records, *sorted(excluded))).encode()).hexdigest())
+        reader = ImportedPairs(current.config, settings, current.start.ref, excluded)
+        manifest = _shards(current, settings, "pairs", schemas.PAIRS, reader)
+        if content_hash(settings) != records:
+            raise StageError(f"{settings.path} was changed while it was imported; run the import again")
+        return manifest
+
+    return current.once("pairs", current.fingerprint(listed.fingerprint, current.start.fingerprint), work)
 
 
 def _shards(current: Round, settings: Imported, name: str, schema: pa.Schema, work: Work) -> Manifest:

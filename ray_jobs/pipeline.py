@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jsfree.config import RunConfig
-from jsfree.errors import ConfigError, RunError
+from jsfree.errors import ConfigError, RunError, StageError
 from jsfree.lease import Lease
 from jsfree.models import look_up_models
 from jsfree.storage import Folder, Manifest, Run, stored_config
 from ray_jobs.cluster import Cluster
 from ray_jobs.console import Reporter
 from ray_jobs.describe import about, described, note, stages
-from ray_jobs.evaluate_model import evaluate_model
+from ray_jobs.evaluate_model import evaluate_model, hash_evaluation_images
 from ray_jobs.generate_pairs import generate_pairs, list_samples
-from ray_jobs.import_pairs import import_pairs
+from ray_jobs.import_pairs import import_pairs, list_records
 from ray_jobs.rounds import Model, Round
 from ray_jobs.score_pairs import score_pairs
 from ray_jobs.select_pairs import select_pairs
@@ -42,10 +42,24 @@ class Stage:
 
 
 def generate(current: Round, _: None) -> Manifest:
-    """The round's samples, and two captions of each: generated, or somebody else's."""
-    if current.config.imported is not None:
-        return import_pairs(current, current.config.imported)
-    return generate_pairs(current, list_samples(current))
+    """The round's samples, and two captions of each, generated or imported; none of an evaluation image.
+
+    Raises:
+        StageError: all of the round's images are in the evaluation set.
+    """
+    imported = current.config.imported
+    samples = list_samples(current) if imported is None else list_records(current, imported)
+    hashes = hash_evaluation_images(current)
+    if imported is None:
+        pairs = generate_pairs(current, samples, hashes)
+    else:
+        pairs = import_pairs(current, imported, samples, hashes)
+    if not pairs.rows_out and "excluded" in pairs.facts:
+        raise StageError(
+            f"{current.stage('pairs').uri}: no pair is left to train on, because {pairs.facts['excluded']} images are"
+            " also in the evaluation set; let 'source' or 'evaluate.source' name other images, and --restart samples"
+        )
+    return pairs
 
 
 STAGES = {
@@ -57,7 +71,7 @@ STAGES = {
         evaluate_model,
         "label_free.json",
         {
-            "evaluation": ("evaluation",),
+            "evaluation": ("evaluation", "evaluation_hashes"),
             "captions": ("captions",),
             "captions_scored": ("captions_scored", "metrics.json", "label_free.json"),
         },

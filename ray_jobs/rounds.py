@@ -191,5 +191,7 @@ class Round:
 
     def _tell(self, name: str, manifest: Manifest, note: str) -> None:
         failed = f", {manifest.rows_failed} failed" if manifest.rows_failed else ""
+        if "excluded" in manifest.facts:
+            failed += f", {manifest.facts['excluded']} excluded"
         cost = note or f"{manifest.seconds:.1f} s"
         self.reporter.say(f"  {name:<24} {manifest.rows_out:>6} rows{failed}  {cost}")

@@ -48,7 +48,7 @@ class StageClass(Protocol):
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a shard cost and gave."""
+    """What a shard cost and gave; ``rows_excluded`` are images of the evaluation set, which did not fail."""
 
     shard: int
     rows_in: int
@@ -56,6 +56,7 @@ class Receipt:
     rows_failed: int
     tokens: int
     device_seconds: float
+    rows_excluded: int = 0
 
 
 TURNS_AHEAD = 2
@@ -76,10 +77,11 @@ class Table:
 
     def publish(self, number: int, output: StageOutput, rows_in: int, seconds: float) -> Receipt:
         """Write a shard, the rows that failed first; an earlier attempt's may be others."""
-        receipt = Receipt(number, rows_in, len(output.rows), len(output.errors), output.tokens, seconds)
+        failed = len(output.errors) - output.excluded
+        receipt = Receipt(number, rows_in, len(output.rows), failed, output.tokens, seconds, output.excluded)
         if output.errors:
-            failed = pa.Table.from_pylist(output.errors, schema=schemas.ERRORS)
-            Folder(self.errors).write_table(shard_name(number), failed)
+            errors = pa.Table.from_pylist(output.errors, schema=schemas.ERRORS)
+            Folder(self.errors).write_table(shard_name(number), errors)
         else:
             Folder(self.errors).remove(shard_name(number))
         table = pa.Table.from_pylist(output.rows, schema=self.schema)
@@ -324,13 +326,16 @@ def pool(resources: Resources, shards: int, at_once: int) -> tuple[ActorPoolStra
 def total(name: str, table: Table, max_failed_fraction: float) -> Manifest:
     """The manifest of a finished stage ``name``, added up from its shards; fingerprint and wall time are its caller's.
 
+    Excluded rows are no failures; ``facts["excluded"]`` counts them where there are any.
+
     Raises:
         StageError: more rows failed than the run allows.
     """
     receipts = table.receipts()
     rows_in, failed = sum(r.rows_in for r in receipts), sum(r.rows_failed for r in receipts)
     if failed > max_failed_fraction * rows_in:
-        first = Folder(table.errors).read_shards(schemas.ERRORS).to_pylist()[0]
+        errors = Folder(table.errors).read_shards(schemas.ERRORS).to_pylist()
+        first = next(row for row in errors if row["kind"] != schemas.EVALUATION_IMAGE)
         raise StageError(
             f"stage {name!r}: {failed} of {rows_in} rows failed, more than max_failed_fraction"
             f" ({max_failed_fraction:g}) allows; first: {first['message']}; see {table.errors}"
@@ -343,6 +348,7 @@ def total(name: str, table: Table, max_failed_fraction: float) -> Manifest:
         0.0,
         sum(r.device_seconds for r in receipts),
         sum(r.tokens for r in receipts),
+        {"excluded": excluded} if (excluded := sum(r.rows_excluded for r in receipts)) else {},
     )
 
 

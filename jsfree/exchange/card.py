@@ -67,6 +67,7 @@ def figures(run: Run, number: int, pairs: str, tally: Tally) -> dict[str, Any]:
         "exported": tally.pairs,
         "left_out": tally.left_out,
         "generated": done["pairs"].rows_out if "pairs" in done else None,
+        "excluded": done["pairs"].facts.get("excluded", 0) if "pairs" in done else None,
         "failed": sum(done[name].rows_failed for name in STAGES if name in done),
         "scored": done["scored"].rows_out if "scored" in done else None,
         "identical": chosen.get("identical"),
@@ -165,6 +166,7 @@ def _counts(found: dict[str, Any]) -> str:
     rows = {
         "pairs made": found["generated"],
         "samples and pairs that failed": found["failed"],
+        "excluded, because the image is also in the evaluation set": found["excluded"],
         "pairs scored": found["scored"],
         "dropped for identical captions": found["identical"],
         "dropped for a caption that was cut": found["truncated"],

@@ -12,6 +12,7 @@ Reading takes what others write too: plain texts for TRL's messages, images as p
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -21,6 +22,7 @@ import pyarrow as pa
 from jsfree.config import PairFormat
 from jsfree.errors import RowError
 from jsfree.exchange.preferences import MARKER, Preference
+from jsfree.exchange.texts import require_text
 
 Record = Mapping[str, Any]
 Placement = Literal["embed", "copy", "reference"]
@@ -84,7 +86,7 @@ def _write_trl(pair: Preference, image: Placed) -> dict[str, Any]:
 def _read_trl(record: Record) -> Parts:
     def said(key: str, role: str) -> str:
         value = record.get(key)
-        return value if isinstance(value, str) else _turns(value, key, "role", "content", role)[0]
+        return _text(record, key) if isinstance(value, str) else _turns(value, key, "role", "content", role)[0]
 
     image = _one(record, "images") if record.get("images") is not None else record.get("image")
     return Parts(None, image, said("prompt", "user"), said("chosen", "assistant"), said("rejected", "assistant"))
@@ -136,10 +138,10 @@ def _write_rlaif(pair: Preference, image: Placed) -> dict[str, Any]:
 
 
 def _read_rlaif(record: Record) -> Parts:
-    number = record.get("idx")
     prompt, chosen, rejected = (_text(record, key) for key in ("question", "chosen", "rejected"))
-    image = record.get("image") or record.get("image_path")
-    return Parts(None if number is None else str(number), image, prompt, chosen, rejected)
+    image = record.get("image")
+    named = any(image.get(key) for key in ("bytes", "path")) if isinstance(image, Mapping) else image
+    return Parts(_id(record, "idx"), image if named else record.get("image_path"), prompt, chosen, rejected)
 
 
 def _write_povid(pair: Preference, image: Placed) -> dict[str, Any]:
@@ -160,14 +162,25 @@ def _read_povid(record: Record) -> Parts:
     )
     if prompt != again:
         raise RowError("malformed", f"keys {_TALKS[0]!r} and {_TALKS[1]!r} ask different questions; make them the same")
-    name = record.get("id")
-    return Parts(None if name is None else str(name), record.get("image"), prompt, chosen, rejected)
+    return Parts(_id(record, "id"), record.get("image"), prompt, chosen, rejected)
+
+
+def _id(record: Record, key: str) -> str | None:
+    """A record's id as text; None where it has none (null, or NaN as tables write it in a column of numbers)."""
+    value = record.get(key)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, str):
+        return require_text(value, f"key {key!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
+        raise RowError("malformed", f"key {key!r} is {_kind(value)}, expected a text or a number")
+    return str(value)
 
 
 def _text(record: Record, key: str) -> str:
     value = record.get(key)
     if isinstance(value, str):
-        return value
+        return require_text(value, f"key {key!r}")
     raise RowError("malformed", f"key {key!r} is {_kind(value)}, expected a text")
 
 
@@ -187,11 +200,12 @@ def _turns(messages: Any, key: str, role_key: str, text_key: str, *roles: str) -
     """The texts of a conversation of exactly these turns."""
     if not isinstance(messages, list | tuple) or not all(isinstance(message, Mapping) for message in messages):
         raise RowError("malformed", f"key {key!r} is {_kind(messages)}, expected messages of {' and '.join(roles)}")
-    found = [str(message.get(role_key)) for message in messages]
+    found = [message.get(role_key) for message in messages]
     if found != list(roles):
+        named = ", ".join(role if isinstance(role, str) else _kind(role) for role in found[:MAX_TURNS])
         raise RowError(
             "malformed",
-            f"key {key!r} has the turns {', '.join(found) or 'none'} ({role_key!r}), expected {', '.join(roles)}:"
+            f"key {key!r} has the turns {named or 'none'} ({role_key!r}), expected {', '.join(roles)}:"
             " one question and its answer",
         )
     return [_content(message.get(text_key), f"{key}.{text_key}") for message in messages]
@@ -200,7 +214,7 @@ def _turns(messages: Any, key: str, role_key: str, text_key: str, *roles: str) -
 def _content(content: Any, key: str) -> str:
     """The text of a message: as it is, or in parts of which one may stand for the image."""
     if isinstance(content, str):
-        return content
+        return require_text(content, f"key {key!r}")
     if not isinstance(content, list | tuple) or not all(isinstance(part, Mapping) for part in content):
         raise RowError("malformed", f"key {key!r} is {_kind(content)}, expected a text")
     places: int = sum(part.get("type") == "image" for part in content)
@@ -216,6 +230,8 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
+MAX_TURNS = 10
+"""Turns of a conversation that a message names."""
 _TALKS = ("conversations", "rejected_conversations")
 _STRUCT = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 _MESSAGES = pa.list_(

@@ -1,4 +1,4 @@
-"""Somebody else's records as preference pairs: each either usable, or with what is wrong with it."""
+"""Records of other projects as preference pairs: each either usable, or with what is wrong with it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from typing import Any
 from jsfree.config import Imported
 from jsfree.errors import RowError, SourceError
 from jsfree.exchange.formats import FORMATS, Parts
+from jsfree.exchange.image_paths import image_uri
 from jsfree.exchange.preferences import MARKER, Preference, without_marker
-from jsfree.exchange.records import Found, records
-from jsfree.images.listing import located
+from jsfree.exchange.records import Found, configured_folder, records
+from jsfree.exchange.texts import printable, require_text
 from jsfree.images.tables import MOST_EMBEDDED_BYTES
 from jsfree.schemas import ImageRef, sample_id
+
+MAX_TOKEN_CHARACTERS = 256
+"""Characters that a token may stand for; longer texts are refused before a tokenizer has to read them."""
 
 
 @dataclass(frozen=True)
 class Unusable:
-    """A record that is no pair: a name for it, and why."""
+    """A record that is no pair: a name for it, and why; both can be written to a table whatever the record holds."""
 
     id: str
     error: RowError
@@ -39,15 +43,17 @@ def preferences(settings: Imported) -> Iterator[Preference | Unusable]:
     """
     seen: dict[str, str] = {}
     embedded, found = 0, None
+    folder = _folder(settings)
     for found in records(settings):
-        where = f"{found.file.address}, row {found.row}"
+        where = f"{found.file.shown}, row {found.row}"
         try:
-            pair = _pair(found, settings)
+            pair = _pair(found, settings, folder)
             name = sample_id(pair.id, pair.prompt)
             if name in seen:
-                raise RowError("duplicate_id", f"key 'id' or 'idx' is {pair.id!r}, as in {seen[name]}; make it unique")
+                told = printable(repr(pair.id))
+                raise RowError("duplicate_id", f"key 'id' or 'idx' is {told}, as in {seen[name]}; make it unique")
         except RowError as error:
-            yield Unusable(f"{found.file.name}:{found.row}", RowError(error.kind, f"{where}: {error}"))
+            yield Unusable(_name(found), RowError(error.kind, f"{where}: {printable(str(error))}"))
         else:
             seen[name] = where
             embedded += len(pair.image["bytes"] or b"")
@@ -57,20 +63,33 @@ def preferences(settings: Imported) -> Iterator[Preference | Unusable]:
         raise SourceError(f"{settings.path} holds no records; correct 'imported.path'")
 
 
-def _pair(found: Found, settings: Imported) -> Preference:
+def _name(found: Found) -> str:
+    """A name for a record without an id of its own."""
+    return f"{printable(found.file.name)}:{found.row}"
+
+
+def _pair(found: Found, settings: Imported, folder: str) -> Preference:
     if isinstance(found.record, RowError):
         raise found.record
     layout = FORMATS[settings.format]
     parts = layout.read(found.record)
-    name = parts.id if parts.id else f"{found.file.name}:{found.row}"
+    name = parts.id or _name(found)
     prompt = without_marker(parts.prompt, layout.named[0])
     texts = {"prompt": prompt, "chosen": parts.chosen.strip(), "rejected": parts.rejected.strip()}
+    longest = MAX_TOKEN_CHARACTERS * settings.max_tokens
     for key, (what, text) in zip(layout.named, texts.items(), strict=True):
         if not text:
             raise RowError(f"empty_{what}", f"the {what} (key {key!r}) is empty; remove the row")
         if MARKER in text:
             raise RowError("image_marker", f"the {what} (key {key!r}) holds {MARKER!r}; remove it")
-    image = _image(name, parts, _root(settings, found))
+        if len(text) > longest:
+            raise RowError(
+                "too_long",
+                f"the {what} (key {key!r}) has {len(text)} characters, the limit is {longest}"
+                f" ({MAX_TOKEN_CHARACTERS} for each of 'imported.max_tokens'); remove the row",
+            )
+    start = _images(settings) if settings.images else posixpath.dirname(found.file.address)
+    image = _image(name, parts, start, folder, settings.allow_outside)
     return Preference(name, image, prompt, texts["chosen"], texts["rejected"])
 
 
@@ -82,15 +101,18 @@ def _require_room(embedded: int, settings: Imported) -> None:
         )
 
 
-def _root(settings: Imported, found: Found) -> str:
-    """Where relative image paths start; absolute, because workers have other working directories."""
-    if not settings.images:
-        return posixpath.dirname(found.file.address)
-    root = settings.images if "://" in settings.images else os.path.abspath(os.path.expanduser(settings.images))
-    return root.rstrip("/")
+def _folder(settings: Imported) -> str:
+    """The folder that images must be in."""
+    return _images(settings) if settings.images else configured_folder(settings)
 
 
-def _image(name: str, parts: Parts, root: str) -> ImageRef:
+def _images(settings: Imported) -> str:
+    """``imported.images``; absolute, because workers have other working directories."""
+    root = settings.images or ""
+    return (root if "://" in root else os.path.abspath(os.path.expanduser(root))).rstrip("/")
+
+
+def _image(name: str, parts: Parts, start: str, folder: str, allow_outside: bool) -> ImageRef:
     image = parts.image
     content: Any = image.get("bytes") if isinstance(image, Mapping) else image if isinstance(image, bytes) else None
     if isinstance(content, bytes) and content:
@@ -100,4 +122,6 @@ def _image(name: str, parts: Parts, root: str) -> ImageRef:
         raise RowError("no_image", "the image (key 'image' or 'images') is empty; remove the row")
     if not isinstance(path, str):
         raise RowError("malformed", f"the image (key 'image' or 'images') is {type(path).__name__}, expected one path")
-    return {"id": name, "uri": located(root, path), "bytes": None, "sha256": None}
+    path = require_text(path, "the image (key 'image' or 'images')")
+    uri = require_text(image_uri(path, start, folder, allow_outside=allow_outside), "the image's path")
+    return {"id": name, "uri": uri, "bytes": None, "sha256": None}

@@ -5,8 +5,10 @@ A plain class without Ray, as those of the other stages. Only the captioner's to
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +18,11 @@ from jsfree.config import Imported, RunConfig
 from jsfree.errors import ConfigError, ModelError, RowError
 from jsfree.exchange.importing import Unusable
 from jsfree.exchange.preferences import Preference
+from jsfree.images.decoding import image_bytes
 from jsfree.model_files import local_folder
 from jsfree.model_folder import CAPTIONER
-from jsfree.schemas import Decoded, Sample, StageOutput, error_row, sample_id
+from jsfree.overlap import READERS, require_not_evaluated
+from jsfree.schemas import Decoded, ImageRef, Sample, StageOutput, error_row, sample_id
 
 if TYPE_CHECKING:
     from transformers import LlavaProcessor
@@ -38,23 +42,33 @@ def samples(found: Sequence[Preference | Unusable]) -> StageOutput:
 class ImportedPairs:
     """Rows of ``schemas.PAIRS``: the caption imported as chosen is ``low``, the provisional winner."""
 
-    def __init__(self, config: RunConfig, settings: Imported, model_ref: str) -> None:
+    def __init__(self, config: RunConfig, settings: Imported, model_ref: str, evaluated: Collection[str] = ()) -> None:
         """Load the tokenizer of the captioner ``model_ref``.
+
+        Args:
+            evaluated: SHA-256 of the images of the evaluation set; a pair of one of them is excluded.
 
         Raises:
             ModelError: it cannot be loaded.
         """
         self._seed = config.seed
+        self._limits = config.source
+        self._evaluated = evaluated
         self._captions = CaptionTokens(local_folder(model_ref, CAPTIONER, config.models), settings.max_tokens)
 
     def __call__(self, found: Sequence[Preference | Unusable]) -> StageOutput:
-        """One row a usable pair; one with a caption that cannot be trained on becomes an error row."""
+        """One row a usable pair; one that cannot or must not be trained on becomes an error row.
+
+        Rows have the hashes of their images. An image that cannot be read has none, and fails when it is scored.
+        """
         output = StageOutput()
-        for pair in found:
-            if isinstance(pair, Unusable):  # an error row of the samples
-                continue
-            sample = _sample(pair)
+        pairs = [pair for pair in found if not isinstance(pair, Unusable)]  # the others are error rows of the samples
+        with ThreadPoolExecutor(READERS, "hash-image") as readers:
+            images = list(readers.map(self._hashed, (pair.image for pair in pairs)))
+        for pair, image in zip(pairs, images, strict=True):
+            sample = Sample(sample_id=sample_id(pair.id, pair.prompt), image=image, prompt=pair.prompt)
             try:
+                require_not_evaluated(image, image["sha256"] or "", self._evaluated)
                 low = self._decoded(pair.prompt, pair.chosen, "chosen")
                 high = self._decoded(pair.prompt, pair.rejected, "rejected")
             except RowError as error:
@@ -62,6 +76,13 @@ class ImportedPairs:
             else:
                 output.rows.append({**sample, "low": low, "high": high, "seed": self._seed})
         return output
+
+    def _hashed(self, image: ImageRef) -> ImageRef:
+        try:
+            content = image_bytes(image, self._limits)
+        except RowError:
+            return image
+        return {**image, "sha256": hashlib.sha256(content).hexdigest()}
 
     def _decoded(self, prompt: str, text: str, what: str) -> Decoded:
         try:

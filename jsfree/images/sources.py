@@ -2,7 +2,8 @@
 
 Images are put in the order of a hash of (seed, image id), so that a missing one changes the order of no others,
 and the order of files or rows does not matter. Round k takes the k-th ``count`` from the front, evaluation takes
-its own from the end, so that one folder can serve both and they never share an image.
+its own from the end, so that one folder can serve both and they share no id. That they share no content either is
+seen to where training images are read (``jsfree.overlap``).
 MiniWorld has no end; its scenes are numbered by (seed, round), and evaluation counts from
 ``evaluate.source.first`` for every seed.
 """
@@ -68,7 +69,7 @@ def images_of_a_round(config: RunConfig, there: int) -> int:
 
 
 def training_samples(config: RunConfig, round_number: int) -> list[Sample]:
-    """The samples of a round, counted from 1; no two rounds share an image (paper, Algorithm 1: unlabelled images).
+    """The samples of a round, counted from 1; no two rounds share an id (paper, Algorithm 1: unlabelled images).
 
     Raises:
         SourceError: the source is missing, unreadable, empty, or has too few images for all rounds and evaluation.
@@ -87,7 +88,7 @@ def training_samples(config: RunConfig, round_number: int) -> list[Sample]:
 
 
 def evaluation_samples(config: RunConfig) -> list[Sample]:
-    """The samples that models are compared on; none of them is in any round's training samples.
+    """The samples that models are compared on; no round's training samples have one of their ids.
 
     Raises:
         SourceError: as for :func:`training_samples`; also if MiniWorld's training scenes would be evaluated on.

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jsfree.overlap import overlap
 from jsfree.report import galleries, reading, sections, summary, tables
 from jsfree.report.scenes import SHADES
+from jsfree.schemas import EVALUATION_IMAGE
 from jsfree.storage import Run
 
 
@@ -65,6 +67,8 @@ def _content(run: Run) -> dict[str, Any]:
         "scenes_known": scenes_known,
         "label_free": label_free,
         "summary": summary.summarise(truth, label_free),
+        "overlap": overlap(run, done[-1] if done else 0),
+        "excluded_kind": EVALUATION_IMAGE,
         "evaluated": _count(known, "scenes") or _count(unknown, "captions"),
         "low_score": tables.cosine(low_score),
         "pairs": galleries.pair_gallery(run, chosen.number, scored[chosen.number], chosen.kept) if chosen else None,

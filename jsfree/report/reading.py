@@ -20,7 +20,10 @@ from jsfree import schemas
 from jsfree.schemas import ImageRef, ScoredCaptionRow, ScoredPair
 from jsfree.storage import Folder, Manifest, Run, shard_name
 
-STAGES = ("samples", "pairs", "scored", "selected", "reference", "train", "evaluation", "captions", "captions_scored")
+STAGES = (
+    *("samples", "evaluation", "evaluation_hashes", "pairs", "scored", "selected"),
+    *("reference", "train", "captions", "captions_scored"),
+)
 
 
 @dataclass(frozen=True)
@@ -168,12 +171,14 @@ def costs(run: Run, rounds: Sequence[int]) -> list[StageCost]:
 
 
 def failures(run: Run, rounds: Sequence[int]) -> list[Failure]:
-    """Failed rows by stage and kind, the most frequent first."""
+    """Failed rows by stage and kind, the most frequent first; excluded rows did not fail."""
     counts: Counter[tuple[str, str]] = Counter()
     examples: dict[tuple[str, str], str] = {}
     for number in rounds:
         for stage, folder in _leaves(run.round(number) / "errors", ""):
             for row in folder.read_shards(schemas.ERRORS).to_pylist():
+                if row["kind"] == schemas.EVALUATION_IMAGE:
+                    continue
                 key = (stage, row["kind"])
                 counts[key] += 1
                 examples.setdefault(key, row["message"])

@@ -18,12 +18,13 @@ from jsfree.storage import Run
 # What a stage does, in the page's words.
 STAGES = {
     "samples": "images listed",
+    "evaluation": "evaluation images listed",
+    "evaluation_hashes": "evaluation images hashed",
     "pairs": "two captions an image",
     "scored": "CLIP verification",
     "selected": "preference pairs",
     "reference": "reference log-probabilities",
     "train": "DPO",
-    "evaluation": "evaluation images listed",
     "captions": "captions for evaluation",
     "captions_scored": "their CLIP scores",
 }
@@ -43,7 +44,11 @@ class SplitLine:
 
 @dataclass(frozen=True)
 class RoundView:
-    """Selection and training of one round; ``kept`` is the range of gaps trained on."""
+    """Selection and training of one round.
+
+    ``kept`` is the range of gaps trained on; ``starts_at_reference`` says whether policy and reference begin as one
+    model.
+    """
 
     number: int
     facts: dict[str, Any]
@@ -52,6 +57,7 @@ class RoundView:
     curves: list[Markup]
     steps: int
     kept: tuple[float, float] | None
+    starts_at_reference: bool
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ def round_view(run: Run, number: int, scored: Scored) -> RoundView:
         _curves(steps, run.config.train),
         len(steps),
         kept,
+        number == 1 or run.config.train.reference == "previous",
     )
 
 
@@ -193,4 +200,4 @@ def _cost_line(cost: StageCost, device: float) -> CostLine:
 
 
 def _is_evaluation(cost: StageCost) -> bool:
-    return cost.stage.partition("/")[0] in ("evaluation", "captions", "captions_scored")
+    return cost.stage.partition("/")[0] in ("evaluation", "evaluation_hashes", "captions", "captions_scored")

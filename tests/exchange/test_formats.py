@@ -18,7 +18,8 @@ def test_what_is_exported_comes_back(embedded, referring, said, expected, tmp_pa
     run = referring if placement == "reference" else embedded
     out = tmp_path / "out"
     done = export(run, name, str(out), placement=placement)
-    found = list(preferences(Imported(format=name, path=str(out))))
+    settings = Imported(format=name, path=str(out), allow_outside=placement == "reference")
+    found = list(preferences(settings))
     assert not [each for each in found if isinstance(each, Unusable)]
     assert said(found) == expected
     assert done.figures["exported"] == len(expected) > 20

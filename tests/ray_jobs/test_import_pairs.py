@@ -38,6 +38,7 @@ def theirs(tmp_path) -> Path:
 def settings(tmp_path, theirs, **changes) -> config.RunConfig:
     imported = {"format": "trl", "path": str(theirs)}
     base = {"run": str(tmp_path / "run"), "shard_rows": 4, "max_failed_fraction": 0.2, "imported": imported}
+    base["evaluate"] = {"source": {"count": 2}}
     return config.build({**base, **changes}, where="test")
 
 
@@ -73,6 +74,127 @@ def test_a_stopped_import_goes_on_and_leaves_what_is_there(tmp_path, theirs):
     assert pq.read_table(lost).equals(expected)
     assert os.stat(kept).st_mtime_ns == written
     assert Run.existing(chosen.run).manifest(1, "pairs").rows_out == 8
+
+
+def evaluated_on(tmp_path, theirs, numbers) -> dict:
+    """Pictures beside the records, and the settings of an evaluation on other files with the content of some."""
+    from jsfree.miniworld import world
+
+    (tmp_path / "evaluated").mkdir(exist_ok=True)
+    for number in range(10):
+        picture = world.png_bytes(world.scene("development", number))
+        (theirs.parent / f"{number}.png").write_bytes(picture)
+        if number in numbers:
+            (tmp_path / "evaluated" / f"other-{number}.jpeg").write_bytes(picture)
+    return {"source": {"kind": "folder", "path": str(tmp_path / "evaluated"), "count": len(numbers)}}
+
+
+def test_pairs_of_evaluation_images_are_excluded_and_no_failures(tmp_path, theirs):
+    evaluate = evaluated_on(tmp_path, theirs, (0, 4, 8, 9))
+    chosen = settings(tmp_path, theirs, evaluate=evaluate, max_failed_fraction=0.12)  # one of nine fails
+    pipeline.run_stage(chosen, quiet(), "generate")
+    run = Run.existing(chosen.run)
+    manifest = run.manifest(1, "pairs")
+    assert (manifest.rows_in, manifest.rows_out, manifest.rows_failed, manifest.facts) == (9, 5, 1, {"excluded": 3})
+    pairs = rows(run, "pairs", schemas.PAIRS)
+    assert [row["low"]["text"] for row in pairs] == [f"Cat {number}." for number in (1, 2, 3, 5, 6)]
+    assert all(len(row["image"]["sha256"]) == 64 for row in pairs)
+    kinds = [row["kind"] for row in rows(run, "errors/pairs", schemas.ERRORS)]
+    assert sorted(kinds) == ["evaluation_image"] * 3 + ["special_token"]
+    assert run.manifest(1, "evaluation_hashes").rows_out == 4
+
+
+def test_an_import_of_nothing_but_evaluation_images_says_so(tmp_path, theirs):
+    theirs.write_text("".join(json.dumps(record(number)) + "\n" for number in range(10)))
+    chosen = settings(tmp_path, theirs, evaluate=evaluated_on(tmp_path, theirs, range(10)))
+    for _ in range(2):
+        with pytest.raises(StageError, match="no pair is left to train on, because 10 images are also in the evaluati"):
+            pipeline.run_stage(chosen, quiet(), "generate")
+
+
+def test_hashing_goes_on_where_it_stopped_and_is_not_needed_once_pairs_are_finished(tmp_path, theirs):
+    import shutil
+
+    chosen = settings(tmp_path, theirs, evaluate=evaluated_on(tmp_path, theirs, range(9)))
+    pipeline.run_stage(chosen, quiet(), "generate")
+    run = Run.existing(chosen.run)
+    kept, lost = (f"{run.stage(1, 'evaluation_hashes').uri}/{shard_name(number)}" for number in (0, 1))
+    written, expected = os.stat(kept).st_mtime_ns, pq.read_table(lost)
+    os.remove(lost)
+    for stage in ("evaluation_hashes", "pairs"):
+        run.stage(1, stage).remove("_manifest.json")
+    pipeline.run_stage(chosen, quiet(), "generate")
+    assert pq.read_table(lost).equals(expected)
+    assert os.stat(kept).st_mtime_ns == written
+    run.stage(1, "evaluation_hashes").remove()  # as in a run that was made before images were hashed
+    shutil.rmtree(tmp_path / "evaluated")
+    os.remove(theirs)
+    pipeline.run_stage(chosen, quiet(), "generate")
+    assert not run.stage(1, "evaluation_hashes").exists()
+
+
+def stopped(tmp_path, theirs, stage: str, **changes) -> config.RunConfig:
+    """An import that was killed when ``stage`` had its first shard alone."""
+    chosen = settings(tmp_path, theirs, **changes)
+    pipeline.run_stage(chosen, quiet(), "generate")
+    run = Run.existing(chosen.run)
+    run.stage(1, stage).remove("_manifest.json")
+    for number in run.stage(1, stage).shards()[1:]:
+        run.stage(1, stage).remove(shard_name(number))
+    if stage == "samples":
+        run.stage(1, "pairs").remove()
+    return chosen
+
+
+@pytest.mark.parametrize("stage", ["samples", "pairs"])
+@pytest.mark.parametrize("change", ["fewer", "one text", "another file"])
+def test_records_that_change_before_the_resume_are_never_mixed(tmp_path, theirs, stage, change):
+    chosen = stopped(tmp_path, theirs, stage)
+    lines = theirs.read_text().splitlines()
+    changed = {
+        "fewer": lines[5:],
+        "one text": [lines[0].replace("Cat 0.", "Cow 0."), *lines[1:]],
+        "another file": [json.dumps(record(number)) for number in range(20, 33)],
+    }[change]
+    theirs.write_text("".join(f"{line}\n" for line in changed))
+    pipeline.run_stage(chosen, quiet(), "generate")
+    fresh = settings(tmp_path, theirs, run=str(tmp_path / "fresh"))
+    pipeline.run_stage(fresh, quiet(), "generate")
+    resumed, expected = Run.existing(chosen.run), Run.existing(fresh.run)
+    for table, schema in (("samples", schemas.SAMPLES), ("pairs", schemas.PAIRS)):
+        assert rows(resumed, table, schema) == rows(expected, table, schema)
+        assert resumed.stage(1, table).shards() == expected.stage(1, table).shards()
+        assert rows(resumed, f"errors/{table}", schemas.ERRORS) == rows(expected, f"errors/{table}", schemas.ERRORS)
+        told, count = resumed.manifest(1, table), len(rows(resumed, table, schema))
+        assert told.rows_out == count
+        assert told.rows_failed == len(rows(resumed, f"errors/{table}", schemas.ERRORS))
+
+
+def test_another_evaluation_set_before_the_resume_excludes_its_own_images(tmp_path, theirs):
+    chosen = stopped(tmp_path, theirs, "pairs", evaluate=evaluated_on(tmp_path, theirs, (8, 9)))
+    (tmp_path / "evaluated" / "other-8.jpeg").unlink()
+    evaluate = evaluated_on(tmp_path, theirs, (0, 9))
+    run = Run.existing(chosen.run)
+    pipeline.remove_from(run, "evaluation")
+    pipeline.run_stage(settings(tmp_path, theirs, evaluate=evaluate), quiet(), "generate")
+    assert [row["low"]["text"][4] for row in rows(run, "pairs", schemas.PAIRS)] == list("123568")
+
+
+def test_records_that_change_while_they_are_read_are_refused(tmp_path, theirs, monkeypatch):
+    from ray_jobs import import_pairs
+
+    class Changing(import_pairs.ImportedPairs):
+        def __call__(self, found):
+            theirs.write_text(theirs.read_text().replace("Dog", "Cow"))
+            return super().__call__(found)
+
+    chosen = settings(tmp_path, theirs)
+    with monkeypatch.context() as changing:
+        changing.setattr(import_pairs, "ImportedPairs", Changing)
+        with pytest.raises(StageError, match=r"theirs\.jsonl was changed while it was imported; run the import again"):
+            pipeline.run_stage(chosen, quiet(), "generate")
+    pipeline.run_stage(chosen, quiet(), "generate")
+    assert {row["high"]["text"][:3] for row in rows(Run.existing(chosen.run), "pairs", schemas.PAIRS)} == {"Cow"}
 
 
 def test_too_many_bad_records_fail_the_stage_with_the_first_one(tmp_path, theirs):

@@ -4,6 +4,7 @@ import io
 import math
 from contextlib import suppress
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -13,6 +14,7 @@ from rich.console import Console
 from jsfree import config, schemas
 from jsfree.errors import ConfigError, DeviceError, RunError, StageError
 from jsfree.models import load_captioner
+from jsfree.overlap import read_hashes
 from jsfree.storage import Folder, Run, shard_name
 from ray_jobs import pipeline
 from ray_jobs.cluster import explained
@@ -246,3 +248,46 @@ def test_bad_images_become_error_rows_and_too_many_fail_the_stage(ray_session, t
     errors = (Run.existing(strict.run).round(1) / "errors" / "pairs").read_shards(schemas.ERRORS).to_pylist()
     assert [(row["kind"], row["stage"]) for row in errors] == [("undecodable", "pairs")]
     assert Folder(f"{strict.run}/round-1/pairs").rows() == 40
+
+
+def test_no_round_trains_on_an_evaluation_image_under_another_name(ray_session, tmp_path):
+    import json
+
+    from jsfree.miniworld import world
+
+    for index in range(24):
+        picture = world.png_bytes(world.scene("unlabelled", index))
+        (tmp_path / "all").mkdir(exist_ok=True)
+        (tmp_path / "all" / f"{index}.png").write_bytes(picture)
+        if index % 4 == 0:
+            (tmp_path / "few").mkdir(exist_ok=True)
+            (tmp_path / "few" / f"copy-{index}.jpg").write_bytes(picture)
+    (tmp_path / "mix.json").write_text(json.dumps([{"image": f"all/{index}.png"} for index in range(24)]))
+    chosen = settings(
+        tmp_path / "run",
+        rounds=1,
+        source={"kind": "llava_json", "path": str(tmp_path / "mix.json"), "count": 24},
+        evaluate={"source": {"kind": "folder", "path": str(tmp_path / "few"), "count": 6}},
+        max_failed_fraction=0,
+        score={"with_generation": True, "resources": {"replicas": 1}},
+    )
+    pipeline.run_stage(chosen, quiet(), "generate")
+    run = Run.existing(chosen.run)
+    told = run.manifest(1, "pairs")
+    assert (told.rows_in, told.rows_out, told.rows_failed, told.facts) == (24, 18, 0, {"excluded": 6})
+    names = {row["image"]["id"] for row in run.stage(1, "pairs").read_shards(schemas.PAIRS).to_pylist()}
+    assert names == {f"all/{index}.png" for index in range(24) if index % 4}
+    errors = (run.round(1) / "errors" / "pairs").read_shards(schemas.ERRORS).to_pylist()
+    assert {row["kind"] for row in errors} == {"evaluation_image"}
+    assert run.stage(1, "scored").rows() == 18
+    # As an attempt left it that knew nothing of the evaluation set: its shard holds such images, and is made again.
+    kept = run.stage(1, "pairs").read_table(shard_name(0), schemas.PAIRS)
+    with_all = [{**row, "sample_id": f"x{number}"} for number, row in enumerate(kept.to_pylist())]
+    with_all[0]["image"]["sha256"] = next(iter(read_hashes(run.stage(1, "evaluation_hashes").uri)))
+    table = pa.Table.from_pylist(with_all, schema=schemas.PAIRS)
+    run.stage(1, "pairs").write_table(shard_name(0), table, {"shard": 0, "rows_in": 24, "rows_out": 18,
+                                      "rows_failed": 0, "tokens": 0, "device_seconds": 0.0})  # fmt: skip
+    run.stage(1, "pairs").remove("_manifest.json")
+    pipeline.run_stage(chosen, quiet(), "generate")
+    assert run.stage(1, "pairs").read_table(shard_name(0), schemas.PAIRS).equals(kept)
+    assert run.manifest(1, "pairs").facts == {"excluded": 6}

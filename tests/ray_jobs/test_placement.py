@@ -237,10 +237,10 @@ def test_a_pool_that_may_be_smaller_needs_room_for_its_least(box, tmp_path):
 class NotingPairs(PairGenerator):
     """The real stage 1, which also leaves the name of its node behind."""
 
-    def __init__(self, config, model_ref, round_number, device="cpu"):
+    def __init__(self, config, **arguments):
         import ray
 
-        super().__init__(config, model_ref, round_number, device)
+        super().__init__(config, **arguments)
         node = ray.get_runtime_context().get_node_id()
         Folder(f"{config.run}/nodes").write(node, b"")
 

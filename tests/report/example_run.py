@@ -4,6 +4,7 @@ Everything that can be real is (scenes, counts, selection, label-free figures, m
 a caption is drawn with more or less care, and a sentence scores higher when it is true.
 """
 
+import hashlib
 import math
 import random
 from pathlib import Path
@@ -53,7 +54,8 @@ def write_rows(run: Run, number: int, stage: str, rows: list, schema: pa.Schema,
 def sample(run: Run, split: str, index: int) -> dict:
     """One sample as the sources make it."""
     scene = world.scene(split, index)
-    image = {"id": scene.scene_id, "uri": None, "bytes": world.png_bytes(scene), "sha256": None}
+    content = world.png_bytes(scene)
+    image = {"id": scene.scene_id, "uri": None, "bytes": content, "sha256": hashlib.sha256(content).hexdigest()}
     return {
         "sample_id": schemas.sample_id(scene.scene_id, run.config.prompt),
         "image": image,

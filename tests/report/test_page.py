@@ -161,6 +161,25 @@ def test_two_rounds_have_three_models_and_a_chapter_each(tmp_path):
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.parametrize(
+    ("train", "equal"), [({}, [True, True]), ({"reference": "seed"}, [True, False]), ({"sft_weight": 0.1}, [False] * 2)]
+)
+def test_where_a_loss_begins_follows_from_the_reference_of_the_round(tmp_path, train, equal):
+    html = render(example_run.build(tmp_path / "run", rounds=2, train=train))
+    first, second = (
+        html.partition(f'<section id="round-{number}">')[2].partition("</section>")[0] for number in (1, 2)
+    )
+    assert ["Policy and reference are equal at the start" in text for text in (first, second)] == equal
+    assert ("The reference is m0, the policy begins as m1" in second) == ("reference" in train)
+    assert "The reference is m0" not in first
+
+
+def test_how_many_rows_may_fail_follows_from_the_settings(tmp_path):
+    page = Page(render(example_run.build(tmp_path / "run", max_failed_fraction=0.25)))
+    assert "A stage fails when more than 25.0 % of its rows do (max_failed_fraction)." in page.words
+    assert "never stops" not in page.words
+
+
 def test_data_is_escaped_wherever_it_comes_from(tmp_path):
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
     run = example_run.build(tmp_path / "run", prompt=f"Describe {evil}")

@@ -1,0 +1,113 @@
+"""Paths in somebody's records: none of them leads out of the configured folder unless that is allowed."""
+
+import json
+import os
+
+import pytest
+
+from jsfree.config import Imported, RunConfig, build
+from jsfree.errors import RowError
+from jsfree.exchange import Unusable, preferences
+from jsfree.exchange.image_paths import image_uri
+
+ROOT = "/data/set"
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("a.png", "/data/set/a.png"),
+        ("b/../a.png", "/data/set/b/../a.png"),
+        ("/data/set/b/a.png", "/data/set/b/a.png"),
+        ("file:///data/set/a.png", "/data/set/a.png"),
+        ("a::b.png", "/data/set/a::b.png"),
+        ("~/a.png", "/data/set/~/a.png"),
+        ("..a.png", "/data/set/..a.png"),
+        ("file:/etc/passwd", "/data/set/file:/etc/passwd"),
+        ("a.tar#offset=0&length=9", "/data/set/a.tar#offset=0&length=9"),
+    ],
+)
+def test_what_is_inside_is_taken(path, expected):
+    assert image_uri(path, ROOT, ROOT, allow_outside=False) == expected
+
+
+OUTSIDE = [
+    "../a.png",
+    "b/../../a.png",
+    "../set2/a.png",
+    "/data/set2/a.png",
+    "/etc/passwd",
+    "file:///etc/passwd",
+    "file:///data/set/../a.png",
+    "local:///etc/passwd",
+    "FILE:///etc/passwd",
+    "file://data/set/a.png",
+    "http://169.254.169.254/latest",
+    "s3://bucket/a.png",
+    "zip://a.png::/data/set/a.zip",
+    "simplecache::file:///etc/passwd",
+    "../a.tar#offset=0&length=9",
+    "/data/set",
+]
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+def test_what_leads_out_is_refused_unless_it_is_allowed(path):
+    with pytest.raises(RowError, match=r"is outside /data/set; move it there.*'imported\.allow_outside'") as error:
+        image_uri(path, ROOT, ROOT, allow_outside=False)
+    assert error.value.kind == "outside"
+    assert image_uri(path, ROOT, ROOT, allow_outside=True).endswith(path.rpartition("//")[2])
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../x/a.png", "s3://bucket/set2/a.png", "s3://other/set/a.png", "/etc/passwd", "%2e%2e/a.png", "b/%2E%2E/../a.png",
+     "file:///etc/passwd", "s3://bucket/set/../x.png", "s3://bucket/set/x::file:///etc/passwd"],
+)  # fmt: skip
+def test_a_folder_behind_a_uri_is_left_by_nothing_either(path):
+    with pytest.raises(RowError, match="is outside s3://bucket/set;"):
+        image_uri(path, "s3://bucket/set", "s3://bucket/set", allow_outside=False)
+    for inside in ("a.png", "b/a.png", "s3://bucket/set/a.png"):
+        assert image_uri(inside, "s3://bucket/set", "s3://bucket/set", allow_outside=False).startswith(
+            "s3://bucket/set/"
+        )
+
+
+def imported(folder, paths, **settings) -> list:
+    rows = [{"images": [path], "prompt": f"What {number}?", "chosen": "A cat.", "rejected": "A dog."}
+            for number, path in enumerate(paths)]  # fmt: skip
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    (folder / "data" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return list(preferences(Imported(format="trl", path=str(folder), **settings)))
+
+
+def test_links_lead_where_they_lead_and_the_folder_may_be_one_itself(tmp_path):
+    real, secret = tmp_path / "real", tmp_path / "secret.png"
+    (real / "images").mkdir(parents=True)
+    secret.touch()
+    os.symlink(secret, real / "images" / "link.png")
+    os.symlink(tmp_path, real / "up")
+    os.symlink(real, tmp_path / "set")
+    paths = ["../images/a.png", "../images/link.png", "../up/secret.png", f"{real}/images/a.png", "../../secret.png"]
+    found = imported(tmp_path / "set", paths)
+    assert [isinstance(each, Unusable) for each in found] == [False, True, True, False, True]
+    assert str(found[1].error).startswith(f"{tmp_path}/set/data/train.jsonl, row 1: the image '../images/link.png' is")
+    assert not [each for each in imported(tmp_path / "set", paths, allow_outside=True) if isinstance(each, Unusable)]
+
+
+def test_a_folder_of_images_decides_where_there_is_one(tmp_path):
+    (tmp_path / "images").mkdir()
+    paths = ["a.png", "../set/data/a.png", str(tmp_path / "images" / "a.png")]
+    found = imported(tmp_path / "set", paths, images=str(tmp_path / "images"))
+    assert [isinstance(each, Unusable) for each in found] == [False, True, False]
+
+
+def test_a_setting_at_its_default_changes_no_fingerprint_of_a_run_that_was_made_before_it():
+    given = {"imported": {"format": "trl", "path": "a"}}
+    before = build(given, where="test")
+    settings = before.model_dump(mode="json")
+    del settings["imported"]["allow_outside"]
+    assert RunConfig.model_validate(settings).fingerprint("imported") == before.fingerprint("imported")
+    assert before.fingerprint("imported") == "105a5b794b93660c"
+    allowing = build({"imported": {**given["imported"], "allow_outside": True}}, where="test")
+    assert allowing.fingerprint("imported") != before.fingerprint("imported")
