@@ -101,7 +101,9 @@ class Meter:
         yield
         with self._lock:
             cpu, wall = time.process_time() - self._begun[0], time.perf_counter() - self._begun[1]
-            self._path.write_text(json.dumps({"worker_cpu_seconds": cpu, "worker_seconds": wall, **more()}))
+            self._path.write_text(
+                json.dumps({"worker_cpu_seconds": cpu, "worker_seconds": wall, **more()}), encoding="utf-8"
+            )
 
 
 class MeteredPairs(PairGenerator):
@@ -238,7 +240,7 @@ def generated(folder: str, images: int, build: Callable[..., StageClass], board:
     manifest = total(stage.name, stage.target, 0.0)
     if manifest.rows_out != images:
         raise SystemExit(f"{manifest.rows_out} rows of {images} images")
-    figures: dict[str, float] = json.loads(Path(notes).read_text())
+    figures: dict[str, float] = json.loads(Path(notes).read_text(encoding="utf-8"))
     figures["worker_cpu_seconds_an_image"] = figures["worker_cpu_seconds"] / images
     return {**figures, "device_seconds": manifest.device_seconds, **watch.figures}
 

@@ -126,7 +126,7 @@ def _own_sigterm() -> Iterator[None]:
 def _silent_stderr() -> Iterator[None]:
     """Send what this process's native code writes to stderr nowhere."""
     kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         yield

@@ -206,7 +206,7 @@ def command(argv: Sequence[str]) -> str:
 def _output(arguments: Sequence[str]) -> str | None:
     """What a program prints; None when it is not there, fails or hangs."""
     try:
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(arguments, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

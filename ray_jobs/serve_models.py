@@ -63,7 +63,7 @@ def write_yaml(run: str, overrides: list[str], file: Path, console: Console) -> 
     served_models(Run(config))
     warn_if_open(config, console)
     try:
-        file.write_text(deploy_yaml(config, overrides, str(file)))
+        file.write_text(deploy_yaml(config, overrides, str(file)), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{file} cannot be written: {error.strerror}") from error
     console.print(f"Configuration: {file}    (serve deploy {file})", soft_wrap=True)

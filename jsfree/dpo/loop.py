@@ -313,7 +313,7 @@ class _Trainer:
         with tempfile.TemporaryDirectory() as directory:
             self.engine.save_checkpoint(directory, tag="state", client_state={"history": list(history)})
             if self.rank == 0:
-                (Path(directory) / WORKERS).write_text(json.dumps(self.world))
+                (Path(directory) / WORKERS).write_text(json.dumps(self.world), encoding="utf-8")
             hooks.save(directory, len(history))
 
     def restore(self, directory: str | None) -> list[Step]:
@@ -324,7 +324,7 @@ class _Trainer:
         """
         if directory is None:
             return []
-        written_by = json.loads((Path(directory) / WORKERS).read_text())
+        written_by = json.loads((Path(directory) / WORKERS).read_text(encoding="utf-8"))
         if written_by != self.world:
             raise StageError(
                 f"the checkpoint that training would go on from holds the shards of {written_by} workers, not of"
