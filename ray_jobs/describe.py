@@ -20,10 +20,9 @@ import jsfree
 from jsfree import code_version
 from jsfree.errors import StorageError
 from jsfree.lease import Lease
-from jsfree.storage import Folder, Manifest, Run
+from jsfree.storage import ABOUT, INPUTS, Folder, Manifest, Run
 from ray_jobs.progress import Figures
 
-ABOUT = "run.json"
 VERSIONS = ("ray", "torch", "transformers", "open_clip_torch", "deepspeed", "pyarrow", "numpy", "safetensors")
 GPU_FIELDS = "name,memory.total,driver_version"
 Machine = dict[str, Any]
@@ -92,23 +91,21 @@ def note_progress(run: Run, running: Sequence[tuple[int, str]], figures: Figures
 def stages(run: Run) -> dict[str, dict[str, Any]]:
     """State and cost of every stage that a run has begun, from the manifests."""
     found: dict[str, dict[str, Any]] = {}
-    for entry in run.folder.names():
-        if entry.startswith("round-"):
-            number = int(entry.removeprefix("round-"))
-            names = _stage_names(run.round(number))
-            found[entry] = {name: _entry(run.manifest(number, name) or "unfinished") for name in names}
+    for number in run.rounds():
+        names = _stage_names(run.round(number))
+        found[f"round-{number}"] = {name: _entry(run.manifest(number, name) or "unfinished") for name in names}
     return found
 
 
 def _stage_names(folder: Folder) -> list[str]:
     """Stages of a round; some are in a folder of their own kind (``captions/m0-greedy``)."""
     names = []
-    for name in folder.names():
-        inner = (folder / name).names()
-        if "_inputs.json" in inner:
+    for name in folder.folders():
+        if (folder / name).exists(INPUTS):
             names.append(name)
         else:
-            names += [f"{name}/{each}" for each in inner if (folder / name / each).exists("_inputs.json")]
+            inner = (folder / name).folders()
+            names += [f"{name}/{each}" for each in inner if (folder / name / each).exists(INPUTS)]
     return names
 
 

@@ -163,15 +163,10 @@ def served_models(run: Run) -> list[RunModel]:
     Raises:
         RunError: no round has made a model.
     """
-    rounds = [
-        int(name.removeprefix("round-"))
-        for name in run.folder.names()
-        if name.removeprefix("round-").isdecimal() and name.startswith("round-")
-    ]
-    finished = [number for number in rounds if run.manifest(number, "train") is not None]
+    finished = [number for number in run.rounds() if run.manifest(number, "train") is not None]
     if not finished:
         raise RunError(f"{run.folder.uri} has no trained model yet; finish it with `jsfree run --run {run.folder.uri}`")
-    last = max(finished)
+    last = finished[-1]
     return [
         RunModel(BEFORE, "m0", _absolute(run.config.captioner.versioned_ref)),
         RunModel(AFTER, f"m{last}", run.stage(last, "model").uri),

@@ -58,9 +58,9 @@ def text_without_encoding(path: Path) -> Iterator[str]:
         )
         binary = isinstance(mode, ast.Constant) and "b" in mode.value
         opens = isinstance(node.func, ast.Name) and name == "open" and not binary
-        if (opens or name in ("read_text", "write_text") or "text" in given) and "encoding" not in given:
-            if name in ("open", "read_text", "write_text", "run", "Popen", "check_output"):
-                yield f"{name_of(path)}:{node.lineno}"
+        reads = name in ("read_text", "write_text") or ("text" in given and name in ("run", "Popen", "check_output"))
+        if (opens or reads) and "encoding" not in given:
+            yield f"{name_of(path)}:{node.lineno}"
 
 
 def test_text_files_are_read_and_written_in_one_encoding_whatever_the_locale():
