@@ -93,6 +93,12 @@ class Folder:
             self._forget_listings()
             return bool(self.filesystem.exists(self._at(name)))
 
+    def is_file(self) -> bool:
+        """Whether there is a file where the folder would be."""
+        with _explained(self.uri, "read"):
+            self._forget_listings()
+            return bool(self.filesystem.isfile(self.path))
+
     def names(self) -> list[str]:
         """Names of the folder's entries, sorted; empty when there is no folder."""
         return sorted(self._entries())
@@ -213,6 +219,11 @@ class Folder:
             self.filesystem.makedirs(self.path, exist_ok=True)
             self.filesystem.put(local.rstrip("/") + "/", self.path + "/", recursive=True)
 
+    def copy_here(self, source: Folder, name: str) -> None:
+        """Copy a file of another folder of the same filesystem to the same name in this one."""
+        with _explained(f"{self.uri}/{name}", "written"):
+            self.filesystem.cp_file(source._at(name), self._at(name))
+
     def download(self, local: str) -> None:
         """Copy all that is in this folder into a local one."""
         with _explained(self.uri, "read"):
@@ -328,8 +339,12 @@ def stored_config(folder: Folder) -> RunConfig:
     if not folder.exists(CONFIG):
         start = f"jsfree run --run {shlex.quote(folder.uri)}"
         raise RunError(f"{folder.uri} holds no run (no {CONFIG}); start one with `{start}`")
-    where = f"{folder.uri}/{CONFIG}"
-    return configuration.build(read_mapping(folder.read(CONFIG), where), where)
+    return configuration.build(stored_settings(folder), f"{folder.uri}/{CONFIG}")
+
+
+def stored_settings(folder: Folder) -> dict[str, Any]:
+    """The settings in a run's folder, as its ``config.yaml`` has them."""
+    return read_mapping(folder.read(CONFIG), f"{folder.uri}/{CONFIG}")
 
 
 def shard_name(number: int) -> str:

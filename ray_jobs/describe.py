@@ -44,6 +44,7 @@ def described(run: Run, lease: Lease) -> Iterator[None]:
             "driver": machine(),
             "nodes": known.get("nodes", {}),
             "command": command(sys.argv),
+            "directory": os.getcwd(),
             "fingerprint": run.config.own_fingerprint,
             "rounds_done": known.get("rounds_done", 0),
             "stages": stages(run),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from jsfree.errors import RunError
+from jsfree.locations import require_base_from_here
 from jsfree.model_card import card, write_card
 from jsfree.model_folder import CARD
 from jsfree.storage import Folder, Run
@@ -86,6 +88,7 @@ def planned(run: Run, number: int | None, to: str) -> Publication:
     repo = HubRepo.parse(to) if to.startswith(SCHEME) else None
     number = _trained_round(run, number)
     folder = run.stage(number, "model")
+    require_base_from_here(run)
     if repo is None:
         require_free(Folder(to), folder)
     found = contents(folder, adapter=run.config.train.lora is not None)
@@ -97,7 +100,8 @@ def planned(run: Run, number: int | None, to: str) -> Publication:
 def _trained_round(run: Run, number: int | None) -> int:
     trained = [each for each in range(1, run.config.rounds + 1) if run.manifest(each, "train") is not None]
     if not trained:
-        raise RunError(f"{run.folder.uri} has no trained model yet; finish it with `jsfree run --run {run.folder.uri}`")
+        finish = f"jsfree run --run {shlex.quote(run.folder.uri)}"
+        raise RunError(f"{run.folder.uri} has no trained model yet; finish it with `{finish}`")
     if number is not None and number not in trained:
         raise RunError(f"--round {number}: {run.folder.uri} has models of rounds {', '.join(map(str, trained))}")
     return trained[-1] if number is None else number

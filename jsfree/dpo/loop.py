@@ -35,6 +35,7 @@ from jsfree.model_files import hub_model
 from jsfree.model_folder import ADAPTER
 from jsfree.models import DTYPES, load_captioner
 from jsfree.publish import publish_captioner
+from jsfree.replacing import replace_folder
 from jsfree.schemas import SelectedPair
 from jsfree.storage import Folder
 
@@ -346,8 +347,7 @@ class _Trainer:
                     known = hub_model(self.policy, self.config.models)
                     weights = merged(weights, base.model, self.config.train.lora, Path(directory) / ADAPTER, known)
                 publish_captioner(self.captioner.model, self.captioner.processor, directory, weights)
-                folder.remove()  # files of an attempt that was broken off must not mix with these
-                folder.upload(str(Path(directory)))
+                replace_folder(folder, Path(directory))
         dist.barrier()
 
 

@@ -105,7 +105,7 @@ def check_new_settings(run: Run, first: tuple[int, str]) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("restart", "local"), [*((each, False) for each in RESTARTS), ("train", True)])
+@pytest.mark.parametrize(("restart", "local"), [*((each, False) for each in RESTARTS), ("captions", True)])
 def test_no_interruption_of_a_removal_leaves_old_work_that_counts(tmp_path, restart, local, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: None)
     made = make(str(tmp_path / "run") if local else f"memory://{tmp_path.name}")
