@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rich.text import Text
+
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, RunError
 from jsfree.invalidation import discard
@@ -112,9 +114,9 @@ def run_stage(config: RunConfig, reporter: Reporter, name: str, number: int | No
 
 def improve(current: Round, last: str = LAST) -> Any:
     """One round of self-improvement (paper, Algorithm 1), or its stages up to ``last``; what that one made."""
-    current.reporter.say(
-        f"[bold]Round {current.number}[/bold] of {current.config.rounds}: {current.start.name} -> m{current.number}"
-    )
+    title = (f"Round {current.number}", "bold")
+    told = f" of {current.config.rounds}: {current.start.name} -> m{current.number}"
+    current.reporter.say(Text.assemble(title, told))
     made = None
     for name, stage in STAGES.items():
         made = stage.work(current, made)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.text import Text
 
 from jsfree.errors import RunError
 from jsfree.locations import require_base_from_here
@@ -125,7 +126,7 @@ def _carried_out(plan: Publication, console: Console, *, private: bool) -> dict[
         else:
             message = f"m{plan.number} of jsfree, fingerprint {plan.run.config.own_fingerprint}"
             told["address"] = upload(local, plan.repo, message)
-    console.print(f"Published: {told['address']}", soft_wrap=True, markup=False)
+    console.print(f"Published: {told['address']}", soft_wrap=True)
     return told
 
 
@@ -141,9 +142,9 @@ def _parity(plan: Publication, local: Path) -> Parity:
 
 
 def _print(plan: Publication, console: Console) -> None:
-    console.print(f"m{plan.number}: {plan.folder.uri} -> {plan.to}", soft_wrap=True, markup=False)
+    console.print(f"m{plan.number}: {plan.folder.uri} -> {plan.to}", soft_wrap=True)
     for name, size in plan.files.items():
-        console.print(f"  {size:>15,}  {name}", soft_wrap=True, markup=False)
+        console.print(f"  {size:>15,}  {name}", soft_wrap=True)
     console.print(f"  {sum(plan.files.values()):>15,}  bytes in {len(plan.files)} files")
     for each in plan.missing:
-        console.print(f"[bold red]missing:[/] {each}", soft_wrap=True)
+        console.print(Text.assemble(("missing:", "bold red"), f" {each}"), soft_wrap=True)
