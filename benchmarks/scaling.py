@@ -210,7 +210,8 @@ def busy(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
 
 def settings(folder: str, images: int) -> RunConfig:
     """MiniWorld's, for one replica."""
-    return configuration.load(CONFIG, [f"run={folder}", f"source.count={images}", "generate.resources.replicas=1"])
+    overrides = [f"source.count={images}", "generate.resources.replicas=1"]
+    return configuration.load(CONFIG, overrides, {"run": str(folder)})
 
 
 def listed(folder: str, images: int) -> None:
