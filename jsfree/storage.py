@@ -112,8 +112,9 @@ class Folder:
             self._forget_listings()
             if not self.filesystem.isdir(self.path):
                 return {}
-            found = self.filesystem.ls(self.path, detail=True)
-            return {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry for entry in found}
+            found = {entry["name"].rstrip("/"): entry for entry in self.filesystem.ls(self.path, detail=True)}
+            found.pop(self.path.rstrip("/"), None)  # a store's own object for the folder
+            return {path.rsplit("/", 1)[-1]: entry for path, entry in found.items()}
 
     def _forget_listings(self) -> None:
         """Have the filesystem ask its store anew: other processes write to the same folders."""
