@@ -238,11 +238,13 @@ class Peak:
         self.beyond.append(self._of("VmHWM") - self._before)
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
         self._before = self._of("VmRSS")
 
     def _of(self, name: str) -> float:
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+        line = next(
+            line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith(name)
+        )
         return 1024.0 * int(line.split()[1])
 
 
@@ -287,7 +289,7 @@ def own_process(part: str, **job: Any) -> dict[str, float]:
 def own_start(part: str, **job: Any) -> subprocess.Popen[str]:
     """Start a part."""
     command = [sys.executable, __file__, "--part", part, "--job", json.dumps(job)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
 
 
 def own_end(process: subprocess.Popen[str]) -> dict[str, float]:
@@ -330,7 +332,7 @@ def one_worker(store: Path, rank: int = 0, workers: int = 1) -> Iterator[None]:
 @contextmanager
 def quietly() -> Iterator[None]:
     """Without what libraries print."""
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
 
 

@@ -64,7 +64,7 @@ def loop(name: str, file: str, seed: int, arguments: argparse.Namespace) -> Run:
         overrides += [f"{part}.ref={arguments.weights.resolve() / part}" for part in ("captioner", "clip")]
     config = configuration.load(ROOT / "configs" / file, overrides)
     reporter = Reporter()
-    reporter.say(f"[bold]{name}, seed {seed}, m0 {m0}[/bold]")
+    reporter.say(f"{name}, seed {seed}, m0 {m0}")
     pipeline.run(config, reporter)
     return Run.existing(config.run)
 

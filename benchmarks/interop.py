@@ -111,9 +111,14 @@ def asked(python: Path, model: Path, settings: RunConfig, samples: Sequence[Samp
     }
     answer = directory / "answer.json"
     subprocess.run(
-        [python, PEERS, answer], input=json.dumps(question), text=True, check=True, env=environment(directory)
+        [python, PEERS, answer],
+        input=json.dumps(question),
+        text=True,
+        encoding="utf-8",
+        check=True,
+        env=environment(directory),
     )
-    told: dict[str, Any] = json.loads(answer.read_text())
+    told: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     return told
 
 

@@ -25,7 +25,7 @@ def main() -> None:
     question = json.load(sys.stdin)
     pictures = [Image.open(path).convert("RGB") for path in question["pictures"]]
     captions = {"transformers": by_transformers(question, pictures), **by_vllm(question, pictures)}
-    Path(sys.argv[1]).write_text(json.dumps({"captions": captions, "versions": versions(PACKAGES)}))
+    Path(sys.argv[1]).write_text(json.dumps({"captions": captions, "versions": versions(PACKAGES)}), encoding="utf-8")
 
 
 def by_transformers(question: Question, pictures: Sequence[Image.Image]) -> list[str]:

@@ -111,7 +111,7 @@ def settings_at(path: Path, **changes: Any) -> Path:
     made = config.build({"run": str(path), **SETTINGS, **changes}, where="kills")
     file = path.parent / f"{path.name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(made.to_yaml())
+    file.write_text(made.to_yaml(), encoding="utf-8")
     return file
 
 
@@ -124,6 +124,7 @@ def start(command: str, file: Path, address: str | None) -> subprocess.Popen[str
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        encoding="utf-8",
         start_new_session=True,
     )
 

@@ -81,7 +81,7 @@ def publish(
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}_{date}_{hardware()}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result))
     return path
 

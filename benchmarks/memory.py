@@ -105,7 +105,7 @@ def measured(case: str, size: str) -> float:
             _join(Path(folder) / "store")
         work("warm")
         before = _settled()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
         work(size)
         return _of("VmHWM") - before
 
@@ -147,7 +147,9 @@ def _settled() -> float:
 
 
 def _of(name: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    line = next(
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith(name)
+    )
     return 1024.0 * int(line.split()[1])
 
 
@@ -155,7 +157,7 @@ def _own_process(case: str, size: str) -> float:
     command = [sys.executable, __file__, "--child", case, size]
     # Memory that is freed goes back at once, so that what is counted is what is in use.
     returned = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **returned})
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env={**os.environ, **returned})
     if done.returncode:
         raise RuntimeError(f"{case}, {size}:\n{done.stderr[-4000:]}")
     return float(json.loads(done.stdout.splitlines()[-1]))

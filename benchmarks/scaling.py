@@ -101,7 +101,9 @@ class Meter:
         yield
         with self._lock:
             cpu, wall = time.process_time() - self._begun[0], time.perf_counter() - self._begun[1]
-            self._path.write_text(json.dumps({"worker_cpu_seconds": cpu, "worker_seconds": wall, **more()}))
+            self._path.write_text(
+                json.dumps({"worker_cpu_seconds": cpu, "worker_seconds": wall, **more()}), encoding="utf-8"
+            )
 
 
 class MeteredPairs(PairGenerator):
@@ -208,7 +210,8 @@ def busy(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
 
 def settings(folder: str, images: int) -> RunConfig:
     """MiniWorld's, for one replica."""
-    return configuration.load(CONFIG, [f"run={folder}", f"source.count={images}", "generate.resources.replicas=1"])
+    overrides = [f"source.count={images}", "generate.resources.replicas=1"]
+    return configuration.load(CONFIG, overrides, {"run": str(folder)})
 
 
 def listed(folder: str, images: int) -> None:
@@ -238,7 +241,7 @@ def generated(folder: str, images: int, build: Callable[..., StageClass], board:
     manifest = total(stage.name, stage.target, 0.0)
     if manifest.rows_out != images:
         raise SystemExit(f"{manifest.rows_out} rows of {images} images")
-    figures: dict[str, float] = json.loads(Path(notes).read_text())
+    figures: dict[str, float] = json.loads(Path(notes).read_text(encoding="utf-8"))
     figures["worker_cpu_seconds_an_image"] = figures["worker_cpu_seconds"] / images
     return {**figures, "device_seconds": manifest.device_seconds, **watch.figures}
 

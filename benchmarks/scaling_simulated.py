@@ -320,7 +320,10 @@ def run_with_loss(trial: Trial, board: Any, raylets: Any) -> dict[str, float]:
 
 def notes_of(trial: Trial) -> list[list[dict[str, float]]]:
     """What each actor noted."""
-    return [list(map(json.loads, file.read_text().splitlines())) for file in sorted(trial.notes.glob("*.jsonl"))]
+    return [
+        list(map(json.loads, file.read_text(encoding="utf-8").splitlines()))
+        for file in sorted(trial.notes.glob("*.jsonl"))
+    ]
 
 
 def spread(values: list[float]) -> dict[str, float]:

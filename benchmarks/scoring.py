@@ -104,7 +104,9 @@ def scorer_of(folder: Path) -> ClipScorer:
     model = open_clip.CLIP(**MODEL, output_dict=False)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     mean = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": MODEL, "preprocess_cfg": mean}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": MODEL, "preprocess_cfg": mean}), encoding="utf-8"
+    )
     return ClipScorer(RunConfig.model_validate({"clip": {"ref": str(folder)}}))
 
 

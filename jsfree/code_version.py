@@ -127,7 +127,7 @@ def refuse_unfit_upload(folder: Path) -> None:
 def _locked(lock: Path) -> dict[str, str]:
     """Versions of our libraries, and of jsfree, in a lock file of uv."""
     try:
-        packages = tomllib.loads(lock.read_text())["package"]
+        packages = tomllib.loads(lock.read_text(encoding="utf-8"))["package"]
         versions = {package["name"]: package["version"].partition("+")[0] for package in packages}
     except (tomllib.TOMLDecodeError, KeyError) as error:
         raise CodeError(f"{lock} is no lock file of uv ({error}); make it with `uv lock`") from error
@@ -143,7 +143,7 @@ def _folder_of(package: str) -> Path | None:
 def _identity(folders: Iterable[Path]) -> str:
     """Names folders of this boot of this machine; empty where that cannot be told."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return ""
     status = [folder.stat() for folder in folders]

@@ -1,8 +1,9 @@
 """Every setting of a run and its default, checked when it is built.
 
-``load(path, overrides)`` reads a YAML file; ``--set section.key=value`` overrides one value. An unknown key
-raises with the nearest valid one. The defaults are MiniWorld's, so an empty file is a run that works anywhere.
-Settings that only say where work is placed live in ``resources`` sections and never enter a fingerprint.
+``load(path, overrides)`` reads a YAML file; ``--set section.key=value`` overrides one value: a text where the setting
+is a text, YAML elsewhere. An unknown key raises with the nearest valid one. The defaults are MiniWorld's, so an empty
+file is a run that works anywhere. Settings that only say where work is placed live in ``resources`` sections and never
+enter a fingerprint.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from jsfree.errors import ConfigError
+from jsfree.strict_yaml import read_mapping, read_value, unquoted
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -36,9 +40,9 @@ before it are taken up."""
 
 
 class Section(BaseModel):
-    """A group of settings: unknown keys are refused, values are not changed after construction."""
+    """A group of settings: unknown keys and numbers that are not finite are refused, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Resources(Section):
@@ -585,12 +589,12 @@ class RunConfig(Section):
         place = {key: source[key] for key in ("images", "column") if key in source}
         return {**settings, "evaluate": {**evaluate, "source": {**place, **own, "path": source["path"]}}}
 
-    @field_validator("prompt")
+    @field_validator("run", "prompt")
     @classmethod
-    def _prompt_says_something(cls, prompt: str) -> str:
-        if not prompt.strip():
-            raise ValueError("the prompt is empty")
-        return prompt
+    def _require_text(cls, text: str) -> str:
+        if not text.strip():
+            raise ValueError("the text is empty")
+        return text
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
@@ -644,8 +648,15 @@ class RunConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def load(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a configuration file and apply ``key.path=value`` overrides.
+def load(
+    path: str | Path | None, overrides: Sequence[str] = (), values: Mapping[str, str | int | None] | None = None
+) -> RunConfig:
+    """Read a configuration file and apply overrides.
+
+    Args:
+        path: a YAML file in UTF-8; None for the defaults.
+        overrides: ``key.path=value`` texts, as ``--set`` takes them (``parsed_override``).
+        values: settings by dotted key, taken as they are; None leaves a setting alone. They win over ``overrides``.
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown, or a value is wrong.
@@ -653,16 +664,11 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     settings: dict[str, Any] = {}
     if path is not None:
         try:
-            read = yaml.safe_load(Path(path).read_text())
+            content = Path(path).read_bytes()
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
-        if read is not None and not isinstance(read, dict):
-            raise ConfigError(f"{path}: expected keys and values at the top, found {type(read).__name__}")
-        settings = read or {}
-    for override in overrides:
-        _apply(settings, override)
+        settings = read_mapping(content, str(path))
+    _apply(settings, overrides, values or {})
     return build(settings, where=str(path) if path is not None else "--set")
 
 
@@ -673,9 +679,38 @@ def overridden(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         ConfigError: a key is unknown or a value is wrong.
     """
     settings = config.model_dump(mode="json")
-    for override in overrides:
-        _apply(settings, override)
+    _apply(settings, overrides, {})
     return build(settings, where="--set")
+
+
+def parsed_override(override: str) -> tuple[str, Any]:
+    """The dotted key and the value of a ``key.path=value`` text.
+
+    The value of a setting that is a text is taken literally, ``#``, ``:`` and spaces included; quotes around the
+    whole of it are removed, as YAML does. Where ``null`` is allowed, ``null``, ``~`` and an empty value mean it.
+    Other settings are read as YAML.
+
+    Raises:
+        ConfigError: there is no ``=``, or the value is not valid YAML.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r}: write key=value, for example --set source.count=100")
+    kind = _annotation(key.split("."))
+    if kind is None or not _is_text(kind):
+        return key, read_value(text, f"--set {override!r}: the value")
+    if NoneType in _members(kind) and text.strip() in ("", "~", "null", "Null", "NULL"):
+        return key, None
+    inner = unquoted(text)
+    return key, text if inner is None else inner
+
+
+def as_override(key: str, value: str | int) -> str:
+    """The ``key.path=value`` text that ``parsed_override`` reads as ``value``."""
+    override = f"{key}={value}"
+    if isinstance(value, str) and parsed_override(override)[1] != value:
+        return f"{key}={json.dumps(value, ensure_ascii=False)}"
+    return override
 
 
 def build(settings: Mapping[str, Any], where: str) -> RunConfig:
@@ -697,21 +732,21 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys]
 
 
-def _apply(settings: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {override!r}: write key=value, for example --set source.count=100")
-    *parents, last = key.split(".")
-    section = settings
-    for parent in parents:
-        child = section.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"--set {override!r}: {parent!r} is a value, not a section")
-        section = child
-    try:
-        section[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is no valid YAML") from error
+def _apply(settings: dict[str, Any], overrides: Sequence[str], values: Mapping[str, Any]) -> None:
+    """Put overrides, and then values that are not None, into settings not yet checked."""
+    given = [(f"--set {override!r}", *parsed_override(override)) for override in overrides]
+    given += [(key, key, value) for key, value in values.items() if value is not None]
+    for where, key, value in given:
+        *parents, last = key.split(".")
+        section = settings
+        for parent in parents:
+            child = section.get(parent)
+            if child is None:
+                child = section[parent] = {}
+            if not isinstance(child, dict):
+                raise ConfigError(f"{where}: {parent!r} is a value, not a section")
+            section = child
+        section[last] = value
 
 
 def _explain(problem: Mapping[str, Any]) -> str:
@@ -725,20 +760,53 @@ def _explain(problem: Mapping[str, Any]) -> str:
         return f"unknown key {key!r}; {hint}"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
-    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool | None) else ""
-    return f"{key or 'configuration'}: {message}{shown}"
+    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool | date | None) else ""
+    hint = "; put it in quotes" if problem["type"] == "string_type" and shown and given is not None else ""
+    return f"{key or 'configuration'}: {message}{shown}{hint}"
 
 
 def _keys_beside(location: Sequence[str]) -> list[str]:
     """Names that would have been valid in place of the last part of ``location``."""
-    section: type[BaseModel] = RunConfig
-    for part in location[:-1]:
-        field = section.model_fields.get(part)
-        if field is None:  # a free name, such as that of an evaluation mode
-            continue
-        candidates = [field.annotation, *get_args(field.annotation)]
-        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), section)
-    return list(section.model_fields)
+    sections = [member for member in _members(_annotation(location[:-1])) if _is_section(member)]
+    return list(sections[0].model_fields) if sections else []
+
+
+def _annotation(path: Sequence[str]) -> Any:
+    """The type of the setting at a path of keys; None where there is no such setting."""
+    annotation: Any = RunConfig
+    for part in path:
+        members = _members(annotation)
+        fields = [member.model_fields[part].annotation for member in members if part in _fields(member)]
+        values = [get_args(member)[1] for member in members if get_origin(member) is dict]  # free names, as of modes
+        annotation = next(iter([*fields, *values]), None)
+    return annotation
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The types of a union, or the type alone, without what only limits their values."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _members(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return [member for each in get_args(annotation) for member in _members(each)]
+    return [annotation]
+
+
+def _is_text(annotation: Any) -> bool:
+    """Whether a setting is a text, or one of several texts; it may be optional."""
+    members = [member for member in _members(annotation) if member is not NoneType]
+    return bool(members) and all(
+        member is str or (get_origin(member) is Literal and all(isinstance(each, str) for each in get_args(member)))
+        for member in members
+    )
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _fields(annotation: Any) -> Collection[str]:
+    return annotation.model_fields.keys() if _is_section(annotation) else ()
 
 
 def _section(settings: Any, key: str) -> dict[str, Any]:

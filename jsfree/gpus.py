@@ -88,7 +88,7 @@ def why_no_cuda() -> str:
 def driver_version(path: Path = DRIVER) -> str:
     """The version of the NVIDIA kernel driver, or ``none found``."""
     with suppress(OSError):
-        words = path.read_text().split()
+        words = path.read_text(encoding="utf-8").split()
         if "Module" in words[:-1]:
             rest = words[words.index("Module") + 1 :]
             return next((word for word in rest if word[0].isdigit()), "unknown")

@@ -297,7 +297,7 @@ def _user() -> str:
 def _machine() -> str:
     """Names this boot of this machine and its process table; empty where that cannot be told."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
@@ -306,7 +306,7 @@ def _machine() -> str:
 def _started(pid: int) -> str | None:
     """When a process started, in ticks; empty for one that has ended and waits for its parent, None if unknown."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
     except OSError:
         return None
     return "" if fields[0] in "ZX" else fields[19]

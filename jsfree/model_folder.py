@@ -143,7 +143,7 @@ def write_checksums(folder: Path) -> None:
         path.name: {"bytes": path.stat().st_size, "sha256": digest}
         for path, digest in zip(files, _digests(files), strict=True)
     }
-    (folder / CHECKSUMS).write_text(json.dumps({"files": known}, indent=2) + "\n")
+    (folder / CHECKSUMS).write_text(json.dumps({"files": known}, indent=2) + "\n", encoding="utf-8")
 
 
 def verify_checksums(folder: Path, where: str) -> None:

@@ -60,9 +60,9 @@ def _addressed(model: LlavaForConditionalGeneration) -> Any:
 
 def _forget_origin(file: Path) -> None:
     """Take out of a tokenizer's settings how this process came by it, which transformers writes among them."""
-    told = json.loads(file.read_text())
+    told = json.loads(file.read_text(encoding="utf-8"))
     kept = {key: value for key, value in told.items() if key not in ORIGIN}
-    file.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    file.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def publish_captioner(

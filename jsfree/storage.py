@@ -5,9 +5,13 @@
     <run>/round-k/errors/<stage>/    rows that failed
     <run>/round-k/<stage>/_inputs.json, _manifest.json
 
-Tables are cut into shards, ``shard-00000.parquet`` and on: a shard's name depends only on its number, it
-appears whole or not at all, and a finished one is never written again. The manifest of a stage is published
-last; it carries the fingerprint of all that the stage depends on.
+Tables are cut into shards, ``shard-00000.parquet`` and on (more digits where there are more): a shard's name depends
+only on its number, it appears whole or not at all, and a finished one is never written again. ``_inputs.json`` is the
+first file of a stage and the last to be removed, the manifest is the last to be written and the first to be removed;
+both carry the fingerprint of all that the stage depends on. A stage with files but without ``_inputs.json`` is
+refused: nothing says what its files were made from.
+
+A run is the folder that holds it. The ``run`` in its ``config.yaml`` is where it was started, and is not read.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,12 +35,16 @@ from jsfree import config as configuration
 from jsfree.config import RunConfig
 from jsfree.errors import RunError, StorageError
 from jsfree.filesystems import filesystem_of, reason
+from jsfree.strict_yaml import read_mapping
 
+CONFIG, ABOUT = "config.yaml", "run.json"
+INPUTS, MANIFEST = "_inputs.json", "_manifest.json"
 FACTS = b"jsfree"
 READERS = 16
 """Files of a store that are asked for at once."""
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}$")
-SHARD = re.compile(r"shard-(\d{5})\.parquet$")
+SHARD = re.compile(r"shard-([0-9]{5,})\.parquet")
+ROUND = re.compile(r"round-([1-9][0-9]*)")
 
 
 @dataclass(frozen=True)
@@ -60,11 +69,15 @@ class Folder:
     """A folder of a filesystem; reading and writing raise StorageError with the path and the reason."""
 
     def __init__(self, uri: str) -> None:
+        if not uri:
+            raise StorageError("the path of a folder is empty; name a folder or URI")
+        stripped = uri.rstrip("/")
+        uri = uri if stripped in ("", uri.split("://")[0] + ":") else stripped  # a root keeps its slashes
         try:
-            self.filesystem, self.path = filesystem_of(uri.rstrip("/"))
+            self.filesystem, self.path = filesystem_of(uri)
         except (ImportError, ValueError) as error:
             raise StorageError(f"{uri}: {error}") from error
-        self.uri = self.path if self.is_local else uri.rstrip("/")
+        self.uri = self.path if self.is_local else uri
 
     def __truediv__(self, name: str) -> Folder:
         return Folder(f"{self.uri}/{name}")
@@ -75,22 +88,42 @@ class Folder:
         return isinstance(self.filesystem, LocalFileSystem)
 
     def exists(self, name: str = "") -> bool:
-        """Whether the folder, or the file ``name`` in it, is there."""
+        """Whether the folder, or the file ``name`` in it, exists now."""
         with _explained(self.uri, "read"):
+            self._forget_listings()
             return bool(self.filesystem.exists(self._at(name)))
+
+    def is_file(self) -> bool:
+        """Whether there is a file where the folder would be."""
+        with _explained(self.uri, "read"):
+            self._forget_listings()
+            return bool(self.filesystem.isfile(self.path))
 
     def names(self) -> list[str]:
         """Names of the folder's entries, sorted; empty when there is no folder."""
+        return sorted(self._entries())
+
+    def folders(self) -> list[str]:
+        """Names of the folders in the folder, sorted."""
+        return sorted(name for name, entry in self._entries().items() if entry["type"] == "directory")
+
+    def _entries(self) -> dict[str, dict[str, Any]]:
         with _explained(self.uri, "read"):
-            self.filesystem.invalidate_cache(self.path)
+            self._forget_listings()
             if not self.filesystem.isdir(self.path):
-                return []
-            return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in self.filesystem.ls(self.path, detail=False))
+                return {}
+            found = {entry["name"].rstrip("/"): entry for entry in self.filesystem.ls(self.path, detail=True)}
+            found.pop(self.path.rstrip("/"), None)  # a store's own object for the folder
+            return {path.rsplit("/", 1)[-1]: entry for path, entry in found.items()}
+
+    def _forget_listings(self) -> None:
+        """Have the filesystem ask its store anew: other processes write to the same folders."""
+        self.filesystem.invalidate_cache()
 
     def sizes(self) -> dict[str, int]:
         """Bytes of all files in and below the folder, by their paths in it, sorted; empty when there is no folder."""
         with _explained(self.uri, "read"):
-            self.filesystem.invalidate_cache(self.path)
+            self._forget_listings()
             if not self.filesystem.isdir(self.path):
                 return {}
             found = self.filesystem.find(self.path, detail=True)
@@ -165,8 +198,8 @@ class Folder:
             return int(pq.read_metadata(file).num_rows)
 
     def shards(self) -> list[int]:
-        """Numbers of the finished shards."""
-        return [int(match.group(1)) for match in map(SHARD.match, self.names()) if match]
+        """Numbers of the finished shards, in order."""
+        return sorted(int(match[1]) for match in map(SHARD.fullmatch, self.names()) if match)
 
     def read_shards(self, schema: pa.Schema) -> pa.Table:
         """All finished shards as one table."""
@@ -187,14 +220,21 @@ class Folder:
             self.filesystem.makedirs(self.path, exist_ok=True)
             self.filesystem.put(local.rstrip("/") + "/", self.path + "/", recursive=True)
 
+    def copy_here(self, source: Folder, name: str) -> None:
+        """Copy a file of another folder of the same filesystem to the same name in this one."""
+        with _explained(f"{self.uri}/{name}", "written"):
+            self.filesystem.cp_file(source._at(name), self._at(name))
+
     def download(self, local: str) -> None:
         """Copy all that is in this folder into a local one."""
         with _explained(self.uri, "read"):
+            self._forget_listings()
             self.filesystem.get(self.path.rstrip("/") + "/", local.rstrip("/") + "/", recursive=True)
 
     def remove(self, name: str = "") -> None:
         """Delete the folder and all in it, or the entry ``name`` of it, if it is there."""
         with _explained(self.uri, "removed"):
+            self._forget_listings()
             if self.filesystem.exists(self._at(name)):
                 self.filesystem.rm(self._at(name), recursive=True)
 
@@ -223,18 +263,23 @@ class Run:
             StorageError: the folder cannot be created or written.
         """
         run = cls(config)
-        if not run.folder.exists("config.yaml"):
-            run.folder.write("config.yaml", config.to_yaml().encode())
+        if not run.folder.exists(CONFIG):
+            run.folder.write(CONFIG, config.to_yaml().encode())
         return run
 
     @classmethod
     def existing(cls, uri: str) -> Run:
-        """Open a run that is there, with the configuration it was made with.
+        """Open the run in the folder ``uri``, with the configuration it was made with, wherever it was made.
 
         Raises:
             RunError: there is no run at ``uri``.
         """
-        return cls(stored_config(Folder(uri)))
+        folder = Folder(uri)
+        return cls(stored_config(folder).model_copy(update={"run": folder.uri}))
+
+    def rounds(self) -> list[int]:
+        """Numbers of the rounds that have a folder, in order."""
+        return sorted(int(match[1]) for match in map(ROUND.fullmatch, self.folder.names()) if match)
 
     def round(self, number: int) -> Folder:
         """The folder of a round, counted from 1."""
@@ -247,26 +292,32 @@ class Run:
     def manifest(self, number: int, stage: str) -> Manifest | None:
         """The manifest of a stage, if it has finished."""
         folder = self.stage(number, stage)
-        return Manifest(**folder.read_json("_manifest.json")) if folder.exists("_manifest.json") else None
+        return Manifest(**folder.read_json(MANIFEST)) if folder.exists(MANIFEST) else None
 
     def begin(self, number: int, stage: str, fingerprint: str) -> Manifest | None:
         """Start, resume or skip a stage: its manifest when it has finished with the same inputs, else None.
 
         Raises:
-            RunError: the stage was made, in part or whole, from other inputs.
+            RunError: the stage was made, in part or whole, from other inputs, or from inputs that are not recorded.
         """
         folder = self.stage(number, stage)
-        if folder.exists("_inputs.json"):
-            if folder.read_json("_inputs.json")["fingerprint"] != fingerprint:
-                raise RunError(self._mismatch(number, stage))
-            return self.manifest(number, stage)
-        folder.write_json("_inputs.json", {"fingerprint": fingerprint})
-        return None
+        inputs = folder.read_json(INPUTS)["fingerprint"] if folder.exists(INPUTS) else None
+        done = self.manifest(number, stage)
+        if inputs is None and (done is not None or any(not name.startswith(".") for name in folder.names())):
+            raise RunError(
+                f"{folder.uri} holds files, but no {INPUTS} that says what they were made from (a removal was"
+                f" interrupted, or a copy is not complete); redo the stage with --restart {stage.split('/')[0]}"
+            )
+        if inputs not in (None, fingerprint) or (done is not None and done.fingerprint != fingerprint):
+            raise RunError(self._mismatch(number, stage))
+        if inputs is None:
+            folder.write_json(INPUTS, {"fingerprint": fingerprint})
+        return done
 
     def finish(self, number: int, stage: str, manifest: Manifest) -> Manifest:
         """Publish the manifest of a stage that is done, and the configuration that made it."""
-        self.stage(number, stage).write_json("_manifest.json", asdict(manifest))
-        self.folder.write("config.yaml", self.config.to_yaml().encode())
+        self.stage(number, stage).write_json(MANIFEST, asdict(manifest))
+        self.folder.write(CONFIG, self.config.to_yaml().encode())
         return manifest
 
     def _mismatch(self, number: int, stage: str) -> str:
@@ -286,11 +337,15 @@ def stored_config(folder: Folder) -> RunConfig:
     Raises:
         RunError: there is no run in ``folder``.
     """
-    import yaml
+    if not folder.exists(CONFIG):
+        start = f"jsfree run --run {shlex.quote(folder.uri)}"
+        raise RunError(f"{folder.uri} holds no run (no {CONFIG}); start one with `{start}`")
+    return configuration.build(stored_settings(folder), f"{folder.uri}/{CONFIG}")
 
-    if not folder.exists("config.yaml"):
-        raise RunError(f"{folder.uri} holds no run (no config.yaml); start one with `jsfree run --run {folder.uri}`")
-    return configuration.build(yaml.safe_load(folder.read("config.yaml")), where=f"{folder.uri}/config.yaml")
+
+def stored_settings(folder: Folder) -> dict[str, Any]:
+    """The settings in a run's folder, as its ``config.yaml`` has them."""
+    return read_mapping(folder.read(CONFIG), f"{folder.uri}/{CONFIG}")
 
 
 def shard_name(number: int) -> str:

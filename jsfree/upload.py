@@ -15,8 +15,10 @@ from pathlib import Path
 
 from jsfree.errors import ConfigError, ModelError, StorageError
 from jsfree.filesystems import reason
-from jsfree.model_folder import ADAPTER, CAPTIONER, CHECKSUMS, verify_checksums
-from jsfree.storage import Folder
+from jsfree.locations import is_within, require_outside_runs
+from jsfree.model_folder import ADAPTER, CAPTIONER, CARD, CHECKSUMS, verify_checksums
+from jsfree.replacing import replace_folder
+from jsfree.storage import PARTIAL, Folder
 
 SCHEME = "hf://"
 NEEDED = (
@@ -214,27 +216,42 @@ def _explained(repo: HubRepo) -> Iterator[None]:
 
 
 def require_free(target: Folder, source: Folder) -> None:
-    """See that a folder may be written: it is empty, or holds a model that was published before.
+    """See that a folder may be written: it is empty, or holds a model that was published before and nothing else.
 
     Raises:
-        ConfigError: it is the model's own folder, or holds something else.
+        ConfigError: it is the model's own folder, in it or around it, belongs to a run, is a file, or holds something
+            else than a model.
     """
-    if target.uri == source.uri:
-        raise ConfigError(f"--to {target.uri}: that is where the model is; name another folder")
-    if target.names() and not target.exists(CHECKSUMS):
-        raise ConfigError(f"--to {target.uri}: the folder holds something else than a published model; name another")
+    option = f"--to {target.uri}"
+    if is_within(target, source) or is_within(source, target):
+        raise ConfigError(f"{option}: that is where the model is, {source.uri}; name another folder")
+    require_outside_runs("--to", target)
+    names = [name for name in target.names() if not PARTIAL.match(name)]
+    if not names and target.is_file():
+        raise ConfigError(f"{option} is a file; name another folder")
+    foreign = sorted(set(names) - _published(target)) if names else []
+    if foreign:
+        raise ConfigError(
+            f"{option}: the folder holds something else than a published model ({foreign[0]}); name another"
+        )
+
+
+def _published(target: Folder) -> set[str]:
+    """Names that belong to a published model in a folder; empty where there is none."""
+    if not target.exists(CHECKSUMS):
+        return set()
+    try:
+        return {CHECKSUMS, CARD, ADAPTER, *target.read_json(CHECKSUMS)["files"]}
+    except (StorageError, KeyError, TypeError):
+        return set()
 
 
 def copy(local: Path, target: Folder) -> None:
-    """Copy a model's folder to another place, in the stead of a model that is there.
+    """Copy a model's folder to another place, in place of a model that is there.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: it cannot be written, or the model has no checksums.
     """
-    target.remove()
-    try:
-        checksums = (local / CHECKSUMS).read_bytes()
-    except OSError as error:
-        raise StorageError(f"{local}/{CHECKSUMS} cannot be read: {reason(error)}") from error
-    target.write(CHECKSUMS, checksums)  # first: with them a copy that was broken off is known for one
-    target.upload(str(local))
+    if not (local / CHECKSUMS).is_file():
+        raise StorageError(f"{local}/{CHECKSUMS} does not exist; train the model again, or restore its folder")
+    replace_folder(target, local)

@@ -87,7 +87,7 @@ def launch_config() -> dict[str, Any]:
     """What the cluster's autoscaler may launch, where the driver runs on a head node that `ray up` made."""
     path = LAUNCH_CONFIG.expanduser()
     try:
-        return yaml.safe_load(path.read_text()) or {}
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError):
         return {}
 

@@ -6,28 +6,31 @@ shows the traceback.
 
 from __future__ import annotations
 
-import atexit
+import io
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 import jsfree
 from jsfree import config as configuration
 from jsfree.errors import ConfigError, JsfreeError
 from jsfree.exchange.exporting import Pairs
 from jsfree.exchange.formats import Placement
+from jsfree.locations import require_own_folder
 from jsfree.storage import Run
 from ray_jobs.jobs import settled
 from ray_jobs.metrics_table import show_metrics
+from ray_jobs.signals import STOPPED, leave, stopper
 
 app = typer.Typer(
     help="Judge-free self-improvement for multimodal language models (arXiv 2411.17760).",
@@ -59,8 +62,6 @@ STAGES = {
     "train": "Stage 4 alone: the round's model, by DPO.",
     "evaluate": "Stage 5 alone: captions before and after, metrics, report.",
 }
-
-STOPPED = 128  # and the number of the signal: the exit code, as shells have it
 
 
 @app.callback(invoke_without_command=True)
@@ -96,7 +97,7 @@ def run(
     page = pipeline.run(resolved, Reporter(console), restart)
     show_metrics(Run.existing(resolved.run), console, as_json)
     console.print(f"Report: {page}", soft_wrap=True)
-    console.print(f"Next:   jsfree report --run {resolved.run}    (rebuild and print this table)", soft_wrap=True)
+    _print_next(console, ["jsfree", "report", "--run", resolved.run], "rebuild and print this table")
     if smoke:
         from ray_jobs.smoke_run import smoke as check_parts
 
@@ -174,7 +175,7 @@ def _stage_command(name: str) -> Callable[..., None]:
             show_metrics(Run.existing(resolved.run), console, as_json=False, number=number)
         else:
             then = order[order.index(name) + 1]
-            console.print(f"Next:   jsfree {then} --round {number}    (with the same options)", soft_wrap=True)
+            _print_next(console, ["jsfree", then, "--round", str(number)], "with the same options")
 
     return command
 
@@ -237,19 +238,21 @@ def import_pairs(
 ) -> None:
     """Read somebody else's pairs into a run, to be scored, selected and trained on."""
     _log(debug)
-    given = {"format": layout, "path": _absolute(path), **({"images": _absolute(images)} if images else {})}
-    imported = [f"imported.{key}={json.dumps(value)}" for key, value in given.items()]
-    resolved = _resolve(config, run, [*(settings or []), *imported])
+    given = {"format": layout, "path": _absolute(path), "images": _absolute(images) if images else None}
+    imported = {f"imported.{key}": value for key, value in given.items() if value is not None}
+    resolved = _resolve(config, run, settings, imported)
     from ray_jobs import pipeline
     from ray_jobs.console import Reporter, plain_or_live
 
     console = plain_or_live()
     pipeline.run_stage(resolved, Reporter(console), "generate", 1)
+    command = ["jsfree", "score"]
     if "://" in resolved.run:
-        options = " ".join(f"--set '{each}'" for each in imported)
-        console.print(f"Next:   jsfree score --run {run} {options}    (with the same options)", soft_wrap=True)
+        options = [configuration.as_override(key, value) for key, value in imported.items()]
+        command += ["--run", resolved.run, *(part for option in options for part in ("--set", option))]
+        _print_next(console, command, "with the same options")
     else:
-        console.print(f"Next:   jsfree score --config {resolved.run}/config.yaml", soft_wrap=True)
+        _print_next(console, [*command, "--config", f"{resolved.run}/config.yaml", "--run", resolved.run])
 
 
 @app.command()
@@ -268,7 +271,8 @@ def serve(
     from ray_jobs import serve_models
 
     given = {"serve.host": host, "serve.port": port}
-    overrides = [*(settings or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
+    named = [configuration.as_override(key, value) for key, value in given.items() if value is not None]
+    overrides = [*(settings or []), *named]
     if write_yaml is not None:
         serve_models.write_yaml(run, overrides, write_yaml, _console(False))
     else:
@@ -331,7 +335,10 @@ def miniworld_pretrain(
 
 def main() -> None:
     """Entry point: errors of ours become one line and an exit code."""
-    stop = _stopper(os.dup(2))  # while Ray starts, what goes to stderr is lost
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a letter that a terminal does not have ends no run
+    stop = stopper(os.dup(2))  # while Ray starts, what goes to stderr is lost
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     try:
@@ -339,30 +346,12 @@ def main() -> None:
     except JsfreeError as error:
         if "--debug" in sys.argv:
             raise
-        _console(True).print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        _console(True).print(Text.assemble(("error:", "bold red"), " ", str(error)), soft_wrap=True)
         raise SystemExit(error.exit_code) from None
     except SystemExit as ended:
         if isinstance(ended.code, int) and ended.code > STOPPED:
-            _leave(ended.code)
+            leave(ended.code)
         raise
-
-
-def _stopper(stderr: int) -> Callable[[int, FrameType | None], None]:
-    """What SIGTERM and Ctrl-C do: say at once that the run is stopped, then leave; a second signal kills."""
-
-    def stop(number: int, _: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        os.write(stderr, b"stopped; what was finished stays, and the same command goes on from there\n")
-        raise SystemExit(STOPPED + number)
-
-    return stop
-
-
-def _leave(code: int) -> NoReturn:
-    """End without taking Python and its libraries down piece by piece: `ray job stop` kills after three seconds."""
-    atexit._run_exitfuncs()  # a Ray session that was only half started ends there
-    sys.stdout.flush()
-    os._exit(code)
 
 
 def _console(as_json: bool) -> Console:
@@ -372,9 +361,20 @@ def _console(as_json: bool) -> Console:
     return plain_or_live(stderr=as_json)
 
 
-def _resolve(config: Path | None, run: str | None, settings: list[str] | None) -> configuration.RunConfig:
-    overrides = [*(settings or []), *([f"run={run}"] if run else [])]
-    return settled(configuration.load(config, overrides))
+def _resolve(
+    config: Path | None, run: str | None, settings: list[str] | None, values: Mapping[str, str] | None = None
+) -> configuration.RunConfig:
+    """The configuration of a command; ``--run`` and ``values`` are taken as they are typed, and win over ``--set``."""
+    overrides = settings or []
+    resolved = configuration.load(config, overrides, {**(values or {}), "run": run})
+    if config is not None and run is None and not any(override.startswith("run=") for override in overrides):
+        require_own_folder(config, resolved)
+    return settled(resolved)
+
+
+def _print_next(console: Console, command: Sequence[str], remark: str = "") -> None:
+    """Print a command to copy into a shell."""
+    console.print(f"Next:   {shlex.join(command)}" + (f"    ({remark})" if remark else ""), soft_wrap=True)
 
 
 def _absolute(path: str) -> str:
@@ -384,12 +384,6 @@ def _absolute(path: str) -> str:
 
 def _log(debug: bool) -> None:
     logging.basicConfig(level=logging.INFO if debug else logging.ERROR, format="%(name)s: %(message)s")
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 if __name__ == "__main__":

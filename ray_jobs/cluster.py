@@ -7,14 +7,16 @@ import os
 import re
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from jsfree import errors
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, JsfreeError, StageError
+from jsfree.filesystems import nearest_existing
 from ray_jobs import board
 
 QUIET = {
@@ -26,6 +28,11 @@ QUIET = {
 }
 
 ANSWER_SECONDS = 5.0
+SYSTEM_FOLDER = "/tmp"
+SOCKET_BYTES = 107
+"""Longest path of a Unix socket on Linux."""
+LONGEST_SOCKET = "/session_2026-11-26_14-21-53_123456_4194304/sockets/plasma_store.99"
+"""The longest path of a socket in a session's folder."""
 
 
 class Cluster:
@@ -59,7 +66,7 @@ class Cluster:
 
         Raises:
             ConfigError: RAY_ADDRESS is an address for submitting jobs.
-            StageError: there is no cluster at the configured address.
+            StageError: there is no cluster at the configured address, or no session can be started here.
         """
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
@@ -73,17 +80,19 @@ class Cluster:
                 f"{address!r} takes submitted jobs, not drivers; unset RAY_ADDRESS to work here, or `ray job submit`"
             )
         _require_answer(address)
-        local = {"num_cpus": self.config.ray.num_cpus or self._cpus(), "include_dashboard": False}
+        local: dict[str, Any] = {}
+        if not address:
+            local = {"num_cpus": self.config.ray.num_cpus or self._cpus(), "include_dashboard": False}
+            local["_temp_dir"] = session_folder()
         try:
             with _own_sigterm(), _silent_stderr():  # the backend announces its log level there, before it heeds it
-                ray.init(
-                    address=address or "local",
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                    **({} if address else local),
-                )
+                ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
         except ConnectionError as error:
             raise StageError(f"no Ray cluster answers at {address!r}: {error}; set ray.address") from error
+        except Exception as error:  # Ray raises whatever its parts do
+            with suppress(Exception):
+                ray.shutdown()  # what had started already
+            raise _no_session(address, error) from error
         self._started = True
         self.is_local = not address
         _quieten_ray_data()
@@ -93,6 +102,46 @@ class Cluster:
         stages = (self.config.generate, self.config.score, self.config.train)
         needed = max(stage.resources.replicas * stage.resources.cpus for stage in stages)
         return max(4, int(needed) + 1)
+
+
+def session_folder() -> str:
+    """The folder of a local Ray session's sockets and logs: the one that Ray would take, or a shorter one.
+
+    A socket's path has at most ``SOCKET_BYTES`` bytes, which a folder of a batch system in TMPDIR can exceed.
+
+    Raises:
+        StageError: none of the folders can be used.
+    """
+    own = os.path.join(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or SYSTEM_FOLDER, "ray")
+    most = SOCKET_BYTES - len(LONGEST_SOCKET)
+    shorter = (f"{SYSTEM_FOLDER}/ray", f"{SYSTEM_FOLDER}/ray-{os.getuid()}")
+    for folder in (own, *shorter):
+        if len(os.fsencode(folder)) <= most and os.path.isabs(folder) and _is_writable(folder):
+            return folder
+    raise StageError(
+        f"no folder for Ray's sockets: neither {own} nor {shorter[0]} is a folder that can be written with a path of at"
+        f" most {most} bytes; set TMPDIR to such a folder"
+    )
+
+
+def _is_writable(folder: str) -> bool:
+    """Whether files can be made in a folder, or where it would be made."""
+    try:
+        with tempfile.TemporaryFile(dir=nearest_existing(folder)):
+            return True
+    except OSError:
+        return False
+
+
+def _no_session(address: str | None, error: Exception) -> StageError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    why = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+    if address:
+        return StageError(f"the Ray cluster at {address!r} cannot be joined ({why}); run it with --debug to see more")
+    return StageError(
+        f"no Ray session can be started on this machine ({why}); see that TMPDIR, HOME and /dev/shm can be written and"
+        " have free space, and run it with --debug to see more"
+    )
 
 
 def _require_answer(address: str | None) -> None:
@@ -126,7 +175,7 @@ def _own_sigterm() -> Iterator[None]:
 def _silent_stderr() -> Iterator[None]:
     """Send what this process's native code writes to stderr nowhere."""
     kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         yield

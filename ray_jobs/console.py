@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,9 +10,12 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from ray_jobs.jobs import in_job
 from ray_jobs.progress import Figures, Show
+
+log = logging.getLogger(__name__)
 
 
 class Update(Protocol):
@@ -26,8 +30,14 @@ PLAIN_WIDTH = 130  # of tables, where there is no terminal to ask
 
 
 def plain_or_live(stderr: bool = False) -> Console:
-    """A console on stdout or stderr; in a job's log, and wherever there is no terminal, without control characters."""
-    console = Console(stderr=stderr, highlight=False, force_terminal=False if in_job() else None)
+    """A console on stdout or stderr; in a job's log, and wherever there is no terminal, without control characters.
+
+    Texts are printed as they are: square brackets and ``:names:`` in a path or a message are no markup. What is to be
+    coloured is a ``rich.text.Text``.
+    """
+    console = Console(
+        stderr=stderr, highlight=False, markup=False, emoji=False, force_terminal=False if in_job() else None
+    )
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console
@@ -38,10 +48,16 @@ class Reporter:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or plain_or_live()
+        self._is_broken = False
 
-    def say(self, text: str) -> None:
-        """One line, however long."""
-        self.console.print(text, soft_wrap=True)
+    def say(self, text: str | Text) -> None:
+        """Print one line, however long, as it is."""
+        try:
+            self.console.print(text, soft_wrap=True, markup=False, emoji=False)
+        except (OSError, ValueError) as error:  # a closed pipe, a full disk: the stage goes on without being shown
+            if not self._is_broken:
+                log.warning("progress cannot be printed: %s", error)
+            self._is_broken = True
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Update]:
@@ -75,12 +91,12 @@ class Reporter:
     @contextmanager
     def _live(self, title: str, total: int) -> Iterator[Update]:
         columns = (
-            TextColumn("  {task.description:<26}"),
+            TextColumn("  {task.description:<26}", markup=False),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
         )
         with Progress(*columns, console=self.console, transient=True) as bar:
             task = bar.add_task(title, total=total, note="")

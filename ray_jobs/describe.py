@@ -20,10 +20,9 @@ import jsfree
 from jsfree import code_version
 from jsfree.errors import StorageError
 from jsfree.lease import Lease
-from jsfree.storage import Folder, Manifest, Run
+from jsfree.storage import ABOUT, INPUTS, Folder, Manifest, Run
 from ray_jobs.progress import Figures
 
-ABOUT = "run.json"
 VERSIONS = ("ray", "torch", "transformers", "open_clip_torch", "deepspeed", "pyarrow", "numpy", "safetensors")
 GPU_FIELDS = "name,memory.total,driver_version"
 Machine = dict[str, Any]
@@ -45,6 +44,7 @@ def described(run: Run, lease: Lease) -> Iterator[None]:
             "driver": machine(),
             "nodes": known.get("nodes", {}),
             "command": command(sys.argv),
+            "directory": os.getcwd(),
             "fingerprint": run.config.own_fingerprint,
             "rounds_done": known.get("rounds_done", 0),
             "stages": stages(run),
@@ -92,23 +92,21 @@ def note_progress(run: Run, running: Sequence[tuple[int, str]], figures: Figures
 def stages(run: Run) -> dict[str, dict[str, Any]]:
     """State and cost of every stage that a run has begun, from the manifests."""
     found: dict[str, dict[str, Any]] = {}
-    for entry in run.folder.names():
-        if entry.startswith("round-"):
-            number = int(entry.removeprefix("round-"))
-            names = _stage_names(run.round(number))
-            found[entry] = {name: _entry(run.manifest(number, name) or "unfinished") for name in names}
+    for number in run.rounds():
+        names = _stage_names(run.round(number))
+        found[f"round-{number}"] = {name: _entry(run.manifest(number, name) or "unfinished") for name in names}
     return found
 
 
 def _stage_names(folder: Folder) -> list[str]:
     """Stages of a round; some are in a folder of their own kind (``captions/m0-greedy``)."""
     names = []
-    for name in folder.names():
-        inner = (folder / name).names()
-        if "_inputs.json" in inner:
+    for name in folder.folders():
+        if (folder / name).exists(INPUTS):
             names.append(name)
         else:
-            names += [f"{name}/{each}" for each in inner if (folder / name / each).exists("_inputs.json")]
+            inner = (folder / name).folders()
+            names += [f"{name}/{each}" for each in inner if (folder / name / each).exists(INPUTS)]
     return names
 
 
@@ -206,7 +204,7 @@ def command(argv: Sequence[str]) -> str:
 def _output(arguments: Sequence[str]) -> str | None:
     """What a program prints; None when it is not there, fails or hangs."""
     try:
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(arguments, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

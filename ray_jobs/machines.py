@@ -17,7 +17,7 @@ from jsfree.preflight.libraries import check_arithmetic, check_drivers
 from jsfree.preflight.rates import Gpu
 from jsfree.preflight.work import Work
 from ray_jobs.capacity import check_room, describe, fitting, inventory
-from ray_jobs.cluster import Cluster
+from ray_jobs.cluster import Cluster, session_folder
 from ray_jobs.describe import Machine, see_nodes
 
 CLUSTER = "cluster"
@@ -45,7 +45,7 @@ class Machines:
         """Whether there is room for every stage that is left.
 
         Raises:
-            StageError: no cluster answers at the address.
+            StageError: no cluster answers at the address, or no session can be started here.
         """
         if config.ray.address or os.environ.get("RAY_ADDRESS"):
             yield from self._of_cluster(config)
@@ -91,6 +91,7 @@ class Machines:
     def _of_this_machine(self, config: RunConfig) -> Iterator[Finding]:
         import torch
 
+        session_folder()  # its error is the finding
         usable = torch.cuda.is_available()
         node = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count() if usable else 0}
         for stage, resources in asked_for(config).items():

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jsfree.storage import Run
 
@@ -58,8 +59,7 @@ def _table(metrics: dict[str, Any], after: str) -> Table:
     return table
 
 
-def _cell(estimate: dict[str, float], unit: str) -> str:
-    if unit == "%":
-        value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
-        return f"{value:.1f} [dim]{low:.1f}-{high:.1f}[/dim]"
-    return f"{estimate['value']:.2f} [dim]{estimate['low']:.2f}-{estimate['high']:.2f}[/dim]"
+def _cell(estimate: dict[str, float], unit: str) -> Text:
+    scale, digits = (100, 1) if unit == "%" else (1, 2)
+    value, low, high = (f"{scale * estimate[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return Text.assemble(value, " ", (f"{low}-{high}", "dim"))

@@ -12,8 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rich.text import Text
+
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, RunError, StageError
+from jsfree.invalidation import discard
 from jsfree.lease import Lease
 from jsfree.models import look_up_models
 from jsfree.storage import Folder, Manifest, Run, stored_config
@@ -90,6 +93,7 @@ def run(config: RunConfig, reporter: Reporter, restart: str | None = None) -> st
     started = time.monotonic()
     with _session(config, reporter) as first:
         if restart is not None:
+            note(first.run, rounds_done=0)
             remove_from(first.run, restart)
             note(first.run, stages=stages(first.run))
         model = first.seed
@@ -124,9 +128,9 @@ def run_stage(config: RunConfig, reporter: Reporter, name: str, number: int | No
 
 def improve(current: Round, last: str = LAST) -> Any:
     """One round of self-improvement (paper, Algorithm 1), or its stages up to ``last``; what that one made."""
-    current.reporter.say(
-        f"[bold]Round {current.number}[/bold] of {current.config.rounds}: {current.start.name} -> m{current.number}"
-    )
+    title = (f"Round {current.number}", "bold")
+    told = f" of {current.config.rounds}: {current.start.name} -> m{current.number}"
+    current.reporter.say(Text.assemble(title, told))
     made = None
     for name, stage in STAGES.items():
         made = stage.work(current, made)
@@ -199,23 +203,24 @@ def _require_before(of: Run, name: str, number: int) -> None:
 
 
 def remove_from(current_run: Run, stage: str) -> None:
-    """Remove a stage, or a part of one, of the first round, and everything made after it.
+    """Remove a stage, or a part of one, of the first round, and everything made after it, the latest first.
 
     Raises:
         ConfigError: there is no such stage.
+        StorageError: something cannot be removed; with the same ``--restart`` the removal goes on.
     """
     parts = {name: written for each in STAGES.values() for name, written in each.parts.items()}
     if stage in STAGES:
         stage = next(iter(STAGES[stage].parts))
     if stage not in parts:
         raise ConfigError(f"--restart {stage}: no such stage; choose from {', '.join({**STAGES, **parts})}")
-    behind = list(parts)[list(parts).index(stage) :]
-    written = [name for part in behind for name in parts[part]]
-    for name in [f"{kind}{each}" for kind in ("", "errors/", "attempts/") for each in written]:
-        (current_run.round(1) / name).remove()
-    for entry in current_run.folder.names():
-        if entry.startswith("round-") and entry != "round-1":
-            (current_run.folder / entry).remove()
+    for number in reversed(current_run.rounds()):
+        for part in reversed(parts):
+            discard(current_run.round(number), parts[part])
+            if number == 1 and part == stage:
+                break
+        else:
+            current_run.round(number).remove()
 
 
 def _count_round(current_run: Run, number: int) -> None:

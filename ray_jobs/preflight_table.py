@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from jsfree.config import RunConfig
 from jsfree.errors import PreflightError
@@ -12,7 +12,7 @@ from jsfree.preflight.findings import Finding, Verdict
 from jsfree.preflight.rates import StageTime
 from ray_jobs.preflight import Preflight, preflight
 
-STYLES = {Verdict.OK: "[green]ok[/]", Verdict.NOTE: "[yellow]note[/]", Verdict.FAILS: "[bold red]fails[/]"}
+STYLES = {Verdict.OK: "green", Verdict.NOTE: "yellow", Verdict.FAILS: "bold red"}
 HOUR = 3600
 
 
@@ -62,12 +62,13 @@ def _findings(found: list[Finding]) -> Table:
     table = Table(show_lines=False, pad_edge=False)
     for column in ("", "", "Check"):
         table.add_column(column, no_wrap=column != "Check", min_width=None if column != "Check" else 12)
-    table.add_column("Finding, [dim]remedy[/]", ratio=1)
+    table.add_column(Text.assemble("Finding, ", ("remedy", "dim")), ratio=1)
     area = ""
     for finding in found:
-        told = escape(finding.found) + (f"\n[dim]-> {escape(finding.remedy)}[/]" if finding.remedy else "")
+        remedy = (f"\n-> {finding.remedy}" if finding.remedy else "", "dim")
         shown = "" if finding.area == area else finding.area
-        table.add_row(STYLES[finding.verdict], shown, escape(finding.check), told)
+        verdict = Text(str(finding.verdict), STYLES[finding.verdict])
+        table.add_row(verdict, shown, Text(finding.check), Text.assemble(finding.found, remedy))
         area = finding.area
     return table
 
@@ -78,7 +79,7 @@ def _ways(ways: list[tuple[str, float, bool]]) -> Table:
     table.add_column("GB", justify="right")
     table.add_column("Fits")
     for name, size, fits in ways:
-        table.add_row(name, f"{size:.3g}", "[green]yes[/]" if fits else "[red]no[/]")
+        table.add_row(name, f"{size:.3g}", Text("yes", "green") if fits else Text("no", "red"))
     return table
 
 

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec
+from urllib.parse import quote
 
 log = logging.getLogger(__name__)
 SHOW_SECONDS = 1.0
@@ -25,7 +26,9 @@ GAUGES = {
     "seconds_left": "seconds until the stage is done",
     "actors": "replicas alive",
 }
+TAG_CHARACTERS = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")
 Show = Callable[["Figures"], None]
+Arguments = ParamSpec("Arguments")
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,7 @@ def shown(counts: Counts, board: Any, work: str, show: Show) -> Iterator[None]:
             return counts.figures(actors)
         return counts.figures(0)
 
-    def tell() -> None:
-        try:
-            show(figures())
-        except Exception:  # no work is worth less for what cannot be shown
-            log.exception("progress cannot be shown")
+    tell = harmless(lambda: show(figures()), "progress")
 
     def go_on() -> None:
         while not ended.wait(SHOW_SECONDS):
@@ -155,13 +154,36 @@ def shown(counts: Counts, board: Any, work: str, show: Show) -> Iterator[None]:
         teller.join()
 
 
+def harmless(display: Callable[Arguments, None], what: str) -> Callable[Arguments, None]:
+    """``display`` with its errors logged, the first with its traceback and the others not at all.
+
+    A broken progress display must neither fail a stage nor fill its log.
+    """
+    failed = threading.Event()
+
+    def call(*arguments: Arguments.args, **options: Arguments.kwargs) -> None:
+        try:
+            display(*arguments, **options)
+        except Exception:
+            if not failed.is_set():
+                log.exception("%s cannot be shown; this is logged once", what)
+            failed.set()
+
+    return call
+
+
+def ascii_tag(text: str) -> str:
+    """A text as a tag of Ray's metrics, which are ASCII: other characters, and ``%``, are percent-encoded."""
+    return quote(text, safe=TAG_CHARACTERS, errors="surrogatepass")
+
+
 class Gauges:
     """The figures among Ray's metrics, ``ray_jsfree_*`` on the port of the driver's node."""
 
     def __init__(self, run: str, stage: str) -> None:
         from ray.util.metrics import Gauge
 
-        tags = {"run": run, "stage": stage}
+        tags = {"run": ascii_tag(run), "stage": ascii_tag(stage)}
         self._gauges = {}
         for name, what in GAUGES.items():
             gauge = Gauge(f"jsfree_{name}", what, tag_keys=tuple(tags))

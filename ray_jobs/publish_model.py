@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.text import Text
 
 from jsfree.errors import RunError
+from jsfree.locations import require_base_from_here
 from jsfree.model_card import card, write_card
 from jsfree.model_folder import CARD
 from jsfree.storage import Folder, Run
@@ -86,6 +89,7 @@ def planned(run: Run, number: int | None, to: str) -> Publication:
     repo = HubRepo.parse(to) if to.startswith(SCHEME) else None
     number = _trained_round(run, number)
     folder = run.stage(number, "model")
+    require_base_from_here(run)
     if repo is None:
         require_free(Folder(to), folder)
     found = contents(folder, adapter=run.config.train.lora is not None)
@@ -97,7 +101,8 @@ def planned(run: Run, number: int | None, to: str) -> Publication:
 def _trained_round(run: Run, number: int | None) -> int:
     trained = [each for each in range(1, run.config.rounds + 1) if run.manifest(each, "train") is not None]
     if not trained:
-        raise RunError(f"{run.folder.uri} has no trained model yet; finish it with `jsfree run --run {run.folder.uri}`")
+        finish = f"jsfree run --run {shlex.quote(run.folder.uri)}"
+        raise RunError(f"{run.folder.uri} has no trained model yet; finish it with `{finish}`")
     if number is not None and number not in trained:
         raise RunError(f"--round {number}: {run.folder.uri} has models of rounds {', '.join(map(str, trained))}")
     return trained[-1] if number is None else number
@@ -121,7 +126,7 @@ def _carried_out(plan: Publication, console: Console, *, private: bool) -> dict[
         else:
             message = f"m{plan.number} of jsfree, fingerprint {plan.run.config.own_fingerprint}"
             told["address"] = upload(local, plan.repo, message)
-    console.print(f"Published: {told['address']}", soft_wrap=True, markup=False)
+    console.print(f"Published: {told['address']}", soft_wrap=True)
     return told
 
 
@@ -137,9 +142,9 @@ def _parity(plan: Publication, local: Path) -> Parity:
 
 
 def _print(plan: Publication, console: Console) -> None:
-    console.print(f"m{plan.number}: {plan.folder.uri} -> {plan.to}", soft_wrap=True, markup=False)
+    console.print(f"m{plan.number}: {plan.folder.uri} -> {plan.to}", soft_wrap=True)
     for name, size in plan.files.items():
-        console.print(f"  {size:>15,}  {name}", soft_wrap=True, markup=False)
+        console.print(f"  {size:>15,}  {name}", soft_wrap=True)
     console.print(f"  {sum(plan.files.values()):>15,}  bytes in {len(plan.files)} files")
     for each in plan.missing:
-        console.print(f"[bold red]missing:[/] {each}", soft_wrap=True)
+        console.print(Text.assemble(("missing:", "bold red"), f" {each}"), soft_wrap=True)

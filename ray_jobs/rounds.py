@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from ray_jobs.capacity import check_room
 from ray_jobs.cluster import Cluster
 from ray_jobs.console import Reporter
 from ray_jobs.describe import note_progress, note_stage, see_nodes
-from ray_jobs.progress import Counts, Figures, Gauges, Show
+from ray_jobs.progress import Counts, Figures, Gauges, Show, harmless
 from ray_jobs.shards import ShardedStage, StageClass, Table, run_shards, total
 
 NOTE_SECONDS = 10.0
@@ -141,15 +142,24 @@ class Round:
 
     def _telling(self, title: str, running: Sequence[StageRequest], show: Show) -> Show:
         """Show figures to a person, to Ray's metrics, and now and then in ``run.json``."""
-        gauges, noted = Gauges(self.run.folder.uri, title), [time.monotonic()]
+        noted = [time.monotonic()]
+        gauges = cache(lambda: Gauges(self.run.folder.uri, title))
 
-        def tell(figures: Figures) -> None:
-            show(figures)
-            gauges.set(figures)
+        def note(figures: Figures) -> None:
             if time.monotonic() - noted[0] >= NOTE_SECONDS:
                 noted[0] = time.monotonic()
                 with suppress(StorageError):  # the stage itself will say what is wrong with the run's folder
                     note_progress(self.run, [(request.number, request.name) for request in running], figures)
+
+        displays = [
+            harmless(show, "progress"),
+            harmless(lambda figures: gauges().set(figures), "progress among Ray's metrics"),
+            harmless(note, "progress in run.json"),
+        ]
+
+        def tell(figures: Figures) -> None:
+            for display in displays:
+                display(figures)
 
         return tell
 

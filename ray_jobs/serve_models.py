@@ -16,9 +16,11 @@ from types import FrameType
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, ServeError, StorageError
+from jsfree.locations import require_outside_runs
 from jsfree.storage import Folder
 from ray_jobs.capacity import Node, alive_nodes, describe, fitting, inventory
 from ray_jobs.cluster import Cluster
@@ -46,7 +48,7 @@ def serve_models(run: str, overrides: list[str], console: Console) -> None:
         if cluster.is_local:
             require_room(config, alive_nodes())
         with _serving(config, application, cluster.is_local):
-            console.print(usage(config), soft_wrap=True, markup=False)
+            console.print(usage(config), soft_wrap=True)
             threading.Event().wait()
 
 
@@ -59,22 +61,27 @@ def write_yaml(run: str, overrides: list[str], file: Path, console: Console) -> 
     from jsfree.storage import Run
     from serve.app import served_models, serving_config
 
-    config = serving_config(Folder(run).uri, overrides)
+    config = serving_config(run, overrides)
     served_models(Run(config))
+    if file.exists():
+        require_outside_runs("--write-yaml", Folder(str(file.absolute())))  # it would replace a file of the run
     warn_if_open(config, console)
     try:
-        file.write_text(deploy_yaml(config, overrides, str(file)))
+        file.write_text(deploy_yaml(config, overrides, str(file)), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{file} cannot be written: {error.strerror}") from error
-    console.print(f"Configuration: {file}    (serve deploy {file})", soft_wrap=True)
+    console.print(f"Configuration: {file}    ({shlex.join(['serve', 'deploy', str(file)])})", soft_wrap=True)
 
 
 def warn_if_open(config: RunConfig, console: Console) -> None:
     """Say that nobody is asked for a key, where others than this machine can ask."""
     if not _is_loopback(config.serve.host):
         console.print(
-            f"[bold yellow]warning:[/] {config.serve.host} is not loopback, and there is no authentication yet:"
-            " whoever reaches the port may ask the models",
+            Text.assemble(
+                ("warning:", "bold yellow"),
+                f" {config.serve.host} is not loopback, and there is no authentication yet:"
+                " whoever reaches the port may ask the models",
+            ),
             soft_wrap=True,
         )
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jsfree import schemas
 from jsfree.config import RunConfig
@@ -34,7 +35,7 @@ def smoke(run: Run, console: Console) -> None:
     failed = [check for check in checks if not check.passed]
     if failed:
         for check in failed:
-            console.print(f"[bold]{check.name}[/bold]: {check.remedy}", soft_wrap=True)
+            console.print(Text.assemble((check.name, "bold"), f": {check.remedy}"), soft_wrap=True)
         names = ", ".join(check.name for check in failed)
         raise StageError(f"{len(failed)} of {len(checks)} smoke checks failed: {names}; see {run.folder.uri}/{RESULT}")
 
@@ -71,5 +72,6 @@ def table(checks: Sequence[Check]) -> Table:
     shown.add_column("")
     shown.add_column("finding")
     for check in checks:
-        shown.add_row(check.name, "[green]pass[/]" if check.passed else "[bold red]FAIL[/]", check.finding)
+        verdict = Text("pass", "green") if check.passed else Text("FAIL", "bold red")
+        shown.add_row(Text(check.name), verdict, Text(check.finding))
     return shown

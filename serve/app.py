@@ -10,6 +10,7 @@ finished run and settings to override:
 # No `from __future__ import annotations`: Serve looks at the class that `build` takes.
 
 import asyncio
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ray.serve.handle import DeploymentHandle
 from jsfree import config as configuration
 from jsfree.config import RunConfig, ServedModel
 from jsfree.errors import ConfigError, RunError
+from jsfree.locations import require_base_from_here
 from jsfree.model_files import look_up
 from jsfree.model_folder import CAPTIONER
 from jsfree.storage import Run
@@ -119,6 +121,7 @@ def build(arguments: Arguments) -> ray_serve.Application:
         ModelError: one of the models is not there.
     """
     config = serving_config(arguments.run, arguments.settings)
+    require_base_from_here(Run(config))
     models = served_models(Run(config))
     for model in models:
         look_up(model.ref, CAPTIONER, config.models)  # one that is not there must not be found out by a replica
@@ -146,7 +149,7 @@ def serving_config(run: str, overrides: list[str]) -> RunConfig:
     for override in overrides:
         if not override.startswith(("serve.", "ray.", "models.")):
             raise ConfigError(f"{override!r}: a run is served with its own settings; set only serve.* and ray.*")
-    config = configuration.overridden(Run.existing(run).config, [*overrides, f"run={run}"])
+    config = configuration.overridden(Run.existing(run).config, overrides)
     for role in (BEFORE, AFTER):
         gpus = getattr(config.serve, role).gpus
         if gpus > 1 and config.captioner.device_map == "single":
@@ -163,15 +166,11 @@ def served_models(run: Run) -> list[RunModel]:
     Raises:
         RunError: no round has made a model.
     """
-    rounds = [
-        int(name.removeprefix("round-"))
-        for name in run.folder.names()
-        if name.removeprefix("round-").isdecimal() and name.startswith("round-")
-    ]
-    finished = [number for number in rounds if run.manifest(number, "train") is not None]
+    finished = [number for number in run.rounds() if run.manifest(number, "train") is not None]
     if not finished:
-        raise RunError(f"{run.folder.uri} has no trained model yet; finish it with `jsfree run --run {run.folder.uri}`")
-    last = max(finished)
+        finish = f"jsfree run --run {shlex.quote(run.folder.uri)}"
+        raise RunError(f"{run.folder.uri} has no trained model yet; finish it with `{finish}`")
+    last = finished[-1]
     return [
         RunModel(BEFORE, "m0", _absolute(run.config.captioner.versioned_ref)),
         RunModel(AFTER, f"m{last}", run.stage(last, "model").uri),

@@ -16,6 +16,7 @@ from jsfree import config
 
 ROOT = Path(jsfree.__file__).parents[1]
 SOURCES = [path for package in ("jsfree", "ray_jobs", "serve") for path in sorted((ROOT / package).rglob("*.py"))]
+MODES = ("r", "w", "a", "x", "rb", "wb", "ab", "xb")
 TABLES = {"jsfree/miniworld/vocabulary.py", "jsfree/config.py"}
 MODULES = [
     info.name
@@ -31,7 +32,7 @@ def name_of(path: Path) -> str:
 
 def imports(path: Path) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found.update(alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -40,9 +41,31 @@ def imports(path: Path) -> set[str]:
 
 
 def functions(path: Path) -> Iterator[tuple[str, int]]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield f"{name_of(path)}:{node.name}", node.end_lineno - node.lineno + 1
+
+
+def text_without_encoding(path: Path) -> Iterator[str]:
+    """Calls that read or write text in the encoding of the locale."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        given = {keyword.arg: keyword.value for keyword in node.keywords}
+        mode = given.get("mode") or next(
+            (a for a in node.args if isinstance(a, ast.Constant) and a.value in MODES), None
+        )
+        binary = isinstance(mode, ast.Constant) and "b" in mode.value
+        opens = isinstance(node.func, ast.Name) and name == "open" and not binary
+        reads = name in ("read_text", "write_text") or ("text" in given and name in ("run", "Popen", "check_output"))
+        if (opens or reads) and "encoding" not in given:
+            yield f"{name_of(path)}:{node.lineno}"
+
+
+def test_text_files_are_read_and_written_in_one_encoding_whatever_the_locale():
+    paths = [*SOURCES, *sorted((ROOT / "benchmarks").rglob("*.py"))]
+    assert [found for path in paths for found in text_without_encoding(path)] == []
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if name_of(p).startswith("jsfree/")], ids=name_of)
@@ -67,8 +90,8 @@ def test_the_http_side_imports_no_model():
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_files_are_short_and_say_what_they_are_for(path):
-    assert ast.get_docstring(ast.parse(path.read_text())), "no module docstring"
-    assert name_of(path) in TABLES or path.read_text().count("\n") <= 400
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), "no module docstring"
+    assert name_of(path) in TABLES or path.read_text(encoding="utf-8").count("\n") <= 400
 
 
 def test_functions_are_short():

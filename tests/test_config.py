@@ -1,12 +1,18 @@
 """Configuration: what a user mistypes is named, with the nearest valid key."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jsfree import config
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -37,6 +43,11 @@ from jsfree.errors import ConfigError
         ("prompt= ", "prompt"),
         ("beta", "write key=value"),
         ("seed.x=1", "seed"),
+        ("seed=3 # the third", "'#' as the start of a comment"),
+        ("train.lora={rank: 4} #", "'#' as the start of a comment"),
+        ("evaluate.modes={a: {temperature: 0}, a: {}}", "the key 'a' is given twice"),
+        ("run=", "run: the text is empty"),
+        ("source.count=.inf", "source.count: Input should be a finite number"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_remedy(override, told):
@@ -70,8 +81,6 @@ def test_overrides_win_over_the_file(tmp_path):
 
 def test_yaml_round_trips():
     built = config.build({"seed": 5, "select": {"first": 2}}, where="test")
-    import yaml
-
     assert config.build(yaml.safe_load(built.to_yaml()), where="test") == built
 
 
@@ -128,3 +137,158 @@ def test_how_a_training_is_kept_safe_is_part_of_no_fingerprint(setting):
 
 def test_which_layers_are_trained_is_part_of_the_fingerprint():
     assert config.load(None, ["train.trained_layers=1"]).fingerprint("train") != RunConfig().fingerprint("train")
+
+
+LITERAL = (
+    "exp #1",
+    "2024",
+    "no",
+    "null",
+    "007",
+    "1_000",
+    "2024-01-02",
+    "a: b",
+    "@x",
+    "%x",
+    "::",
+    "[a",
+    "*",
+    "'",
+    '"a" b',
+)
+
+
+@pytest.mark.parametrize("text", [*LITERAL, "~", "true", "1e3", " x ", "{a: b}", "ü", "- a", "x # y", "# z", "!!str 5"])
+def test_a_text_is_taken_as_it_is_typed(text):
+    for key in ("run", "prompt", "serve.host", "captioner.ref"):
+        assert dict(dotted(config.load(None, [f"{key}={text}"])))[key] == text
+        assert dict(dotted(config.load(None, values={key: text})))[key] == text
+        assert config.parsed_override(config.as_override(key, text)) == (key, text)
+
+
+def dotted(loaded: RunConfig):
+    return config._flat(loaded.model_dump())
+
+
+@pytest.mark.parametrize("text", ['"a b"', "'x'", '"', "''", "null", "~", "plain"])
+def test_what_is_written_as_an_override_is_read_back(text):
+    for key in ("run", "source.path", "models.commits.owner/name"):
+        assert config.parsed_override(config.as_override(key, text)) == (key, text)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ('source.path="/data/my images"', "/data/my images"),
+        ("source.path='it''s'", "it's"),
+        (r'source.path="a\tb"', "a\tb"),
+        ("source.path=null", None),
+        ("source.path=~", None),
+        ("source.path=", None),
+        ("source.path=no", "no"),
+        ("clip.pretrained=1234567", "1234567"),
+        ("models.commits.owner/name=0123456", "0123456"),
+        ("evaluate.modes.vcd.contrast.kind=vcd", "vcd"),
+        ("generate.decoding.stop=['#', 'x']", ["#", "x"]),
+        ("generate.decoding.stop=[a#b]", ["a#b"]),
+        ("train.lora.rank=4", 4),
+        ("train.lora=null", None),
+        ("serve.port=8001", 8001),
+        ("zzz.unknown=1", 1),
+    ],
+)
+def test_quotes_around_a_text_and_null_mean_what_yaml_means(override, expected):
+    assert config.parsed_override(override)[1] == expected
+
+
+def test_values_win_over_overrides_and_none_leaves_a_setting_alone():
+    assert config.load(None, ["run=a", "seed=3"], {"run": "b", "seed": None}).model_dump(include={"run", "seed"}) == {
+        "run": "b",
+        "seed": 3,
+    }
+    assert config.load(None, ["train.lora.rank=4"]).train.lora.rank == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"seed: 1\ntrain: {beta: 0.3}\ntrain: {epochs: 1}\n", "key 'train' is given twice, in lines 2 and 3"),
+        (
+            b"train:\n  validation: {pairs: 2,\n    every: 3, pairs: 4}\n",
+            "key 'pairs' is given twice, in lines 2 and 3",
+        ),
+        (b"evaluate:\n  modes:\n    no: {temperature: 0}\n", "line 3: the key no is read as bool"),
+        (b"1: x\n", "line 1: the key 1 is read as int"),
+        (b"? [a]\n: x\n", "line 1: the key that begins here is read as seq"),
+        ('prompt: "D\xe9cris"\n'.encode("latin-1"), "line 1 is not UTF-8"),
+        ("seed: 1\nprompt: é\n".encode("utf-16-le"), "line 2 is not UTF-8"),
+        ("seed: 1\n".encode("utf-16-le"), "no valid YAML"),
+        (b"seed: 1\n\tbeta: 2\n", "line 2, column 1"),
+        (b"seed: 1\n---\nseed: 2\n", "line 2, column 1"),
+        (b"just a text\n", "expected keys and values"),
+        (b"run: 2024-13-45\n", "no valid YAML"),
+        (b"run: 2024-01-02\n", "run: Input should be a valid string (got datetime.date(2024, 1, 2)); put it in quotes"),
+        (b"seed: " + b"9" * 5000, "no valid YAML"),
+        (b"a: &a {b: *a}\n", "an alias refers to a section that it is part of"),
+        (b"run: " + b"[" * 5000, "nested too deeply"),
+        (
+            b"a0: &a0 [x]\n"
+            + b"".join(b"a%d: &a%d [%s]\n" % (n, n, b", ".join([b"*a%d" % (n - 1)] * 9)) for n in range(1, 9)),
+            "aliases expand to more than",
+        ),
+        (
+            b"a0: &a0 {x: 1}\n"
+            + b"".join(b"a%d: &a%d {<<: [%s]}\n" % (n, n, b", ".join([b"*a%d" % (n - 1)] * 9)) for n in range(1, 9)),
+            "aliases expand to more than",
+        ),
+    ],
+)
+def test_a_file_that_yaml_would_misread_is_refused_with_the_line(content, told, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        config.load(file)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_encodings_that_say_what_they_are_are_read(encoding, tmp_path):
+    (tmp_path / "c.yaml").write_bytes('prompt: "Décris 图"\nscore: {resources: &one {replicas: 1}}\n'.encode(encoding))
+    assert config.load(tmp_path / "c.yaml").prompt == "Décris 图"
+    (tmp_path / "c.yaml").write_bytes(
+        "score: {resources: &one {replicas: 1}}\ngenerate: {resources: {<<: *one, cpus: 2}}".encode(encoding)
+    )
+    assert config.load(tmp_path / "c.yaml").generate.resources.cpus == 2
+
+
+def numbers(section: type[config.Section], prefix: str = ""):
+    """The dotted keys of all numbers of a configuration."""
+    for name, field in section.model_fields.items():
+        for member in config._members(field.annotation):
+            if config._is_section(member):
+                yield from numbers(member, f"{prefix}{name}.")
+            elif member in (int, float):
+                yield prefix + name
+
+
+def test_no_number_is_infinite_or_missing():
+    keys = [*numbers(RunConfig), "evaluate.modes.greedy.top_p", "evaluate.modes.greedy.temperature"]
+    assert len(keys) > 60
+    for key in keys:
+        for value in (".inf", "-.inf", ".nan", "'inf'", "1e999"):
+            with pytest.raises(ConfigError):
+                config.load(None, [f"{key}={value}"])
+
+
+def test_a_configuration_is_read_and_shown_in_an_ascii_locale(tmp_path):
+    (tmp_path / "c.yaml").write_text("prompt: Décris l'image\n", encoding="utf-8")
+    environment = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "ray_jobs.cli", "config", "--config"]
+    shown = subprocess.run([*command, str(tmp_path / "c.yaml")], capture_output=True, env=environment, cwd=ROOT)
+    assert shown.returncode == 0, shown.stderr
+    assert yaml.safe_load(shown.stdout)["prompt"] == "Décris l'image"
+    refused = subprocess.run([*command, str(tmp_path / "ü.yaml")], capture_output=True, env=environment, cwd=ROOT)
+    assert refused.returncode == 2
+    assert b"No such file" in refused.stderr
+    assert b"Traceback" not in refused.stderr

@@ -186,6 +186,44 @@ def test_a_copy_replaces_a_model_and_nothing_else(with_adapter, captioner, tmp_p
     assert (tmp_path / "photos" / "a.png").exists()
 
 
+def test_the_folder_of_the_model_is_refused_however_it_is_spelled(with_adapter, tmp_path, monkeypatch):
+    made = example_run.build(tmp_path / "runs" / "mine", rounds=2)
+    model = Path(made.folder.path) / "round-1" / "model"
+    shutil.copytree(with_adapter, model)
+    other = example_run.build(tmp_path / "runs" / "other")
+    (tmp_path / "link").symlink_to(model)
+    (tmp_path / "into").symlink_to(made.folder.path)
+    (tmp_path / "outer").mkdir()
+    (tmp_path / "a file").write_bytes(b"mine")
+    monkeypatch.chdir(tmp_path / "outer")
+    source = Folder(str(model))
+    for refused in (
+        *("../runs/mine/round-1/model", "../link", "../link/", "../into/round-1/model", "../runs/../link/../model"),
+        *(f"file://{model}", "../link/adapter", "../link/new/below", "../runs/mine/round-1", "../runs", ".."),
+        *("../into/round-2/model", "../into/published", f"{other.folder.uri}/round-2/model", other.folder.uri),
+        "../a file",
+    ):
+        with pytest.raises(ConfigError, match="name a"):
+            require_free(Folder(refused), source)
+    assert everything(model) == everything(with_adapter)
+    for free in ("new", "../published/m1", "."):
+        require_free(Folder(free), source)
+
+
+def test_a_published_model_with_something_else_beside_it_is_not_replaced(with_adapter, tmp_path):
+    source, target = Folder(str(with_adapter)), Folder(str(tmp_path / "copy"))
+    copy(with_adapter, target)
+    target.write("README.md", b"a card")
+    require_free(target, source)
+    target.write("notes.txt", b"mine")
+    with pytest.raises(ConfigError, match=r"something else than a published model \(notes.txt\)"):
+        require_free(target, source)
+    target.remove("notes.txt")
+    target.write("checksums.json", b"[")
+    with pytest.raises(ConfigError, match="something else"):
+        require_free(target, source)
+
+
 @pytest.fixture(scope="module")
 def run(with_adapter, tmp_path_factory):
     """A finished run that has trained adapters."""

@@ -134,6 +134,6 @@ def budget_of(captioner: Captioner, kv_cache_gib: float | None) -> int:
         torch.cuda.empty_cache()
         # Keys and values lie beside their layers, about as many on each.
         return int(OF_GPU * len(devices) * min(torch.cuda.mem_get_info(device)[0] for device in devices))
-    with open("/proc/meminfo") as file:
+    with open("/proc/meminfo", encoding="utf-8") as file:
         available = next(line.split()[1] for line in file if line.startswith("MemAvailable:"))
     return int(OF_CPU * 1024 * int(available))

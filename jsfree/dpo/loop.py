@@ -35,6 +35,7 @@ from jsfree.model_files import hub_model
 from jsfree.model_folder import ADAPTER
 from jsfree.models import DTYPES, load_captioner
 from jsfree.publish import publish_captioner
+from jsfree.replacing import replace_folder
 from jsfree.schemas import SelectedPair
 from jsfree.storage import Folder
 
@@ -313,7 +314,7 @@ class _Trainer:
         with tempfile.TemporaryDirectory() as directory:
             self.engine.save_checkpoint(directory, tag="state", client_state={"history": list(history)})
             if self.rank == 0:
-                (Path(directory) / WORKERS).write_text(json.dumps(self.world))
+                (Path(directory) / WORKERS).write_text(json.dumps(self.world), encoding="utf-8")
             hooks.save(directory, len(history))
 
     def restore(self, directory: str | None) -> list[Step]:
@@ -324,7 +325,7 @@ class _Trainer:
         """
         if directory is None:
             return []
-        written_by = json.loads((Path(directory) / WORKERS).read_text())
+        written_by = json.loads((Path(directory) / WORKERS).read_text(encoding="utf-8"))
         if written_by != self.world:
             raise StageError(
                 f"the checkpoint that training would go on from holds the shards of {written_by} workers, not of"
@@ -346,8 +347,7 @@ class _Trainer:
                     known = hub_model(self.policy, self.config.models)
                     weights = merged(weights, base.model, self.config.train.lora, Path(directory) / ADAPTER, known)
                 publish_captioner(self.captioner.model, self.captioner.processor, directory, weights)
-                folder.remove()  # files of an attempt that was broken off must not mix with these
-                folder.upload(str(Path(directory)))
+                replace_folder(folder, Path(directory))
         dist.barrier()
 
 

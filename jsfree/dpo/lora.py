@@ -90,9 +90,9 @@ def _address(adapter: Path, base: HubModel | None) -> None:
     writes the names of layers in the order of a set.
     """
     (adapter / CARD).unlink(missing_ok=True)
-    told = json.loads((adapter / SETTINGS).read_text())
+    told = json.loads((adapter / SETTINGS).read_text(encoding="utf-8"))
     told["target_modules"] = sorted(told["target_modules"])
     told["base_model_name_or_path"] = None if base is None else base.repo
     told["revision"] = None if base is None else base.revision
-    (adapter / SETTINGS).write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
+    (adapter / SETTINGS).write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     write_checksums(adapter)

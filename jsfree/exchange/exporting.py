@@ -20,6 +20,7 @@ from jsfree.exchange.card import Tally, card, figures
 from jsfree.exchange.formats import FORMATS, Format, Placement
 from jsfree.exchange.placing import Placer
 from jsfree.exchange.preferences import preference
+from jsfree.locations import require_outside_runs, require_outside_sources
 from jsfree.preference import with_roles
 from jsfree.schemas import SelectedPair
 from jsfree.storage import Folder, Run
@@ -65,7 +66,8 @@ def export(
         placement: how images go with them; the format's usual way when omitted.
 
     Raises:
-        ConfigError: the format cannot place images so, or an image cannot be referred to.
+        ConfigError: the format cannot place images so, an image cannot be referred to, or ``out`` belongs to a run or
+            to a source of this one.
         RunError: the run has no such pairs, or ``out`` is not empty.
         StorageError: something cannot be read or written.
     """
@@ -73,7 +75,9 @@ def export(
     placement = _allowed(name, layout, placement)
     number = _round(run, pairs, number)
     folder = Folder(out)
-    if folder.names():
+    require_outside_runs("--out", folder)
+    require_outside_sources("--out", folder, run.config)
+    if folder.names() or folder.is_file():
         raise RunError(f"{out} is not empty; choose another --out, or remove what is there")
     writer: Writer = TableFiles(folder, layout) if _is_table(layout, placement) else TextFile(folder, layout)
     tally = _write(run, number, pairs, layout, Placer(placement, folder, run.config.source), writer)

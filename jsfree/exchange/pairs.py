@@ -148,7 +148,7 @@ class CaptionTokens:
 def _end_token(folder: Path, own: int) -> int:
     """The token that ends a caption: the tokenizer's, unless the model was told of others only."""
     path = folder / "generation_config.json"
-    told = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+    told = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
     ends = told if isinstance(told, list) else [own if told is None else told]
     return int(own if own in ends else ends[0])
 

@@ -79,7 +79,8 @@ def opened(path: str, setting: str = "'source.path' (or 'evaluate.source.path')"
         filesystem, inner = filesystem_of(os.path.expanduser(path))
         if filesystem.exists(inner):
             return filesystem, inner
-    raise SourceError(f"{path} does not exist; correct {setting}")
+    at = "" if "://" in path or os.path.isabs(os.path.expanduser(path)) else f" in {os.getcwd()}"
+    raise SourceError(f"{path} does not exist{at}; correct {setting}")
 
 
 @contextmanager

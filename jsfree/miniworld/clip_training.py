@@ -77,7 +77,7 @@ def save_clip(model: Any, directory: Path) -> None:
         "model_cfg": clip_config(len(tokenizer)),
         "preprocess_cfg": {"mean": PIXEL_MEAN, "std": PIXEL_STD},
     }
-    (directory / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (directory / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, directory / "open_clip_model.safetensors", {"format": "pt"})
     tokenizer.save_pretrained(directory)

@@ -288,7 +288,7 @@ def check_clip(config: RunConfig) -> Iterator[Finding]:
     look_up(ref, CLIP, config.models)
     with description_folder(ref, CLIP, config.models) as folder:
         try:
-            settings = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+            settings = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
             context, side = settings["text_cfg"].get("context_length", 77), settings["vision_cfg"]["image_size"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jsfree import config as configuration
 from jsfree.config import RunConfig
-from jsfree.errors import JsfreeError
+from jsfree.errors import JsfreeError, StorageError
 from jsfree.filesystems import nearest_existing
 from jsfree.preflight.findings import Finding, fails, note, ok
 from jsfree.storage import Folder, stored_config
@@ -69,8 +69,11 @@ def check_disk(config: RunConfig, needed: Mapping[str, int], passing: int) -> It
     Args:
         needed: bytes in the run's folder, by what they are.
         passing: bytes in TMPDIR, on their way there; of this machine, which training may not be on.
+
+    Raises:
+        StorageError: there is no temporary folder.
     """
-    folder, temporary = Folder(config.run), Path(tempfile.gettempdir())
+    folder, temporary = Folder(config.run), _temporary_folder()
     elsewhere = bool(config.ray.address or os.environ.get("RAY_ADDRESS"))
     total = sum(needed.values())
     told = ", ".join(f"{name} {size / GB:.1f}" for name, size in needed.items() if size)
@@ -86,6 +89,13 @@ def check_disk(config: RunConfig, needed: Mapping[str, int], passing: int) -> It
         return
     yield from _room("room", path, left, f"in GB: {told}")
     yield from _room("TMPDIR", temporary, passing, "a checkpoint or model on its way", elsewhere=elsewhere)
+
+
+def _temporary_folder() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as error:
+        raise StorageError(f"no temporary folder can be written ({error}); set TMPDIR to one that can be") from error
 
 
 def _room(check: str, path: Path, needed: int, what: str, *, elsewhere: bool = False) -> Iterator[Finding]:

@@ -83,8 +83,7 @@ class StageCost:
 
 def finished_rounds(run: Run) -> list[int]:
     """Numbers of the rounds that have something to show."""
-    found = [int(name[6:]) for name in run.folder.names() if name.startswith("round-") and name[6:].isdecimal()]
-    return [number for number in sorted(found) if run.manifest(number, "scored") or evaluated(run, number)]
+    return [number for number in run.rounds() if run.manifest(number, "scored") or evaluated(run, number)]
 
 
 def evaluated(run: Run, number: int) -> bool:

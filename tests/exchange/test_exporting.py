@@ -1,14 +1,18 @@
 """What is refused, what is left out, and how much is in memory at a time."""
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import example_run
 import pytest
 
 from jsfree import schemas
-from jsfree.config import Imported
+from jsfree.config import Imported, Source
 from jsfree.errors import ConfigError, RunError
 from jsfree.exchange import export, exporting, preferences
+from jsfree.report.page import build_report
 from jsfree.storage import Run
 
 
@@ -110,3 +114,37 @@ def test_provenance_is_told_beside_the_records(embedded, rows_of, tmp_path):
 def test_a_set_can_be_written_to_any_filesystem(embedded, expected, said):
     done = export(embedded, "rlaif-v", "memory://exported")
     assert said(preferences(Imported(format="rlaif-v", path=done.uri))) == expected
+
+
+def test_an_export_goes_into_no_run_and_into_no_source(embedded, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(Path(embedded.folder.path) / "round-1")
+    monkeypatch.chdir(tmp_path)
+    for refused in (f"{embedded.folder.uri}/export", "link/export", f"{embedded.folder.uri}/../run/round-2/model"):
+        with pytest.raises(ConfigError, match="belongs to the run"):
+            export(embedded, "trl", refused)
+    (tmp_path / "images" / "sub").mkdir(parents=True)
+    (tmp_path / "alias").symlink_to(tmp_path / "images")
+    source = Source(kind="folder", path=str(tmp_path / "images"))
+    reading = Run(embedded.config.model_copy(update={"source": source}))
+    for refused in ("images/export", "alias/sub", "alias/../images/x"):
+        with pytest.raises(ConfigError, match=r"the run reads from there \(source.path\)"):
+            export(reading, "trl", refused)
+    (tmp_path / "file").write_bytes(b"mine")
+    with pytest.raises(RunError, match="is not empty"):
+        export(embedded, "trl", "file")
+    assert [*(tmp_path / "images").rglob("*")] == [tmp_path / "images" / "sub"]
+
+
+def test_a_run_that_was_moved_is_exported_and_reported_from_where_it_is(embedded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stored = embedded.config.model_copy(update={"run": "runs/first"})
+    shutil.copytree(embedded.folder.path, "moved")
+    Path("moved/config.yaml").write_text(stored.to_yaml(), encoding="utf-8")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    run = Run.existing("../moved")
+    assert export(run, "trl", "out").figures["exported"] == embedded.stage(1, "selected").rows()
+    page = build_report(run)
+    assert os.path.samefile(page, tmp_path / "moved" / "report" / "index.html")
+    assert b"Hallucination" in Path(page).read_bytes()
+    assert [path.name for path in Path().iterdir()] == ["out"]

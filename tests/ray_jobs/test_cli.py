@@ -1,13 +1,17 @@
 """The command line as its user meets it: one line an error, the right exit code, no traceback."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from jsfree import config
+from jsfree.errors import ConfigError, StorageError
 from jsfree.miniworld import world
+from jsfree.storage import Run
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,9 +53,6 @@ def test_another_config_is_refused_on_a_run(tmp_path):
     world.draw(world.scene("unlabelled", 0)).save(tmp_path / "images" / "a.png")
     (tmp_path / "run" / "round-1" / "samples").mkdir(parents=True)
     source = ["source.kind=folder", f"source.path={tmp_path}/images", "source.count=1"]
-    from jsfree import config
-    from jsfree.storage import Run
-
     first = config.load(None, [f"run={tmp_path}/run", *source])
     Run.open(first).begin(1, "samples", "made of something else")
     done = jsfree(*run_in(tmp_path, *source, "seed=5"), "--no-preflight")
@@ -129,3 +130,59 @@ def test_an_address_for_submitting_jobs_is_no_cluster_to_join(tmp_path, monkeypa
     assert done.returncode == 1, done.stderr
     assert "'http://127.0.0.1:8265' takes submitted jobs, not drivers; unset RAY_ADDRESS" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_report_is_of_the_run_that_is_named(tmp_path, monkeypatch):
+    from example_run import build
+    from typer.testing import CliRunner
+
+    from ray_jobs.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    build(tmp_path / "first run [v1]")
+    stored = (tmp_path / "first run [v1]" / "config.yaml").read_text(encoding="utf-8")
+    (tmp_path / "first run [v1]" / "config.yaml").write_text(
+        stored.replace(str(tmp_path / "first run [v1]"), "runs/first"), encoding="utf-8"
+    )
+    done = CliRunner().invoke(app, ["report", "--run", "first run [v1]"])
+    assert done.exit_code == 0, done.output
+    assert "Before (m0) and after (m1)" in done.output
+    assert f"Report: {tmp_path}/first run [v1]/report/index.html" in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["first run [v1]"]
+    for refused in (["generate", "--config", "first run [v1]/config.yaml"], ["report", "--run", ""]):
+        done = CliRunner().invoke(app, refused)
+        assert isinstance(done.exception, ConfigError | StorageError)
+    assert "add --run '" in str(CliRunner().invoke(app, ["run", "--config", "first run [v1]/config.yaml"]).exception)
+
+
+def test_option_values_are_taken_as_they_are_typed_and_commands_can_be_copied(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from ray_jobs import cli, pipeline
+
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(pipeline, "run_stage", lambda config, *_: seen.append(config) or 1)
+    for name in ("exp #1", "2024", "no", "null", "a: b", "::", "[x]", "'q'", '"quoted"', "r\u00fcn"):
+        done = CliRunner().invoke(cli.app, ["generate", "--run", name, "--set", f"prompt=What is {name}?"])
+        assert done.exit_code == 0, done.output
+        assert (seen[-1].run, seen[-1].prompt) == (name, f"What is {name}?")
+        for run in (name, f"memory://{name}"):
+            given = ["import", "--format", "trl", "--from", f"{tmp_path}/{name}", "--run", run]
+            done = CliRunner().invoke(cli.app, given)
+            assert done.exit_code == 0, done.output
+            assert (seen[-1].run, seen[-1].imported.path) == (run, f"{tmp_path}/{name}")
+            command = shlex.split(done.output.split("Next:")[1].split("    (")[0].strip().removeprefix("jsfree "))
+            assert command[command.index("--run") + 1] == run
+            given = [command[at + 1] for at, part in enumerate(command) if part == "--set"]
+            if given:
+                assert config.load(None, given).imported == seen[-1].imported
+
+
+def test_a_run_folder_of_any_name_is_served(tmp_path):
+    from serve.app import serving_config
+
+    for name in ("mini #1", "2024", "a: b"):
+        Run.open(config.build({"run": "runs/elsewhere"}, "test").model_copy(update={"run": str(tmp_path / name)}))
+        served = serving_config(str(tmp_path / name), ["serve.host=::", config.as_override("serve.port", 8001)])
+        assert (served.run, served.serve.host, served.serve.port) == (str(tmp_path / name), "::", 8001)

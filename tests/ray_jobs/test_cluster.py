@@ -1,0 +1,78 @@
+"""A local Ray session: where its sockets go, and what is said when it cannot start."""
+
+import os
+import socket
+
+import pytest
+import ray
+
+from jsfree import config
+from jsfree.errors import StageError
+from ray_jobs.cluster import LONGEST_SOCKET, Cluster, session_folder
+
+
+@pytest.fixture
+def no_choice(monkeypatch):
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_sockets_go_where_ray_would_have_them_or_to_a_shorter_path(tmp_path, no_choice):
+    assert session_folder() == "/tmp/ray"
+    no_choice.setenv("TMPDIR", "/var/tmp")
+    assert session_folder() == "/var/tmp/ray"
+    no_choice.setenv("RAY_TMPDIR", "/tmp/x")
+    assert session_folder() == "/tmp/x/ray"
+    for long in (tmp_path / ("x" * 100), "/tmp/" + "ü" * 20):
+        no_choice.setenv("RAY_TMPDIR", str(long))
+        assert session_folder() == "/tmp/ray"
+    for unusable in ("/proc/nothing", "relative", ""):
+        no_choice.setenv("RAY_TMPDIR", unusable)
+        assert session_folder() in ("/tmp/ray", "/var/tmp/ray")
+
+
+def test_the_longest_folder_holds_the_longest_socket(no_choice):
+    most = 107 - len(LONGEST_SOCKET) - len("/ray")
+    for length, fits in ((most, True), (most + 1, False)):
+        no_choice.setenv("TMPDIR", f"/tmp/{'x' * (length - 5)}")
+        assert session_folder().startswith("/tmp/xxx") is fits
+    with socket.socket(socket.AF_UNIX) as probe, pytest.raises(OSError, match="too long"):
+        probe.bind("/" + "x" * 107)
+
+
+def test_no_folder_for_sockets_is_one_clear_line(no_choice):
+    no_choice.setattr("ray_jobs.cluster.SYSTEM_FOLDER", "/proc/nothing")
+    with pytest.raises(StageError, match=r"no folder for Ray's sockets: .* at most \d+ bytes; set TMPDIR"):
+        session_folder()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("a\nb"), ValueError(), KeyError("x")]
+)
+def test_whatever_ray_raises_at_its_start_is_one_line(error, monkeypatch):
+    """Ray's own parts fail in more ways than a test can bring about."""
+
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr(ray, "init", fail)
+    for address in (None, "auto"):
+        settings = config.build({"ray": {"address": address}}, "test")
+        with pytest.raises(StageError) as told, Cluster(settings) as cluster:
+            cluster.ensure()
+        assert "\n" not in str(told.value)
+        assert type(error).__name__ in str(told.value)
+        assert "--debug" in str(told.value)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_session_starts_whatever_the_length_of_tmpdir(tmp_path, monkeypatch):
+    long = tmp_path / ("batch_system_" * 8)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    with Cluster(config.RunConfig()) as cluster:
+        cluster.ensure()
+        assert ray.get(ray.remote(os.getpid).remote()) > 0

@@ -1,0 +1,40 @@
+"""What shows progress: it names any run, and a display that is broken costs one log entry and no stage."""
+
+import logging
+
+import pytest
+
+from ray_jobs.progress import Figures, Gauges, ascii_tag, harmless
+
+FIGURES = Figures(1, 2, 0, 1.0, 10.0, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/data/runs/x 1", "/data/runs/x 1"),
+        ("/data/rün", "/data/r%C3%BCn"),
+        ("跑 100%", "%E8%B7%91 100%25"),
+        ("a\nb", "a%0Ab"),
+        ("\udcff", "%ED%B3%BF"),
+    ],
+)
+def test_a_tag_is_ascii_whatever_the_run_is_called(text, expected):
+    assert ascii_tag(text) == expected
+    assert ascii_tag(text).isascii()
+    Gauges(text, text).set(FIGURES)
+
+
+def test_a_broken_display_is_logged_once(caplog):
+    shown = []
+
+    def broken(figures: Figures) -> None:
+        shown.append(figures)
+        raise UnicodeEncodeError("ascii", "ü", 0, 1, "ordinal not in range")
+
+    display = harmless(broken, "progress")
+    with caplog.at_level(logging.ERROR):
+        for _ in range(5):
+            display(FIGURES)
+    assert len(shown) == 5
+    assert [record.getMessage() for record in caplog.records] == ["progress cannot be shown; this is logged once"]

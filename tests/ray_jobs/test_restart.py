@@ -1,0 +1,153 @@
+"""``--restart``: whatever interrupts the removal of stages, new settings never take old work as their own."""
+
+import os
+import shutil
+from contextlib import contextmanager, suppress
+from itertools import count
+
+import pyarrow as pa
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from jsfree import config, schemas
+from jsfree.errors import RunError
+from jsfree.storage import INPUTS, Manifest, Run, shard_name
+from ray_jobs.pipeline import STAGES, remove_from
+
+STAGES_OF = {
+    1: ["samples", "scored", "train", "captions/m0-greedy", "captions/m1-greedy", "captions_scored/m1-greedy"],
+    2: ["samples", "train", "captions_scored/m2-greedy"],
+}
+"""The stages of both rounds as they begin; those that are left out are removed like their neighbours."""
+ORDER = [(number, stage) for number, stages in STAGES_OF.items() for stage in stages]
+RESTARTS = {"samples": (1, "samples"), "train": (1, "train"), "captions": (1, "captions/m0-greedy")}
+"""What ``--restart`` names, and the first stage that it removes."""
+ROW = pa.Table.from_pylist(
+    [{"sample_id": "a", "stage": "s", "kind": "missing", "message": "gone"}], schema=schemas.ERRORS
+)
+SHARDS = 2
+
+
+def make(uri: str) -> Run:
+    """A finished run of two rounds, as its stages leave it."""
+    run = Run.open(config.build({"run": uri, "rounds": 2}, where="test"))
+    for number, stage in ORDER:
+        do(run, number, stage, "old")
+    for number in STAGES_OF:
+        for name in ("model/file", "features/file", "reference/file", "metrics.json", "label_free.json"):
+            run.round(number).write(name, b"{}")
+    return run
+
+
+def do(run: Run, number: int, stage: str, made_from: str) -> None:
+    fingerprint = f"{made_from} {number} {stage}"
+    assert run.begin(number, stage, fingerprint) is None
+    for shard in range(SHARDS):
+        run.stage(number, stage).write_table(shard_name(shard), ROW)
+    for kind in ("errors", "attempts"):
+        (run.round(number) / kind / stage).write_table(shard_name(0), ROW)
+    run.finish(number, stage, Manifest(fingerprint, 1, 1, 0, 1.0, 1.0, 1))
+
+
+@contextmanager
+def interrupted(step: int, local: bool):
+    """Raise in place of the removal number ``step`` of a file or folder; yields the removals so far."""
+    calls = [0]
+
+    def stopping(remove):
+        def counted(*arguments, **options):
+            calls[0] += 1
+            if calls[0] == step:
+                raise KeyboardInterrupt
+            return remove(*arguments, **options)
+
+        return counted
+
+    with pytest.MonkeyPatch.context() as patched:
+        for owner, name in [(os, "unlink"), (os, "remove"), (os, "rmdir")] if local else MEMORY_CALLS:
+            patched.setattr(owner, name, stopping(getattr(owner, name)))
+        yield calls
+
+
+MEMORY_CALLS = [(MemoryFileSystem, "rm_file"), (MemoryFileSystem, "rmdir")]
+
+
+def check_same_settings(run: Run) -> None:
+    """The old settings go on: what is done is whole, and nothing after an unfinished stage is done."""
+    done: dict[tuple[int, str], bool] = {}
+    for number, stage in ORDER:
+        part = (number, stage.split("/")[0])
+        whole = run.begin(number, stage, f"old {number} {stage}") is not None
+        done[part] = done.get(part, True) and whole
+        if whole:
+            assert run.stage(number, stage).shards() == list(range(SHARDS))
+    assert list(done.values()) == sorted(done.values(), reverse=True)
+    for number in STAGES_OF:
+        for each in STAGES.values():
+            if run.round(number).exists(each.mark):
+                assert all(done.get((number, part), True) for part in each.parts)
+
+
+def check_new_settings(run: Run, first: tuple[int, str]) -> bool:
+    """New settings are refused (False), or have every stage from ``first`` on before them as if it had never been."""
+    for number, stage in ORDER:
+        if ORDER.index((number, stage)) < ORDER.index(first):
+            assert run.begin(number, stage, f"old {number} {stage}") is not None
+            continue
+        try:
+            assert run.begin(number, stage, f"new {number} {stage}") is None
+        except RunError:
+            return False
+        names = [stage, *(f"{kind}/{stage}" for kind in ("errors", "attempts"))]
+        if stage == "train":
+            names += ["model", "features", "reference"]
+        assert [found for name in names for found in run.stage(number, name).names()] == [INPUTS]
+    return True
+
+
+@pytest.mark.parametrize(("restart", "local"), [*((each, False) for each in RESTARTS), ("captions", True)])
+def test_no_interruption_of_a_removal_leaves_old_work_that_counts(tmp_path, restart, local, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    made = make(str(tmp_path / "run") if local else f"memory://{tmp_path.name}")
+    kept = dict(MemoryFileSystem.store), list(MemoryFileSystem.pseudo_dirs)
+
+    def stopped(step: int) -> tuple[Run, bool]:
+        """The run after a removal that was interrupted at ``step``, and whether it has that many steps."""
+        run = made
+        if local:
+            shutil.rmtree(tmp_path / "copy", ignore_errors=True)
+            shutil.copytree(tmp_path / "run", tmp_path / "copy", copy_function=os.link)
+            run = Run.existing(str(tmp_path / "copy"))
+        else:
+            MemoryFileSystem.store.clear()
+            MemoryFileSystem.store.update(kept[0])
+            MemoryFileSystem.pseudo_dirs[:] = kept[1]
+        with interrupted(step, local) as calls, suppress(KeyboardInterrupt):
+            remove_from(run, restart)
+        return run, calls[0] >= step
+
+    for step in count(1):
+        run, is_interrupted = stopped(step)
+        if not is_interrupted:
+            assert check_new_settings(run, RESTARTS[restart])
+            break
+        check_new_settings(run, RESTARTS[restart])
+        run, _ = stopped(step)
+        check_same_settings(run)
+        if step % 10 == 0:
+            run, _ = stopped(step)
+            remove_from(run, restart)
+            assert check_new_settings(run, RESTARTS[restart])
+    assert step > 20
+
+
+def test_a_restart_counts_no_round_as_done(tmp_path):
+    run = make(str(tmp_path / "run"))
+    (run.folder / "round-10").write("pairs/_inputs.json", b"{}")
+    (run.folder / "round-x").write("notes.txt", b"mine")
+    assert run.rounds() == [1, 2, 10]
+    remove_from(run, "scored")
+    assert run.rounds() == [1]
+    assert (run.folder / "round-x").exists("notes.txt")
+    assert run.manifest(1, "samples") is not None
+    assert run.manifest(1, "scored") is None

@@ -1,0 +1,101 @@
+"""A folder is known by where it leads, not by how it is spelled."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from jsfree import config
+from jsfree.errors import ConfigError, RunError
+from jsfree.locations import enclosing_run, is_within, require_base_from_here, require_outside_runs, require_own_folder
+from jsfree.storage import Folder, Run
+
+
+def make_run(uri: str, **settings) -> Run:
+    return Run.open(config.build({"run": uri, **settings}, where="test"))
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A folder with ``a/b/c``, ``other``, ``link`` to ``a/b``, and ``loop`` to this folder; the working directory."""
+    (tmp_path / "a" / "b" / "c").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "expected"),
+    [
+        ("a/b", "a/b", True),
+        ("a/b/", "other/../a/b", True),
+        ("./a//b", "{here}/loop/loop/a/b", True),
+        ("link", "a/b", True),
+        ("link/c", "a/b", True),
+        ("link/new/folder", "a", True),
+        ("a/b/new", "link", True),
+        ("file://{here}/link", "a", True),
+        ("link/../other", "a", True),  # the folder above the link's target
+        ("a", "a/b", False),
+        ("other", "a", False),
+        ("a/bc", "a/b", False),
+        ("memory://a/b", "a", False),
+        ("memory://x/y/../y/z", "memory://x/y", True),
+        ("memory://x//y", "memory://x/./y/", True),
+        ("memory://x/yz", "memory://x/y", False),
+    ],
+)
+def test_a_folder_is_within_another_however_both_are_spelled(place, inner, outer, expected):
+    assert is_within(Folder(inner.format(here=place)), Folder(outer.format(here=place))) is expected
+
+
+def test_a_folder_of_any_run_is_known_as_one(place):
+    make_run("runs/x")
+    make_run(f"memory://{place.name}/run")
+    (place / "into").symlink_to(place / "runs" / "x" / "round-1")
+    inside = [
+        "runs/x",
+        "runs/x/round-1/model",
+        "loop/runs/../runs/x/new",
+        "into/model",
+        f"memory://{place.name}/run/a/b",
+    ]
+    for uri in inside:
+        assert enclosing_run(Folder(uri)) is not None, uri
+        with pytest.raises(ConfigError, match="belongs to the run"):
+            require_outside_runs("--to", Folder(uri))
+    Folder("project").write("config.yaml", b"run: x")  # of something else
+    Folder("project").write("sub/config.yaml", b"[")
+    for uri in ("runs", "runs/y", "project/sub/models", f"memory://{place.name}/runs", "memory://", "/"):
+        assert enclosing_run(Folder(uri)) is None, uri
+
+
+def test_a_damaged_run_is_still_one(place):
+    run = make_run("runs/x")
+    run.folder.write_json("run.json", {})
+    run.folder.write("config.yaml", b"\xff[")
+    assert enclosing_run(run.folder / "round-1") is not None
+
+
+def test_the_configuration_of_a_moved_run_names_no_other_run(place):
+    run = make_run("runs/x")
+    file = Path("runs/x/config.yaml")
+    require_own_folder(file, run.config)
+    require_own_folder(place / "loop" / file, run.config)
+    require_own_folder(Path("configs/miniworld.yaml"), run.config)
+    os.rename("runs/x", "runs/moved to")
+    with pytest.raises(ConfigError, match=r"but its 'run' is 'runs/x'.*add --run '.*/runs/moved to' to work on it"):
+        require_own_folder(Path("runs/moved to/config.yaml"), run.config)
+
+
+def test_a_relative_captioner_is_looked_for_where_the_run_was_started(place, monkeypatch):
+    run = Run.existing(make_run("runs/x", captioner={"ref": "a/b"}).folder.uri)
+    run.folder.write_json("run.json", {"directory": str(place)})
+    require_base_from_here(run)
+    monkeypatch.chdir(place / "other")
+    with pytest.raises(RunError, match=rf"'captioner.ref' is 'a/b'.*repeat the command there: cd {place}"):
+        require_base_from_here(run)
+    for ref in ("owner/name", str(place / "a"), "s3://x/y"):
+        require_base_from_here(Run(run.config.model_copy(update={"captioner": config.CaptionerSettings(ref=ref)})))

@@ -1,0 +1,111 @@
+"""A folder that is replaced holds the old content or the new whenever somebody looks, however the work ends."""
+
+import os
+import shutil
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from jsfree import replacing
+from jsfree.errors import StorageError
+from jsfree.replacing import replace_folder
+from jsfree.storage import Folder
+
+OLD = {"a.bin": b"old a", "gone.bin": b"old", "checksums.json": b"old sums", "adapter/x": b"old x"}
+NEW = {"a.bin": b"new a", "b.bin": b"new b", "checksums.json": b"new sums", "adapter/x": b"new x"}
+
+
+def content(folder: Folder) -> dict[str, bytes]:
+    return {name: folder.read(name) for name in folder.sizes()}
+
+
+def write(folder: Folder, files: dict[str, bytes]) -> Folder:
+    for name, data in files.items():
+        folder.write(name, data)
+    return folder
+
+
+@pytest.fixture
+def fresh(tmp_path) -> Path:
+    return Path(write(Folder(str(tmp_path / "fresh")), NEW).path)
+
+
+class Stopping:
+    """Raises in place of call number ``step`` of the functions that it wraps."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, step: int, *functions: tuple[object, str]) -> None:
+        self.calls, self.step = 0, step
+        for owner, name in functions:
+            patch.setattr(owner, name, self._wrapped(getattr(owner, name)))
+
+    def _wrapped(self, function):
+        def call(*arguments, **options):
+            self.calls += 1
+            if self.calls == self.step:
+                raise KeyboardInterrupt
+            return function(*arguments, **options)
+
+        return call
+
+
+@pytest.mark.parametrize("exchange", [2, 1 << 10], ids=["in one step", "in two steps"])
+def test_a_local_folder_is_old_or_new_after_an_interruption_at_any_step(tmp_path, fresh, exchange, monkeypatch):
+    monkeypatch.setattr(replacing, "RENAME_EXCHANGE", exchange)  # an unknown flag is refused, as NFS refuses this one
+    for step in count(1):
+        shutil.rmtree(tmp_path / "place", ignore_errors=True)
+        target = write(Folder(str(tmp_path / "place" / "model")), OLD)
+        with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
+            calls = [(os, "rename"), (os, "fsync"), (shutil, "copy2"), (os, "listdir"), (shutil, "rmtree")]
+            stopping = Stopping(patch, step, *calls)
+            replace_folder(target, fresh)
+        assert content(target) in (OLD, NEW)
+        if stopping.calls < step:
+            break
+        replace_folder(target, fresh)
+        assert content(target) == NEW
+        assert os.listdir(tmp_path / "place") == ["model"]
+    assert step > 8
+
+
+def test_an_object_store_has_the_old_or_the_new_content_whole_after_an_interruption_at_any_step(tmp_path, fresh):
+    for step in count(1):
+        target = Folder(f"memory://{tmp_path.name}/{step}/model")
+        write(target, OLD)
+        with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
+            calls = [(MemoryFileSystem, name) for name in ("cp_file", "rm_file", "put_file")]
+            stopping = Stopping(patch, step, *calls)
+            replace_folder(target, fresh)
+        places = [target, *(target / name for name in target.folders() if name.startswith(".new."))]
+        found = [{name: data for name, data in content(place).items() if ".new." not in name} for place in places]
+        assert OLD in found or NEW in found
+        if stopping.calls < step:
+            break
+        replace_folder(target, fresh)
+        assert content(target) == NEW
+    assert step > 8
+
+
+def test_a_link_stays_one_and_what_it_leads_to_is_replaced(tmp_path, fresh):
+    target = write(Folder(str(tmp_path / "real")), OLD)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    replace_folder(Folder(str(tmp_path / "link")), fresh)
+    assert (tmp_path / "link").is_symlink()
+    assert content(target) == NEW
+    replace_folder(Folder(str(tmp_path / "new" / "place")), fresh)
+    assert content(Folder(str(tmp_path / "new" / "place"))) == NEW
+
+
+def test_a_disk_that_fills_leaves_the_old_content(tmp_path, fresh, monkeypatch):
+    target = write(Folder(str(tmp_path / "model")), OLD)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StorageError, match=r"model cannot be written: No space left on device"):
+        replace_folder(target, fresh)
+    assert content(target) == OLD
+    assert sorted(os.listdir(tmp_path)) == ["fresh", "model"]
