@@ -49,6 +49,8 @@ class Forward:
         self._recurring = compiling != "none" or device.type == "cuda"
         self._run: Callable[[Forward, torch.Tensor, Extent], torch.Tensor] = Forward._step
         if compiling == "inductor":
+            # dynamo keeps what it compiled for earlier layouts, and after eight of them no longer compiles.
+            torch.compiler.reset()
             self._run = torch.compile(Forward._step, dynamic=False)
         elif compiling == "cuda_graphs":
             self._run = _Graphs()
