@@ -138,6 +138,11 @@ class _Graphs:
                 forward._step(fed_4R, extent)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads prepare images meanwhile
+        # A capture that fails may leave its own stream as the current one; the outer context goes back to this one.
+        # Other threads prepare images meanwhile.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, capture_error_mode="thread_local"),
+        ):
             logits_RV = forward._step(fed_4R, extent)
         return graph, fed_4R, logits_RV
