@@ -363,6 +363,26 @@ def test_cuda_graphs_need_one_gpu(captioner, request_of):
         engine.step()
 
 
+def test_ids_that_the_tokenizer_cannot_decode_are_never_drawn(captioner, request_of):
+    """A padded vocabulary, as LLaVA-1.5 has, whose padding the model finds most probable."""
+    words = len(captioner.processor.tokenizer)
+    model = copy.deepcopy(captioner.model)
+    model.resize_token_embeddings(words + 30)
+    with torch.no_grad():
+        model.lm_head.weight[words:] = 3 * model.lm_head.weight[:words].mean(0) + model.lm_head.weight[5:35]
+    padded = replace(captioner, model=model)
+    assert padded.vocabulary == words + 30
+    assert set(padded.suppressed_ids) == {*captioner.suppressed_ids, *range(words, words + 30)}
+    for mixing in (NAMED["probability"], contrast_of(Contrast(kind="m3id"))):
+        requests = [
+            request_of(index, "high", 0.5, Decoding(max_new_tokens=8, **cut))
+            for index, cut in enumerate([{}, {"temperature": 0}])
+        ]
+        captions = DualPathEngine(padded, 4, mixing_of=mixing).decode(requests)
+        assert captions == [algorithm1.decode(padded, each, mixing) for each in requests]
+        assert all(token < words for caption in captions for token in caption.token_ids)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_on_a_gpu_recorded_steps_make_the_captions_of_plain_ones(request_of, dtype):
