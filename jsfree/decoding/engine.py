@@ -24,11 +24,11 @@ import torch
 
 from jsfree.config import Compiling
 from jsfree.decoding import attention, mixing, sampling
-from jsfree.decoding.entries import Entries, Entry, Leads, Live
+from jsfree.decoding.entries import Entries, Entry, Leads, Live, first_free
 from jsfree.decoding.forward import IDLE, Forward, Row
 from jsfree.decoding.memory import Layout, Need, Shape, budget_of, keys_of
 from jsfree.decoding.prefill import Prefill
-from jsfree.decoding.requests import Caption, Request, Step, finished
+from jsfree.decoding.requests import NO_TOKEN, Caption, Request, Step, finished
 from jsfree.errors import DeviceError
 from jsfree.gpus import out_of_memory
 from jsfree.models import Captioner
@@ -113,7 +113,7 @@ class DualPathEngine:
             ValueError: it needs a second path, which this engine was made without.
         """
         self.require_room(request)
-        if self._uses_second(request) and not self._shape.mixed:
+        if self.mixing.uses_second(request.ratio) and not self._shape.mixed:
             raise ValueError(f"request {request.request_id!r} has h = {request.ratio:g}; the engine has no second path")
         self._queue.append(request)
 
@@ -194,35 +194,32 @@ class DualPathEngine:
         """
         order: list[str] = []
         captions: dict[str, Caption] = {}
+
+        def step() -> None:
+            made = self.step()
+            captions.update((caption.request_id, caption) for caption in made.finished)
+            for _, error in made.failed:
+                raise error
+
         try:
             for request in requests:
                 order.append(request.request_id)
                 self.submit(request)
                 while self.room <= 0:
-                    captions.update((caption.request_id, caption) for caption in self.step().finished)
+                    step()
             while self.active:
-                captions.update((caption.request_id, caption) for caption in self.step().finished)
+                step()
         except BaseException:
             for request_id in order:  # the next batch must not decode what nobody waits for
                 self.cancel(request_id)
             raise
         return [captions[request_id] for request_id in order]
 
-    def _uses_first(self, request: Request) -> bool:
-        return self.mixing.contrastive or request.ratio < 1
-
-    def _uses_second(self, request: Request) -> bool:
-        return self.mixing.contrastive or request.ratio > 0
-
-    def _follows(self, request: Request) -> bool:
-        """Whether its second path is one without image."""
-        return self._uses_second(request) and not self._shape.second_image
-
     def _admit(self) -> list[int]:
         """Fill free slots; those that were."""
         filled: list[int] = []
         self._lay_out()
-        while self._queue and (slot := _first_free(self._slots)) is not None:
+        while self._queue and (slot := first_free(self._slots)) is not None:
             request = next(self._placeable(), None)
             if request is None:
                 break
@@ -266,10 +263,11 @@ class DualPathEngine:
         for request in islice(self._queue, LOOKAHEAD * self._shape.slots):
             if not self.layout.need.holds(self._prefill.need(request)):
                 return
-            if self._follows(request) and self._leads.place_for(request.prompt) is None:
+            mixed = self.mixing.uses_second(request.ratio)
+            if mixed and not self._shape.second_image and self._leads.place_for(request.prompt) is None:
                 return
-            has_row = not self._uses_second(request) or _first_free(self._second) is not None
-            needs_entry = self._uses_first(request) or self._shape.second_image
+            has_row = not mixed or first_free(self._second) is not None
+            needs_entry = self.mixing.uses_first(request.ratio) or self._shape.second_image
             if has_row and (not needs_entry or self._place(request) is not None):
                 yield request
 
@@ -281,14 +279,14 @@ class DualPathEngine:
         """Prefill what a caption needs."""
         assert self._forward is not None
         live = Live(request, sampling.NoiseStream(request.noise, self.captioner.vocabulary))
-        if self._uses_first(request) or self._shape.second_image:
+        if self.mixing.uses_first(request.ratio) or self._shape.second_image:
             live.entry = self._place(request)
             assert live.entry is not None
             entry = self._prefilled(request, live.entry)
             live.seat = entry.readers.index(None)
             entry.readers[live.seat] = slot
             self._logits_RV[slot] = entry.first_V
-        if self._uses_second(request):
+        if self.mixing.uses_second(request.ratio):
             live.second_row = len(self._slots) + self._second.index(None)
             self._second[live.second_row - len(self._slots)] = slot
             if self._shape.second_image:
@@ -328,8 +326,7 @@ class DualPathEngine:
         live = [self._live(slot) for slot in slots]
         noise_BN = torch.from_numpy(np.stack([each.noise.token() for each in live])).to(self.captioner.device)
         greedy = [each.request.decoding.temperature == 0 for each in live]
-        drawn = sampling.draw(self._probs(slots, live), noise_BN, greedy, self.captioner.suppressed_ids)
-        tokens: list[int] = drawn.tolist()
+        tokens: list[int] = sampling.draw(self._probs(slots, live), noise_BN, greedy).tolist()
         return tokens
 
     def _probs(self, slots: Sequence[int], live: Sequence[Live]) -> torch.Tensor:
@@ -343,7 +340,7 @@ class DualPathEngine:
         )
         # A caption of h = 1 has no first path: its second is looked at in its place.
         firsts = [
-            slot if self._uses_first(request) else each.second_row or 0
+            slot if self.mixing.uses_first(request.ratio) else each.second_row or 0
             for slot, each, request in zip(slots, live, requests, strict=True)
         ]
         seconds = [each.second_row for each in live]
@@ -352,6 +349,12 @@ class DualPathEngine:
     def _take(self, slot: int, token: int, step: Step) -> None:
         """Add a token to a caption; a caption that it completes leaves its slot."""
         live = self._live(slot)
+        if token == sampling.NO_TOKEN:
+            step.fail(live.request, NO_TOKEN.format(at=len(live.tokens)))
+            self._free(slot)
+            if self._forward is not None:
+                self._forward.cache.clear_rows([row for row in (slot, live.second_row) if row is not None])
+            return
         live.tokens.append(token)
         step.drawn.append((live.request.request_id, token))
         caption = finished(self.captioner, live.request, live.tokens)
@@ -371,7 +374,7 @@ class DualPathEngine:
             if live is None:
                 continue
             fill, token = len(live.tokens) - 1, live.tokens[-1]
-            if self._uses_first(live.request):
+            if self.mixing.uses_first(live.request.ratio):
                 rows[slot] = Row(token, fill, live.entry, live.seat)
             if live.second_row is not None:
                 source = live.lead
@@ -394,7 +397,3 @@ class DualPathEngine:
         live = self._slots[slot]
         assert live is not None
         return live
-
-
-def _first_free(places: Sequence[object | None]) -> int | None:
-    return next((number for number, each in enumerate(places) if each is None), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -110,3 +110,8 @@ class Leads:
     def leave(self, place: int) -> None:
         """No longer follow it; the prompt stays until its place is wanted."""
         self._followers[place] -= 1
+
+
+def first_free(places: Sequence[object | None]) -> int | None:
+    """The first place that is free; None if none is."""
+    return next((number for number, each in enumerate(places) if each is None), None)
