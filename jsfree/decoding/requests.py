@@ -13,6 +13,10 @@ from jsfree.errors import DecodingError
 from jsfree.models import Captioner
 
 Finish = Literal["stop", "length"]
+NO_MEMORY = (
+    "its keys and values do not fit into the memory that is free; stop what else runs on the device, or set"
+    " 'max_new_tokens' lower"
+)
 NO_TOKEN = (
     "after {at} tokens the model gives no token that may be drawn any probability: its logits are not numbers, or all"
     " minus infinity; check the model's weights, or set 'captioner.dtype: float32'"

@@ -467,6 +467,8 @@ def test_where_memory_gives_out_captions_go_on_in_fewer_slots(captioner, many, a
 
 
 def test_a_device_too_small_for_one_caption_is_an_error(captioner, request_of, monkeypatch):
+    monkeypatch.setattr("jsfree.decoding.capacity.PATIENCE_SECONDS", 0.3)
+
     def crowded(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
