@@ -12,7 +12,7 @@
     +-- StageError      a stage ran and failed                                     (exit code 1)
     +-- PreflightError  a run was not begun, because it cannot work                (exit code 1)
     +-- ServeError      a server cannot start, or a replica of it cannot answer    (exit code 1)
-    +-- DecodingError   the decoding of captions has ended                         (exit code 1)
+    +-- DecodingError   a caption cannot be decoded, or decoding has ended         (exit code 1)
     +-- RowError        one sample cannot be used; becomes a row of ``errors/``
 
 Every message says what was wrong, where (file, row or key) and what to do about it.
@@ -76,7 +76,7 @@ class ServeError(JsfreeError):
 
 
 class DecodingError(JsfreeError):
-    """The decoding of captions has ended; its cause says why."""
+    """A caption cannot be decoded, or the decoding of all captions has ended; then its cause says why."""
 
 
 class RowError(JsfreeError):

@@ -97,11 +97,20 @@ def driver_version(path: Path = DRIVER) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a device's memory gave out; some of CUDA's libraries say so in words alone."""
+    """Whether a device ran out of memory, or this error followed from one that says so.
+
+    Some of CUDA's libraries say so in words alone, and the capture of a CUDA graph that runs out of memory ends in an
+    error of its own.
+    """
     import torch
 
     said = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(each in str(error) for each in said)
+    followed = error.__cause__ or error.__context__
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or any(each in str(error) for each in said)
+        or (followed is not None and out_of_memory(followed))
+    )
 
 
 def bisected(work: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:

@@ -79,10 +79,17 @@ class Captioner:
 
     @cached_property
     def suppressed_ids(self) -> tuple[int, ...]:
-        """Token ids that no caption may hold: an image token in a completion would ask for an image's features."""
-        padding = self.processor.tokenizer.pad_token_id
-        ids = {self.model.config.image_token_index, *(() if padding is None else (padding,))}
-        return tuple(sorted(ids - self.eos_ids))
+        """Token ids that are never drawn, in ascending order.
+
+        These are the image token (in a caption it would ask for an image's features), padding, and every id that the
+        tokenizer cannot decode: LLaVA-1.5's tokenizer has 32,002 tokens, its model a vocabulary padded to 32,064.
+        Tokens that end a caption are never among them.
+        """
+        tokenizer = self.processor.tokenizer
+        model_ids = set(range(self.vocabulary))
+        undecodable = model_ids - set(tokenizer.get_vocab().values())
+        special = {self.model.config.image_token_index, tokenizer.pad_token_id}
+        return tuple(sorted((undecodable | (special & model_ids)) - self.eos_ids))
 
     @cached_property
     def vocabulary(self) -> int:

@@ -1,8 +1,9 @@
-"""What a captioner is asked, with the image and without it.
+"""The prompt of a captioner, with the image and without it.
 
 The conditional prompt is the processor's own chat template (LLaVA-1.5: ``USER: <image>\\n<text> ASSISTANT:``).
 The unconditional prompt, which the second path of Eq. 3 sees, is the same text without the image token and
-the newline behind it; everything else, token for token, stays.
+the newline behind it. The texts are the same otherwise. Each is tokenized as a whole, so the tokens may differ where
+the image stood: a blank before it and the first word behind it may become one token (``docs/method.md``, "Prompts").
 """
 
 from __future__ import annotations

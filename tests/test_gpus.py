@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from jsfree.errors import DeviceError
-from jsfree.gpus import Gpu, bisected, check_dtype, device_of, driver_version, visible_gpu, why_no_cuda
+from jsfree.gpus import Gpu, bisected, check_dtype, device_of, driver_version, out_of_memory, visible_gpu, why_no_cuda
 from jsfree.models import load_captioner
 
 V100, A100 = Gpu("Tesla V100-SXM2-32GB", 32 * 2**30, bf16=False), Gpu("NVIDIA A100-SXM4-80GB", 80 * 2**30, bf16=True)
@@ -72,3 +72,18 @@ def test_a_batch_too_large_for_memory_goes_by_halves():
 
     with pytest.raises(DeviceError, match="too little memory for one row"):
         bisected(never, torch.arange(4))
+
+
+def test_an_error_that_follows_from_a_lack_of_memory_is_one():
+    """As the capture of a CUDA graph ends in an error of its own."""
+
+    def capture() -> None:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    with pytest.raises(RuntimeError) as raised:
+        capture()
+    assert out_of_memory(raised.value)
+    assert not out_of_memory(RuntimeError("CUDA error: operation failed due to a previous error during capture"))

@@ -1,5 +1,8 @@
 """Keys and values of captions in flight, in memory that is laid out once.
 
+The memory holds numbers only. What is masked is multiplied by zero, which NaN outlives: a caption that meets NaN fails,
+and must leave none for the next.
+
 *Entries* are what several captions share: an image with its prompt, stored once, with *seats* for the captions that
 read it. *Leads* are what second paths share: a prompt without image, stored once for all of them. *Rows* are what a
 path of a caption has of its own; the first of them read an entry beside it, the others a lead. A step's queries meet
@@ -12,7 +15,7 @@ S seats of an entry, X = S G, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -97,8 +100,8 @@ class KvCache:
     def store_entry(self, entry: int, prefilled: DynamicCache) -> None:
         """Keep what image and prompt prefilled, for all captions that take a seat there."""
         for layer, keys_HLD, values_HLD in self._beside(prefilled):
-            layer.prefix_keys[entry, :, : keys_HLD.shape[1]] = keys_HLD
-            layer.prefix_values[entry, :, : values_HLD.shape[1]] = values_HLD
+            layer.prefix_keys[entry, :, : keys_HLD.shape[1]] = keys_HLD.nan_to_num()
+            layer.prefix_values[entry, :, : values_HLD.shape[1]] = values_HLD.nan_to_num()
         self._lengths_E[entry] = self.lengths[entry] = prefilled.get_seq_length()
 
     def store_lead(self, lead: int, prefilled: DynamicCache) -> None:
@@ -106,9 +109,15 @@ class KvCache:
         length = prefilled.get_seq_length()
         start = lead * self.layout.lead
         for layer, keys_HLD, values_HLD in self._beside(prefilled):
-            layer.lead_keys[:, start : start + length] = keys_HLD
-            layer.lead_values[:, start : start + length] = values_HLD
+            layer.lead_keys[:, start : start + length] = keys_HLD.nan_to_num()
+            layer.lead_values[:, start : start + length] = values_HLD.nan_to_num()
         self._lengths_K[lead] = length
+
+    def clear_rows(self, rows: Sequence[int]) -> None:
+        """Zero the rows' own keys and values: NaN would reach whoever is decoded there next, mask or not."""
+        for layer in self._layers:
+            layer.keys[rows] = 0.0
+            layer.values[rows] = 0.0
 
     def feed(self, fed: Fed, extent: Extent) -> torch.Tensor:
         """Begin a step; the position of every row's token, (R,).

@@ -14,9 +14,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import replace
-from functools import reduce
 from itertools import islice
 
 import numpy as np
@@ -24,11 +21,12 @@ import torch
 
 from jsfree.config import Compiling
 from jsfree.decoding import attention, mixing, sampling
-from jsfree.decoding.entries import Entries, Entry, Leads, Live
+from jsfree.decoding.capacity import Capacity
+from jsfree.decoding.entries import Entries, Leads, Live, first_free
 from jsfree.decoding.forward import IDLE, Forward, Row
-from jsfree.decoding.memory import Layout, Need, Shape, budget_of, keys_of
+from jsfree.decoding.memory import Layout, Shape, budget_of, keys_of, limit_of
 from jsfree.decoding.prefill import Prefill
-from jsfree.decoding.requests import Caption, Request, Step, finished
+from jsfree.decoding.requests import NO_MEMORY, NO_TOKEN, Caption, Request, Step, finished
 from jsfree.errors import DeviceError
 from jsfree.gpus import out_of_memory
 from jsfree.models import Captioner
@@ -76,7 +74,7 @@ class DualPathEngine:
         self.reset_counts()
         self._shape = Shape(slots, mixed, seats, images, prompts, self.mixing.noise_step is not None)
         self._kv_cache_gib = kv_cache_gib
-        self._budget, self._keys = budget_of(captioner, kv_cache_gib), keys_of(captioner)
+        self._capacity = Capacity(self._shape, keys_of(captioner), limit_of(captioner, kv_cache_gib))
         self._compiling = compiling
         self._prefill = Prefill(captioner)
         self._queue: deque[Request] = deque()
@@ -109,21 +107,21 @@ class DualPathEngine:
         """Queue a request; it starts at a later step.
 
         Raises:
-            DeviceError: there is not enough memory for it.
+            DeviceError: it could never fit into the memory; one that only does not fit now waits.
             ValueError: it needs a second path, which this engine was made without.
         """
         self.require_room(request)
-        if self._uses_second(request) and not self._shape.mixed:
+        if self.mixing.uses_second(request.ratio) and not self._shape.mixed:
             raise ValueError(f"request {request.request_id!r} has h = {request.ratio:g}; the engine has no second path")
         self._queue.append(request)
 
     def require_room(self, request: Request) -> None:
-        """See that a request fits into the memory for keys and values, alone if need be.
+        """Check that keys and values of a request could fit into the memory, alone if need be.
 
         Raises:
-            DeviceError: it does not.
+            DeviceError: they are larger than the configured size, or than the device could ever hold.
         """
-        replace(self._shape, slots=1).layout(self._keys, self._prefill.need(request), self._budget)
+        self._capacity.require(self._prefill.need(request))
 
     def cancel(self, request_id: str) -> bool:
         """Drop a request, waiting or live; False when there is none of that id."""
@@ -140,10 +138,10 @@ class DualPathEngine:
         """Decode one token of every live caption.
 
         Slots that fall free are refilled within the step, so that none is idle while a request waits. Where the
-        device's memory gives out, captions begin anew in half as many slots.
+        device runs out of memory, captions begin anew in half as many slots, for a while (``capacity.py``).
 
         Raises:
-            DeviceError: there is not enough memory for a single one.
+            DeviceError: there has not been enough memory for a single caption for some time.
         """
         step, crowded = Step(), False
         try:
@@ -154,37 +152,42 @@ class DualPathEngine:
             crowded = True  # dealt with below: the error holds on to what a step had computed
         if crowded:
             self._shrink()
+        elif step.drawn:
+            self._capacity.note_progress()
         self.tokens += len(step.drawn)
         return step
 
     def _step(self, step: Step) -> None:
         fresh = [slot for slot, live in enumerate(self._slots) if live is not None]
-        fresh += self._admit()
+        fresh += self._admit(step)
         while fresh:
             for slot, token in zip(fresh, self._draw(fresh), strict=True):
                 self._take(slot, token, step)
-            fresh = self._admit()
+            fresh = self._admit(step)
         self._advance()
 
     def _shrink(self) -> None:
         """Give up half of the slots and the memory laid out for them; live captions wait again, before the others."""
-        slots = len(self._slots) or self._shape.slots
-        if slots == 1:
+        slots = len(self._slots) or self._capacity.slots
+        if slots == 1 and not self._capacity.wait_for_memory():
             raise DeviceError(
                 "the device has too little memory to decode one caption; stop what else runs on it, set"
                 " 'generate.kv_cache_gib' lower, or take one with more memory"
             )
-        log.warning("out of memory with %d captions together; going on with %d", slots, slots // 2)
+        fewer = max(1, slots // 2)
+        if fewer < slots:
+            log.warning("out of memory with %d captions together; going on with %d", slots, fewer)
         live = [each for each in self._slots if each is not None]
         self._queue.extendleft(each.request for each in reversed(live))
-        self._shape = replace(self._shape, slots=slots // 2)
+        self._capacity.lower(fewer)
         self._forget()
 
     def _forget(self) -> None:
         """Free all that is laid out."""
         self.layout = self._forward = None
         self._slots, self._second = [], []
-        self._entries, self._leads = Entries(0), Leads(0)
+        self._draining = False
+        self._entries, self._leads = Entries(0, 0), Leads(0)
         self._logits_RV = torch.zeros(0)
 
     def decode(self, requests: Iterable[Request]) -> list[Caption]:
@@ -194,35 +197,32 @@ class DualPathEngine:
         """
         order: list[str] = []
         captions: dict[str, Caption] = {}
+
+        def step() -> None:
+            made = self.step()
+            captions.update((caption.request_id, caption) for caption in made.finished)
+            for _, error in made.failed:
+                raise error
+
         try:
             for request in requests:
                 order.append(request.request_id)
                 self.submit(request)
                 while self.room <= 0:
-                    captions.update((caption.request_id, caption) for caption in self.step().finished)
+                    step()
             while self.active:
-                captions.update((caption.request_id, caption) for caption in self.step().finished)
+                step()
         except BaseException:
             for request_id in order:  # the next batch must not decode what nobody waits for
                 self.cancel(request_id)
             raise
         return [captions[request_id] for request_id in order]
 
-    def _uses_first(self, request: Request) -> bool:
-        return self.mixing.contrastive or request.ratio < 1
-
-    def _uses_second(self, request: Request) -> bool:
-        return self.mixing.contrastive or request.ratio > 0
-
-    def _follows(self, request: Request) -> bool:
-        """Whether its second path is one without image."""
-        return self._uses_second(request) and not self._shape.second_image
-
-    def _admit(self) -> list[int]:
+    def _admit(self, step: Step) -> list[int]:
         """Fill free slots; those that were."""
         filled: list[int] = []
-        self._lay_out()
-        while self._queue and (slot := _first_free(self._slots)) is not None:
+        self._lay_out(step)
+        while self._queue and not self._draining and (slot := first_free(self._slots)) is not None:
             request = next(self._placeable(), None)
             if request is None:
                 break
@@ -231,31 +231,41 @@ class DualPathEngine:
             filled.append(slot)
         return filled
 
-    def _lay_out(self) -> None:
-        """Lay memory out, if the next request does not fit and nobody is being decoded.
-
-        It is laid out for all that wait and all that came before; where that costs slots, for less.
-        """
-        if not self._queue or any(self._slots):
+    def _lay_out(self, step: Step) -> None:
+        """Lay memory out where no caption is live and the next request does not fit, or more slots can be tried."""
+        if not self._queue:
             return
-        first = self._prefill.need(self._queue[0])
-        if self.layout is not None and self.layout.need.holds(first):
+        if self.layout is not None and not self._draining:
+            if self._capacity.due:
+                budget = budget_of(self.captioner, self._kv_cache_gib, self.layout.bytes)
+                needs = [self._prefill.need(request) for request in self._queue]
+                self._draining = self._capacity.try_more(self.layout.slots, needs, budget)
+            if not self._draining and self.layout.need.holds(self._prefill.need(self._queue[0])):
+                return
+        if any(self._slots):
             return
-        waiting = reduce(Need.joined, map(self._prefill.need, self._queue))
-        before = self.layout.need if self.layout is not None else waiting
+        before = self.layout.need if self.layout is not None else None
         self._forget()
-        self._budget = min(self._budget, budget_of(self.captioner, self._kv_cache_gib))
-        layouts = [self._shape.layout(self._keys, first, self._budget)]
-        for need in (waiting, waiting.joined(before)):
-            with suppress(DeviceError):
-                layouts.append(self._shape.layout(self._keys, need, self._budget))
-        most = max(layout.slots for layout in layouts)
-        self.layout = next(layout for layout in reversed(layouts) if layout.slots == most)
+        budget = budget_of(self.captioner, self._kv_cache_gib)
+        needs = [self._prefill.need(request) for request in self._queue]
+        fits = [self._capacity.holds(need, budget) for need in needs]
+        if not any(fits):
+            self._wait_for_memory(step)
+            return
+        order = sorted(range(len(fits)), key=lambda at: not fits[at])  # what does not fit now waits behind the others
+        self._queue = deque(self._queue[at] for at in order)
+        self.layout = self._capacity.layout([needs[at] for at in order if fits[at]], before, budget)
         self._forward = Forward(self.captioner, self.layout.cache, self._compiling)
         self._logits_RV = torch.zeros(self.layout.cache.rows, self.captioner.vocabulary, device=self.captioner.device)
         self._slots = [None] * self.layout.slots
         self._second = [None] * self.layout.mixed
-        self._entries, self._leads = Entries(self.layout.images), Leads(self.layout.cache.leads)
+        self._entries, self._leads = Entries(self.layout.images, self._shape.seats), Leads(self.layout.cache.leads)
+
+    def _wait_for_memory(self, step: Step) -> None:
+        """Pause, because no request that waits fits into the memory that is free now; after some time they fail."""
+        if not self._capacity.wait_for_memory():
+            while self._queue:
+                step.fail(self._queue.popleft(), NO_MEMORY)
 
     def _placeable(self) -> Iterator[Request]:
         """Waiting requests, the longest first, for which there is a place now.
@@ -266,10 +276,11 @@ class DualPathEngine:
         for request in islice(self._queue, LOOKAHEAD * self._shape.slots):
             if not self.layout.need.holds(self._prefill.need(request)):
                 return
-            if self._follows(request) and self._leads.place_for(request.prompt) is None:
+            mixed = self.mixing.uses_second(request.ratio)
+            if mixed and not self._shape.second_image and self._leads.place_for(request.prompt) is None:
                 return
-            has_row = not self._uses_second(request) or _first_free(self._second) is not None
-            needs_entry = self._uses_first(request) or self._shape.second_image
+            has_row = not mixed or first_free(self._second) is not None
+            needs_entry = self.mixing.uses_first(request.ratio) or self._shape.second_image
             if has_row and (not needs_entry or self._place(request) is not None):
                 yield request
 
@@ -281,18 +292,21 @@ class DualPathEngine:
         """Prefill what a caption needs."""
         assert self._forward is not None
         live = Live(request, sampling.NoiseStream(request.noise, self.captioner.vocabulary))
-        if self._uses_first(request) or self._shape.second_image:
+        if self.mixing.uses_first(request.ratio) or self._shape.second_image:
             live.entry = self._place(request)
             assert live.entry is not None
-            entry = self._prefilled(request, live.entry)
+            entry = self._entries.prefilled(request, live.entry, self._prefill, self._forward.cache)
             live.seat = entry.readers.index(None)
             entry.readers[live.seat] = slot
             self._logits_RV[slot] = entry.first_V
-        if self._uses_second(request):
+        if self.mixing.uses_second(request.ratio):
             live.second_row = len(self._slots) + self._second.index(None)
             self._second[live.second_row - len(self._slots)] = slot
             if self._shape.second_image:
-                self._logits_RV[live.second_row] = self._second_of(live)
+                assert live.entry is not None
+                self._logits_RV[live.second_row] = self._entries.second(
+                    live.entry, self.mixing.noise_step, self._prefill, self._forward.cache
+                )
             else:
                 prefilled = self._prefill.text(request.prompt)
                 self._logits_RV[live.second_row] = prefilled.logits_V
@@ -302,34 +316,12 @@ class DualPathEngine:
                     self._forward.cache.store_lead(live.lead, prefilled.cache)
         return live
 
-    def _prefilled(self, request: Request, number: int) -> Entry:
-        """The entry of a request's image, prefilled if it is not there."""
-        assert self._forward is not None
-        if not self._entries.read_by(request, number):
-            prefilled = self._prefill.image(request.pixels, request.prompt)
-            self._forward.cache.store_entry(number, prefilled.cache)
-            readers: list[int | None] = [None] * self._shape.seats
-            self._entries[number] = Entry(request.pixels, request.prompt, readers, prefilled.logits_V)
-        return self._entries[number]
-
-    def _second_of(self, live: Live) -> torch.Tensor:
-        """The first logits of a second path that sees the image noised, prefilled once an image."""
-        assert live.entry is not None
-        assert self._forward is not None
-        entry = self._entries[live.entry]
-        if entry.second_V is None:
-            prefilled = self._prefill.image(entry.pixels, entry.prompt, self.mixing.noise_step)
-            self._forward.cache.store_entry(len(self._entries) + live.entry, prefilled.cache)
-            entry.second_V = prefilled.logits_V
-        return entry.second_V
-
     def _draw(self, slots: Sequence[int]) -> list[int]:
         """The next token of these slots' captions."""
         live = [self._live(slot) for slot in slots]
         noise_BN = torch.from_numpy(np.stack([each.noise.token() for each in live])).to(self.captioner.device)
         greedy = [each.request.decoding.temperature == 0 for each in live]
-        drawn = sampling.draw(self._probs(slots, live), noise_BN, greedy, self.captioner.suppressed_ids)
-        tokens: list[int] = drawn.tolist()
+        tokens: list[int] = sampling.draw(self._probs(slots, live), noise_BN, greedy).tolist()
         return tokens
 
     def _probs(self, slots: Sequence[int], live: Sequence[Live]) -> torch.Tensor:
@@ -343,7 +335,7 @@ class DualPathEngine:
         )
         # A caption of h = 1 has no first path: its second is looked at in its place.
         firsts = [
-            slot if self._uses_first(request) else each.second_row or 0
+            slot if self.mixing.uses_first(request.ratio) else each.second_row or 0
             for slot, each, request in zip(slots, live, requests, strict=True)
         ]
         seconds = [each.second_row for each in live]
@@ -352,6 +344,12 @@ class DualPathEngine:
     def _take(self, slot: int, token: int, step: Step) -> None:
         """Add a token to a caption; a caption that it completes leaves its slot."""
         live = self._live(slot)
+        if token == sampling.NO_TOKEN:
+            step.fail(live.request, NO_TOKEN.format(at=len(live.tokens)))
+            self._free(slot)
+            if self._forward is not None:
+                self._forward.cache.clear_rows([row for row in (slot, live.second_row) if row is not None])
+            return
         live.tokens.append(token)
         step.drawn.append((live.request.request_id, token))
         caption = finished(self.captioner, live.request, live.tokens)
@@ -371,7 +369,7 @@ class DualPathEngine:
             if live is None:
                 continue
             fill, token = len(live.tokens) - 1, live.tokens[-1]
-            if self._uses_first(live.request):
+            if self.mixing.uses_first(live.request.ratio):
                 rows[slot] = Row(token, fill, live.entry, live.seat)
             if live.second_row is not None:
                 source = live.lead
@@ -394,7 +392,3 @@ class DualPathEngine:
         live = self._slots[slot]
         assert live is not None
         return live
-
-
-def _first_free(places: Sequence[object | None]) -> int | None:
-    return next((number for number, each in enumerate(places) if each is None), None)

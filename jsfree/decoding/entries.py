@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
 from jsfree.decoding.requests import Request
 from jsfree.decoding.sampling import NoiseStream
+
+if TYPE_CHECKING:
+    from jsfree.decoding.cache import KvCache
+    from jsfree.decoding.prefill import Prefill
 
 
 @dataclass
@@ -48,8 +53,9 @@ class Entry:
 class Entries:
     """The places for prefilled images."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, seats: int) -> None:
         self._places: list[Entry | None] = [None] * count
+        self._seats = seats
 
     def __len__(self) -> int:
         return len(self._places)
@@ -59,13 +65,27 @@ class Entries:
         assert entry is not None
         return entry
 
-    def __setitem__(self, number: int, entry: Entry) -> None:
-        self._places[number] = entry
-
     def read_by(self, request: Request, number: int) -> bool:
         """Whether a request finds its image, prefilled and with a free seat, at a place."""
         entry = self._places[number]
         return entry is not None and entry.is_of(request) and None in entry.readers
+
+    def prefilled(self, request: Request, number: int, prefill: Prefill, cache: KvCache) -> Entry:
+        """The entry of a request's image at a place; prefilled and stored there if it is not there yet."""
+        if not self.read_by(request, number):
+            prefilled = prefill.image(request.pixels, request.prompt)
+            cache.store_entry(number, prefilled.cache)
+            self._places[number] = Entry(request.pixels, request.prompt, [None] * self._seats, prefilled.logits_V)
+        return self[number]
+
+    def second(self, number: int, noise_step: int | None, prefill: Prefill, cache: KvCache) -> torch.Tensor:
+        """The first logits of a second path that sees an entry's image noised, prefilled once for each image."""
+        entry = self[number]
+        if entry.second_V is None:
+            prefilled = prefill.image(entry.pixels, entry.prompt, noise_step)
+            cache.store_entry(len(self) + number, prefilled.cache)
+            entry.second_V = prefilled.logits_V
+        return entry.second_V
 
     def place_for(self, request: Request, waiting: Iterable[Request], *, must: bool) -> int | None:
         """The place that a request can use: its image's with a free seat, or one that nobody reads; None if none.
@@ -110,3 +130,8 @@ class Leads:
     def leave(self, place: int) -> None:
         """No longer follow it; the prompt stays until its place is wanted."""
         self._followers[place] -= 1
+
+
+def first_free(places: Sequence[object | None]) -> int | None:
+    """The first place that is free; None if none is."""
+    return next((number for number, each in enumerate(places) if each is None), None)

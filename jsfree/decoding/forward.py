@@ -49,6 +49,8 @@ class Forward:
         self._recurring = compiling != "none" or device.type == "cuda"
         self._run: Callable[[Forward, torch.Tensor, Extent], torch.Tensor] = Forward._step
         if compiling == "inductor":
+            # dynamo keeps what it compiled for earlier layouts, and after eight of them no longer compiles.
+            torch.compiler.reset()
             self._run = torch.compile(Forward._step, dynamic=False)
         elif compiling == "cuda_graphs":
             self._run = _Graphs()
@@ -136,6 +138,11 @@ class _Graphs:
                 forward._step(fed_4R, extent)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads prepare images meanwhile
+        # A capture that fails may leave its own stream as the current one; the outer context goes back to this one.
+        # Other threads prepare images meanwhile.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, capture_error_mode="thread_local"),
+        ):
             logits_RV = forward._step(fed_4R, extent)
         return graph, fed_4R, logits_RV

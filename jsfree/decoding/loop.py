@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 
 from jsfree.decoding.engine import DualPathEngine
-from jsfree.decoding.requests import Caption, Request
+from jsfree.decoding.requests import Caption, Request, Step
 from jsfree.errors import DecodingError
 
 log = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ class DecodingLoop:
     def submit(self, requests: Sequence[Request]) -> list[Future[Caption]]:
         """Queue requests, whose ids are nobody else's; a future that is cancelled frees its slot.
 
-        A future raises what is wrong with its request (DeviceError: no memory for it), and DecodingError where decoding
-        ends.
+        A future raises what is wrong with its request: DeviceError if it could never fit into the memory,
+        DecodingError if it cannot be decoded, or if all decoding ends.
 
         Raises:
             DecodingError: the decoding has ended.
@@ -114,7 +114,7 @@ class DecodingLoop:
             while self._admit():
                 self._beat = time.monotonic()
                 self._drop_abandoned()
-                self._hand_out(self._engine.step().finished)
+                self._hand_out(self._engine.step())
         except BaseException as raised:  # noqa: BLE001 - told to all who wait
             log.error("decoding has ended: %r", raised)
             error = raised
@@ -144,11 +144,15 @@ class DecodingLoop:
             self._engine.cancel(request_id)
             del self._under_way[request_id]
 
-    def _hand_out(self, captions: Sequence[Caption]) -> None:
-        for caption in captions:
+    def _hand_out(self, step: Step) -> None:
+        for caption in step.finished:
             future = self._under_way.pop(caption.request_id)
-            if future.set_running_or_notify_cancel():  # False: who waited went during this very step
+            if future.set_running_or_notify_cancel():  # False: it was cancelled during this very step
                 future.set_result(caption)
+        for request_id, error in step.failed:
+            future = self._under_way.pop(request_id)
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
 
     def _end(self, cause: BaseException | None) -> None:
         """Refuse what is under way: nobody may wait for a loop that has ended."""

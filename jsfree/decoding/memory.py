@@ -124,16 +124,44 @@ def keys_of(captioner: Captioner) -> Keys:
     return Keys.of(captioner.model.config.get_text_config(), captioner.model.dtype)
 
 
-def budget_of(captioner: Captioner, kv_cache_gib: float | None) -> int:
-    """Bytes for keys and values: as configured, or a share of what the model has left free."""
+def budget_of(captioner: Captioner, kv_cache_gib: float | None, held: int = 0) -> int:
+    """Bytes for keys and values now: as configured, or a share of the memory that is free.
+
+    Args:
+        captioner: the model; its devices are looked at.
+        kv_cache_gib: the configured size, or None.
+        held: bytes of keys and values that are laid out and would be freed first.
+    """
     if kv_cache_gib is not None:
         return int(kv_cache_gib * GIB)
+    devices = _gpus(captioner)
+    if devices:
+        torch.cuda.empty_cache()
+        # Keys and values are on the devices of their layers, about as many on each.
+        free = len(devices) * min(torch.cuda.mem_get_info(device)[0] for device in devices)
+        return int(OF_GPU * (free + held))
+    return int(OF_CPU * (_meminfo("MemAvailable") + held))
+
+
+def limit_of(captioner: Captioner, kv_cache_gib: float | None) -> int:
+    """Bytes that keys and values could take at best: as configured, or if nothing else used the device's memory."""
+    if kv_cache_gib is not None:
+        return int(kv_cache_gib * GIB)
+    devices = _gpus(captioner)
+    if devices:
+        rest = (torch.cuda.mem_get_info(device)[1] - torch.cuda.memory_allocated(device) for device in devices)
+        return int(OF_GPU * len(devices) * min(rest))
+    return int(OF_CPU * _meminfo("MemTotal"))
+
+
+def _gpus(captioner: Captioner) -> set[torch.device]:
+    """The GPUs that the model is on; none where a part of it is elsewhere."""
     devices = {torch.device(each) for each in getattr(captioner.model, "hf_device_map", {}).values()}
     devices = devices or {captioner.device}
-    if all(device.type == "cuda" for device in devices):
-        torch.cuda.empty_cache()
-        # Keys and values lie beside their layers, about as many on each.
-        return int(OF_GPU * len(devices) * min(torch.cuda.mem_get_info(device)[0] for device in devices))
+    return devices if all(device.type == "cuda" for device in devices) else set()
+
+
+def _meminfo(name: str) -> int:
+    """A figure of ``/proc/meminfo``, in bytes."""
     with open("/proc/meminfo", encoding="utf-8") as file:
-        available = next(line.split()[1] for line in file if line.startswith("MemAvailable:"))
-    return int(OF_CPU * 1024 * int(available))
+        return 1024 * int(next(line.split()[1] for line in file if line.startswith(f"{name}:")))

@@ -9,9 +9,18 @@ from typing import Literal
 import torch
 
 from jsfree.config import Decoding
+from jsfree.errors import DecodingError
 from jsfree.models import Captioner
 
 Finish = Literal["stop", "length"]
+NO_MEMORY = (
+    "its keys and values do not fit into the memory that is free; stop what else runs on the device, or set"
+    " 'max_new_tokens' lower"
+)
+NO_TOKEN = (
+    "after {at} tokens the model gives no token that may be drawn any probability: its logits are not numbers, or all"
+    " minus infinity; check the model's weights, or set 'captioner.dtype: float32'"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +56,15 @@ class Caption:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step has made: tokens, each with its request's id, and the captions that they completed."""
+    """What a step has made: tokens with their requests' ids, captions that they completed, and requests that failed."""
 
     drawn: list[tuple[str, int]] = field(default_factory=list)
     finished: list[Caption] = field(default_factory=list)
+    failed: list[tuple[str, DecodingError]] = field(default_factory=list)
+
+    def fail(self, request: Request, reason: str) -> None:
+        """Add a request that cannot be decoded."""
+        self.failed.append((request.request_id, DecodingError(f"request {request.request_id!r}: {reason}")))
 
 
 def finished(captioner: Captioner, request: Request, token_ids: Sequence[int]) -> Caption | None:

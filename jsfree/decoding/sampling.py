@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 BLOCK = 64
 AHEAD = 32
 """Tokens whose noise is made at once."""
+NO_TOKEN = -1
+"""Drawn from a row that gives no token any mass."""
 
 
 def noise_key(seed: int, round_number: int, sample_id: str, role: str) -> int:
@@ -58,19 +60,23 @@ def noise_width(vocabulary: int) -> int:
     return -(-vocabulary // BLOCK) + BLOCK
 
 
-def draw(
-    probs_BV: torch.Tensor, noise_BN: torch.Tensor, greedy_B: Sequence[bool], suppressed: Sequence[int] = ()
-) -> torch.Tensor:
+def draw(probs_BV: torch.Tensor, noise_BN: torch.Tensor, greedy_B: Sequence[bool]) -> torch.Tensor:
     """Next token of each row, (B,) int64: a sample of ``probs``, or the most probable token where greedy.
 
+    A row without mass, or with NaN, has no next token: it gives ``NO_TOKEN``.
+
     Args:
-        probs_BV: need not sum to 1.
+        probs_BV: need not sum to 1; a token of probability 0 is never drawn.
         noise_BN: a row of ``NoiseStream.token`` for each.
         greedy_B: which rows are not sampled.
-        suppressed: tokens that are never drawn.
     """
-    if suppressed:
-        probs_BV = probs_BV.index_fill(1, torch.tensor(suppressed, device=probs_BV.device), 0.0)
+    drawn_B = _drawn(probs_BV, noise_BN, greedy_B)
+    has_mass_B = probs_BV.gather(1, drawn_B[:, None])[:, 0] > 0
+    return torch.where(has_mass_B, drawn_B, NO_TOKEN)
+
+
+def _drawn(probs_BV: torch.Tensor, noise_BN: torch.Tensor, greedy_B: Sequence[bool]) -> torch.Tensor:
+    """As ``draw``, but some token where a row has no mass."""
     if all(greedy_B):
         return probs_BV.argmax(-1)
     blocks_BKL = F.pad(probs_BV, (0, -probs_BV.shape[1] % BLOCK)).reshape(len(probs_BV), -1, BLOCK)
@@ -78,6 +84,8 @@ def draw(
     block_B = (blocks_BKL.sum(-1).log() + noise_BN[:, :count]).argmax(-1)
     inside_BL = blocks_BKL[torch.arange(len(block_B), device=block_B.device), block_B]
     drawn_B: torch.Tensor = block_B * BLOCK + (inside_BL.log() + noise_BN[:, count:]).argmax(-1)
+    # A row of NaN may lead into the padding behind the vocabulary.
+    drawn_B = drawn_B.clamp(max=probs_BV.shape[1] - 1)
     if not any(greedy_B):
         return drawn_B
     return torch.where(torch.tensor(greedy_B, device=drawn_B.device), probs_BV.argmax(-1), drawn_B)

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import math
 import random
 import shutil
 import weakref
@@ -20,7 +21,7 @@ from jsfree.decoding.mixing import NAMED, Mixing, contrast_of
 from jsfree.decoding.prefill import Prefill
 from jsfree.decoding.requests import Caption, Request
 from jsfree.decoding.sampling import noise_key
-from jsfree.errors import DeviceError
+from jsfree.errors import DecodingError, DeviceError
 from jsfree.miniworld import world
 from jsfree.models import load_captioner
 
@@ -149,18 +150,20 @@ def test_bfloat16_changes_no_more_than_bfloat16_does(captioner, request_of):
 @pytest.mark.parametrize(
     "mixing",
     [
+        NAMED["probability"],
         NAMED["logit"],
         contrast_of(Contrast(kind="vcd")),
         contrast_of(Contrast(kind="vcd", noise_step=None)),
         contrast_of(Contrast(kind="m3id")),
     ],
-    ids=["logit", "vcd", "vcd-no-image", "m3id"],
+    ids=["probability", "logit", "vcd", "vcd-no-image", "m3id"],
 )
-def test_other_mixings_agree_with_their_oracle_too(captioner, request_of, mixing):
+def test_mixings_agree_with_their_oracle_in_batches_where_some_rows_are_cut(captioner, request_of, mixing):
+    cuts = [{}, {"top_p": 0.7}, {"top_k": 4}, {"top_k": 9, "top_p": 0.9, "temperature": 1.3}, {"temperature": 1e-38}]
     requests = [
-        request_of(index, role, 0.5 * (index % 2), Decoding(max_new_tokens=6 + 5 * (index % 3)))
+        request_of(index, role, 0.5 * (index % 2), Decoding(max_new_tokens=6 + 5 * (index % 3), **cuts[at % len(cuts)]))
         for index in range(6)  # more images than are held
-        for role in ("low", "high")
+        for at, role in enumerate(("low", "high"), index)
     ]
     engine = DualPathEngine(captioner, 4, mixing_of=mixing)
     assert engine.decode(requests) == [algorithm1.decode(captioner, each, mixing) for each in requests]
@@ -363,6 +366,76 @@ def test_cuda_graphs_need_one_gpu(captioner, request_of):
         engine.step()
 
 
+@pytest.mark.parametrize("tiny", [{"temperature": 1e-38}, {"temperature": 5e-324}, {"top_p": 1e-38}])
+def test_a_tiny_temperature_or_nucleus_decodes_greedily(captioner, request_of, tiny):
+    """With the image alone; a suppressed token is no candidate."""
+    requests, greedy = (
+        [request_of(index, "low", 0.0, Decoding(max_new_tokens=16, **cut)) for index in range(6)]
+        for cut in (tiny, {"temperature": 0})
+    )
+    engine = DualPathEngine(captioner, 6)
+    assert engine.decode(requests) == engine.decode(greedy)
+
+
+def test_ids_that_the_tokenizer_cannot_decode_are_never_drawn(captioner, request_of):
+    """A padded vocabulary, as LLaVA-1.5 has, whose padding the model finds most probable."""
+    words = len(captioner.processor.tokenizer)
+    model = copy.deepcopy(captioner.model)
+    model.resize_token_embeddings(words + 30)
+    with torch.no_grad():
+        model.lm_head.weight[words:] = 3 * model.lm_head.weight[:words].mean(0) + model.lm_head.weight[5:35]
+    padded = replace(captioner, model=model)
+    assert padded.vocabulary == words + 30
+    assert set(padded.suppressed_ids) == {*captioner.suppressed_ids, *range(words, words + 30)}
+    for mixing in (NAMED["probability"], NAMED["logit"], contrast_of(Contrast(kind="m3id"))):
+        requests = [
+            request_of(index, "high", 0.5, Decoding(max_new_tokens=8, **cut))
+            for index, cut in enumerate([{}, {"top_k": 3}, {"top_p": 0.5}, {"temperature": 0}, {"temperature": 1e-38}])
+        ]
+        captions = DualPathEngine(padded, 4, mixing_of=mixing).decode(requests)
+        assert captions == [algorithm1.decode(padded, each, mixing) for each in requests]
+        assert all(token < words for caption in captions for token in caption.token_ids)
+
+
+def test_a_caption_without_a_token_to_draw_fails_alone(captioner, request_of, monkeypatch):
+    """Two of sixteen: by an image that is not numbers, and by a step that goes wrong; their slots are used again."""
+    requests = [request_of(index, "high", 0.5 * (index % 3), Decoding(max_new_tokens=20)) for index in range(16)]
+    alone = by_id(DualPathEngine(captioner, 4).decode(requests))
+    longer = PROMPT + " Describe image in detail."  # what follows it in its place leaves a part of it there
+    requests[1] = replace(requests[1], pixels=requests[1].pixels * math.nan, prompt=longer)
+    real, engine = Forward.__call__, DualPathEngine(captioner, 4)
+
+    def wrong(forward, rows):
+        logits = real(forward, rows)
+        for slot, live in enumerate(engine._slots):
+            if live is not None and live.request.request_id == "4/high" and len(live.tokens) == 9:
+                for row in (slot, live.second_row):
+                    logits[row] = math.nan
+                    for layer in forward.cache._layers:
+                        layer.keys[row, :, 8] = layer.values[row, :, 8] = math.nan
+        return logits
+
+    monkeypatch.setattr(Forward, "__call__", wrong)
+    for request in requests:
+        engine.submit(request)
+    failed, captions = [], []
+    while engine.active:
+        step = engine.step()
+        failed += step.failed
+        captions += step.finished
+    assert [request_id for request_id, _ in failed] == ["1/high", "4/high"]
+    assert str(failed[0][1]).startswith("request '1/high': after 0 tokens the model gives no token")
+    assert str(failed[1][1]).startswith("request '4/high': after 9 tokens the model gives no token")
+    assert by_id(captions) == {name: caption for name, caption in alone.items() if name not in ("1/high", "4/high")}
+    with pytest.raises(DecodingError, match="check the model's weights"):
+        engine.decode(requests)
+    assert engine.active == 0
+    broken = replace(captioner, model=copy.deepcopy(captioner.model))
+    torch.nn.init.constant_(broken.model.lm_head.weight, math.nan)
+    with pytest.raises(DecodingError, match="no token has any probability"):
+        algorithm1.decode(broken, requests[0])
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_on_a_gpu_recorded_steps_make_the_captions_of_plain_ones(request_of, dtype):
@@ -394,6 +467,8 @@ def test_where_memory_gives_out_captions_go_on_in_fewer_slots(captioner, many, a
 
 
 def test_a_device_too_small_for_one_caption_is_an_error(captioner, request_of, monkeypatch):
+    monkeypatch.setattr("jsfree.decoding.capacity.PATIENCE_SECONDS", 0.3)
+
     def crowded(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 

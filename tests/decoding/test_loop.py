@@ -1,8 +1,10 @@
 """One engine for many callers, and what they are told when it ends."""
 
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -102,6 +104,20 @@ def test_whatever_is_wrong_with_a_request_is_its_own(captioner, batch_of):
         futures[1].result(10)
     assert futures[0].result(60).request_id == "x/0"
     assert futures[2].result(60).request_id == "y/0"
+
+
+def test_a_caption_that_cannot_be_decoded_fails_alone_and_decoding_goes_on(captioner, batch_of):
+    requests = batch_of("x", 3)
+    requests[0] = replace(requests[0], pixels=requests[0].pixels * math.nan)
+    loop = DecodingLoop(DualPathEngine(captioner, 4))
+    futures = loop.submit(requests)
+    with pytest.raises(DecodingError, match="no token that may be drawn any probability"):
+        futures[0].result(60)
+    assert [future.result(60).request_id for future in futures[1:]] == ["x/1", "x/2"]
+    with pytest.raises(DecodingError, match="no token that may be drawn any probability"):
+        loop.decode(requests)
+    assert len(loop.decode(batch_of("y", 2))) == 2
+    assert loop.problem() is None
 
 
 def test_a_closed_loop_takes_nothing(captioner, batch_of):

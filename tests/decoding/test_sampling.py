@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from jsfree.decoding.sampling import AHEAD, NoiseStream, draw, noise_key, noise_width
+from jsfree.decoding.sampling import AHEAD, NO_TOKEN, NoiseStream, draw, noise_key, noise_width
 
 
 def drawn(probs: torch.Tensor, count: int) -> torch.Tensor:
@@ -56,7 +56,7 @@ def test_noise_is_standard_gumbel():
     assert noise.var() == pytest.approx(np.pi**2 / 6, abs=0.05)
 
 
-def test_greedy_rows_take_the_most_probable_token_and_suppressed_ones_are_never_drawn():
+def test_greedy_rows_take_the_most_probable_token_and_tokens_without_mass_are_never_drawn():
     # The first block holds more mass, the second the most probable token.
     probs = torch.cat((torch.full((64,), 0.01), torch.tensor([0.36])))[None].expand(50, -1)
     noise = torch.from_numpy(np.stack([NoiseStream(i, 65).token() for i in range(50)]))
@@ -64,5 +64,18 @@ def test_greedy_rows_take_the_most_probable_token_and_suppressed_ones_are_never_
     mixed = draw(probs, noise, [True, False] * 25)
     assert (mixed[::2] == 64).all()
     assert (mixed[1::2] != 64).any()
-    assert (draw(probs, noise, [False] * 50, suppressed=(64,)) != 64).all()
-    assert (draw(probs, noise, [True] * 50, suppressed=(64, 0)) == 1).all()
+    without = probs.index_fill(1, torch.tensor([64, 0]), 0.0)
+    assert (draw(without, noise, [False] * 50) % 64 != 0).all()
+    assert (draw(without, noise, [True] * 50) == 1).all()
+
+
+@pytest.mark.parametrize("vocabulary", [5, 64, 130])
+@pytest.mark.parametrize("greedy", [True, False])
+def test_rows_without_mass_or_with_nan_have_no_token_and_leave_the_others_alone(vocabulary, greedy):
+    probs = torch.rand(4, vocabulary, generator=torch.Generator().manual_seed(3))
+    noise = torch.from_numpy(np.stack([NoiseStream(i, vocabulary).token() for i in range(4)]))
+    expected = draw(probs, noise, [greedy] * 4)
+    broken = probs.clone()
+    broken[1], broken[2] = 0.0, math.nan
+    found = draw(broken, noise, [greedy] * 4)
+    assert found.tolist() == [expected[0].item(), NO_TOKEN, NO_TOKEN, expected[3].item()]

@@ -1,0 +1,243 @@
+"""Fewer slots than configured, for a while: what makes them fewer, and how they become more again."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from jsfree.config import Decoding
+from jsfree.decoding import capacity, engine
+from jsfree.decoding.capacity import LONGEST_RETRY_SECONDS, PATIENCE_SECONDS, RETRY_SECONDS, Capacity
+from jsfree.decoding.engine import DualPathEngine
+from jsfree.decoding.forward import Forward
+from jsfree.decoding.loop import DecodingLoop
+from jsfree.decoding.memory import GIB, Keys, Need, Shape, keys_of
+from jsfree.decoding.requests import Request
+from jsfree.decoding.sampling import noise_key
+from jsfree.errors import DecodingError, DeviceError
+from jsfree.miniworld import world
+
+NEED, LONG = Need(100, 20, 28), Need(100, 20, 300)
+KEYS = Keys(1000, 1)
+SHAPE = Shape(16, mixed=0.0, seats=1, images=1.0, prompts=1, second_image=False)
+
+
+class Clock:
+    """Time that passes when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr(capacity, "time", made)
+    return made
+
+
+def bytes_of(slots: int, need: Need) -> float:
+    """What so many captions take."""
+    return replace(SHAPE, slots=slots).layout(KEYS, need, float("inf")).bytes
+
+
+def test_the_wait_doubles_while_the_device_runs_out_of_memory_each_time(clock):
+    limits, enough = Capacity(SHAPE, KEYS, float("inf")), float("inf")
+    waits = []
+    for _ in range(12):
+        limits.lower(8)
+        assert limits.layout([NEED], None, enough).slots == 8
+        begun = clock.now
+        while not limits.due:
+            clock.sleep(1)
+        waits.append(clock.now - begun)
+        assert limits.try_more(8, [NEED], enough)
+        assert limits.layout([NEED], None, enough).slots == 16
+        assert not limits.due
+    assert waits[:3] == [RETRY_SECONDS, 2 * RETRY_SECONDS, 4 * RETRY_SECONDS]
+    assert waits[-1] == LONGEST_RETRY_SECONDS
+    clock.sleep(2 * LONGEST_RETRY_SECONDS)  # it held: what comes now is another shortage
+    limits.lower(8)
+    clock.sleep(RETRY_SECONDS)
+    assert limits.due
+
+
+def test_slots_come_back_step_by_step(clock):
+    limits = Capacity(SHAPE, KEYS, float("inf"))
+    for fewer in (8, 4, 2):
+        limits.lower(fewer)
+    found = []
+    while limits.slots < 16:
+        assert not limits.due
+        clock.sleep(RETRY_SECONDS)
+        assert limits.due
+        assert limits.try_more(limits.slots, [NEED], float("inf"))
+        found.append(limits.layout([NEED], None, float("inf")).slots)
+    assert found == [4, 8, 16]
+    clock.sleep(LONGEST_RETRY_SECONDS)
+    assert not limits.due
+
+
+def test_captions_in_flight_are_not_waited_for_where_nothing_is_to_be_gained(clock):
+    """The device just holds five: each look costs nothing, and they become rarer."""
+    limits, budget, looks = Capacity(SHAPE, KEYS, float("inf")), bytes_of(5, NEED), 0
+    assert limits.layout([NEED], None, budget).slots == 5
+    while clock.now < LONGEST_RETRY_SECONDS:
+        clock.sleep(1)
+        if limits.due:
+            looks += 1
+            assert not limits.try_more(5, [NEED], budget)
+    assert 5 <= looks <= 7
+    clock.sleep(LONGEST_RETRY_SECONDS)
+    assert limits.try_more(5, [NEED], bytes_of(7, NEED))
+    assert limits.layout([NEED], None, bytes_of(7, NEED)).slots == 7
+
+
+def test_a_request_is_too_large_only_for_all_the_memory_that_could_be_free(clock):
+    limits = Capacity(SHAPE, KEYS, bytes_of(1, LONG))
+    limits.require(LONG)
+    assert not limits.holds(LONG, bytes_of(1, NEED))
+    with pytest.raises(DeviceError, match="the keys and values of one caption take"):
+        limits.require(replace(LONG, own=400))
+
+
+@pytest.fixture(scope="module")
+def request_of(captioner):
+    pixels = [captioner.pixels(world.draw(world.scene("development", index))) for index in range(6)]
+
+    def made(index: int, length: int, prompt: str = world.PROMPT) -> Request:
+        key = noise_key(0, 1, str(index), "low")
+        return Request(f"{index}", pixels[index % 6], prompt, 0.0, key, Decoding(max_new_tokens=length))
+
+    return made
+
+
+def tick(clock: Clock, monkeypatch) -> None:
+    """Let each step of the model take a second."""
+    real = Forward.__call__
+
+    def timed(forward: Forward, rows):
+        clock.sleep(1)
+        return real(forward, rows)
+
+    monkeypatch.setattr(Forward, "__call__", timed)
+
+
+def test_after_a_moment_without_memory_as_many_captions_are_decoded_together_as_before(
+    captioner, request_of, clock, monkeypatch
+):
+    tick(clock, monkeypatch)
+    real, crowded = Forward.__call__, True
+
+    def out_of_memory(forward: Forward, rows):
+        if crowded and forward.cache.layout.rows > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(forward, rows)
+
+    monkeypatch.setattr(Forward, "__call__", out_of_memory)
+    requests = [request_of(index, 6 + index % 5) for index in range(60)]
+    decoder = DualPathEngine(captioner, 8, mixed=0.0)
+    for request in requests:
+        decoder.submit(request)
+    captions, slots = [], []
+    while decoder.active:
+        captions += decoder.step().finished
+        if decoder.layout is not None and decoder.layout.slots != (slots or [0])[-1]:
+            slots.append(decoder.layout.slots)
+        crowded = clock.now < 20
+    assert slots == [2, 4, 8]
+    monkeypatch.setattr(Forward, "__call__", real)
+    alone = DualPathEngine(captioner, 8, mixed=0.0).decode(requests)
+    assert {each.request_id: each for each in captions} == {each.request_id: each for each in alone}
+
+
+def measured(captioner, monkeypatch, slots: list[float], length: int = 8) -> list[float]:
+    """Let the memory for keys and values be what a number of captions takes; the number can be changed."""
+    one = DualPathEngine(captioner, 1, mixed=0.0)
+    pixels = captioner.pixels(world.draw(world.scene("development", 0)))
+    one.decode([Request("x", pixels, world.PROMPT, 0.0, 0, Decoding(max_new_tokens=length))])
+    monkeypatch.setattr(engine, "budget_of", lambda *_: slots[0] * one.layout.bytes)
+    return slots
+
+
+def test_memory_that_is_free_again_is_used_again(captioner, request_of, clock, monkeypatch):
+    tick(clock, monkeypatch)
+    free = measured(captioner, monkeypatch, [2.0])
+    decoder = DualPathEngine(captioner, 8, mixed=0.0)
+    requests = [request_of(index, 8) for index in range(40)]
+    low = decoder.decode(requests[:6])
+    assert decoder.layout.slots == 2
+    free[0] = 20.0
+    clock.sleep(RETRY_SECONDS)
+    rest = decoder.decode(requests[6:])
+    assert decoder.layout.slots == 8
+    assert low + rest == DualPathEngine(captioner, 8, mixed=0.0).decode(requests)
+
+
+def test_a_request_that_does_not_fit_now_waits_and_lets_the_others_go_first(captioner, request_of, clock, monkeypatch):
+    tick(clock, monkeypatch)
+    free = measured(captioner, monkeypatch, [2.0])
+    decoder = DualPathEngine(captioner, 4, mixed=0.0)
+    for request in (request_of(0, 200), *(request_of(index, 8) for index in range(1, 6))):
+        decoder.submit(request)  # a client is not told that it asks for too much
+    order = []
+    while decoder.active:
+        step = decoder.step()
+        assert not step.failed
+        order += [caption.request_id for caption in step.finished]
+        if len(order) == 5 and clock.now > 40:
+            free[0] = 40.0
+    assert order[-1] == "0"
+    assert clock.now > 40
+    assert decoder.layout.slots > 1
+
+
+def test_a_request_that_finds_no_memory_for_long_fails_and_the_decoding_goes_on(
+    captioner, request_of, clock, monkeypatch
+):
+    measured(captioner, monkeypatch, [2.0])
+    loop = DecodingLoop(DualPathEngine(captioner, 4, mixed=0.0))
+    long, short = loop.submit([request_of(0, 200), request_of(1, 8)])
+    assert short.result(60).request_id == "1"
+    with pytest.raises(DecodingError, match="do not fit into the memory that is free"):
+        long.result(60)
+    assert PATIENCE_SECONDS <= clock.now <= PATIENCE_SECONDS + 1
+    assert len(loop.decode([request_of(2, 8)])) == 1
+    assert loop.problem() is None
+
+
+def test_a_long_request_does_not_leave_fewer_slots_for_short_ones(captioner, request_of, clock, monkeypatch):
+    tick(clock, monkeypatch)
+    tokens = 2 * (len(captioner.prompt_ids(world.PROMPT, image=True)) + 208)
+    decoder = DualPathEngine(captioner, 8, mixed=0.0, kv_cache_gib=tokens * keys_of(captioner).token_bytes / GIB)
+    numbers = itertools.count()
+
+    def slots_for(*lengths: int) -> int:
+        decoder.decode([request_of(next(numbers), length) for length in lengths])
+        return decoder.layout.slots
+
+    assert slots_for(8, 8) == 8
+    assert slots_for(200) == 2
+    assert slots_for(*[8] * 20, *[9] * 20) == 8
+
+
+def test_a_device_without_memory_for_one_caption_is_waited_for(captioner, request_of, clock, monkeypatch):
+    real = Forward.__call__
+
+    def out_of_memory(forward: Forward, rows):
+        if clock.now < PATIENCE_SECONDS / 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(forward, rows)
+
+    monkeypatch.setattr(Forward, "__call__", out_of_memory)
+    decoder = DualPathEngine(captioner, 4, mixed=0.0)
+    requests = [request_of(index, 8) for index in range(3)]
+    captions = decoder.decode(requests)
+    assert captions == DualPathEngine(captioner, 4, mixed=0.0).decode(requests)

@@ -1,0 +1,43 @@
+"""A step that is compiled, for one layout of the memory after the other."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from jsfree.decoding import attention
+from jsfree.decoding.cache import CacheLayout
+from jsfree.decoding.forward import Forward, Row
+from jsfree.decoding.memory import keys_of
+
+LAYOUT = CacheLayout(rows=2, readers=0, own=64, entries=0, seats=1, prefix=16, leads=1, lead=16, group=1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
+def test_steps_are_compiled_for_every_layout_however_many_came_before(captioner, monkeypatch):
+    """Without torch's backend, which takes a compiler: counted is what it would be given. A model of one layer."""
+    from transformers import LlavaForConditionalGeneration
+
+    real, compiled = torch.compile, []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda step, **options: real(step, backend=backend, **options))
+    settings = copy.deepcopy(captioner.model.config)
+    settings.text_config.num_hidden_layers = 1
+    tiny = replace(captioner, model=LlavaForConditionalGeneration._from_config(settings).eval())
+    attention.install(tiny)
+    ids = torch.tensor([tiny.prompt_ids("Describe.", image=False)])
+    layout, counts = replace(LAYOUT, group=keys_of(tiny).group), []
+    for own in range(64, 64 + 3 * 32, 32):
+        forward = Forward(tiny, replace(layout, own=own), "inductor")
+        with torch.inference_mode():
+            forward.cache.store_lead(0, tiny.model(input_ids=ids, use_cache=True).past_key_values)
+            for fill in (0, own // 3, own - 1):
+                assert forward([Row(5, fill, 0), Row(6, fill, 0)]).isfinite().all()
+        counts.append(len(compiled))
+        compiled.clear()
+    assert counts == [3] * 3
