@@ -2,22 +2,24 @@
 
 Kinds: ``missing``, ``unreadable``, ``too_many_bytes``, ``undecodable``, ``unsupported_format``,
 ``too_many_pixels``, ``too_small``.
+
+Decoding allocates at most 20 bytes for each pixel of the limit (12, except for WEBP), beside the encoded file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import struct
 import threading
 import warnings
-import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from jsfree.errors import RowError
 from jsfree.filesystems import filesystem_of, reason
+from jsfree.images.pixels import DAMAGED, upright_rgb
 from jsfree.images.ranges import Part, part_at
 
 if TYPE_CHECKING:
@@ -28,23 +30,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Preprocessing scales the short side to a few hundred pixels: a thin strip would grow without bound there.
 LONGEST_TO_SHORTEST = 100
 
-# What Pillow's decoders raise on damaged files, found by fuzzing them; anything else is a bug that should show.
-_DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    AssertionError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Warning,
-)
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
+
 _OPENING = threading.Lock()
 
 
@@ -64,12 +51,7 @@ def load_image(image: ImageRef, limits: Source) -> tuple[Image.Image, str]:
     """
     name = _name(image)
     content = image_bytes(image, limits)
-    encoded = check_image(content, name, limits)
-    try:
-        encoded.load()
-        decoded = _rgb(_upright(encoded))
-    except (Image.DecompressionBombError, *_DAMAGED) as error:
-        raise RowError("undecodable", f"image {name} is damaged ({_reason(error)}); replace or remove it") from error
+    decoded = _decode(content, name, limits)
     return decoded, hashlib.sha256(content).hexdigest()
 
 
@@ -91,9 +73,7 @@ def check_image(content: bytes, name: str, limits: Source, formats: tuple[str, .
     Raises:
         RowError: the image cannot be used, by what its header says; ``name`` is what its message calls it.
     """
-    opened = _open(content, name, formats)
-    _check_size(opened.size, name, limits)
-    return opened
+    return _check(content, name, limits, formats)
 
 
 def _name(image: ImageRef) -> str:
@@ -158,6 +138,29 @@ def _too_large(name: str, size: int, limit: int) -> RowError:
     return RowError("too_many_bytes", f"image {name} has {size} bytes or more, the limit is {limit}; raise 'max_bytes'")
 
 
+def _decode(content: bytes, name: str, limits: Source) -> Image.Image:
+    encoded = _check(content, name, limits, FORMATS)
+    try:
+        encoded.load()
+        return upright_rgb(encoded)
+    except (Image.DecompressionBombError, *DAMAGED) as error:
+        raise RowError("undecodable", f"image {name} is damaged ({_reason(error)}); replace or remove it") from error
+
+
+def _check(content: bytes, name: str, limits: Source, formats: tuple[str, ...]) -> Image.Image:
+    opened = _open(content, name, formats)
+    _check_size(opened.size, name, limits)
+    _check_tiles(getattr(opened, "tag_v2", {}), name, limits)
+    return opened
+
+
+def _check_tiles(tags: Mapping[int, Any], name: str, limits: Source) -> None:
+    """Refuse tiles of TIFF that are larger than an image may be: they are decoded whole, whatever the image covers."""
+    width, length = tags.get(TILE_WIDTH, 0), tags.get(TILE_LENGTH, 0)
+    if isinstance(width, int) and isinstance(length, int) and width * length > limits.max_pixels:
+        raise _too_many_pixels(name, f"tiles of {width} x {length}", limits)
+
+
 def _open(content: bytes, name: str, formats: tuple[str, ...]) -> Image.Image:
     """Read the header alone, by the decoders of the allowed formats alone."""
     try:
@@ -170,7 +173,7 @@ def _open(content: bytes, name: str, formats: tuple[str, ...]) -> Image.Image:
         raise RowError("too_many_pixels", f"image {name} has too many pixels for Pillow; scale it down") from error
     except UnidentifiedImageError as error:
         raise _unidentified(content, name, formats) from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise RowError("undecodable", f"image {name} is damaged ({_reason(error)}); replace or remove it") from error
 
 
@@ -188,11 +191,7 @@ def _unidentified(content: bytes, name: str, formats: tuple[str, ...]) -> RowErr
 def _check_size(size: tuple[int, int], name: str, limits: Source) -> None:
     width, height = size
     if width * height > limits.max_pixels:
-        raise RowError(
-            "too_many_pixels",
-            f"image {name} has {width} x {height} pixels, the limit is {limits.max_pixels};"
-            " scale it down or raise 'max_pixels'",
-        )
+        raise _too_many_pixels(name, f"{width} x {height}", limits)
     least = max(limits.min_side, -(-max(size) // LONGEST_TO_SHORTEST))
     if min(size) < least:
         raise RowError(
@@ -201,33 +200,11 @@ def _check_size(size: tuple[int, int], name: str, limits: Source) -> None:
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; a file with damaged EXIF is taken as it is."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except _DAMAGED:
-        return image
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image.copy()  # a plain image, free of its file
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _eight_bit(image).convert("RGB")
-    if image.has_transparency_data:
-        layers = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
-    return image.convert("RGB")
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Grey levels of 16 bits divided by 257; of 32 bits stretched from their own least to their largest."""
-    import numpy as np
-
-    levels = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)
-    low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else (float(levels.min()), float(levels.max()))
-    scaled = (levels - low) * (255 / (high - low) if high > low else 0)
-    return Image.fromarray(scaled.round().astype(np.uint8))
+def _too_many_pixels(name: str, size: str, limits: Source) -> RowError:
+    return RowError(
+        "too_many_pixels",
+        f"image {name} has {size} pixels, the limit is {limits.max_pixels}; scale it down or raise 'max_pixels'",
+    )
 
 
 def _reason(error: BaseException) -> str:
