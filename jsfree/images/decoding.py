@@ -3,7 +3,8 @@
 Kinds: ``missing``, ``unreadable``, ``too_many_bytes``, ``undecodable``, ``unsupported_format``,
 ``too_many_pixels``, ``too_small``.
 
-Decoding allocates at most 20 bytes for each pixel of the limit (12, except for WEBP), beside the encoded file.
+Pixels decide whether an image is sound: metadata that is damaged or too large does not cost it. Decoding allocates
+at most 20 bytes for each pixel of the limit (12, except for WEBP), beside the encoded file.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import hashlib
 import io
 import threading
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
 from jsfree.errors import RowError
 from jsfree.filesystems import filesystem_of, reason
+from jsfree.images.metadata import without_metadata
 from jsfree.images.pixels import DAMAGED, upright_rgb
 from jsfree.images.ranges import Part, part_at
 
@@ -32,6 +34,7 @@ LONGEST_TO_SHORTEST = 100
 
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
 
+Result = TypeVar("Result")
 _OPENING = threading.Lock()
 
 
@@ -51,7 +54,7 @@ def load_image(image: ImageRef, limits: Source) -> tuple[Image.Image, str]:
     """
     name = _name(image)
     content = image_bytes(image, limits)
-    decoded = _decode(content, name, limits)
+    decoded = _by_pixels(content, lambda encoded: _decode(encoded, name, limits))
     return decoded, hashlib.sha256(content).hexdigest()
 
 
@@ -73,7 +76,7 @@ def check_image(content: bytes, name: str, limits: Source, formats: tuple[str, .
     Raises:
         RowError: the image cannot be used, by what its header says; ``name`` is what its message calls it.
     """
-    return _check(content, name, limits, formats)
+    return _by_pixels(content, lambda encoded: _check(encoded, name, limits, formats))
 
 
 def _name(image: ImageRef) -> str:
@@ -136,6 +139,19 @@ def _read_part(part: Part, name: str, max_bytes: int) -> bytes:
 
 def _too_large(name: str, size: int, limit: int) -> RowError:
     return RowError("too_many_bytes", f"image {name} has {size} bytes or more, the limit is {limit}; raise 'max_bytes'")
+
+
+def _by_pixels(content: bytes, use: Callable[[bytes], Result]) -> Result:
+    """``use(content)``; where that is damaged, the same without its metadata, which may be all that is damaged."""
+    try:
+        return use(content)
+    except RowError as error:
+        if error.kind != "undecodable":
+            raise
+        remaining = without_metadata(content)
+        if remaining == content:
+            raise
+    return use(remaining)
 
 
 def _decode(content: bytes, name: str, limits: Source) -> Image.Image:
