@@ -23,6 +23,7 @@ from jsfree.filesystems import filesystem_of, reason
 from jsfree.images.metadata import without_metadata
 from jsfree.images.pixels import DAMAGED, upright_rgb
 from jsfree.images.ranges import Part, part_at
+from jsfree.images.retries import read_error, read_with_retries
 
 if TYPE_CHECKING:
     from jsfree.config import Source
@@ -100,15 +101,13 @@ def _read(uri: str, name: str, max_bytes: int) -> bytes:
     """The content of a file, or of the part of one that ``uri`` names."""
     try:
         part = part_at(uri)
-        return _read_file(uri, name, max_bytes) if part is None else _read_part(part, name, max_bytes)
+        return read_with_retries(
+            uri, lambda: _read_file(uri, name, max_bytes) if part is None else _read_part(part, name, max_bytes)
+        )
     except RowError:
         raise
-    except FileNotFoundError as error:
-        raise RowError("missing", f"image {name} does not exist; restore it or remove it from the source") from error
     except Exception as error:  # every filesystem has errors of its own, for refused access above all
-        raise RowError(
-            "unreadable", f"image {name} cannot be read ({_reason(error)}); check the path and your access to it"
-        ) from error
+        raise read_error(error, name) from error
 
 
 def _read_file(uri: str, name: str, max_bytes: int) -> bytes:
@@ -128,13 +127,23 @@ def _read_part(part: Part, name: str, max_bytes: int) -> bytes:
     if part.length == 0:
         return b""
     filesystem, path = filesystem_of(part.file)
-    content = bytes(filesystem.cat_file(path, start=part.offset, end=part.offset + part.length))
+    content = _read_range(filesystem, path, part)
     if len(content) != part.length:
         raise RowError(
             "undecodable",
             f"image {name} is cut off ({len(content)} of {part.length} bytes); copy {part.file} again",
         )
     return content
+
+
+def _read_range(filesystem: Any, path: str, part: Part) -> bytes:
+    end = part.offset + part.length
+    if "http" not in filesystem.protocol:
+        return bytes(filesystem.cat_file(path, start=part.offset, end=end))
+    # fsspec's cat_file would take the whole file from a server that ignores ranges.
+    with filesystem.open(path, "rb", size=end, cache_type="none") as file:
+        file.seek(part.offset)
+        return bytes(file.read(part.length))
 
 
 def _too_large(name: str, size: int, limit: int) -> RowError:
