@@ -35,9 +35,12 @@ def create_app(
     api = Api(models, replicas, settings, prompt)
     app.add_api_route("/v1/chat/completions", api.chat, methods=["POST"])
     app.add_api_route("/compare", api.compare, methods=["POST"])
-    app.add_api_route("/v1/models", api.list_models, methods=["GET"])
-    app.add_api_route("/v1/models/{model}", api.show_model, methods=["GET"])
-    app.add_api_route("/healthz", api.health, methods=["GET"])
+    for path, route in (
+        ("/v1/models", api.list_models),
+        ("/v1/models/{model}", api.show_model),
+        ("/healthz", api.health),
+    ):
+        app.add_api_route(path, route, methods=["GET", "HEAD"])
     errors.install(app)
     app.add_middleware(Guard, settings=settings)
     return app

@@ -196,6 +196,15 @@ def test_control_characters_and_rare_text_are_read(client):
             assert answer.json()["error"]["code"] == "context_length_exceeded"
 
 
+def test_head_is_answered_where_get_is(client):
+    for path in ("/healthz", "/v1/models", "/v1/models/m1"):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["content-length"] == client.get(path).headers["content-length"]
+    assert client.head("/v1/models/m9").status_code == 404
+    assert client.head("/compare").status_code == 405
+
+
 def test_values_that_ask_for_nothing_are_let_through(client):
     nothing = {"stream": False, "logprobs": False, "tools": None, "response_format": {"type": "text"}, "user": "me"}
     assert said(ask(client, frequency_penalty=0, **nothing)) == said(ask(client))
