@@ -27,7 +27,10 @@ def json_object(body: bytes, max_text: int) -> dict[str, Any]:
             surrogate pair.
     """
     if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES + max_text:
-        raise invalid(f"the body has more than {MAX_VALUES} values", code="invalid_json")
+        raise invalid(
+            f"the body has more than {MAX_VALUES} values; send one message, with one image and a text",
+            code="invalid_json",
+        )
     try:
         fields = json.loads(body.decode(json.detect_encoding(body)))
         if isinstance(fields, dict):
