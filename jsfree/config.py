@@ -524,8 +524,11 @@ class Serve(Section):
 
     @property
     def max_body_bytes(self) -> int:
-        """Bytes of a request's body: the largest image in base64, the longest text escaped, and some room."""
-        return (self.max_image_bytes + 2) // 3 * 4 + 6 * self.max_prompt_chars + 65536
+        """Bytes of a request's body: the largest image in base64 (folded or escaped, a tenth longer) and the rest.
+
+        The rest is the longest text, escaped, and 64 KiB for all other fields.
+        """
+        return (self.max_image_bytes + 2) // 3 * 4 * 11 // 10 + 6 * self.max_prompt_chars + 65536
 
 
 class Ray(Section):

@@ -21,6 +21,7 @@ from jsfree.errors import ModelError
 from jsfree.gpus import check_dtype, visible_gpu
 from jsfree.model_files import PACKAGED, local_folder, look_up
 from jsfree.model_folder import CAPTIONER, CLIP
+from jsfree.padding import pad_to_square
 from jsfree.shapes import visual_tokens
 
 if TYPE_CHECKING:
@@ -44,8 +45,10 @@ class Captioner:
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """Preprocess an RGB image into ``(3, height, width)``, float32 on the CPU; of any thread."""
-        squared = pad_to_square(image, self._mean_colour) if self.preprocessing == "pad" else image
-        pixels: torch.Tensor = self.processor.image_processor(images=squared, return_tensors="pt")["pixel_values"][0]
+        processor = self.processor.image_processor
+        if self.preprocessing == "pad":
+            image = pad_to_square(image, self._mean_colour, _resized_side(processor), processor.resample)
+        pixels: torch.Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
         return pixels
 
     def batch(self, pixels: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -120,12 +123,11 @@ class Clip:
     device: torch.device
 
 
-def pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    """Centre ``image`` on a square of its longer side, filled with ``colour`` (LLaVA's original preprocessing)."""
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), colour)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
+def _resized_side(image_processor: Any) -> int | None:
+    """Pixels a side that an image processor scales a square to; None if it scales nothing."""
+    size = image_processor.size
+    sides = [side for side in (size.shortest_edge, size.height, size.width) if side]
+    return max(sides) if image_processor.do_resize and sides else None
 
 
 def load_captioner(

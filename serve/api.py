@@ -35,9 +35,12 @@ def create_app(
     api = Api(models, replicas, settings, prompt)
     app.add_api_route("/v1/chat/completions", api.chat, methods=["POST"])
     app.add_api_route("/compare", api.compare, methods=["POST"])
-    app.add_api_route("/v1/models", api.list_models, methods=["GET"])
-    app.add_api_route("/v1/models/{model}", api.show_model, methods=["GET"])
-    app.add_api_route("/healthz", api.health, methods=["GET"])
+    for path, route in (
+        ("/v1/models", api.list_models),
+        ("/v1/models/{model}", api.show_model),
+        ("/healthz", api.health),
+    ):
+        app.add_api_route(path, route, methods=["GET", "HEAD"])
     errors.install(app)
     app.add_middleware(Guard, settings=settings)
     return app
@@ -58,18 +61,15 @@ class Api:
 
     async def chat(self, request: Request) -> dict[str, Any]:
         """One image and a text to one model."""
-        body = await request.body()
-        asked = schema.parsed(schema.ChatRequest, body)
-        role = self._role(asked.model)
-        # Decoding base64 and reading a header of a large image would hold up everybody else's requests.
-        question = await asyncio.to_thread(schema.question_of, asked, self._settings)
+        # Parsing and decoding megabytes would hold up the other requests.
+        model, question = await asyncio.to_thread(self._chat_question, await _content(request))
+        role = self._roles[model]
         answer = _answered(await self._replicas[role].caption(question), "messages")
-        return schema.completion(asked.model, answer)
+        return schema.completion(model, answer)
 
     async def compare(self, request: Request) -> dict[str, Any]:
         """One image and a text to both models, on one random stream."""
-        asked = schema.parsed(schema.CompareRequest, await request.body())
-        question = await asyncio.to_thread(schema.question_to_both, asked, self._settings, self._prompt)
+        question = await asyncio.to_thread(self._question_to_both, await _content(request))
         async with asyncio.TaskGroup() as both:
             before, after = (both.create_task(self._ask(role, question)) for role in (BEFORE, AFTER))
         answers = {BEFORE: _answered(before.result()), AFTER: _answered(after.result())}
@@ -103,6 +103,16 @@ class Api:
             raise ApiError(503, f"not decoding: {', '.join(ill)}", code="unavailable", kind="server_error")
         return {"status": "ok", "models": self._names}
 
+    def _chat_question(self, body: bytes) -> tuple[str, Question]:
+        """The model that a chat request names, and what it asks of it."""
+        asked = schema.parsed(schema.ChatRequest, body, self._settings)
+        self._role(asked.model)
+        return asked.model, schema.question_of(asked, self._settings)
+
+    def _question_to_both(self, body: bytes) -> Question:
+        asked = schema.parsed(schema.CompareRequest, body, self._settings)
+        return schema.question_to_both(asked, self._settings, self._prompt)
+
     async def _ask(self, role: str, question: Question) -> Answer | Refusal:
         return await self._replicas[role].caption(question)
 
@@ -122,6 +132,11 @@ class Api:
     def _described(self, identifier: str) -> dict[str, Any]:
         root = self._names[self._roles[identifier]]
         return {"id": identifier, "object": "model", "created": self._created, "owned_by": "jsfree", "root": root}
+
+
+async def _content(request: Request) -> bytes:
+    """The body; the request keeps no copy of it while the caption is decoded."""
+    return b"".join([part async for part in request.stream()])
 
 
 def _answered(outcome: Answer | Refusal, param: str | None = None) -> Answer:

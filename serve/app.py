@@ -10,6 +10,7 @@ finished run and settings to override:
 # No `from __future__ import annotations`: Serve looks at the class that `build` takes.
 
 import asyncio
+import logging
 import shlex
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve as ray_serve
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -31,6 +32,7 @@ from jsfree.storage import Run
 from serve import api
 from serve.protocol import AFTER, BEFORE, Answer, CaptionModel, Question, Refusal, RunModel
 
+log = logging.getLogger(__name__)
 SPARE = 32  # how much later Serve's own limits, whose errors are plain text, speak than ours
 
 
@@ -85,6 +87,9 @@ class Replicas:
         except asyncio.CancelledError:
             asked.cancel()  # type: ignore[no-untyped-call]
             raise
+        except RayTaskError:  # the replica lives, and would fail on the same request again
+            log.exception("a replica failed on a request")
+            return Refusal("failed", "the model failed on this request; the server's log has the reason")
         except (RayError, RayServeException):
             return Refusal("unavailable", "the model does not answer; it is being replaced")
         return answer

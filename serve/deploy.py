@@ -7,6 +7,7 @@ on all interfaces. ``check`` refuses them.
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
@@ -47,7 +48,9 @@ def deploy_config(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
 
 def deploy_yaml(config: RunConfig, overrides: list[str], file: str) -> str:
     """The same as the content of a file, with a comment that says how to use it."""
-    header = HEADER.format(file=file, host=config.serve.host, port=config.serve.port)
+    # A name with a line break must not end the comment.
+    quoted = shlex.quote(file).replace("\n", "\n# ")
+    header = HEADER.format(file=quoted, host=config.serve.host, port=config.serve.port)
     return header + yaml.safe_dump(deploy_config(config, overrides), sort_keys=False)
 
 

@@ -58,6 +58,8 @@ def refused(refusal: Refusal, image_param: str, prompt_param: str) -> ApiError:
         return overloaded(refusal.message)
     if refusal.reason == "unavailable":
         return ApiError(503, refusal.message, code="unavailable", kind="server_error")
+    if refusal.reason == "failed":
+        return ApiError(500, refusal.message, code="internal_error", kind="server_error")
     return invalid(refusal.message, image_param if refusal.reason == "invalid_image" else prompt_param, refusal.reason)
 
 

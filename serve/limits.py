@@ -42,9 +42,9 @@ class Guard:
 
         try:
             async with asyncio.timeout(self._settings.request_timeout_s):
-                body = await self._body(scope, receive)
-                if body is not None:
-                    await self._app(scope, _replayed(body, receive), noted)
+                replayed = await self._replayed(scope, receive)
+                if replayed is not None:
+                    await self._app(scope, replayed, noted)
         except ApiError as error:
             await error.response()(scope, receive, send)
         except TimeoutError:
@@ -53,6 +53,11 @@ class Guard:
             await errors.timed_out(self._settings.request_timeout_s).response()(scope, receive, send)
         finally:
             self._under_way -= 1
+
+    async def _replayed(self, scope: Scope, receive: Receive) -> Receive | None:
+        """A ``receive`` that gives the body, which was read, and keeps no copy; None when the client has gone."""
+        body = await self._body(scope, receive)
+        return None if body is None else _replayed(body, receive)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         """The request's body; None when the client has gone."""

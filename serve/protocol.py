@@ -10,8 +10,8 @@ from typing import Literal, Protocol
 
 BEFORE, AFTER = "before", "after"
 
-# Why a model did not answer; all but the last two are the request's fault.
-Reason = Literal["context_length_exceeded", "invalid_prompt", "invalid_image", "overloaded", "unavailable"]
+# Why a model did not answer; the first three are the request's fault, and only the last two are worth another try.
+Reason = Literal["context_length_exceeded", "invalid_prompt", "invalid_image", "failed", "overloaded", "unavailable"]
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
 """The OpenAI schema: requests read strictly, answers written as the official client expects them.
 
 A field that is not known, or not supported, is refused with its name: a setting that is ignored would be worse
-than an error. A field whose value asks for nothing (``stream: false``, ``logprobs: null``) is let through.
+than an error. A field whose value asks for nothing (``stream: false``) is accepted, as is null at every level.
 """
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 import uuid
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from jsfree.config import Serve
+from serve.bodies import json_object
 from serve.errors import ApiError, invalid
 from serve.protocol import Answer, Question
 from serve.security import admitted_image, admitted_prompt
@@ -37,7 +37,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
     "stream": (False,),
-    "stream_options": (),
+    "stream_options": ({}, {"include_usage": False}),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "top_logprobs": (0,),
@@ -125,19 +125,13 @@ class CompareRequest(_Body):
 Request = TypeVar("Request", ChatRequest, CompareRequest)
 
 
-def parsed(kind: type[Request], body: bytes) -> Request:
+def parsed(kind: type[Request], body: bytes, settings: Serve) -> Request:
     """Read a request's body.
 
     Raises:
         ApiError: it is no JSON object, or a field is unknown, unsupported or of a wrong value.
     """
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError):
-        raise invalid("the body is no valid JSON", code="invalid_json") from None
-    if not isinstance(fields, dict):
-        raise invalid("the body must be a JSON object", code="invalid_json")
-    given = {name: value for name, value in fields.items() if value is not None}
+    given = json_object(body, settings.max_prompt_chars)
     for name in sorted(UNSUPPORTED.keys() & given.keys()):
         if not any(value == given[name] for value in UNSUPPORTED[name]):
             raise invalid(f"{name!r} is not supported here; leave it out", name, "unsupported_parameter")

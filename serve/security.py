@@ -2,25 +2,24 @@
 
 An image is looked at in this order, so that nothing large is worked on before it is allowed: address, declared
 format, length of the base64, length of the file, true format, pixels. Its pixels are decoded later, by the
-replica, within the same limits.
+replica, within the same limits. The declared format need not be the true one, as long as both are allowed: clients
+name files by their extensions.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
-
 from jsfree.config import Serve, Source
 from jsfree.errors import RowError
 from jsfree.images.decoding import check_image
+from serve import data_urls
 from serve.errors import ApiError, invalid
 
-DATA_URL = re.compile(r"data:image/(png|jpeg|webp);base64,", re.ASCII)
+FORMATS = ("PNG", "JPEG", "WEBP")
+MEDIA_TYPES = {"image/png", "image/x-png", "image/jpeg", "image/jpg", "image/pjpeg", "image/webp"}
 IMAGE_TOKEN = "<image>"
 REASONS = {
-    "undecodable": "the image is damaged, or not of the format that its data URL declares",
-    "unsupported_format": "the image is not of the format that its data URL declares",
+    "undecodable": "the image is damaged, or is none of png, jpeg and webp",
+    "unsupported_format": "the image is none of png, jpeg and webp; convert it to one of them",
     "too_many_bytes": "the image file is larger than {max_image_bytes} bytes",
     "too_many_pixels": "the image has more than {max_pixels} pixels; scale it down",
     "too_small": "the image is too small or too thin: its short side must be {min_side} pixels at least",
@@ -36,21 +35,20 @@ def admitted_image(url: str, settings: Serve, param: str) -> bytes:
     """The encoded image of a data URL.
 
     Raises:
-        ApiError: it is no data URL of an allowed format, or breaks a limit.
+        ApiError: it is no data URL of an allowed format, is damaged, or exceeds a limit.
     """
-    matched = DATA_URL.match(url)
-    if matched is None:
+    given = data_urls.parse(url)
+    if given is None or given.media_type not in MEDIA_TYPES:
         message = "give the image as a data URL: data:image/png;base64,... (png, jpeg or webp); no address is fetched"
         raise invalid(message, param, "invalid_image_url")
-    encoded = url[matched.end() :].encode("ascii", "replace")
-    if len(encoded) > (settings.max_image_bytes + 2) // 3 * 4:
-        raise image_error("too_many_bytes", settings, param)
     try:
-        content = base64.b64decode(encoded, validate=True)
-    except binascii.Error:
+        content = given.content(settings.max_image_bytes)
+    except data_urls.TooLongError:
+        raise image_error("too_many_bytes", settings, param) from None
+    except ValueError:
         raise invalid("the image's base64 is damaged", param, "invalid_base64") from None
     try:
-        check_image(content, "sent", image_limits(settings), formats=(matched.group(1).upper(),))
+        check_image(content, "sent", image_limits(settings), FORMATS)
     except RowError as error:
         raise image_error(error.kind, settings, param) from None
     return content

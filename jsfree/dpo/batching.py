@@ -110,8 +110,10 @@ def collate(
     batch = _in_rows(pairs, prompts)
     if features is not None:
         return replace(batch, features=torch.stack(list(features)))
-    images = [load_image(pair["image"], limits)[0] for pair in pairs]
-    return replace(batch, pixels=torch.stack([captioner.pixels(image) for image in images]))
+    # One decoded image at a time: each may take hundreds of megabytes.
+    return replace(
+        batch, pixels=torch.stack([captioner.pixels(load_image(pair["image"], limits)[0]) for pair in pairs])
+    )
 
 
 def _in_rows(pairs: Sequence[SelectedPair], prompts: Sequence[Sequence[int]]) -> PairBatch:

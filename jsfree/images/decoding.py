@@ -2,23 +2,28 @@
 
 Kinds: ``missing``, ``unreadable``, ``too_many_bytes``, ``undecodable``, ``unsupported_format``,
 ``too_many_pixels``, ``too_small``.
+
+Pixels decide whether an image is sound: metadata that is damaged or too large does not cost it. Decoding allocates
+at most 20 bytes for each pixel of the limit (12, except for WEBP), beside the encoded file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import struct
 import threading
 import warnings
-import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from jsfree.errors import RowError
 from jsfree.filesystems import filesystem_of, reason
+from jsfree.images.metadata import without_metadata
+from jsfree.images.pixels import DAMAGED, upright_rgb
 from jsfree.images.ranges import Part, part_at
+from jsfree.images.retries import read_error, read_with_retries
 
 if TYPE_CHECKING:
     from jsfree.config import Source
@@ -28,23 +33,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Preprocessing scales the short side to a few hundred pixels: a thin strip would grow without bound there.
 LONGEST_TO_SHORTEST = 100
 
-# What Pillow's decoders raise on damaged files, found by fuzzing them; anything else is a bug that should show.
-_DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    AssertionError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Warning,
-)
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
+
+Result = TypeVar("Result")
 _OPENING = threading.Lock()
 
 
@@ -64,12 +55,7 @@ def load_image(image: ImageRef, limits: Source) -> tuple[Image.Image, str]:
     """
     name = _name(image)
     content = image_bytes(image, limits)
-    encoded = check_image(content, name, limits)
-    try:
-        encoded.load()
-        decoded = _rgb(_upright(encoded))
-    except (Image.DecompressionBombError, *_DAMAGED) as error:
-        raise RowError("undecodable", f"image {name} is damaged ({_reason(error)}); replace or remove it") from error
+    decoded = _by_pixels(content, lambda encoded: _decode(encoded, name, limits))
     return decoded, hashlib.sha256(content).hexdigest()
 
 
@@ -91,9 +77,7 @@ def check_image(content: bytes, name: str, limits: Source, formats: tuple[str, .
     Raises:
         RowError: the image cannot be used, by what its header says; ``name`` is what its message calls it.
     """
-    opened = _open(content, name, formats)
-    _check_size(opened.size, name, limits)
-    return opened
+    return _by_pixels(content, lambda encoded: _check(encoded, name, limits, formats))
 
 
 def _name(image: ImageRef) -> str:
@@ -117,15 +101,13 @@ def _read(uri: str, name: str, max_bytes: int) -> bytes:
     """The content of a file, or of the part of one that ``uri`` names."""
     try:
         part = part_at(uri)
-        return _read_file(uri, name, max_bytes) if part is None else _read_part(part, name, max_bytes)
+        return read_with_retries(
+            uri, lambda: _read_file(uri, name, max_bytes) if part is None else _read_part(part, name, max_bytes)
+        )
     except RowError:
         raise
-    except FileNotFoundError as error:
-        raise RowError("missing", f"image {name} does not exist; restore it or remove it from the source") from error
     except Exception as error:  # every filesystem has errors of its own, for refused access above all
-        raise RowError(
-            "unreadable", f"image {name} cannot be read ({_reason(error)}); check the path and your access to it"
-        ) from error
+        raise read_error(error, name) from error
 
 
 def _read_file(uri: str, name: str, max_bytes: int) -> bytes:
@@ -145,7 +127,7 @@ def _read_part(part: Part, name: str, max_bytes: int) -> bytes:
     if part.length == 0:
         return b""
     filesystem, path = filesystem_of(part.file)
-    content = bytes(filesystem.cat_file(path, start=part.offset, end=part.offset + part.length))
+    content = _read_range(filesystem, path, part)
     if len(content) != part.length:
         raise RowError(
             "undecodable",
@@ -154,8 +136,54 @@ def _read_part(part: Part, name: str, max_bytes: int) -> bytes:
     return content
 
 
+def _read_range(filesystem: Any, path: str, part: Part) -> bytes:
+    end = part.offset + part.length
+    if "http" not in filesystem.protocol:
+        return bytes(filesystem.cat_file(path, start=part.offset, end=end))
+    # fsspec's cat_file would take the whole file from a server that ignores ranges.
+    with filesystem.open(path, "rb", size=end, cache_type="none") as file:
+        file.seek(part.offset)
+        return bytes(file.read(part.length))
+
+
 def _too_large(name: str, size: int, limit: int) -> RowError:
     return RowError("too_many_bytes", f"image {name} has {size} bytes or more, the limit is {limit}; raise 'max_bytes'")
+
+
+def _by_pixels(content: bytes, use: Callable[[bytes], Result]) -> Result:
+    """``use(content)``; where that is damaged, the same without its metadata, which may be all that is damaged."""
+    try:
+        return use(content)
+    except RowError as error:
+        if error.kind != "undecodable":
+            raise
+        remaining = without_metadata(content)
+        if remaining == content:
+            raise
+    return use(remaining)
+
+
+def _decode(content: bytes, name: str, limits: Source) -> Image.Image:
+    encoded = _check(content, name, limits, FORMATS)
+    try:
+        encoded.load()
+        return upright_rgb(encoded)
+    except (Image.DecompressionBombError, *DAMAGED) as error:
+        raise RowError("undecodable", f"image {name} is damaged ({_reason(error)}); replace or remove it") from error
+
+
+def _check(content: bytes, name: str, limits: Source, formats: tuple[str, ...]) -> Image.Image:
+    opened = _open(content, name, formats)
+    _check_size(opened.size, name, limits)
+    _check_tiles(getattr(opened, "tag_v2", {}), name, limits)
+    return opened
+
+
+def _check_tiles(tags: Mapping[int, Any], name: str, limits: Source) -> None:
+    """Refuse tiles of TIFF that are larger than an image may be: they are decoded whole, whatever the image covers."""
+    width, length = tags.get(TILE_WIDTH, 0), tags.get(TILE_LENGTH, 0)
+    if isinstance(width, int) and isinstance(length, int) and width * length > limits.max_pixels:
+        raise _too_many_pixels(name, f"tiles of {width} x {length}", limits)
 
 
 def _open(content: bytes, name: str, formats: tuple[str, ...]) -> Image.Image:
@@ -170,7 +198,7 @@ def _open(content: bytes, name: str, formats: tuple[str, ...]) -> Image.Image:
         raise RowError("too_many_pixels", f"image {name} has too many pixels for Pillow; scale it down") from error
     except UnidentifiedImageError as error:
         raise _unidentified(content, name, formats) from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise RowError("undecodable", f"image {name} is damaged ({_reason(error)}); replace or remove it") from error
 
 
@@ -188,11 +216,7 @@ def _unidentified(content: bytes, name: str, formats: tuple[str, ...]) -> RowErr
 def _check_size(size: tuple[int, int], name: str, limits: Source) -> None:
     width, height = size
     if width * height > limits.max_pixels:
-        raise RowError(
-            "too_many_pixels",
-            f"image {name} has {width} x {height} pixels, the limit is {limits.max_pixels};"
-            " scale it down or raise 'max_pixels'",
-        )
+        raise _too_many_pixels(name, f"{width} x {height}", limits)
     least = max(limits.min_side, -(-max(size) // LONGEST_TO_SHORTEST))
     if min(size) < least:
         raise RowError(
@@ -201,33 +225,11 @@ def _check_size(size: tuple[int, int], name: str, limits: Source) -> None:
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; a file with damaged EXIF is taken as it is."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except _DAMAGED:
-        return image
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image.copy()  # a plain image, free of its file
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _eight_bit(image).convert("RGB")
-    if image.has_transparency_data:
-        layers = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
-    return image.convert("RGB")
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Grey levels of 16 bits divided by 257; of 32 bits stretched from their own least to their largest."""
-    import numpy as np
-
-    levels = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)
-    low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else (float(levels.min()), float(levels.max()))
-    scaled = (levels - low) * (255 / (high - low) if high > low else 0)
-    return Image.fromarray(scaled.round().astype(np.uint8))
+def _too_many_pixels(name: str, size: str, limits: Source) -> RowError:
+    return RowError(
+        "too_many_pixels",
+        f"image {name} has {size} pixels, the limit is {limits.max_pixels}; scale it down or raise 'max_pixels'",
+    )
 
 
 def _reason(error: BaseException) -> str:

@@ -48,7 +48,9 @@ def _without(field: str) -> dict:
 
 PNG = world.png_bytes(world.scene("development", 0))
 SYSTEM = {"role": "system", "content": "You are kind."}
-URL = "messages.0.content.0.image_url.url"
+PART = "messages.0.content"
+URL = f"{PART}.0.image_url.url"
+MISSING = "missing_required_parameter"
 
 # Body, the error's param and code; the status is 400.
 BAD_CHATS = {
@@ -78,7 +80,28 @@ BAD_CHATS = {
     "damaged base64": (chat(data_url(PNG)[:-5] + "!!!!!"), URL, "invalid_base64"),
     "no image in it": (chat(data_url(b"hello")), URL, "invalid_image"),
     "cut off": (chat(data_url(PNG[: len(PNG) // 2])), "messages", "invalid_image"),
-    "another format than declared": (chat(data_url(PNG, "jpeg")), URL, "invalid_image"),
+    "many values": ({"model": "after", "messages": [{}] * 20_000}, None, "invalid_json"),
+    "text of another encoding": (b'{"model": "caf\xe9"}', None, "invalid_json"),
+    "half a pair in UTF-8": (b'{"model": "\xed\xa0\xbd"}', None, "invalid_json"),
+    "half a pair in the text": (chat(messages=user(text("\ud83d What?"))), f"{PART}.0.text", "invalid_unicode"),
+    "half a pair in a role": (
+        chat(messages=[{"role": "user\udc00", "content": "x"}]), "messages.0.role", "invalid_unicode"
+    ),
+    "half a pair in the model": (chat(model="before\ud800"), "model", "invalid_unicode"),
+    "half a pair in a stop": (chat(stop=["a", "\udfff"]), "stop.1", "invalid_unicode"),
+    "half a pair in the address": (chat("data:image/png;base64,\ud800"), URL, "invalid_unicode"),
+    "half a pair in the user": (chat(user="\ude00\ud83d"), "user", "invalid_unicode"),
+    "half a pair in a key": (chat(**{"\ud800": 1}), None, "invalid_unicode"),
+    "half a pair in a key below": (chat(metadata={"\ud800": 1}), "metadata", "invalid_unicode"),
+    "null in a list": (chat(messages=[None]), "messages.0", "invalid_value"),
+    "no address": (chat(messages=user({"type": "image_url", "image_url": {"url": None}}, text())), URL, MISSING),
+    "text without base64": (chat("data:image/png,hello"), URL, "invalid_image"),
+    "base64 of no length": (chat(data_url(PNG)[:-4] + "A"), URL, "invalid_base64"),
+    "signs outside base64": (chat("data:image/png;base64,AAAA*AAA"), URL, "invalid_base64"),
+    "escapes that are none": (chat("data:image/png;base64,AAAA%ZZAA"), URL, "invalid_base64"),
+    "letters outside ASCII": (chat("data:image/png;base64,AAAAé"), URL, "invalid_base64"),
+    "no type": (chat(data_url(PNG).replace("image/png", "")), URL, "invalid_image_url"),
+    "no comma": (chat("data:image/png;base64"), URL, "invalid_image_url"),
     "bitmap as PNG": (chat(picture_url(32, 32, "bmp").replace("bmp", "png")), URL, "invalid_image"),
     "too many pixels": (chat(picture_url(600, 600)), URL, "invalid_image"),
     "too small": (chat(picture_url(1, 1)), URL, "invalid_image"),

@@ -2,11 +2,14 @@
 
 import asyncio
 import base64
+import io
 import json
+from urllib.parse import quote
 
 import asking
 import pytest
 from asking import chat, data_url, image, picture_url, scene_url, text, user
+from PIL import Image
 from starlette.testclient import TestClient
 
 from jsfree.config import Decoding, Serve
@@ -128,6 +131,80 @@ def test_three_formats_are_taken(client, kind):
     assert said(ask(client, url=picture_url(48, 64, kind)))
 
 
+def with_image(kind: str = "PNG") -> tuple[str, str]:
+    """A small image in base64, and its data URL."""
+    file = io.BytesIO()
+    picture = Image.effect_noise((40, 40), 90).convert("RGB")  # so that the base64 has every sign
+    picture.save(file, kind)
+    return base64.b64encode(file.getvalue()).decode(), data_url(file.getvalue(), kind.lower())
+
+
+def test_data_urls_as_clients_write_them(client):
+    """One image, written in many ways, has one caption."""
+    encoded, plain = with_image()
+    folded = base64.encodebytes(base64.b64decode(encoded)).decode()
+    escaped = "".join(f"%{byte:02x}" for byte in base64.b64decode(encoded))
+    expected = said(ask(client, url=plain))
+    assert {"+", "/"} < set(encoded)
+    ways = {
+        "upper case": f"DATA:IMAGE/PNG;BASE64,{encoded}",
+        "parameters": f"data:image/png;charset=utf-8;name=x.png;base64,{encoded}",
+        "blanks around": f" \r\n{plain}\n\t",
+        "blanks in it": f"data: image/png ; base64 ,{encoded[:50]} {encoded[50:]}",
+        "folded": f"data:image/png;base64,{folded}",
+        "folded with returns": "data:image/png;base64," + folded.replace("\n", "\r\n"),
+        "percent-encoded": f"data:image/png;base64,{quote(encoded, safe='')}",
+        "percent-encoded and folded": f"data:image/png;base64,{quote(folded)}",
+        "escapes in the type": f"data:image%2Fpng;base64,{encoded}",
+        "alphabet of URLs": "data:image/png;base64," + encoded.replace("+", "-").replace("/", "_"),
+        "no padding": plain.rstrip("="),
+        "no base64": f"data:image/png,{escaped}",
+        "an old type": f"data:image/x-png;base64,{encoded}",
+        "declared jpeg": f"data:image/jpeg;base64,{encoded}",
+        "declared webp": f"data:image/webp;base64,{encoded}",
+    }
+    given = {name: said(ask(client, url=url)) for name, url in ways.items()}
+    assert given == dict.fromkeys(ways, expected)
+    jpeg = with_image("JPEG")[0]
+    for declared in ("jpg", "JPG", "pjpeg", "png"):
+        assert said(ask(client, url=f"data:image/{declared};base64,{jpeg}"))
+
+
+def test_null_is_absent_at_every_level(client):
+    detailed = {"type": "image_url", "image_url": {"url": scene_url(), "detail": None, "extra": None}, "text": None}
+    spoken = {**text(), "image_url": None, "annotations": None}
+    message = {"role": "user", "content": [detailed, spoken], "name": None, "tool_calls": None, "refusal": None}
+    nothing = dict.fromkeys(("temperature", "max_tokens", "stop", "n", "seed", "tools", "stream_options", "unheard_of"))
+    asked = {**nothing, "messages": [message], "response_format": {"type": "text", "json_schema": None}}
+    answer = ask(client, **{**asked, "temperature": 0, "max_tokens": 12, "stream_options": {"include_usage": None}})
+    assert said(answer) == said(ask(client))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_a_body_of_any_unicode_encoding_is_read(client, encoding):
+    body = json.dumps(chat(user="Zoë 🎈"), ensure_ascii=False).encode(encoding)
+    answer = client.post("/v1/chat/completions", content=body)
+    assert said(answer.json()) == said(ask(client))
+
+
+def test_control_characters_and_rare_text_are_read(client):
+    for words in ("a\0b", "\ud83c\udf88 whole pair", "\u202e\ufeff", "\uffff", "é" * 4000):
+        content = json.dumps(chat(messages=user(image(), text(words)), stop=["\0"], user="\0")).encode()
+        answer = client.post("/v1/chat/completions", content=content)
+        assert answer.status_code in (200, 400), answer.text
+        if answer.status_code == 400:
+            assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_head_is_answered_where_get_is(client):
+    for path in ("/healthz", "/v1/models", "/v1/models/m1"):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["content-length"] == client.get(path).headers["content-length"]
+    assert client.head("/v1/models/m9").status_code == 404
+    assert client.head("/compare").status_code == 405
+
+
 def test_values_that_ask_for_nothing_are_let_through(client):
     nothing = {"stream": False, "logprobs": False, "tools": None, "response_format": {"type": "text"}, "user": "me"}
     assert said(ask(client, frequency_penalty=0, **nothing)) == said(ask(client))
@@ -168,10 +245,12 @@ def test_a_bad_request_is_refused_with_its_field(client, name):
         ({"image": scene_url(), "prompt": "a<pad>b"}, "prompt"),
         ({"image": scene_url(), "max_tokens": 10_000}, "max_tokens"),
         ({"image": scene_url(), "n": 2}, "n"),
+        ({"image": scene_url(), "prompt": "\ud83d"}, "prompt"),
     ],
 )
 def test_a_bad_comparison_is_refused_with_its_field(client, body, param):
-    assert error_of(client.post("/compare", json=body), 400)["param"] == param
+    content = json.dumps(body).encode()  # httpx cannot write half of a surrogate pair
+    assert error_of(client.post("/compare", content=content), 400)["param"] == param
 
 
 def test_paths_and_methods_that_are_not_there(client):
@@ -196,10 +275,7 @@ def test_a_large_body_is_refused_announced_or_not(client, finished_run):
 
 def test_a_bomb_is_refused_by_its_header(client):
     """100 megapixels in a few kilobytes: refused before any are decoded."""
-    import io
     import tracemalloc
-
-    from PIL import Image
 
     file = io.BytesIO()
     Image.new("1", (10_000, 10_000)).save(file, "PNG")
@@ -280,3 +356,12 @@ def test_an_image_at_the_limits_is_taken(client):
     assert said(ask(client, url=picture_url(8, 8)))
     encoded = base64.b64encode(asking.PNG).decode()
     assert said(ask(client, messages=user(text("Describe"), image(f"data:image/png;base64,{encoded}"))))
+
+
+def test_a_folded_image_at_the_limit_of_bytes_fits_the_body(client, finished_run):
+    limit = finished_run.run.config.serve.max_image_bytes
+    file = io.BytesIO()
+    Image.new("RGB", (40, 40), "teal").save(file, "PNG")
+    content = file.getvalue() + bytes(limit - len(file.getvalue()))  # what follows the last chunk is not read
+    folded = base64.encodebytes(content).decode().replace("\n", "\r\n")
+    assert said(ask(client, url=f"data:image/png;base64,{folded}"))

@@ -1,5 +1,6 @@
 """Ray Serve for real: `jsfree serve` as its user starts it, asked by the official client, curl's way and badly."""
 
+import http.client
 import json
 import os
 import re
@@ -128,6 +129,7 @@ def test_the_printed_command_works_when_copied(server):
     [
         ("/v1/chat/completions", b"{", 400, "invalid_json"),
         ("/v1/chat/completions", json.dumps(chat("https://example.org/a.png")).encode(), 400, "invalid_image_url"),
+        ("/v1/chat/completions", json.dumps(chat(model="\ud83d")).encode(), 400, "invalid_unicode"),
         ("/v1/chat/completions", json.dumps(chat(asking.picture_url(600, 600))).encode(), 400, "invalid_image"),
         ("/v1/chat/completions", None, 405, "method_not_allowed"),
         ("/v1/embeddings", None, 404, "not_found"),
@@ -140,6 +142,15 @@ def test_errors_keep_their_shape_behind_ray_serve(server, path, content, status,
     assert set(body["error"]) == {"message", "type", "param", "code"}
     assert body["error"]["code"] == code
     assert headers["x-should-retry"] == "false"
+
+
+def test_head_is_answered_without_a_body(server):
+    for path, status in (("/healthz", 200), ("/v1/models", 200), ("/v1/models/after", 200), ("/v1/models/x", 404)):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        connection.request("HEAD", path)
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (status, b"")
+        connection.close()
 
 
 def test_clients_that_go_free_their_slots(server, client):

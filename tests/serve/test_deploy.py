@@ -162,3 +162,11 @@ def test_a_taken_port_is_refused_before_ray_starts(finished_run):
         held = serving_config(finished_run.run.folder.uri, [f"serve.port={port}"])
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}.*choose another"):
             serve_models._require_free(held)
+
+
+def test_a_file_name_stays_in_the_comment(finished_run):
+    """A name with blanks is quoted for the shell; one with a line break adds no key to the configuration."""
+    run = finished_run.run.config
+    assert "serve deploy 'my file.yaml'\n" in deploy.deploy_yaml(run, [], "my file.yaml")
+    written = yaml.safe_load(deploy.deploy_yaml(run, [], "x\nhttp_options: {host: 0.0.0.0}\n.yaml"))
+    assert written == deploy.deploy_config(run, [])
