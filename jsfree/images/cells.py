@@ -53,9 +53,10 @@ class _Tables:
             leaf = image_column(table.schema_arrow, cell.column, cell.file).bytes
             if leaf is None:
                 return None
-            if column_bytes(table, cell.row_group, [leaf]) > LARGE_GROUP:
-                return _passing(table, cell, leaf)
-            with self._reading:  # other threads often want the group that is being read
+            # One thread at a time: others often want the same group, and a page of a large one takes much memory.
+            with self._reading:
+                if column_bytes(table, cell.row_group, [leaf]) > LARGE_GROUP:
+                    return _passing(table, cell, leaf)
                 if (kept := self._kept(key)) is None:
                     kept = pa.chunked_array([batch.column(0) for batch in batches(table, cell.row_group, [leaf])])
                     self._keep(key, kept)

@@ -124,7 +124,9 @@ class _Window:
                 self._require_cut(error.msg, error.pos)
             except (RecursionError, ValueError) as error:
                 self._skip()
-                what = "is nested too deeply" if isinstance(error, RecursionError) else f"is unusable ({error})"
+                what = (
+                    "is nested too deeply" if isinstance(error, RecursionError) else "has a number of too many digits"
+                )
                 return RowError("malformed", f"{what}; correct or remove the row")
             else:
                 if end < len(self.text) or self._ended:  # a number at the end might go on
@@ -136,7 +138,7 @@ class _Window:
         """Take an error for one of the window's end, not of the text, or raise it."""
         near_end = position >= len(self.text) - _CUT or message.startswith("Unterminated string")
         if self._ended or not near_end:
-            raise _InvalidJsonError(f"{message} at character {position - self.position} of the row")
+            raise _InvalidJsonError(f"{message.removesuffix(' at')}, character {position - self.position} of the row")
 
     def skip_line(self) -> None:
         """Move behind the next end of a line."""

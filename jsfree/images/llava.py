@@ -53,7 +53,8 @@ def _image_of(row: Any) -> str | None:
     if isinstance(row, RowError):
         raise row
     if not isinstance(row, dict):
-        raise RowError("malformed", f"is {type(row).__name__}, expected keys 'id', 'image', 'conversations'; remove it")
+        kind = "null" if row is None else type(row).__name__
+        raise RowError("malformed", f"is {kind}, expected keys 'id', 'image', 'conversations'; remove it")
     image = row.get("image")
     if image is None or image == "":
         return None

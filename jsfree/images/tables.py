@@ -153,7 +153,7 @@ def image_column(schema: pa.Schema, name: str, uri: str) -> Column:
     Raises:
         SourceError: there is none of this name or more than one, or it cannot hold images.
     """
-    names = ", ".join(dict.fromkeys(schema.names))
+    names = ", ".join(dict.fromkeys(each for each in schema.names if each != name)) or "that of the images"
     if not _is_there(schema, name, uri):
         raise SourceError(f"{uri} has no column {name!r}; set 'source.column' to one of {names}")
     field = schema.field(name)
@@ -178,10 +178,17 @@ def _leaves(field: pa.Field) -> Column | None:
         return Column(None, field.name, is_path=True)
     if _is_bytes(kind):
         return Column(field.name, None, is_path=False)
+    if pa.types.is_null(kind):
+        return Column(None, None, is_path=False)
     fields = {each.name: _storage(each.type) for each in kind} if pa.types.is_struct(kind) else {}
-    content = f"{field.name}.bytes" if _is_bytes(fields.get("bytes", pa.null())) else None
-    path = f"{field.name}.path" if _is_text(fields.get("path", pa.null())) else None
-    return Column(content, path, is_path=False) if content or path else None
+    content, path = fields.get("bytes"), fields.get("path")
+    if not (_is_bytes(content) or _is_text(path) or pa.types.is_null(content or path or kind)):
+        return None
+    return Column(
+        f"{field.name}.bytes" if _is_bytes(content) else None,
+        f"{field.name}.path" if _is_text(path) else None,
+        is_path=False,
+    )
 
 
 def _storage(kind: pa.DataType) -> pa.DataType:
@@ -190,14 +197,16 @@ def _storage(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+def _is_text(kind: pa.DataType | None) -> bool:
+    return kind is not None and any(
+        is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    )
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
+def _is_bytes(kind: pa.DataType | None) -> bool:
     types = pa.types
     kinds = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
-    return any(is_kind(kind) for is_kind in kinds)
+    return kind is not None and any(is_kind(kind) for is_kind in kinds)
 
 
 def _rows(file: pq.ParquetFile, group: int, name: str, column: Column, ids: str | None) -> Iterator[_Read]:
