@@ -122,4 +122,4 @@ def _passing(table: pq.ParquetFile, cell: Cell, leaf: str) -> bytes | None:
 def _content(value: pa.Scalar) -> bytes | None:
     found = value.as_py()
     found = found.get("bytes") if isinstance(found, dict) else found
-    return None if found is None else bytes(found)
+    return bytes(found) if found else None

@@ -25,6 +25,7 @@ _SCANNERS: dict[bool, Scanner] = {
     for strict in (False, True)
 }
 _SPACES = " \t\n\r"
+_FOLLOWS = f"{_SPACES},]}}"
 _SPACE = re.compile(r"[ \t\n\r]*")
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{}]', re.DOTALL)
 _SCALAR = re.compile(r"[^\s,\]}]*")
@@ -129,10 +130,14 @@ class _Window:
                 )
                 return RowError("malformed", f"{what}; correct or remove the row")
             else:
-                if end < len(self.text) or self._ended:  # a number at the end might go on
+                if self._is_whole(end):
                     self.position = end
                     return value
             self.more()
+
+    def _is_whole(self, end: int) -> bool:
+        """Whether a value that ends here does not go on behind the window, as a number might."""
+        return self._ended or (end < len(self.text) and (self.text[end] in _FOLLOWS or end < len(self.text) - _CUT))
 
     def _require_cut(self, message: str, position: int) -> None:
         """Take an error for one of the window's end, not of the text, or raise it."""

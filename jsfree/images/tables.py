@@ -228,10 +228,15 @@ def _rows(file: pq.ParquetFile, group: int, name: str, column: Column, ids: str 
 
 
 def _nulls(facts: pq.RowGroupMetaData, leaf: str) -> int | None:
-    """How many cells of a row group have no bytes, by its statistics; None if they do not say."""
+    """How many cells of a row group have no bytes, by its statistics; None if they do not say.
+
+    They say nothing of a cell of no bytes among many of very long ones; it is taken for an image, and is missing.
+    """
     chunks = (facts.column(number) for number in range(facts.num_columns))
     found = next((chunk.statistics for chunk in chunks if chunk.path_in_schema == leaf), None)
-    return found.null_count if found is not None and found.has_null_count else None
+    if found is None or not found.has_null_count or (found.has_min_max and not found.min):
+        return None
+    return int(found.null_count)
 
 
 def _paths(array: pa.Array, column: Column) -> list[Any]:
