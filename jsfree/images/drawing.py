@@ -75,6 +75,10 @@ class Drawn:
     def __len__(self) -> int:
         return len(self._order)
 
+    def first_listed(self, most: int) -> list[int]:
+        """The numbers of the images that were listed first, of which those inside a table lie together."""
+        return [int(number) for number in np.argsort(self._order)[:most]]
+
     def image(self, number: int) -> schemas.ImageRef:
         """The reference to an image, by its number in the order."""
         entry = self._packed[int(self._order[number])]

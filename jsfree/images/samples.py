@@ -19,7 +19,7 @@ class Samples(Sequence[Sample]):
     ``key`` is what identifies the image of a number without making it.
     """
 
-    numbers: range
+    numbers: Sequence[int]
     image: Callable[[int], ImageRef]
     key: Callable[[int], str]
     prompt: str

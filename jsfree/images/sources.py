@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from jsfree.config import RunConfig, Source
@@ -73,7 +73,9 @@ def look_at(config: RunConfig, source: Source, most: int, listed: dict[object, D
         _require(config, len(drawn), config.rounds, _held_out(config))
     else:
         _require_evaluation(config, len(drawn))
-    samples = list(_samples(config, drawn, range(min(most, len(drawn)))))
+    # A row of a table cannot be read without those before it: the first ones tell as much for less.
+    numbers = drawn.first_listed(most) if source.kind == "parquet" else range(min(most, len(drawn)))
+    samples = list(_samples(config, drawn, numbers))
     rows, unusable = drawn.listed, drawn.unusable
     return Look(len(drawn), drawn.repeated, samples, rows, unusable.kinds, unusable.first)
 
@@ -219,7 +221,7 @@ def _require(config: RunConfig, there: int, rounds: int, held_out: int) -> None:
         )
 
 
-def _samples(config: RunConfig, drawn: Drawn, numbers: range) -> Samples:
+def _samples(config: RunConfig, drawn: Drawn, numbers: Sequence[int]) -> Samples:
     def key(number: int) -> str:
         image = drawn.image(number)
         return f"{image['id']}\0{image['uri']}"

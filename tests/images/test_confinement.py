@@ -179,3 +179,13 @@ def test_a_folder_behind_a_uri(tmp_path):
 )
 def test_spellings(uri, folder, inside):
     assert is_inside(uri, folder) == inside
+
+
+def test_evaluation_that_reads_where_training_does_allows_what_it_allows():
+    here = {"kind": "llava_json", "path": "/a/mix.json", "allow_outside": True}
+    same, own = (
+        RunConfig.model_validate({"source": here, "evaluate": {"source": {"kind": "llava_json", **other}}})
+        for other in ({}, {"path": "/b/mix.json"})
+    )
+    assert same.evaluate.source.allow_outside
+    assert not own.evaluate.source.allow_outside
