@@ -38,8 +38,9 @@ from jsfree.images import draw_training, load_image
 from jsfree.storage import Folder
 from ray_jobs.generate_pairs import write_samples
 
-COUNT = 100_000
-"""Images a round, as the paper draws them."""
+COUNT = 50_000
+"""Images a round, where not all are drawn."""
+PARTLY_DRAWN = ("llava_json", "paths")
 READ, READERS = 400, 4
 ROWS = {"llava_json": 665_000, "paths": 10_000_000, "images": 80_000, "images, large groups": 80_000}
 GROUPS = {"paths": 1_000_000, "images": 100, "images, large groups": 2_000}
@@ -69,7 +70,7 @@ def main() -> None:
     """Measure, compare, write and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=CASES)
-    parser.add_argument("--small", action="store_true", help="a hundredth of the rows, to try the script itself")
+    parser.add_argument("--small", action="store_true", help="a tenth of the rows, to try the script itself")
     parser.add_argument("--child", nargs=2, metavar=("CASE", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -81,7 +82,7 @@ def main() -> None:
         for case in [arguments.only] if arguments.only else CASES:
             source = CASES[case]
             if source not in made:
-                _make(source, Path(folder), ROWS[source] // (100 if arguments.small else 1))
+                _make(source, Path(folder), ROWS[source] // (10 if arguments.small else 1))
                 made.add(source)
             found[case] = _own_process(case, folder)
             print(f"{case}: {json.dumps(found[case])}", file=sys.stderr)
@@ -114,12 +115,10 @@ def _list(case: str, folder: Path) -> int:
     path = folder / ("mix.json" if kind == "llava_json" else f"{CASES[case]}.parquet")
     settings = RunConfig.model_validate(
         {
-            "source": {"kind": kind, "path": str(path), "count": None if case == "paths, all drawn" else COUNT},
+            "source": {"kind": kind, "path": str(path), "count": COUNT if case in PARTLY_DRAWN else None},
             "evaluate": {"source": {"kind": "miniworld", "split": "test", "count": 2}},
         }
     )
-    if case.startswith("images") or path.stat().st_size < 50_000_000:
-        settings = settings.model_copy(update={"source": settings.source.model_copy(update={"count": None})})
     samples = draw_training(settings, 1)
     if case == "llava_json":
         return len(samples)
@@ -161,7 +160,7 @@ def _make(source: str, folder: Path, rows: int) -> None:
 
 def _llava(rows: int) -> Iterator[str]:
     """Rows of 730 bytes, many of which share an image, as in LLaVA-1.5's mix."""
-    said = "the person in the image holds a red umbrella and walks along a wet street; " * 7
+    said = "the person in the image holds a red umbrella and walks along a wet street; and " * 7
     for row in range(rows):
         talk = [{"from": "human", "value": f"<image>\nWhat is in row {row}?"}, {"from": "gpt", "value": said}]
         named = {} if row % 16 == 0 else {"image": f"coco/train2017/{row * 7919 % 350_000:012d}.jpg"}

@@ -27,6 +27,11 @@ def has_scheme(path: str) -> bool:
     return "://" in path and _SCHEME.match(path) is not None
 
 
+def is_chain(uri: str) -> bool:
+    """Whether a URI chains filesystems, such as ``simplecache::s3://bucket/x``, one of which may be anywhere."""
+    return _CHAIN.search(uri) is not None
+
+
 def filesystem_of(uri: str) -> tuple[Any, str]:
     """The filesystem of a path or URI, and the absolute path on it.
 
@@ -39,7 +44,7 @@ def filesystem_of(uri: str) -> tuple[Any, str]:
     if not has_scheme(uri):
         return fsspec.filesystem("file"), _absolute(uri)
     try:
-        filesystem, path = fsspec.url_to_fs(uri) if "::" not in uri or _CHAIN.search(uri) else _unchained(uri)
+        filesystem, path = fsspec.url_to_fs(uri) if "::" not in uri or is_chain(uri) else _unchained(uri)
     except ImportError as error:
         extra = EXTRAS.get(split_protocol(uri)[0] or "")
         if extra is None:

@@ -17,10 +17,11 @@ from fsspec.core import split_protocol
 
 from jsfree.config import Source
 from jsfree.errors import RowError
-from jsfree.filesystems import filesystem_of, has_scheme
+from jsfree.filesystems import filesystem_of, has_scheme, is_chain
 from jsfree.images.ranges import Escaped, part_at
 
-FILE = "file://"
+FILE = ("file://", "local://")
+"""Schemes of the local filesystem."""
 KINDS = ("llava_json", "parquet")
 """Kinds of sources whose data name paths."""
 
@@ -74,10 +75,10 @@ def absolute(folder: str) -> str:
 
 def is_inside(uri: str, folder: str) -> bool:
     """Whether an absolute path or URI lies in ``folder`` by its spelling."""
-    if uri.startswith(f"{folder}/") and ".." not in uri and "%" not in uri:
-        return True
     if _is_remote(folder):
         return has_scheme(uri) and _is_remote_inside(uri, folder)
+    if uri.startswith(f"{folder}/") and ".." not in uri:
+        return True
     if _is_remote(uri):
         return False
     path, local = posixpath.normpath(_local(uri)), _local(folder)
@@ -86,8 +87,10 @@ def is_inside(uri: str, folder: str) -> bool:
 
 def _is_remote_inside(uri: str, folder: str) -> bool:
     protocol, other = split_protocol(folder)[0], split_protocol(uri)[0]
-    if protocol != other or ".." in unquote(uri).split("/"):
+    if protocol != other or ".." in unquote(uri).split("/") or is_chain(uri.removeprefix(folder)):
         return False
+    if uri.startswith(f"{folder}/"):
+        return True
     kind = fsspec.get_filesystem_class(protocol)  # the class alone: an instance may connect to a foreign host
     if kind._get_kwargs_from_urls(uri) != kind._get_kwargs_from_urls(folder):
         return False
@@ -103,7 +106,9 @@ def _is_remote(uri: str) -> bool:
 
 
 def _local(uri: str) -> str:
-    return uri.removeprefix(FILE)
+    for scheme in FILE:
+        uri = uri.removeprefix(scheme)
+    return uri
 
 
 def _outside(uri: str, folder: str) -> RowError:

@@ -25,6 +25,8 @@ CHUNK = 65_536
 """Entries that are packed at once."""
 _NO_RANK, _BEYOND_RANKS = b"", b"\xff" * 17
 Indices = NDArray[np.int64]
+Ranks = NDArray[np.uint64]
+"""Hashes, (2, entries): their first and their last 8 bytes as numbers."""
 
 
 class Failures:
@@ -138,11 +140,11 @@ def _trim(packed: _Packed, first: int, last: int) -> tuple[bytes, bytes]:
 
 
 class _Chunk(NamedTuple):
-    """Entries; ``tails`` are None where they equal the ids."""
+    """Entries; ``tails`` are None where they equal the ids, and ``places`` a number where there is but one."""
 
     ids: pa.Array
     tails: pa.Array | None
-    places: NDArray[np.int32]
+    places: NDArray[np.int32] | int
 
 
 class _Packed:
@@ -151,7 +153,7 @@ class _Packed:
     def __init__(self) -> None:
         self._chunks: list[_Chunk] = []
         self._starts: list[int] = []
-        self._ranks: list[NDArray[np.uint64]] = []
+        self._ranks: list[Ranks] = []
         self._places: list[Place] = []
         self._codes: dict[Place, int] = {}
         self._length = 0
@@ -164,7 +166,8 @@ class _Packed:
         chunk, row = self._chunks[number], index - self._starts[number]
         name = chunk.ids[row].as_py()
         tail = name if chunk.tails is None else chunk.tails[row].as_py()
-        return Entry(name, self._places[chunk.places[row]], tail)
+        place = chunk.places if isinstance(chunk.places, int) else chunk.places[row]
+        return Entry(name, self._places[place], tail)
 
     @property
     def has_shards(self) -> bool:
@@ -176,10 +179,11 @@ class _Packed:
         if not entries:
             return
         same = all(entry.tail == entry.id for entry in entries)
-        places = np.fromiter((self._code(entry.place) for entry in entries), np.int32, len(entries))
+        codes = [self._code(entry.place) for entry in entries]
+        places = codes[0] if len(set(codes)) == 1 else np.array(codes, np.int32)
         tails = None if same else pa.array([entry.tail for entry in entries], pa.string())
         self._add(_Chunk(pa.array([entry.id for entry in entries], pa.string()), tails, places))
-        self._ranks.append(np.frombuffer(b"".join(ranks), ">u8").astype(np.uint64).reshape(-1, 2))
+        self._ranks.append(np.frombuffer(b"".join(ranks), ">u8").astype(np.uint64).reshape(-1, 2).T.copy())
 
     def _code(self, place: Place) -> int:
         code = self._codes.setdefault(place, len(self._places))
@@ -192,20 +196,20 @@ class _Packed:
         self._starts.append(self._length)
         self._length += len(chunk.ids)
 
-    def ranks(self) -> NDArray[np.uint64]:
-        """The hashes of all entries, (entries, 2): their first and their last 8 bytes as numbers."""
-        whole, start = np.empty((self._length, 2), np.uint64), 0
+    def ranks(self) -> Ranks:
+        """The hashes of all entries."""
+        whole, start = np.empty((2, self._length), np.uint64), 0
         parts, self._ranks = self._ranks[::-1], [whole]
         while parts:  # each is freed once it is copied
             part = parts.pop()
-            whole[start : start + len(part)] = part
-            start += len(part)
+            whole[:, start : start + part.shape[1]] = part
+            start += part.shape[1]
         return whole
 
     def rank(self, index: int) -> bytes:
         """The hash of an entry; after ``ranks``."""
         (ranks,) = self._ranks
-        return bytes(ranks[index].astype(">u8").tobytes())
+        return bytes(ranks[:, index].astype(">u8").tobytes())
 
     def forget_ranks(self) -> None:
         """Free the hashes, once the order is known."""
@@ -216,12 +220,13 @@ class _Packed:
         (ranks,) = self._ranks
         chunks, ends = self._chunks, np.searchsorted(indices, [*self._starts, self._length])
         starts = self._starts
-        self._ranks, self._chunks, self._starts, self._length = [ranks[indices]], [], [], 0
+        self._ranks, self._chunks, self._starts, self._length = [ranks[:, indices]], [], [], 0
         for number, chunk in enumerate(chunks):
             rows = indices[ends[number] : ends[number + 1]] - starts[number]
             if len(rows):
                 tails = None if chunk.tails is None else chunk.tails.take(pa.array(rows))
-                self._add(_Chunk(chunk.ids.take(pa.array(rows)), tails, chunk.places[rows]))
+                places = chunk.places if isinstance(chunk.places, int) else chunk.places[rows]
+                self._add(_Chunk(chunk.ids.take(pa.array(rows)), tails, places))
 
 
 def _ordered(packed: _Packed) -> tuple[Indices, NDArray[np.bool_] | None]:
@@ -229,17 +234,19 @@ def _ordered(packed: _Packed) -> tuple[Indices, NDArray[np.bool_] | None]:
 
     Entries of one rank have one name: a hash of 128 bits tells them apart as well as their names do.
     """
-    ranks = packed.ranks()
-    order = np.lexsort((ranks[:, 1], ranks[:, 0]))  # stable: of one rank the first listed comes first
+    first, last = packed.ranks()
+    order = np.argsort(first, kind="stable")  # of one rank the first listed comes first
+    in_order = first[order]
     repeats = np.zeros(len(order), bool)
-    sorted_ranks = ranks[order, 0]
-    np.equal(sorted_ranks[1:], sorted_ranks[:-1], out=repeats[1:])
-    del sorted_ranks
+    np.equal(in_order[1:], in_order[:-1], out=repeats[1:])
+    del in_order
     again = np.flatnonzero(repeats)
-    repeats[again] = ranks[order[again], 1] == ranks[order[again - 1], 1]
-    if not packed.has_shards:
-        return order[~repeats], None
-    return _ordered_shards(packed, order, repeats)
+    if (last[order[again]] != last[order[again - 1]]).any():  # names that share 8 bytes of their hashes
+        order = np.lexsort((last, first))
+        repeats[again] = last[order[again]] == last[order[again - 1]]
+    if packed.has_shards:
+        return _ordered_shards(packed, order, repeats)
+    return order[~repeats] if len(again) else order, None
 
 
 def _ordered_shards(

@@ -166,3 +166,13 @@ def test_what_is_not_needed_is_not_kept():
         assert many[0] < 300
         assert many[1] < few[1] * 1.5
     assert many[0] >= 100
+
+
+def test_names_whose_hashes_share_a_half_are_told_apart():
+    place = Place("/images/")
+    halves = [(5, 2), (5, 1), (3, 9), (5, 2), (5, 1), (4, 0)]
+    packed_entries = drawing._Packed()
+    entries = [Entry(f"{first}-{last}", place, "x") for first, last in halves]
+    packed_entries.append(entries, [first.to_bytes(8, "big") + last.to_bytes(8, "big") for first, last in halves])
+    order, _ = drawing._ordered(packed_entries)
+    assert order.tolist() == [2, 5, 1, 0]
