@@ -89,6 +89,9 @@ class Source(Section):
     (``/data/shard-{000..123}.tar``); local, or any fsspec URI. Not used by ``miniworld``."""
     images: str | None = None
     """Folder that relative image paths of ``llava_json`` and ``parquet`` start from; default: beside ``path``."""
+    allow_outside: bool = False
+    """Whether the rows of ``llava_json`` and ``parquet`` may name images outside of ``images`` (or the folder of
+    ``path``): other paths of this machine, other hosts. Otherwise such a row is an error row."""
     column: str = "image"
     """``parquet``: the column of images (bytes, a struct with bytes, or a path or URI)."""
     split: Literal["unlabelled", "development", "test"] = "unlabelled"
@@ -589,7 +592,7 @@ class RunConfig(Section):
         own = _section(evaluate, "source")
         if own.get("path") or not source.get("path") or own.get("kind") != source.get("kind"):
             return settings
-        place = {key: source[key] for key in ("images", "column") if key in source}
+        place = {key: source[key] for key in ("images", "column", "allow_outside") if key in source}
         return {**settings, "evaluate": {**evaluate, "source": {**place, **own, "path": source["path"]}}}
 
     @field_validator("run", "prompt")

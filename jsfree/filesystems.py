@@ -1,5 +1,6 @@
 """Filesystems behind fsspec, with errors that a user can act on.
 
+A path without ``scheme://`` is local and literal: ``#``, ``?``, ``%``, ``::`` and brackets in it mean nothing.
 A protocol's package may be missing, and every store's client has errors of its own, many of them no OSError: for
 missing credentials and for a server that does not answer above all.
 """
@@ -7,6 +8,7 @@ missing credentials and for a server that does not answer above all.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +17,56 @@ from fsspec.core import split_protocol
 
 EXTRAS = {"s3": "aws", "s3a": "aws"}
 """The extra of this project that holds a protocol's package."""
+_SCHEME = re.compile(r"(?:[a-z][a-z0-9+.-]*::)*[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+# fsspec takes every '::' for a chain of filesystems, also one within the name of a file.
+_CHAIN = re.compile(r"::(?:/|[a-z][a-z0-9+.-]*(?:::|://))", re.IGNORECASE)
+
+
+def has_scheme(path: str) -> bool:
+    """Whether ``path`` is a URI such as ``s3://bucket/x``, as opposed to a local path."""
+    return "://" in path and _SCHEME.match(path) is not None
+
+
+def is_chain(uri: str) -> bool:
+    """Whether a URI chains filesystems, such as ``simplecache::s3://bucket/x``, one of which may be anywhere."""
+    return _CHAIN.search(uri) is not None
 
 
 def filesystem_of(uri: str) -> tuple[Any, str]:
-    """The filesystem of a path or URI, and the path on it.
+    """The filesystem of a path or URI, and the absolute path on it.
+
+    A local path is taken literally, except that a leading ``~`` stands for the home folder if nothing has that name.
 
     Raises:
         ImportError: the package that speaks the protocol is not installed.
         ValueError: no package is known to speak it.
     """
+    if not has_scheme(uri):
+        return fsspec.filesystem("file"), _absolute(uri)
     try:
-        filesystem, path = fsspec.url_to_fs(uri)
+        filesystem, path = fsspec.url_to_fs(uri) if "::" not in uri or is_chain(uri) else _unchained(uri)
     except ImportError as error:
         extra = EXTRAS.get(split_protocol(uri)[0] or "")
         if extra is None:
             raise
         raise ImportError(f"{error}: `uv sync --frozen --extra {extra}`") from error
     return filesystem, str(path)
+
+
+def _absolute(path: str) -> str:
+    """A local path from the root on; ``..`` stays, because behind a link only the system can follow it."""
+    if path.startswith("~") and not os.path.lexists(path):
+        path = os.path.expanduser(path)
+    path = path.removeprefix("./")
+    absolute = os.path.join(os.getcwd(), "" if path == "." else path)
+    return absolute.rstrip("/") or "/"
+
+
+def _unchained(uri: str) -> tuple[Any, str]:
+    """What ``fsspec.url_to_fs`` does for a URI that is no chain."""
+    protocol = str(split_protocol(uri)[0])
+    kind = fsspec.get_filesystem_class(protocol)
+    return fsspec.filesystem(protocol, **kind._get_kwargs_from_urls(uri)), kind._strip_protocol(uri)
 
 
 def nearest_existing(path: str) -> Path:

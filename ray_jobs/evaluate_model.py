@@ -14,12 +14,12 @@ from jsfree.captioning import CaptionWriter
 from jsfree.clipscore import ClipScorer
 from jsfree.config import RunConfig
 from jsfree.evaluation import labelfree
-from jsfree.images import evaluation_samples
+from jsfree.images import draw_evaluation
 from jsfree.model_card import write_card
 from jsfree.overlap import hash_images
 from jsfree.schemas import Sample, ScoredCaptionRow
 from jsfree.storage import Manifest, shard_name
-from ray_jobs.generate_pairs import at_once, write_samples
+from ray_jobs.generate_pairs import at_once, publish_samples
 from ray_jobs.rounds import Model, Round, StageRequest
 from ray_jobs.shards import StageClass, Table, total
 
@@ -33,7 +33,7 @@ def list_evaluation_samples(current: Round) -> Manifest:
     return current.once(
         "evaluation",
         fingerprint,
-        lambda: write_samples(evaluation_samples(config), current.stage("evaluation"), config.shard_rows),
+        lambda: publish_samples(current, "evaluation", draw_evaluation(config)),
     )
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 
 from jsfree import schemas
 from jsfree.captioning import PairGenerator
 from jsfree.config import RunConfig
-from jsfree.images import training_samples
+from jsfree.errors import StageError
+from jsfree.images import Samples, draw_training
 from jsfree.onepass import ScoredPairGenerator
 from jsfree.overlap import read_hashes, shards_with
 from jsfree.schemas import Sample
-from jsfree.storage import Folder, Manifest, cut, shard_name
-from ray_jobs.listings import remove_shards
+from jsfree.storage import Folder, Manifest, shard_name
+from ray_jobs.listings import fix_listing, remove_shards
 from ray_jobs.rounds import Round, StageRequest
 from ray_jobs.score_pairs import score_request
 
@@ -24,8 +27,7 @@ def list_samples(current: Round) -> Manifest:
     fingerprint = current.fingerprint(current.config.fingerprint("seed", "prompt", "source", "shard_rows"))
 
     def work() -> Manifest:
-        samples = training_samples(current.config, current.number)
-        return write_samples(samples, current.stage("samples"), current.config.shard_rows)
+        return publish_samples(current, "samples", draw_training(current.config, current.number))
 
     return current.once("samples", fingerprint, work)
 
@@ -80,9 +82,34 @@ def at_once(config: RunConfig) -> int:
     return 2 + math.ceil(config.generate.slots / config.shard_rows)
 
 
-def write_samples(samples: list[Sample], folder: Folder, shard_rows: int) -> Manifest:
-    """Publish samples as shards; a shard that is there is left alone."""
-    for number, rows in enumerate(cut(samples, shard_rows)):
+def publish_samples(current: Round, stage: str, samples: Samples) -> Manifest:
+    """Publish samples as the shards of a stage, and rows of the source that name no usable image as its error rows.
+
+    The listing is fixed before the first shard is written. If the source has changed when the stage is resumed, the
+    shards of the earlier attempt are removed.
+
+    Raises:
+        StageError: more rows of the source are unusable than ``max_failed_fraction`` allows.
+    """
+    fix_listing(current, stage, samples.digest())
+    errors = current.run.round(current.number) / "errors" / stage
+    for number, table in enumerate(samples.unusable.tables(stage)):
+        errors.write_table(shard_name(number), table)
+    failed, allowed = len(samples.unusable), current.config.max_failed_fraction
+    if failed > allowed * samples.listed:
+        raise StageError(
+            f"stage {stage!r}: {failed} of the {samples.listed} rows of the source failed, more than"
+            f" max_failed_fraction ({allowed:g}) allows; first: {samples.unusable.first}; see {errors.uri}"
+        )
+    written = write_samples(samples, current.stage(stage), current.config.shard_rows)
+    return replace(written, rows_in=written.rows_out + failed, rows_failed=failed)
+
+
+def write_samples(samples: Sequence[Sample], folder: Folder, shard_rows: int) -> Manifest:
+    """Write samples shard by shard; one that exists is left alone. The manifest counts what is on disk."""
+    for number, start in enumerate(range(0, len(samples), shard_rows)):
         if not folder.exists(shard_name(number)):
-            folder.write_table(shard_name(number), pa.Table.from_pylist(list(rows), schema=schemas.SAMPLES))
-    return Manifest("", len(samples), len(samples), 0, 0.0, 0.0, 0)
+            rows = list(samples[start : start + shard_rows])
+            folder.write_table(shard_name(number), pa.Table.from_pylist(rows, schema=schemas.SAMPLES))
+    written = folder.rows()
+    return Manifest("", written, written, 0, 0.0, 0.0, 0)

@@ -13,7 +13,7 @@ from jsfree.config import Imported, RunConfig, Source
 from jsfree.dpo import footprint
 from jsfree.errors import ConfigError, JsfreeError, StorageError
 from jsfree.images import Look, images_of_a_round, look_at
-from jsfree.images.listing import Candidate
+from jsfree.images.drawing import Drawn
 from jsfree.model_folder import CAPTIONER
 from jsfree.preflight import data, devices, findings, memory, models, places, rates
 from jsfree.preflight import work as works_out
@@ -236,7 +236,7 @@ class _Looks:
 
     def __init__(self) -> None:
         self._seen: dict[str, Look] = {}
-        self._listed: dict[object, list[Candidate]] = {}
+        self._listed: dict[object, Drawn] = {}
 
     def training(self, config: RunConfig) -> Iterator[Finding]:
         """What is trained on: images, or somebody else's pairs."""

@@ -8,10 +8,16 @@ from jsfree.config import Source
 from jsfree.errors import ConfigError
 from jsfree.exchange.formats import Placed, Placement
 from jsfree.images.decoding import check_image, image_bytes
-from jsfree.images.ranges import part_at
+from jsfree.images.ranges import Cell, Escaped, Part, part_at
 from jsfree.schemas import ImageRef
 from jsfree.storage import Folder
 
+_PLACES = {
+    type(None): "in the run's own tables",
+    Part: "inside a tar file",
+    Cell: "inside a Parquet table",
+    Escaped: "in a file whose name is not UTF-8",
+}
 EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
 IMAGES = "images"
 
@@ -46,9 +52,10 @@ class Placer:
 
 def _reference(image: ImageRef) -> str:
     uri = image["uri"]
-    if uri is not None and part_at(uri) is None:
+    part = None if uri is None else part_at(uri)
+    if uri is not None and part is None:
         return uri
-    where = "in the run's own tables" if uri is None else "inside a tar file"
+    where = _PLACES[type(part)]
     raise ConfigError(
         f"--images reference: image {image['id']} is {where}, so there is no file to refer to; use --images copy"
     )

@@ -1,10 +1,10 @@
 """Opens one image without trusting it: limits come before work, and whatever is wrong becomes a RowError.
 
 Kinds: ``missing``, ``unreadable``, ``too_many_bytes``, ``undecodable``, ``unsupported_format``,
-``too_many_pixels``, ``too_small``.
+``too_many_pixels``, ``too_small``, ``outside``.
 
 Pixels decide whether an image is sound: metadata that is damaged or too large does not cost it. Decoding allocates
-at most 20 bytes for each pixel of the limit (12, except for WEBP), beside the encoded file.
+at most 20 bytes for each pixel of the limit (12, except for WEBP), in addition to the encoded file.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from PIL import Image, UnidentifiedImageError
 
 from jsfree.errors import RowError
-from jsfree.filesystems import filesystem_of, reason
+from jsfree.filesystems import reason
+from jsfree.images.cells import read_cell
+from jsfree.images.confinement import check_links
+from jsfree.images.formats import FORMATS, PREFIX, by_content
 from jsfree.images.metadata import without_metadata
 from jsfree.images.pixels import DAMAGED, upright_rgb
-from jsfree.images.ranges import Part, part_at
+from jsfree.images.ranges import Cell, Part, file_at, part_at
 from jsfree.images.retries import read_error, read_with_retries
 
 if TYPE_CHECKING:
     from jsfree.config import Source
     from jsfree.schemas import ImageRef
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Preprocessing scales the short side to a few hundred pixels: a thin strip would grow without bound there.
 LONGEST_TO_SHORTEST = 100
 
@@ -51,7 +53,7 @@ def load_image(image: ImageRef, limits: Source) -> tuple[Image.Image, str]:
         scaled to 8), and the SHA-256 of the encoded file in hexadecimal.
 
     Raises:
-        RowError: the image cannot be used; ``kind`` is one of the seven in the module's docstring.
+        RowError: the image cannot be used; ``kind`` is one of those in the module's docstring.
     """
     name = _name(image)
     content = image_bytes(image, limits)
@@ -63,8 +65,9 @@ def image_bytes(image: ImageRef, limits: Source) -> bytes:
     """The encoded file of an image.
 
     Raises:
-        RowError: it is ``missing``, ``unreadable`` or has ``too_many_bytes``.
+        RowError: it is ``missing``, ``unreadable``, ``outside`` of its source or has ``too_many_bytes``.
     """
+    check_links(image["uri"], limits)
     return _content(image, _name(image), limits.max_bytes)
 
 
@@ -100,19 +103,23 @@ def _content(image: ImageRef, name: str, max_bytes: int) -> bytes:
 def _read(uri: str, name: str, max_bytes: int) -> bytes:
     """The content of a file, or of the part of one that ``uri`` names."""
     try:
-        part = part_at(uri)
-        return read_with_retries(
-            uri, lambda: _read_file(uri, name, max_bytes) if part is None else _read_part(part, name, max_bytes)
-        )
+        return read_with_retries(uri, lambda: _read_once(uri, name, max_bytes))
     except RowError:
         raise
     except Exception as error:  # every filesystem has errors of its own, for refused access above all
         raise read_error(error, name) from error
 
 
+def _read_once(uri: str, name: str, max_bytes: int) -> bytes:
+    part = part_at(uri)
+    if isinstance(part, Cell):
+        return _read_cell(part, name)
+    return _read_part(part, name, max_bytes) if isinstance(part, Part) else _read_file(uri, name, max_bytes)
+
+
 def _read_file(uri: str, name: str, max_bytes: int) -> bytes:
     """At most ``max_bytes + 1`` bytes of a file; its size is asked for first, where the filesystem knows it."""
-    filesystem, path = filesystem_of(uri)
+    filesystem, path = file_at(uri)
     size = filesystem.info(path).get("size")
     if size is not None and size > max_bytes:
         raise _too_large(name, size, max_bytes)
@@ -126,7 +133,7 @@ def _read_part(part: Part, name: str, max_bytes: int) -> bytes:
         raise _too_large(name, part.length, max_bytes)
     if part.length == 0:
         return b""
-    filesystem, path = filesystem_of(part.file)
+    filesystem, path = file_at(part.file)
     content = _read_range(filesystem, path, part)
     if len(content) != part.length:
         raise RowError(
@@ -144,6 +151,14 @@ def _read_range(filesystem: Any, path: str, part: Part) -> bytes:
     with filesystem.open(path, "rb", size=end, cache_type="none") as file:
         file.seek(part.offset)
         return bytes(file.read(part.length))
+
+
+def _read_cell(cell: Cell, name: str) -> bytes:
+    """The bytes in a cell of a Parquet table."""
+    content = read_cell(cell)
+    if content is None:
+        raise RowError("missing", f"image {name} is an empty cell; remove the row")
+    return content
 
 
 def _too_large(name: str, size: int, limit: int) -> RowError:
@@ -205,7 +220,10 @@ def _open(content: bytes, name: str, formats: tuple[str, ...]) -> Image.Image:
 def _unidentified(content: bytes, name: str, formats: tuple[str, ...]) -> RowError:
     """Tell a format that is not allowed from a file that is no image, by its first bytes."""
     Image.init()
-    prefix = content[:16].ljust(16, b"\0")
+    prefix = content[:PREFIX].ljust(PREFIX, b"\0")
+    known = by_content(prefix)  # HEIC, for which Pillow has no decoder
+    if known is not None and known not in FORMATS:
+        return RowError("unsupported_format", f"image {name} is {known}; convert it to one of {', '.join(formats)}")
     for kind, (_, accept) in sorted(Image.OPEN.items()):
         if kind not in formats and accept is not None and accept(prefix):
             return RowError("unsupported_format", f"image {name} is {kind}; convert it to one of {', '.join(formats)}")

@@ -1,82 +1,68 @@
-"""Lists the images of a folder, a LLaVA JSON file, Parquet tables or tar files, local or behind any fsspec URI.
+"""What the listers of all kinds of sources share: the entries that they yield, and the paths in them.
 
-Nothing here opens an image. Every listing is without repetitions; its order means nothing.
+A lister (``folders``, ``llava``, ``tables``, ``tars``) yields entries one by one and opens no image. Nobody keeps
+them as objects: ``drawing`` packs what is drawn into Arrow arrays.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import posixpath
-from collections.abc import Iterable, Iterator
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
 from jsfree.config import Source
-from jsfree.errors import SourceError
-from jsfree.filesystems import filesystem_of, reason
+from jsfree.errors import RowError, SourceError
+from jsfree.filesystems import filesystem_of, has_scheme, reason
+from jsfree.images.confinement import FILE, absolute, check_spelling
+from jsfree.images.ranges import is_text, uri_of
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+Content = TypeVar("Content")
+LONGEST_PATH = 4096
+_BASE64 = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk0|SUkq|TU0A)[A-Za-z0-9+/\s]{80,}={0,2}\s*")
+"""Base64 of the six formats' first bytes; long enough to be no path."""
 
 
-class Candidate(NamedTuple):
-    """An image that could be used: at ``uri``, or in row ``row`` of the Parquet file ``table``.
+class Place(NamedTuple):
+    """Where images come from: their addresses begin with ``prefix``; ``shard`` names the tar file they are in."""
 
-    Images are drawn by ``key`` where there is one, else by ``id``.
+    prefix: str
+    shard: str | None = None
+
+
+class Entry(NamedTuple):
+    """An image that could be used, at ``place.prefix + tail``.
+
+    Images are drawn by ``id``. Where several shards use one id, it is preceded by the shard's name.
     """
 
     id: str
-    uri: str | None = None
-    table: str | None = None
-    row: int = -1
-    key: str | None = None
+    place: Place
+    tail: str
 
 
-def listing(source: Source) -> list[Candidate]:
-    """Every image of ``source`` once; of several with one id the first.
+class Unusable(NamedTuple):
+    """A row that names no image, and why; ``id`` is its file's name and its number."""
 
-    Raises:
-        SourceError: the path is missing or unreadable, holds no images, or is not of the kind it should be.
-    """
-    return distinct(candidates(source))
-
-
-def candidates(source: Source) -> Iterable[Candidate]:
-    """Every entry of ``source``, as often as it is there.
-
-    Raises:
-        SourceError: as ``listing``.
-    """
-    from jsfree.images.tables import table_images
-    from jsfree.images.tars import tar_images
-
-    listers = {
-        "folder": _folder_images,
-        "llava_json": _llava_images,
-        "parquet": table_images,
-        "webdataset": tar_images,
-    }
-    return listers[source.kind](source)
-
-
-def distinct(entries: Iterable[Candidate]) -> list[Candidate]:
-    """The first of the entries with each id."""
-    unique: dict[str, Candidate] = {}
-    for candidate in entries:
-        unique.setdefault(candidate.id, candidate)
-    return list(unique.values())
+    id: str
+    error: RowError
 
 
 def opened(path: str, setting: str = "'source.path' (or 'evaluate.source.path')") -> tuple[Any, str]:
     """The filesystem of ``path`` and the path on it; ``setting`` is what a user would have to correct.
 
     Raises:
-        SourceError: there is nothing at ``path``, or no filesystem for it.
+        SourceError: nothing exists at ``path``, or no filesystem is known for it.
     """
     with explained(path, Exception):  # every filesystem has errors of its own for refused access
-        filesystem, inner = filesystem_of(os.path.expanduser(path))
+        filesystem, inner = filesystem_of(path)
         if filesystem.exists(inner):
             return filesystem, inner
     at = "" if "://" in path or os.path.isabs(os.path.expanduser(path)) else f" in {os.getcwd()}"
@@ -85,7 +71,7 @@ def opened(path: str, setting: str = "'source.path' (or 'evaluate.source.path')"
 
 @contextmanager
 def explained(path: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turn a filesystem's error into one line that names the path; ``errors`` are those to expect beside the usual."""
+    """Turn a filesystem's error into one line that names the path; ``errors`` are expected in addition to the usual."""
     expected: tuple[type[Exception], ...] = (OSError, ImportError, ValueError, *errors)
     try:
         yield
@@ -97,23 +83,19 @@ def explained(path: str, *errors: type[Exception]) -> Iterator[None]:
 
 def normalised(path: str) -> str:
     """One spelling for a path or URI, to see whether two are the same."""
-    if "://" in path and not path.startswith("file://"):
+    if has_scheme(path) and not path.startswith(FILE):
         return path.rstrip("/")
-    return os.path.realpath(os.path.expanduser(path.removeprefix("file://")))
+    return os.path.realpath(filesystem_of(path)[1])
 
 
 def beside(source: Source, path: str) -> str:
-    """Where images with relative paths start: ``source.images``, else the folder ``path`` is in."""
-    if not source.images:
-        return posixpath.dirname(path)
-    # Absolute, because workers of a cluster have other working directories.
-    root = source.images if "://" in source.images else os.path.abspath(os.path.expanduser(source.images))
-    return root.rstrip("/")
+    """Where images with relative paths start: ``source.images``, else the folder of ``path``."""
+    return absolute(source.images) if source.images else posixpath.dirname(path)
 
 
 def located(root: str, path: str) -> str:
     """The URI of an image path: as it is when absolute, else below ``root``."""
-    return path if "://" in path or path.startswith("/") or not root else f"{root}/{path}"
+    return path if has_scheme(path) or path.startswith("/") or not root else f"{root}/{path}"
 
 
 def address(filesystem: Any, path: str) -> str:
@@ -121,57 +103,84 @@ def address(filesystem: Any, path: str) -> str:
     return path if isinstance(filesystem, LocalFileSystem) else str(filesystem.unstrip_protocol(path))
 
 
-def files_below(filesystem: Any, folder: str) -> list[str]:
+def files_below(filesystem: Any, folder: str) -> Iterator[str]:
     """Paths, relative to ``folder``, of all files below it, without hidden files and folders."""
     root = folder.rstrip("/")
-    relative = (str(found)[len(root) :].lstrip("/") for found in filesystem.find(folder))
-    return [path for path in relative if not any(part.startswith(".") for part in path.split("/"))]
+    if isinstance(filesystem, LocalFileSystem):
+        yield from _local_files(root or "/", "")
+        return
+    for found in filesystem.find(folder):
+        path = str(found)[len(root) :].lstrip("/")
+        if not any(part.startswith(".") for part in path.split("/")):
+            yield path
 
 
-def _folder_images(source: Source) -> Iterable[Candidate]:
-    path = str(source.path)
-    filesystem, folder = opened(path)
-    with explained(path):
-        if not filesystem.isdir(folder):
-            kinds = "llava_json, parquet or webdataset"
-            raise SourceError(f"{path} is a file, not a folder; set 'source.kind' to {kinds} to read it")
-        files = files_below(filesystem, folder)
-    images = [found for found in files if found.lower().endswith(EXTENSIONS)]
-    if not images and any(found.endswith(".tar") for found in files):
-        raise SourceError(f"{path} holds .tar files and no images; set 'source.kind' to webdataset to read them")
-    if not images:
-        raise SourceError(f"{path} holds no images (looked for {', '.join(EXTENSIONS)}); correct 'source.path'")
-    root = address(filesystem, folder.rstrip("/"))
-    return [Candidate(found, f"{root}/{found}") for found in images]
+def _local_files(folder: str, prefix: str) -> Iterator[str]:
+    """One folder at a time; links to folders are not followed, and a folder that may not be read is passed over."""
+    waiting = [(folder, prefix)]
+    while waiting:
+        folder, prefix = waiting.pop()
+        try:
+            entries = os.scandir(folder)
+        except PermissionError:
+            continue
+        with entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append((entry.path, f"{prefix}{entry.name}/"))
+                elif entry.is_file() or not entry.is_dir():
+                    yield prefix + entry.name
 
 
-def _llava_images(source: Source) -> Iterable[Candidate]:
-    path = str(source.path)
-    filesystem, inner = opened(path)
-    with explained(path):
-        if filesystem.isdir(inner):
-            raise SourceError(f"{path} is a folder; 'source.path' of llava_json is the JSON file")
-        content = filesystem.cat_file(inner)
-    try:
-        rows = json.loads(content)
-    except ValueError as error:
-        raise SourceError(f"{path} is no valid JSON ({error}); llava_json reads one list of rows") from error
-    if not isinstance(rows, list):
-        raise SourceError(f"{path}: expected a list of rows with the key 'image', found {type(rows).__name__}")
-    names = [name for number, row in enumerate(rows) if (name := _image_of(path, number, row))]
-    if not names:
-        raise SourceError(f"{path}: none of its {len(rows)} rows has the key 'image'; nothing to caption")
-    root = beside(source, address(filesystem, inner))
-    return [Candidate(name, located(root, name)) for name in names]
+def read_ahead(
+    readers: ThreadPoolExecutor, read: Callable[[str], Content], names: Iterable[str], most: int = 64
+) -> Iterator[tuple[str, Content]]:
+    """What ``read`` makes of each name, in order; ``most`` of them are under way or wait to be taken."""
+    waiting: deque[tuple[str, Future[Content]]] = deque()
+    for name in names:
+        waiting.append((name, readers.submit(read, name)))
+        if len(waiting) >= most:
+            first, done = waiting.popleft()
+            yield first, done.result()
+    yield from ((name, done.result()) for name, done in waiting)
 
 
-def _image_of(path: str, number: int, row: object) -> str | None:
-    """The image path of a LLaVA row; None for a row of text only."""
-    if not isinstance(row, dict):
-        raise SourceError(f"{path}: row {number} is {type(row).__name__}, expected keys 'id', 'image', 'conversations'")
-    image = row.get("image")
-    if image is None or image == "":
+def entry_of(name: str, root: str, folder: str, source: Source, image_id: str | None = None) -> Entry:
+    """The image that a row of a data file names.
+
+    Args:
+        name: a path relative to ``root``, an absolute one, or a URI.
+        root: where relative paths start.
+        folder: the folder that all of the source's images must lie in (``confining_folder``).
+        image_id: the image's id, where it is not its name.
+
+    Raises:
+        RowError: the name is no path (``malformed``), or leads ``outside``.
+    """
+    if len(name) > LONGEST_PATH or name.startswith("data:") or _BASE64.fullmatch(name):
+        shown = f"a text of {len(name)} characters that begins with {name[:20]!r}"
+        raise RowError(
+            "malformed",
+            f"the image is {shown}, not a path; if it is base64, decode it into a column of bytes or into files",
+        )
+    if not is_text(name):
+        raise RowError(
+            "malformed", f"the image path {name!r} is not valid Unicode; rename the file, or correct the row"
+        )
+    uri = located(root, name)
+    check_spelling(uri, folder, source)
+    if image_id is None:
+        image_id = name
+    literal = uri_of(uri)
+    if literal == uri and uri != name:
+        return Entry(image_id, Place(f"{root}/"), name)
+    return Entry(image_id, Place(""), literal)
+
+
+def id_of(value: Any) -> str | None:
+    """An id as text; None for one that tells no image from another: null, NaN or empty."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
-    if not isinstance(image, str):
-        raise SourceError(f"{path}: row {number}, key 'image' is {type(image).__name__}, expected one path as a string")
-    return image if "://" in image else posixpath.normpath(image)
+    return str(value)

@@ -11,28 +11,46 @@ MiniWorld has no end; its scenes are numbered by (seed, round), and evaluation c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from jsfree.config import RunConfig, Source
-from jsfree.errors import SourceError
-from jsfree.images.listing import Candidate, candidates, distinct, listing, normalised
-from jsfree.images.tables import read_bytes
-from jsfree.schemas import ImageRef, Sample, sample_id
+from jsfree.errors import RowError, SourceError
+from jsfree.images.drawing import Drawn, draw
+from jsfree.images.folders import folder_images
+from jsfree.images.listing import Entry, Unusable, normalised
+from jsfree.images.llava import llava_images
+from jsfree.images.samples import Samples
+from jsfree.images.tables import table_images
+from jsfree.images.tars import tar_images
+from jsfree.schemas import ImageRef, Sample
 
 SCENES_PER_SEED = 1_000_000
+LISTERS: dict[str, Callable[[Source], Iterator[Entry | Unusable]]] = {
+    "folder": folder_images,
+    "llava_json": llava_images,
+    "parquet": table_images,
+    "webdataset": tar_images,
+}
 
 
 @dataclass(frozen=True)
 class Look:
-    """A look at a source: how many images it lists, how many entries repeat one of them, and some samples."""
+    """A look at a source: how many images it lists, how many entries repeat one of them, and some samples.
+
+    ``unusable`` counts the rows that name no usable image by kind, of ``rows`` in all; ``first_unusable`` is one.
+    """
 
     images: int
     repeated: int
     samples: list[Sample]
+    rows: int = 0
+    unusable: Counter[str] = field(default_factory=Counter)
+    first_unusable: RowError | None = None
 
 
-def look_at(config: RunConfig, source: Source, most: int, listed: dict[object, list[Candidate]]) -> Look:
+def look_at(config: RunConfig, source: Source, most: int, listed: dict[object, Drawn]) -> Look:
     """Look at a source without reading more than ``most`` images' content.
 
     Args:
@@ -43,24 +61,24 @@ def look_at(config: RunConfig, source: Source, most: int, listed: dict[object, l
     """
     if source.kind == "miniworld":
         count = _scenes(source, "source" if source is config.source else "evaluate.source")
-        few = source.model_copy(update={"count": min(most, count)})
         evaluated = source is config.evaluate.source
         if evaluated:
             _require_other_scenes(config)
         first = config.evaluate.source.first if evaluated else config.seed * SCENES_PER_SEED
-        return Look(count, 0, _scene_samples(config, few, first))
-    place = (source.kind, source.path, source.images, source.column)
+        return Look(count, 0, list(_scene_samples(config, source, first)[:most]), count)
+    place = (source.kind, source.path, source.images, source.column, source.allow_outside)
     if place not in listed:
-        listed[place] = list(candidates(source))
-    entries = listed[place]
-    unique = distinct(entries)
+        listed[place] = _drawn(source, config.seed)
+    drawn = listed[place]
     if source is config.source:
-        _require(config, len(unique), config.rounds, _held_out(config))
+        _require(config, len(drawn), config.rounds, _held_out(config))
     else:
-        _require_evaluation(config, len(unique))
-    # Rows of tables come in groups that are read whole: those of the first tables tell as much for less.
-    drawn = unique if source.kind == "parquet" else _in_order(unique, config.seed)
-    return Look(len(unique), len(entries) - len(unique), _samples(config, source, drawn[:most]))
+        _require_evaluation(config, len(drawn))
+    # A row of a table cannot be read without those before it: the first ones tell as much for less.
+    numbers = drawn.first_listed(most) if source.kind == "parquet" else range(min(most, len(drawn)))
+    samples = list(_samples(config, drawn, numbers))
+    rows, unusable = drawn.listed, drawn.unusable
+    return Look(len(drawn), drawn.repeated, samples, rows, unusable.kinds, unusable.first)
 
 
 def images_of_a_round(config: RunConfig, there: int) -> int:
@@ -69,6 +87,16 @@ def images_of_a_round(config: RunConfig, there: int) -> int:
 
 
 def training_samples(config: RunConfig, round_number: int) -> list[Sample]:
+    """The samples of a round, all at once; ``draw_training`` makes them one by one, and raises the same errors."""
+    return list(draw_training(config, round_number))
+
+
+def evaluation_samples(config: RunConfig) -> list[Sample]:
+    """The samples of the evaluation, all at once; ``draw_evaluation`` makes them one by one."""
+    return list(draw_evaluation(config))
+
+
+def draw_training(config: RunConfig, round_number: int) -> Samples:
     """The samples of a round, counted from 1; no two rounds share an id (paper, Algorithm 1: unlabelled images).
 
     Raises:
@@ -78,33 +106,35 @@ def training_samples(config: RunConfig, round_number: int) -> list[Sample]:
     if source.kind == "miniworld":
         first = config.seed * SCENES_PER_SEED + (round_number - 1) * _scenes(source, "source")
         return _scene_samples(config, source, first)
-    ordered = _ordered(source, config.seed)
     rounds = max(config.rounds, round_number)
     held_out = _held_out(config)
-    _require(config, len(ordered), rounds, held_out)
-    available = len(ordered) - held_out
+    drawn = _drawn(source, config.seed, source.count and rounds * source.count, held_out)
+    _require(config, len(drawn), rounds, held_out)
+    available = len(drawn) - held_out
     count = source.count or available
-    return _samples(config, source, ordered[(round_number - 1) * count : min(round_number * count, available)])
+    return _samples(config, drawn, range((round_number - 1) * count, min(round_number * count, available)))
 
 
-def evaluation_samples(config: RunConfig) -> list[Sample]:
+def draw_evaluation(config: RunConfig) -> Samples:
     """The samples that models are compared on; no round's training samples have one of their ids.
 
     Raises:
-        SourceError: as for :func:`training_samples`; also if MiniWorld's training scenes would be evaluated on.
+        SourceError: as for :func:`draw_training`; also if MiniWorld's training scenes would be evaluated on.
     """
     source = config.evaluate.source
     if source.kind == "miniworld":
         _require_other_scenes(config)
         return _scene_samples(config, source, source.first)
-    ordered = _ordered(source, config.seed)
-    if _shared(config):
-        _require(config, len(ordered), config.rounds, _held_out(config))
-        start = len(ordered) - source.count if source.count else config.rounds * (config.source.count or 0)
+    shared, count = _shared(config), source.count
+    training = config.rounds * (config.source.count or 0) if shared else 0
+    needed = max(training, config.rounds) if shared else 0
+    drawn = _drawn(source, config.seed, needed if count else None, count or 0)
+    if shared:
+        _require(config, len(drawn), config.rounds, _held_out(config))
     else:
-        _require_evaluation(config, len(ordered))
-        start = len(ordered) - (source.count or len(ordered))
-    return _samples(config, source, ordered[start:])
+        _require_evaluation(config, len(drawn))
+    start = len(drawn) - count if count else training
+    return _samples(config, drawn, range(start, len(drawn)))
 
 
 def _require_evaluation(config: RunConfig, there: int) -> None:
@@ -122,12 +152,17 @@ def _scenes(source: Source, key: str) -> int:
     return source.count
 
 
-def _scene_samples(config: RunConfig, source: Source, first: int) -> list[Sample]:
+def _scene_samples(config: RunConfig, source: Source, first: int) -> Samples:
     from jsfree.miniworld import world
 
+    def image(number: int) -> ImageRef:
+        scene = world.scene(source.split, number)
+        content = world.png_bytes(scene)
+        return {"id": scene.scene_id, "uri": None, "bytes": content, "sha256": hashlib.sha256(content).hexdigest()}
+
     count = _scenes(source, "source" if source is config.source else "evaluate.source")
-    scenes = (world.scene(source.split, index) for index in range(first, first + count))
-    return [_sample(config, _embedded(scene.scene_id, world.png_bytes(scene))) for scene in scenes]
+    numbers = range(first, first + count)
+    return Samples(numbers, image, lambda number: f"{source.split}/{number}", config.prompt, listed=count)
 
 
 def _require_other_scenes(config: RunConfig) -> None:
@@ -143,17 +178,15 @@ def _require_other_scenes(config: RunConfig) -> None:
         )
 
 
-def _ordered(source: Source, seed: int) -> list[Candidate]:
-    """All images of a source in the order of blake2b(seed, image id)."""
-    return _in_order(listing(source), seed)
-
-
-def _in_order(images: Iterable[Candidate], seed: int) -> list[Candidate]:
-    return sorted(images, key=lambda candidate: (_rank(seed, candidate.key or candidate.id), candidate.id))
-
-
-def _rank(seed: int, image_id: str) -> bytes:
-    return hashlib.blake2b(f"{seed}/{image_id}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
+def _drawn(source: Source, seed: int, first: int | None = None, last: int = 0) -> Drawn:
+    """The images of a source in the order of blake2b(seed, image id); arguments as of ``draw``."""
+    drawn = draw(LISTERS[source.kind](source), seed, first, last)
+    if not len(drawn) and drawn.unusable.first is not None:
+        raise SourceError(
+            f"{source.path}: none of its {drawn.listed} rows names an image that can be used;"
+            f" first: {drawn.unusable.first}"
+        )
+    return drawn
 
 
 def _shared(config: RunConfig) -> bool:
@@ -189,21 +222,9 @@ def _require(config: RunConfig, there: int, rounds: int, held_out: int) -> None:
         )
 
 
-def _samples(config: RunConfig, source: Source, candidates: Sequence[Candidate]) -> list[Sample]:
-    """Samples of the chosen images; only now are those inside tables read."""
-    content = read_bytes(source, candidates)
-    return [_sample(config, _reference(candidate, content.get(candidate.id))) for candidate in candidates]
+def _samples(config: RunConfig, drawn: Drawn, numbers: Sequence[int]) -> Samples:
+    def key(number: int) -> str:
+        image = drawn.image(number)
+        return f"{image['id']}\0{image['uri']}"
 
-
-def _reference(candidate: Candidate, content: bytes | str | None) -> ImageRef:
-    if isinstance(content, bytes):
-        return _embedded(candidate.id, content)
-    return {"id": candidate.id, "uri": content or candidate.uri, "bytes": None, "sha256": None}
-
-
-def _embedded(image_id: str, content: bytes) -> ImageRef:
-    return {"id": image_id, "uri": None, "bytes": content, "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def _sample(config: RunConfig, image: ImageRef) -> Sample:
-    return {"sample_id": sample_id(image["id"], config.prompt), "image": image, "prompt": config.prompt}
+    return Samples(numbers, drawn.image, key, config.prompt, drawn.unusable, drawn.listed)

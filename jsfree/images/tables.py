@@ -1,37 +1,55 @@
-"""Images in Parquet tables: bytes, structs of bytes and path (Hugging Face datasets, RLAIF-V), or paths.
+"""Lists the images in Parquet tables: bytes, structs of bytes and path (Hugging Face datasets, RLAIF-V), or paths.
 
-Listing reads ids (and paths) only; image bytes are read for the chosen rows alone, a few rows at a time. A row
-cannot be read without its row group, so these bytes travel in the run's own tables, and there is a limit to that.
+Listing reads ids and paths, a few rows at a time. Bytes stay where they are: an image inside a table is named by
+file, column, row group and row (``ranges.Cell``), and whoever needs it reads it there (``cells``).
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+import posixpath
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jsfree.config import Source
-from jsfree.errors import SourceError
-from jsfree.images.listing import Candidate, address, beside, explained, files_below, located, opened
+from jsfree.errors import RowError, SourceError
+from jsfree.images.confinement import confining_folder
+from jsfree.images.listing import (
+    Entry,
+    Place,
+    Unusable,
+    address,
+    beside,
+    entry_of,
+    explained,
+    files_below,
+    id_of,
+    opened,
+)
+from jsfree.images.ranges import readable, uri_of
 
 ID_COLUMNS = ("id", "image_id")
-ROWS_AT_ONCE = 64
-# They are in the driver's memory at once, and again in the table of every stage.
+ROWS_AT_ONCE = 65_536
+BYTES_AT_ONCE = 2**23
+"""Of the columns that are read, about, by the sizes in the file's footer."""
+BUFFER = 2**20
+"""Bytes of a column that are read at once."""
 MOST_EMBEDDED_BYTES = 4 * 10**9
+"""Images that imported pairs may bring along inside their tables."""
 
 
-def table_images(source: Source) -> Iterable[Candidate]:
+def table_images(source: Source) -> Iterator[Entry | Unusable]:
     """The rows of a Parquet file, or of all below a folder.
 
     An id is taken from a column ``id`` or ``image_id``; else it is the path, or the file's name and row number.
 
     Raises:
-        SourceError: there is no table or row, a file is no Parquet, or the image column is missing or of no use.
+        SourceError: there is no table, row or image, a file is no Parquet, or the image column is missing or of no use.
     """
     path = str(source.path)
     filesystem, inner = opened(path)
@@ -40,133 +58,253 @@ def table_images(source: Source) -> Iterable[Candidate]:
             names = sorted(name for name in files_below(filesystem, inner) if name.endswith(".parquet"))
             files = {name: f"{inner.rstrip('/')}/{name}" for name in names}
         else:
-            files = {inner.rsplit("/", 1)[-1]: inner}
-    rows = [row for name, file in files.items() for row in _rows(source, address(filesystem, file), name)]
-    if not rows:
+            files = {posixpath.basename(inner): inner}
+    rows, empty, table = 0, 0, None
+    for name, file in files.items():
+        table = _Table(source, uri_of(address(filesystem, file)), readable(name))
+        with explained(path, Exception), filesystem.open(file, "rb") as content:
+            yield from table.entries(content)
+        rows, empty = rows + table.rows, empty + table.empty
+    if table is None or not rows:
         raise SourceError(f"{path} holds no Parquet rows; correct 'source.path'")
-    return rows
+    if empty == rows:
+        others = f"one of {', '.join(table.alternatives)}" if table.alternatives else "a column of images"
+        raise SourceError(
+            f"{path}: column {source.column!r} is empty in all of its {rows} rows; set 'source.column' to {others}"
+        )
 
 
-def read_bytes(source: Source, candidates: Sequence[Candidate]) -> dict[str, bytes | str]:
-    """By image id: the bytes of images that are in tables, or the URI where a table has only a path.
+class Column(NamedTuple):
+    """The image column of a file: the leaves of its bytes and its paths, as they are called in the file's footer."""
+
+    bytes: str | None
+    path: str | None
+    is_path: bool
+    """Whether it holds nothing but paths, which then are ids too."""
+
+
+class _Read(NamedTuple):
+    """Rows of a row group: the number of the first one in the group, ids, and where the images are.
+
+    An image is a path, None for one that is in its cell (or nowhere), or what is wrong with it.
+    """
+
+    first: int
+    ids: Sequence[Any]
+    images: Sequence[str | RowError | None]
+    has_bytes: bool
+    """Whether cells can hold an image."""
+
+
+class _Table:
+    """One Parquet file; ``rows`` and ``empty`` count those that were listed, and those of them without an image."""
+
+    def __init__(self, source: Source, uri: str, name: str) -> None:
+        self._source = source
+        self._uri = uri
+        self._name = name
+        self._root = beside(source, uri)
+        self._folder = confining_folder(source)
+        self._place = Place(uri)
+        self.rows = 0
+        self.empty = 0
+        self.alternatives: list[str] = []
+
+    def entries(self, content: Any) -> Iterator[Entry | Unusable]:
+        """The images of all rows, in order."""
+        with parquet(content, self._uri) as file:
+            schema = file.schema_arrow
+            column = image_column(schema, self._source.column, self._uri)
+            ids = next((name for name in ID_COLUMNS if _is_there(schema, name, self._uri)), None)
+            self.alternatives = [
+                field.name for field in schema if field.name not in (ids, self._source.column) and _leaves(field)
+            ]
+            for group in range(file.num_row_groups):
+                tail = f"#column={quote(self._source.column, safe='')}&row_group={group}&row="
+                for read in _rows(file, group, self._source.column, column, ids):
+                    yield from self._entries(read, tail, named=column.is_path)
+
+    def _entries(self, read: _Read, tail: str, *, named: bool) -> Iterator[Entry | Unusable]:
+        for row, (key, image) in enumerate(zip(read.ids, read.images, strict=True), read.first):
+            number = f"{self._name}:{self.rows}"
+            try:
+                image_id = id_of(_usable(key))
+                if path := _usable(image):
+                    image_id = image_id or (None if named else number)
+                    yield entry_of(path, self._root, self._folder, self._source, image_id)
+                else:
+                    self.empty += not read.has_bytes
+                    yield Entry(image_id or number, self._place, f"{tail}{row}")
+            except RowError as error:
+                where = f"{self._uri}, row {self.rows}"
+                yield Unusable(number, RowError(error.kind, f"{where}: {error}"))
+            self.rows += 1
+
+
+def _usable(value: Any) -> Any:
+    if isinstance(value, RowError):
+        raise value
+    return value
+
+
+def image_column(schema: pa.Schema, name: str, uri: str) -> Column:
+    """What the image column holds.
 
     Raises:
-        SourceError: the chosen images hold more bytes than ``MOST_EMBEDDED_BYTES``; nothing was read then.
+        SourceError: there is none of this name or more than one, or it cannot hold images.
     """
-    wanted: dict[str, dict[int, str]] = defaultdict(dict)
-    for candidate in candidates:
-        if candidate.table is not None:
-            wanted[candidate.table][candidate.row] = candidate.id
-    expected = sum(_expected_bytes(table, source.column, sorted(rows)) for table, rows in wanted.items())
-    if expected > MOST_EMBEDDED_BYTES:
+    names = ", ".join(dict.fromkeys(each for each in schema.names if each != name)) or "that of the images"
+    if not _is_there(schema, name, uri):
+        raise SourceError(f"{uri} has no column {name!r}; set 'source.column' to one of {names}")
+    field = schema.field(name)
+    if (column := _leaves(field)) is None:
         raise SourceError(
-            f"{source.path}: the {len(candidates)} chosen images hold about {expected / 1e9:.1f} GB inside Parquet;"
-            f" up to {MOST_EMBEDDED_BYTES / 1e9:.1f} GB are carried in a run. Pack them as WebDataset (docs/data.md),"
-            " put paths into the table, or lower 'source.count'"
+            f"{uri}: column {name!r} is {field.type}, expected bytes, a struct with 'bytes' or 'path', or paths;"
+            f" set 'source.column' to one of {names}"
         )
-    found: dict[str, bytes | str] = {}
-    for table, rows in wanted.items():
-        with _parquet(table) as file:
-            root = beside(source, table)
-            for row, value in _chosen(file, source.column, sorted(rows)):
-                if content := _content(value, root):
-                    found[rows[row]] = content
-    return found
+    return column
 
 
-def _rows(source: Source, uri: str, name: str) -> Iterator[Candidate]:
-    with _parquet(uri) as file:
-        schema = file.schema_arrow
-        paths = _holds_paths(schema, source.column, uri)
-        id_column = next((column for column in ID_COLUMNS if column in schema.names), None)
-        columns = [column for column in (id_column, source.column if paths else None) if column]
-        table = file.read(columns=columns)
-        ids = table[id_column].to_pylist() if id_column else [None] * table.num_rows
-        images = table[source.column].to_pylist() if paths else [None] * table.num_rows
-    root = beside(source, uri)
-    for row, (image_id, image) in enumerate(zip(ids, images, strict=True)):
-        fallback = image if image else f"{name}:{row}"
-        chosen = str(image_id) if image_id is not None else fallback
-        yield Candidate(chosen, located(root, image)) if image else Candidate(chosen, None, uri, row)
+def _is_there(schema: pa.Schema, name: str, uri: str) -> bool:
+    if (count := schema.names.count(name)) > 1:
+        raise SourceError(f"{uri} has {count} columns {name!r}; rename or drop all but one of them")
+    return bool(count)
 
 
-def _holds_paths(schema: pa.Schema, column: str, uri: str) -> bool:
-    """Whether the image column holds paths alone (and so can be read while listing)."""
-    if column not in schema.names:
-        raise SourceError(f"{uri} has no column {column!r}; set 'source.column' to one of {', '.join(schema.names)}")
-    kind = schema.field(column).type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return True
-    fields = {field.name for field in kind} if pa.types.is_struct(kind) else set()
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or fields & {"bytes", "path"}:
-        return False
-    raise SourceError(
-        f"{uri}: column {column!r} is {kind}, expected bytes, a struct with 'bytes' or 'path', or paths;"
-        f" set 'source.column' to one of {', '.join(schema.names)}"
+def _leaves(field: pa.Field) -> Column | None:
+    """The leaves of a column that can hold images; None if it cannot."""
+    kind = _storage(field.type)
+    if _is_text(kind):
+        return Column(None, field.name, is_path=True)
+    if _is_bytes(kind):
+        return Column(field.name, None, is_path=False)
+    if pa.types.is_null(kind):
+        return Column(None, None, is_path=False)
+    fields = {each.name: _storage(each.type) for each in kind} if pa.types.is_struct(kind) else {}
+    content, path = fields.get("bytes"), fields.get("path")
+    if not (_is_bytes(content) or _is_text(path) or pa.types.is_null(content or path or kind)):
+        return None
+    return Column(
+        f"{field.name}.bytes" if _is_bytes(content) else None,
+        f"{field.name}.path" if _is_text(path) else None,
+        is_path=False,
     )
 
 
-class _Group(NamedTuple):
-    """A row group that holds chosen rows: the number of its first row, and the chosen ones (ascending)."""
-
-    number: int
-    start: int
-    rows: Sequence[int]
+def _storage(kind: pa.DataType) -> pa.DataType:
+    while pa.types.is_dictionary(kind) or isinstance(kind, pa.BaseExtensionType):
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind.storage_type
+    return kind
 
 
-def _groups(file: pq.ParquetFile, rows: Sequence[int]) -> Iterator[_Group]:
-    """Row groups that hold any of ``rows`` (ascending)."""
-    start = 0
-    for number in range(file.num_row_groups):
-        end = start + file.metadata.row_group(number).num_rows
-        inside = rows[bisect_left(rows, start) : bisect_left(rows, end)]
-        if inside:
-            yield _Group(number, start, inside)
-        start = end
+def _is_text(kind: pa.DataType | None) -> bool:
+    return kind is not None and any(
+        is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    )
 
 
-def _chosen(file: pq.ParquetFile, column: str, rows: Sequence[int]) -> Iterator[tuple[int, Any]]:
-    """Values of ``column`` in ``rows`` (ascending); row groups without any are not read."""
-    for group in _groups(file, rows):
-        first = group.start
-        for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group.number], columns=[column]):
-            last = first + batch.num_rows
-            for row in group.rows[bisect_left(group.rows, first) : bisect_left(group.rows, last)]:
-                yield row, batch.column(0)[row - first].as_py()
-            first = last
+def _is_bytes(kind: pa.DataType | None) -> bool:
+    types = pa.types
+    kinds = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+    return kind is not None and any(is_kind(kind) for is_kind in kinds)
 
 
-def _expected_bytes(table: str, column: str, rows: Sequence[int]) -> int:
-    """About how many bytes ``rows`` (ascending) hold, by the sizes in the file's footer."""
-    expected = 0.0
-    with _parquet(table) as file:
-        for group in _groups(file, rows):
-            facts = file.metadata.row_group(group.number)
-            chunks = (facts.column(number) for number in range(facts.num_columns))
-            size = sum(chunk.total_uncompressed_size for chunk in chunks if _belongs(chunk.path_in_schema, column))
-            expected += size * len(group.rows) / facts.num_rows
-    return round(expected)
+def _rows(file: pq.ParquetFile, group: int, name: str, column: Column, ids: str | None) -> Iterator[_Read]:
+    """The rows of a row group; of the image column is read no more than it takes to tell paths from bytes."""
+    facts = file.metadata.row_group(group)
+    nulls = facts.num_rows if column.bytes is None else _nulls(facts, column.bytes)
+    has_bytes = nulls != facts.num_rows
+    wanted = None if column.path is None or nulls == 0 else name if has_bytes else column.path
+    columns = [each for each in (ids, wanted) if each is not None]
+    first = 0
+    for batch in batches(file, group, columns):
+        keys: Sequence[Any] = values(batch.column(ids)) if ids is not None else [None] * batch.num_rows
+        images = _paths(batch.column(name), column) if wanted is not None else [None] * batch.num_rows
+        yield _Read(first, keys, images, has_bytes)
+        first += batch.num_rows
+    for first in range(0, 0 if columns else facts.num_rows, ROWS_AT_ONCE):
+        nothing = [None] * min(ROWS_AT_ONCE, facts.num_rows - first)
+        yield _Read(first, nothing, nothing, has_bytes)
 
 
-def _belongs(path: str, column: str) -> bool:
-    return path == column or path.startswith(f"{column}.")
+def _nulls(facts: pq.RowGroupMetaData, leaf: str) -> int | None:
+    """How many cells of a row group have no bytes, by its statistics; None if they do not say.
+
+    They say nothing of a cell of no bytes among many of very long ones; it is taken for an image, and is missing.
+    """
+    chunks = (facts.column(number) for number in range(facts.num_columns))
+    found = next((chunk.statistics for chunk in chunks if chunk.path_in_schema == leaf), None)
+    if found is None or not found.has_null_count or (found.has_min_max and not found.min):
+        return None
+    return int(found.null_count)
 
 
-def _content(value: Any, root: str) -> bytes | str | None:
-    if isinstance(value, dict):
-        if value.get("bytes"):
-            return bytes(value["bytes"])
-        return located(root, value["path"]) if value.get("path") else None
-    return bytes(value) if value else None
+def _paths(array: pa.Array, column: Column) -> list[Any]:
+    """Paths of cells without bytes."""
+    if column.is_path:
+        return values(array)
+    names = {field.name for field in array.type}
+    paths = values(pc.struct_field(array, "path"))
+    if "bytes" not in names:
+        return paths
+    content = plain(pc.struct_field(array, "bytes"))
+    filled = pc.fill_null(pc.greater(pc.binary_length(content), 0), False).to_pylist()
+    return [None if full else path for path, full in zip(paths, filled, strict=True)]
+
+
+def batches(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """A row group's columns, about ``BYTES_AT_ONCE`` at a time."""
+    rows = max(1, file.metadata.row_group(group).num_rows)
+    size = max(1, column_bytes(file, group, columns) // rows)
+    at_once = max(1, min(ROWS_AT_ONCE, BYTES_AT_ONCE // size))
+    if columns:
+        yield from file.iter_batches(at_once, row_groups=[group], columns=list(columns), use_threads=False)
+
+
+def column_bytes(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> int:
+    """About how many bytes columns have in a row group, by the file's footer."""
+    facts = file.metadata.row_group(group)
+    chunks = (facts.column(number) for number in range(facts.num_columns))
+    return sum(
+        chunk.total_uncompressed_size
+        for chunk in chunks
+        if any(chunk.path_in_schema == each or chunk.path_in_schema.startswith(f"{each}.") for each in columns)
+    )
+
+
+def plain(array: pa.Array) -> pa.Array:
+    """An array of the type that dictionaries, views and extensions stand for."""
+    while pa.types.is_dictionary(array.type) or isinstance(array.type, pa.BaseExtensionType):
+        array = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array.storage
+    if pa.types.is_string_view(array.type):
+        return array.cast(pa.large_string())
+    return array.cast(pa.large_binary()) if pa.types.is_binary_view(array.type) else array
+
+
+def values(array: pa.Array) -> list[Any]:
+    """An array's values; a text that is not UTF-8 is a RowError."""
+    try:
+        found: list[Any] = array.to_pylist()
+        return found
+    except UnicodeDecodeError:
+        return [_decoded(value) for value in plain(array).cast(pa.large_binary()).to_pylist()]
+
+
+def _decoded(content: bytes | None) -> str | RowError | None:
+    try:
+        return None if content is None else content.decode()
+    except UnicodeDecodeError as error:
+        return RowError("malformed", f"the text {content!r:.80} is not UTF-8 ({error.reason}); correct the row")
 
 
 @contextmanager
-def _parquet(uri: str) -> Iterator[pq.ParquetFile]:
-    filesystem, path = opened(uri)
-    with explained(uri), filesystem.open(path, "rb") as content:
-        try:
-            yield pq.ParquetFile(content)
-        except pa.ArrowException as error:
-            raise SourceError(f"{uri} is no Parquet file ({error}); remove it or correct 'source.path'") from error
+def parquet(content: Any, uri: str, footer: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+    """An open Parquet file, of which small parts are read at a time; its ``footer`` is read unless it is given.
+
+    Raises:
+        SourceError: it is none, or is damaged.
+    """
+    try:
+        yield pq.ParquetFile(content, metadata=footer, buffer_size=BUFFER, pre_buffer=False)
+    except pa.ArrowException as error:
+        raise SourceError(f"{uri} is no Parquet file ({error}); remove it or correct 'source.path'") from error

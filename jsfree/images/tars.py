@@ -12,23 +12,23 @@ the images of a run are chosen one by one, by a hash of their ids.
 from __future__ import annotations
 
 import logging
-import os
 import posixpath
 import re
 import tarfile
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
 from jsfree.config import Source
 from jsfree.errors import SourceError
 from jsfree.filesystems import filesystem_of
-from jsfree.images.listing import EXTENSIONS, Candidate, address, explained, files_below, opened
-from jsfree.images.ranges import Part
+from jsfree.images.formats import EXTENSIONS, PREFIX, by_name, is_read
+from jsfree.images.listing import Entry, Place, address, explained, files_below, opened, read_ahead
+from jsfree.images.ranges import readable, uri_of
 
 COMPRESSED_NAMES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -47,26 +47,34 @@ _DAMAGED = (tarfile.TarError, ValueError, LookupError, TypeError, ArithmeticErro
 _log = logging.getLogger(__name__)
 
 
-def tar_images(source: Source) -> Iterable[Candidate]:
+def tar_images(source: Source) -> Iterator[Entry]:
     """The images of a .tar file, of all below a folder, or of those that a glob or brace pattern names.
 
-    An id is the member's name, as the id of an image in a folder is its path. A name that several shards use is
-    preceded by the shard's, but drawn by the name alone, so that a shard more or less moves no other image.
+    An id is the member's name, as the id of an image in a folder is its path. Of a name that several shards use, the
+    order of the seed knows no other id, so that a shard more or less moves no other image.
 
     Raises:
         SourceError: there is no shard or no image; a shard is missing, compressed, damaged or cut off.
     """
     path = str(source.path)
     filesystem, shards = _shards(path)
-    readers = 1 if isinstance(filesystem, LocalFileSystem) else REMOTE_READERS
-    with ThreadPoolExecutor(readers) as pool:
-        listed = list(pool.map(lambda shard: _images(filesystem, shard), shards.values()))
-    uses = Counter(name for images in listed for name in images)
-    if not uses:
+    found = 0
+    for shard, images in _listed(filesystem, shards):
+        place = Place(uri_of(address(filesystem, shards[shard])), readable(shard))
+        for name, offset, length in images:
+            found += 1
+            yield Entry(name, place, f"#offset={offset}&length={length}")
+    if not found:
         raise SourceError(f"{path} holds no images (looked for {', '.join(EXTENSIONS)}); correct 'source.path'")
-    for shard, images in zip(shards, listed, strict=True):
-        for name, part in images.items():
-            yield Candidate(f"{shard}:{name}" if uses[name] > 1 else name, part.uri, key=name)
+
+
+def _listed(filesystem: Any, shards: dict[str, str]) -> Iterator[tuple[str, Iterable[_Member]]]:
+    """The images of each shard; those of a store are listed several shards at a time."""
+    if isinstance(filesystem, LocalFileSystem):
+        yield from ((shard, _images(filesystem, path)) for shard, path in shards.items())
+        return
+    with ThreadPoolExecutor(REMOTE_READERS) as pool:
+        yield from read_ahead(pool, lambda shard: list(_images(filesystem, shards[shard])), shards)
 
 
 def expanded(pattern: str) -> Iterator[str]:
@@ -92,12 +100,12 @@ def _choices(first: str | None, last: str | None, names: str | None) -> Iterator
 def _shards(path: str) -> tuple[Any, dict[str, str]]:
     """The filesystem, and the path of every shard by its name: from the folder or the pattern's first wildcard on."""
     with explained(path, Exception):
-        filesystem, inner = filesystem_of(os.path.expanduser(path))
+        filesystem, inner = filesystem_of(path)
         # A web server has no folders to ask for: what is called .tar is a file.
         if _is_tar(inner) and filesystem.exists(inner):
             root, found = posixpath.dirname(inner), [inner]
-        elif _PATTERN.search(inner) and not filesystem.isdir(inner):
-            root, found = posixpath.dirname(_PATTERN.split(inner, maxsplit=1)[0]), _matching(filesystem, inner, path)
+        elif (pattern := _pattern(filesystem, inner)) is not None:
+            root, found = pattern[0], _matching(filesystem, *pattern, path)
         else:
             root, found = inner.rstrip("/"), _below(*opened(path))
     compressed = sorted(file for file in found if file.lower().endswith(COMPRESSED_NAMES))
@@ -107,6 +115,18 @@ def _shards(path: str) -> tuple[Any, dict[str, str]]:
     if not names:
         raise SourceError(f"{path} names no .tar file; correct 'source.path'")
     return filesystem, {name.removesuffix(".tar"): file for name, file in names.items()}
+
+
+def _pattern(filesystem: Any, path: str) -> tuple[str, str] | None:
+    """A path's last existing folder and the pattern behind it; None for a path without wildcards.
+
+    Brackets and braces in what exists under this very name mean nothing.
+    """
+    parts = path.split("/")
+    for number, part in enumerate(parts):
+        if _PATTERN.search(part) and not filesystem.exists("/".join(parts[: number + 1])):
+            return "/".join(parts[:number]), "/".join(parts[number:])
+    return None
 
 
 def _is_tar(path: str) -> bool:
@@ -119,33 +139,55 @@ def _below(filesystem: Any, inner: str) -> list[str]:
     return [f"{inner.rstrip('/')}/{name}" for name in files_below(filesystem, inner)]
 
 
-def _matching(filesystem: Any, inner: str, path: str) -> list[str]:
-    """Files that a pattern names; those that braces spell out need not be there, and are missed when read."""
-    names = list(islice(expanded(inner), MOST_SHARDS + 1))
+def _matching(filesystem: Any, folder: str, pattern: str, path: str) -> list[str]:
+    """Files that a pattern names; those that braces spell out need not exist, and are missed when read."""
+    names = list(islice(expanded(pattern), MOST_SHARDS + 1))
     if len(names) > MOST_SHARDS:
         raise SourceError(f"{path} names more than {MOST_SHARDS} shards; correct the braces of 'source.path'")
-    return [
-        file for name in names for file in ([str(f) for f in filesystem.glob(name)] if _GLOB.search(name) else [name])
-    ]
+    plain = [f"{folder}/{name}" for name in names if not _GLOB.search(name)]
+    wild = [name for name in names if _GLOB.search(name)]
+    return plain + [file for name in wild for file in _globbed(filesystem, folder, name)]
 
 
-def _images(filesystem: Any, path: str) -> dict[str, Part]:
-    """Where the images of one shard are, by name; of several with one name the last, as if it had been unpacked."""
+def _globbed(filesystem: Any, folder: str, pattern: str) -> Iterator[str]:
+    """Files below ``folder`` that match; unlike fsspec's ``glob``, the folder's own name is taken literally."""
+    matches = re.compile(glob_translate(pattern)).match
+    depth = None if "**" in pattern else pattern.count("/") + 1
+    for found in filesystem.find(folder, maxdepth=depth):
+        if matches(str(found)[len(folder) :].lstrip("/")):
+            yield str(found)
+
+
+class _Member(NamedTuple):
+    """An image in a tar file: its name, and where its bytes are."""
+
+    name: str
+    offset: int
+    length: int
+
+
+def _images(filesystem: Any, path: str) -> Iterator[_Member]:
+    """Where the images of one shard are; of several with one name the last counts, as if it had been unpacked."""
     uri = address(filesystem, path)
-    images: dict[str, Part] = {}
     left_out = 0
     with explained(uri), _opened(filesystem, path, uri) as file:
         for member in _members(file, uri):
-            name = _readable(member.name)
-            if not name.lower().endswith(EXTENSIONS) or _hidden(name):
+            name = _member_name(member.name)
+            kind = "other" if _hidden(name) else by_name(name)
+            if kind == "other":
                 continue
-            if member.isreg() and not member.issparse():
-                images[name] = Part(uri, member.offset_data, member.size)
-            else:
-                left_out += not member.isdir()
+            if not member.isreg() or member.issparse():
+                left_out += kind == "image" and not member.isdir()
+            elif kind == "image" or _looks_like_image(file, member):
+                yield _Member(name, member.offset_data, member.size)
     if left_out:
         _log.warning("%s: %d images are links, devices or sparse files and are left out", uri, left_out)
-    return images
+
+
+def _looks_like_image(file: Any, member: tarfile.TarInfo) -> bool:
+    """Whether a member without a known extension begins as an image does; tarfile seeks anew for the next one."""
+    file.seek(member.offset_data)
+    return is_read(file.read(min(PREFIX, member.size)))
 
 
 def _opened(filesystem: Any, path: str, uri: str) -> Any:
@@ -158,10 +200,9 @@ def _opened(filesystem: Any, path: str, uri: str) -> Any:
         raise
 
 
-def _readable(name: str) -> str:
+def _member_name(name: str) -> str:
     """A member's name as text that tables can hold, without a leading ``./``."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return posixpath.normpath(text) if text else text
+    return posixpath.normpath(readable(name)) if name else name
 
 
 def _hidden(name: str) -> bool:

@@ -38,7 +38,23 @@ def check_look(config: RunConfig, source: Source, name: str, look: Look) -> Iter
             f"{name}: ids",
             f"{look.repeated:,} entries name an image that another one names too; each image is taken once",
         )
+    if look.first_unusable is not None:
+        yield _unusable(config, f"{name}: rows", look)
     yield from _sample(config, name, look.samples, source)
+
+
+def _unusable(config: RunConfig, check: str, look: Look) -> Finding:
+    """What it means that rows of a source name no usable image; all rows were looked at."""
+    failed, allowed = look.unusable.total(), config.max_failed_fraction
+    said = f"{failed:,} of {look.rows:,} name no usable image ({_kinds(look.unusable)}), such as: {look.first_unusable}"
+    if failed <= allowed * look.rows:
+        return note(AREA, check, said, f"they become error rows; more than {allowed:.0%} of the rows fail the stage")
+    remedy = f"correct or remove them, or raise max_failed_fraction ({allowed:g}): the stage fails past it"
+    return fails(AREA, check, said, remedy)
+
+
+def _kinds(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
 
 
 def check_imported(config: RunConfig, settings: Imported, look: ImportedLook) -> Iterator[Finding]:
@@ -98,7 +114,7 @@ def _sample(config: RunConfig, name: str, samples: Sequence[Sample], limits: Sou
 
 def _share(config: RunConfig, check: str, errors: Sequence[RowError], looked_at: int) -> Finding:
     """What it means that some of those looked at cannot be used."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(error.kind for error in errors).most_common())
+    kinds = _kinds(Counter(error.kind for error in errors))
     told = f"{len(errors)} of {looked_at} cannot be used ({kinds}), such as: {str(errors[0]).partition('; ')[0]}"
     allowed = config.max_failed_fraction
     if lower_bound(len(errors), looked_at) <= allowed:

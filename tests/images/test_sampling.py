@@ -11,7 +11,8 @@ from PIL import Image
 
 from jsfree.config import RunConfig, Source
 from jsfree.errors import RowError, SourceError
-from jsfree.images import evaluation_samples, load_image, tables, training_samples
+from jsfree.images import evaluation_samples, load_image, training_samples
+from jsfree.images.decoding import image_bytes
 
 ROWS, COUNT = 66_500, 10_000  # a tenth of LLaVA's 665k rows and of the 100k images the paper draws
 
@@ -98,7 +99,7 @@ def test_order_and_loss_of_rows_and_tables_change_no_other_image(tmp_path):
         for number, part in enumerate(parts):
             pq.write_table(pa.Table.from_pylist(part), folder / f"{number}.parquet", row_group_size=7)
         samples = training_samples(config({"kind": "parquet", "path": str(folder), "count": count}), 1)
-        assert all(s["image"]["bytes"] == picture(int(s["image"]["id"][-3:])) for s in samples)
+        assert all(image_bytes(s["image"], Source()) == picture(int(s["image"]["id"][-3:])) for s in samples)
         return ids(samples)
 
     before = sample([rows[:120], rows[120:]], 80)
@@ -107,24 +108,6 @@ def test_order_and_loss_of_rows_and_tables_change_no_other_image(tmp_path):
     left = sample([rows[:120]], 60)
     kept = [image for image in before if int(image[-3:]) < 120]
     assert left[: len(kept)] == kept
-
-
-def test_bytes_in_tables_are_carried_up_to_a_limit_that_is_known_beforehand(tmp_path, monkeypatch):
-    noise = [random.Random(number).randbytes(20_000) for number in range(40)]
-    struct = [{"bytes": each, "path": None} for each in noise]
-    for name, column in {"plain": noise, "struct": struct}.items():
-        pq.write_table(pa.table({"image": column, "text": noise}), tmp_path / f"{name}.parquet", row_group_size=5)
-        source = {"kind": "parquet", "path": str(tmp_path / f"{name}.parquet"), "count": 20}
-        monkeypatch.setattr(tables, "MOST_EMBEDDED_BYTES", 410_000)
-        assert len(drawn(**source)) == 20
-        monkeypatch.setattr(tables, "MOST_EMBEDDED_BYTES", 390_000)
-        with monkeypatch.context() as patch:
-            patch.setattr(tables, "_chosen", lambda *_: pytest.fail("nothing may be read"))
-            with pytest.raises(
-                SourceError, match=r"the 20 chosen images hold about 0\.0 GB.*WebDataset.*source\.count"
-            ):
-                drawn(**source)
-        assert len(drawn(**{**source, "count": 10})) == 10
 
 
 def test_imported_pairs_bring_their_own_images_so_that_evaluation_needs_no_more_than_its_own(tmp_path):

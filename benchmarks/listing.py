@@ -1,0 +1,200 @@
+"""What listing a source and reading images inside Parquet take: memory of a process, and time against ``json.loads``.
+
+    python benchmarks/listing.py [--only CASE] [--small]
+
+Each case runs in a process of its own. Its memory is the most that was resident (Linux's VmHWM) beyond the process's
+size after its imports. Inputs are made up in a temporary folder: a LLaVA JSON of 665,000 rows, Parquet tables of
+10,000,000 paths, and of 12 GB of images (PNG files filled up with zeros, so that they take little on disk) in small
+and in large row groups. The result is written to ``benchmarks/results/listing_<date>_<hardware>.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import hashlib
+import io
+import json
+import os
+import posixpath
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from measuring import publish
+from PIL import Image
+
+from jsfree.config import RunConfig
+from jsfree.images import draw_training, load_image
+from jsfree.storage import Folder
+from ray_jobs.generate_pairs import write_samples
+
+COUNT = 50_000
+"""Images a round, where not all are drawn."""
+PARTLY_DRAWN = ("llava_json", "paths")
+READ, READERS = 400, 4
+ROWS = {"llava_json": 665_000, "paths": 10_000_000, "images": 80_000, "images, large groups": 80_000}
+GROUPS = {"paths": 1_000_000, "images": 100, "images, large groups": 2_000}
+IMAGE_BYTES = 150_000
+CASES = {
+    "json.loads": "llava_json",
+    "llava_json": "llava_json",
+    "paths": "paths",
+    "paths, all drawn": "paths",
+    "images": "images",
+    "images, large groups": "images, large groups",
+}
+"""The input of each case."""
+TARGETS = {
+    "llava_json": 0.4,
+    "paths": 1.0,
+    "paths, all drawn": 1.0,
+    "images": 1.0,
+    "images, large groups": 1.0,
+}
+"""GB of growth."""
+SLOWER = 1.5
+"""Time of listing the JSON file over that of ``json.loads``, at most."""
+
+
+def main() -> None:
+    """Measure, compare, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=CASES)
+    parser.add_argument("--small", action="store_true", help="a tenth of the rows, to try the script itself")
+    parser.add_argument("--child", nargs=2, metavar=("CASE", "FOLDER"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(measured(arguments.child[0], Path(arguments.child[1]))))
+        return
+    loads, found = [os.getloadavg()[0]], {}
+    with tempfile.TemporaryDirectory(prefix="listing-") as folder:
+        made: set[str] = set()
+        for case in [arguments.only] if arguments.only else CASES:
+            source = CASES[case]
+            if source not in made:
+                _make(source, Path(folder), ROWS[source] // (10 if arguments.small else 1))
+                made.add(source)
+            found[case] = _own_process(case, folder)
+            print(f"{case}: {json.dumps(found[case])}", file=sys.stderr)
+    figures = {"cases": found, "targets_gb": TARGETS, "target_json_time": SLOWER}
+    times = [found[case]["cpu_seconds"] for case in ("llava_json", "json.loads") if case in found]
+    slower = {"median": times[0] / times[1], "target": SLOWER} if len(times) > 1 else {}
+    publish("listing", {"llava_json_time_cost": slower}, figures, [*loads, os.getloadavg()[0]])
+    too_much = [case for case, most in TARGETS.items() if case in found and found[case]["growth_gb"] > most]
+    if too_much or (slower and slower["median"] > SLOWER):
+        raise SystemExit(f"beyond the target: {', '.join(too_much) or 'time of llava_json'}")
+
+
+def measured(case: str, folder: Path) -> dict[str, float]:
+    """Do a case's work in this process; its growth, seconds, and images."""
+    work: Callable[[], int] = lambda: _literal(folder) if case == "json.loads" else _list(case, folder)  # noqa: E731
+    pa.array([""])  # pyarrow imports pandas with its first array
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    before = _of("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    started, cpu = time.perf_counter(), time.process_time()
+    images = work()
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    return {"growth_gb": (_of("VmHWM") - before) / 1e9, "seconds": seconds, "cpu_seconds": cpu, "images": images}
+
+
+def _list(case: str, folder: Path) -> int:
+    """Draw a round's samples and write them; of images inside tables some are read too."""
+    kind = "llava_json" if case == "llava_json" else "parquet"
+    path = folder / ("mix.json" if kind == "llava_json" else f"{CASES[case]}.parquet")
+    settings = RunConfig.model_validate(
+        {
+            "source": {"kind": kind, "path": str(path), "count": COUNT if case in PARTLY_DRAWN else None},
+            "evaluate": {"source": {"kind": "miniworld", "split": "test", "count": 2}},
+        }
+    )
+    samples = draw_training(settings, 1)
+    if case == "llava_json":
+        return len(samples)
+    if case.startswith("paths"):
+        return sum(1 for _ in samples)
+    write_samples(samples, Folder(str(folder / "samples" / case)), 256)
+    with ThreadPoolExecutor(READERS) as readers:
+        some = (sample["image"] for sample in islice(samples, READ))
+        return sum(1 for _ in readers.map(lambda image: load_image(image, settings.source), some))
+
+
+def _literal(folder: Path) -> int:
+    """The plain listing: everything at once, an object an image."""
+    unique: dict[str, str] = {}
+    for row in json.loads((folder / "mix.json").read_bytes()):
+        if row.get("image"):
+            name = posixpath.normpath(row["image"])
+            unique.setdefault(name, f"{folder}/{name}")
+
+    def rank(name: str) -> tuple[bytes, str]:
+        return hashlib.blake2b(f"0/{name}".encode(), digest_size=16).digest(), name
+
+    return len(sorted(unique, key=rank)[:COUNT])
+
+
+def _make(source: str, folder: Path, rows: int) -> None:
+    if source == "llava_json":
+        with (folder / "mix.json").open("w") as file:
+            file.writelines(_llava(rows))
+        return
+    columns = _paths if source == "paths" else _images
+    schema = pa.schema({"image": pa.string() if source == "paths" else pa.binary()})
+    with pq.ParquetWriter(folder / f"{source}.parquet", schema, compression="zstd") as writer:
+        group = GROUPS[source]
+        for start in range(0, rows, group):
+            cells = columns(range(start, min(rows, start + group)))
+            writer.write_table(pa.table({"image": cells}, schema=schema), row_group_size=group)
+
+
+def _llava(rows: int) -> Iterator[str]:
+    """Rows of 730 bytes, many of which share an image, as in LLaVA-1.5's mix."""
+    said = "the person in the image holds a red umbrella and walks along a wet street; and " * 7
+    for row in range(rows):
+        talk = [{"from": "human", "value": f"<image>\nWhat is in row {row}?"}, {"from": "gpt", "value": said}]
+        named = {} if row % 16 == 0 else {"image": f"coco/train2017/{row * 7919 % 350_000:012d}.jpg"}
+        yield f"{',' if row else '['}\n{json.dumps({'id': str(row), **named, 'conversations': talk})}"
+    yield "]"
+
+
+def _paths(rows: range) -> list[str]:
+    return [f"coco/train2017/{row:012d}.jpg" for row in rows]
+
+
+def _images(rows: range) -> list[bytes]:
+    """PNG files that differ, with zeros behind their ends."""
+
+    def image(row: int) -> bytes:
+        sink = io.BytesIO()
+        Image.new("RGB", (16, 16), (row % 256, row // 256 % 256, row // 65_536)).save(sink, "PNG")
+        return sink.getvalue().ljust(IMAGE_BYTES, b"\0")
+
+    return [image(row) for row in rows]
+
+
+def _of(name: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return 1024.0 * int(line.split()[1])
+
+
+def _own_process(case: str, folder: str) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, __file__, "--child", case, folder], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{case}:\n{done.stderr[-4000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+if __name__ == "__main__":
+    main()
