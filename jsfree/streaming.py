@@ -1,0 +1,71 @@
+"""Reads the tables of a run a part at a time, and only the columns that are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jsfree.errors import StorageError
+from jsfree.storage import Folder, shard_name
+
+PART_ROWS = 1024
+PART_BYTES = 16 * 2**20
+"""Size that a part has in memory at most, unless a single row is larger; estimated from the file's own sizes."""
+
+
+def scan(folder: Folder, schema: pa.Schema, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """All finished shards in their order, as tables of bounded size.
+
+    Args:
+        schema: the schema of the whole table.
+        columns: what to read, all columns by default; ``low.text`` is the field ``text`` of the struct ``low``.
+
+    Raises:
+        StorageError: a shard cannot be read, or does not have the columns.
+    """
+    for number in folder.shards():
+        yield from scan_shard(folder, number, schema, columns)
+
+
+def scan_shard(
+    folder: Folder, number: int, schema: pa.Schema, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """One shard, as ``scan`` reads it."""
+    name = shard_name(number)
+    with folder.open(name) as file:
+        parquet = pq.ParquetFile(file)
+        for batch in parquet.iter_batches(_part_rows(parquet.metadata), columns=columns):
+            yield with_schema(pa.Table.from_batches([batch]), projected(schema, columns), f"{folder.uri}/{name}")
+
+
+def projected(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
+    """The schema of what is read when ``columns`` are asked for."""
+    if columns is None:
+        return schema
+    fields = []
+    for field in schema:
+        if field.name in columns:
+            fields.append(field)
+        elif pa.types.is_struct(field.type):
+            children = [child for child in field.type if f"{field.name}.{child.name}" in columns]
+            fields += [pa.field(field.name, pa.struct(children))] if children else []
+    return pa.schema(fields)
+
+
+def with_schema(table: pa.Table, schema: pa.Schema, source: str) -> pa.Table:
+    """The table cast to ``schema``.
+
+    Raises:
+        StorageError: it has other columns; names ``source``.
+    """
+    try:
+        return table.cast(schema)
+    except (pa.ArrowException, ValueError) as error:
+        raise StorageError(f"{source} is no table of this stage ({error}); restart the stage") from error
+
+
+def _part_rows(metadata: pq.FileMetaData) -> int:
+    size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    return int(max(1, min(PART_ROWS, PART_BYTES * metadata.num_rows // max(1, size))))
