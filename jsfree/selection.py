@@ -21,6 +21,8 @@ from jsfree.sorting import RowSorter
 from jsfree.storage import Folder, shard_name
 from jsfree.streaming import scan
 
+BUCKET_BYTES = 48 * 2**20
+"""Rows that are sorted in memory at once; selection takes a few times as much."""
 SHARD_BYTES = 64 * 2**20
 GROUP_ROWS, GROUP_BYTES = 32, 4 * 2**20
 """Size of a row group at most: what a training worker reads to get at one pair."""
@@ -55,7 +57,7 @@ def _in_order(scored: Folder, choice: Choice) -> Iterator[pa.Table]:
     """The rows of ``choice`` in its order."""
     places = np.full(choice.facts["pairs"], -1, np.int64)
     places[choice.rows] = np.arange(len(choice.rows))
-    with closing(RowSorter()) as sorter:
+    with closing(RowSorter(BUCKET_BYTES)) as sorter:
         start = 0
         for table in scan(scored, schemas.SCORED):
             end = start + table.num_rows

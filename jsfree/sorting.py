@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from jsfree.errors import StorageError
 from jsfree.filesystems import reason
 
-BUCKET_BYTES = 48 * 2**20
-"""Rows that are held in memory, and of a bucket, which is sorted in memory."""
 PLACE = "__place__"
 
 
@@ -27,7 +25,7 @@ class RowSorter:
     Memory holds a few times ``bucket_bytes``, and the temporary folder all rows, uncompressed.
     """
 
-    def __init__(self, bucket_bytes: int = BUCKET_BYTES) -> None:
+    def __init__(self, bucket_bytes: int) -> None:
         self._bucket_bytes = bucket_bytes
         self._waiting: list[pa.Table] = []
         self._bytes = 0

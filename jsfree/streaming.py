@@ -33,37 +33,40 @@ def scan_shard(
     folder: Folder, number: int, schema: pa.Schema, columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
     """One shard, as ``scan`` reads it."""
-    name = shard_name(number)
-    with folder.open(name) as file:
+    wanted, paths = projected(schema, columns)
+    with folder.open(shard_name(number)) as file:
         parquet = pq.ParquetFile(file)
-        for batch in parquet.iter_batches(_part_rows(parquet.metadata), columns=columns):
-            yield with_schema(pa.Table.from_batches([batch]), projected(schema, columns), f"{folder.uri}/{name}")
+        for batch in parquet.iter_batches(_part_rows(parquet.metadata), columns=paths):
+            yield _with_schema(pa.Table.from_batches([batch]), wanted, folder, number)
 
 
-def projected(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
-    """The schema of what is read when ``columns`` are asked for."""
-    if columns is None:
-        return schema
-    fields = []
+def read_group(folder: Folder, number: int, group: int, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+    """One row group of a shard, with some of its columns, as ``scan`` reads them."""
+    wanted, paths = projected(schema, columns)
+    with folder.open(shard_name(number)) as file:
+        return _with_schema(pq.ParquetFile(file).read_row_group(group, columns=paths), wanted, folder, number)
+
+
+def projected(schema: pa.Schema, columns: Sequence[str] | None) -> tuple[pa.Schema, list[str]]:
+    """The schema of what is read when ``columns`` are asked for, and the columns in the order of the schema."""
+    fields, paths = [], []
     for field in schema:
-        if field.name in columns:
+        if columns is None or field.name in columns:
             fields.append(field)
+            paths.append(field.name)
         elif pa.types.is_struct(field.type):
             children = [child for child in field.type if f"{field.name}.{child.name}" in columns]
             fields += [pa.field(field.name, pa.struct(children))] if children else []
-    return pa.schema(fields)
+            paths += [f"{field.name}.{child.name}" for child in children]
+    return pa.schema(fields), paths
 
 
-def with_schema(table: pa.Table, schema: pa.Schema, source: str) -> pa.Table:
-    """The table cast to ``schema``.
-
-    Raises:
-        StorageError: it has other columns; names ``source``.
-    """
+def _with_schema(table: pa.Table, schema: pa.Schema, folder: Folder, number: int) -> pa.Table:
     try:
         return table.cast(schema)
     except (pa.ArrowException, ValueError) as error:
-        raise StorageError(f"{source} is no table of this stage ({error}); restart the stage") from error
+        name = f"{folder.uri}/{shard_name(number)}"
+        raise StorageError(f"{name} does not have the columns of this stage ({error}); restart the stage") from error
 
 
 def _part_rows(metadata: pq.FileMetaData) -> int:

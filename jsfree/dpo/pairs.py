@@ -22,7 +22,7 @@ from jsfree.dpo.batching import length_of, require_context
 from jsfree.models import Captioner
 from jsfree.schemas import SelectedPair
 from jsfree.storage import READERS, Folder, shard_name
-from jsfree.streaming import projected, scan, with_schema
+from jsfree.streaming import read_group, scan
 
 READ = ("sample_id", "image", "prompt", "chosen.token_ids", "rejected.token_ids")
 """What training reads of a pair."""
@@ -89,9 +89,7 @@ class PairTable:
 
     def _read_group(self, at: int) -> pa.Table:
         shard, group = self._groups[at]
-        with self._folder.open(shard_name(shard)) as file:
-            table = pq.ParquetFile(file).read_row_group(group, columns=READ)
-        return with_schema(table, projected(schemas.SELECTED, READ), f"{self._folder.uri}/{shard_name(shard)}")
+        return read_group(self._folder, shard, group, schemas.SELECTED, READ)
 
 
 @dataclass(frozen=True)
