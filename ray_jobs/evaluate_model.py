@@ -14,9 +14,12 @@ from jsfree.images import evaluation_samples
 from jsfree.model_card import write_card
 from jsfree.schemas import ScoredCaptionRow
 from jsfree.storage import Manifest
+from jsfree.streaming import scan
 from ray_jobs.generate_pairs import at_once, write_samples
 from ray_jobs.rounds import Model, Round, StageRequest
 from ray_jobs.shards import StageClass
+
+MEASURED = ("image.id", "text", "finish", "sentences", "score")
 
 
 def list_evaluation_samples(current: Round) -> Manifest:
@@ -96,10 +99,9 @@ def evaluate_model(current: Round, model: Model) -> Model:
 
 
 def _rows(current: Round, model: Model, mode: str) -> list[ScoredCaptionRow]:
-    rows: list[ScoredCaptionRow] = (
-        current.stage(f"captions_scored/{model.name}-{mode}").read_shards(schemas.SCORED_CAPTIONS).to_pylist()
-    )
-    return rows
+    """Captions for evaluation, with the columns that are measured: no images, no tokens."""
+    folder = current.stage(f"captions_scored/{model.name}-{mode}")
+    return [row for table in scan(folder, schemas.SCORED_CAPTIONS, MEASURED) for row in table.to_pylist()]
 
 
 def _label_free(rows: dict[str, dict[str, list[ScoredCaptionRow]]], bootstrap: int) -> dict[str, Any]:

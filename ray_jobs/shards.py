@@ -29,6 +29,7 @@ from jsfree.errors import JsfreeError, RowError, StageError
 from jsfree.gpus import device_of
 from jsfree.schemas import StageOutput
 from jsfree.storage import READERS, Folder, Manifest, shard_name
+from jsfree.streaming import scan
 from ray_jobs.attempts import Attempt
 from ray_jobs.board import Member, Shard
 from ray_jobs.cluster import explained
@@ -330,7 +331,7 @@ def total(name: str, table: Table, max_failed_fraction: float) -> Manifest:
     receipts = table.receipts()
     rows_in, failed = sum(r.rows_in for r in receipts), sum(r.rows_failed for r in receipts)
     if failed > max_failed_fraction * rows_in:
-        first = Folder(table.errors).read_shards(schemas.ERRORS).to_pylist()[0]
+        first = next(scan(Folder(table.errors), schemas.ERRORS)).to_pylist()[0]
         raise StageError(
             f"stage {name!r}: {failed} of {rows_in} rows failed, more than max_failed_fraction"
             f" ({max_failed_fraction:g}) allows; first: {first['message']}; see {table.errors}"
