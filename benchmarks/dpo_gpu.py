@@ -66,10 +66,10 @@ def measured(captioner: RandomCaptioner, settings: RunConfig, steps: int) -> dic
     # checkpointing computes again does not count, nor do attention, head and vision tower.
     each = 4 if settings.train.lora is not None else 6
     return {
-        "pairs_per_second": len(batch.sample_ids) / seconds,
+        "pairs_per_second": len(batch.ids_BL) / seconds,
         "positions_per_second": positions / seconds,
         "completion_tokens_per_second": len(batch.targets_T) / seconds,
-        "positions_a_pair": positions / len(batch.sample_ids),
+        "positions_a_pair": positions / len(batch.ids_BL),
         "flops_a_second": each * weights * positions / seconds,
     }
 

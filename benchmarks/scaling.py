@@ -1,13 +1,16 @@
 """How the cost of a stage over shards grows with its images and its nodes, and how busy its actors are.
 
-    python benchmarks/scaling.py [--part real|simulated|busy]
+    python benchmarks/scaling.py [--part real|simulated|busy|select|training|driver]
 
 - real: pairs of MiniWorld images by one replica, 500 to 4000 of them: the worker's CPU time an image, and the
   driver's memory;
 - simulated: 1 to 16 nodes on this machine, whose actors sleep instead of computing (``scaling_simulated.py``): what
   scheduling, files and the loss of a node cost;
 - busy: 2,000 images on a LLaVA of 6M parameters with captions of lognormal length: share of the time in which the
-  engine steps, and of its slots that hold a caption.
+  engine steps, and of its slots that hold a caption;
+- select, training: memory and time over the number of pairs, of the driver's selection and of a training worker
+  (``scaling_pairs.py``);
+- driver: what the driver and its board do for every shard and every worker (``scaling_driver.py``).
 
 The result is written to ``benchmarks/results/scaling_<date>_<hardware>.json`` (``scaling-<part>_...`` of one part)
 and printed as the last line.
@@ -34,6 +37,8 @@ import torch
 from measuring import publish
 from PIL import Image
 from random_llava import RandomCaptioner, tiny
+from scaling_driver import driver
+from scaling_pairs import select, training
 from scaling_simulated import DriverWatch, rounded, simulated
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout need not be installed
@@ -63,7 +68,14 @@ LINEAR, BUSY = 1.10, 0.90
 
 def main() -> None:
     """Measure, write and print."""
-    parts = {"real": real, "simulated": simulated, "busy": busy}
+    parts = {
+        "real": real,
+        "simulated": simulated,
+        "busy": busy,
+        "select": select,
+        "training": training,
+        "driver": driver,
+    }
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", choices=list(parts))
     parser.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 2000, 4000], help="real: images of a run")
@@ -71,9 +83,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=100_000, help="simulated")
     parser.add_argument("--shard-rows", type=int, default=128, help="simulated")
     parser.add_argument("--seconds", type=float, default=45.0, help="simulated: what a run would take at best")
-    parser.add_argument("--repeat", type=int, default=3, help="simulated: runs with the most nodes")
+    parser.add_argument("--repeat", type=int, default=3, help="simulated: runs with the most nodes; select: runs")
     parser.add_argument("--lose", action=argparse.BooleanOptionalAction, default=True, help="simulated: lose a node")
     parser.add_argument("--images", type=int, default=2000, help="busy")
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000], help="select: scored pairs")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[10_000, 200_000], help="training: selected pairs")
     arguments = parser.parse_args()
     loads = [os.getloadavg()[0]]
     ratios: dict[str, Any] = {}

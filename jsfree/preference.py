@@ -1,88 +1,145 @@
 """From scored pairs to preference pairs: inversion, order by gap, splits (paper, section 3.4; Algorithm 1, line 12).
 
-Pure: no files, no tensors, and no dependence on the order of the input.
+Pure: no files, no tensors, and no dependence on the order of the input. A choice needs a few columns of all pairs
+(``PairColumns``); ``selection.py`` reads them from a run and writes the pairs that are kept.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from jsfree import schemas
 from jsfree.config import Select
 from jsfree.errors import StageError
-from jsfree.schemas import ScoredCaption, ScoredPair, SelectedPair
+from jsfree.schemas import ScoredPair, SelectedPair
 from jsfree.sentences import repeated
 
 
 @dataclass(frozen=True)
-class Selection:
-    """The pairs that are trained on, in the order of their gaps, and what became of the others.
+class PairColumns:
+    """What a choice needs to know of every scored pair; ``low`` and ``high`` are the captions' scores.
 
+    ``repeats_low`` and ``repeats_high`` count the sentences that a caption repeats; zeros where nobody asks.
+    """
+
+    sample_ids: pa.LargeStringArray
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    inverted: NDArray[np.bool_]
+    identical: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    repeats_low: NDArray[np.int32]
+    repeats_high: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.low)
+
+    @classmethod
+    def of(cls, scored: pa.Table, settings: Select) -> PairColumns:
+        """The columns of a table that has at least ``columns_read(settings)``."""
+        low, high = scored["low"], scored["high"]
+        cut = [pc.equal(pc.struct_field(caption, "finish"), "length") for caption in (low, high)]
+        count = _repeats if settings.repeating == "drop" else lambda caption: np.zeros(len(caption), np.int32)
+        return cls(
+            scored["sample_id"].cast(pa.large_string()).combine_chunks(),
+            pc.struct_field(low, "score").to_numpy(),
+            pc.struct_field(high, "score").to_numpy(),
+            scored["inverted"].to_numpy(),
+            pc.equal(pc.struct_field(low, "text"), pc.struct_field(high, "text")).to_numpy(),
+            pc.or_(*cut).to_numpy(),
+            count(low),
+            count(high),
+        )
+
+    @classmethod
+    def joined(cls, parts: Iterable[PairColumns]) -> PairColumns:
+        """The columns of several tables, one behind another."""
+        every = [cls.of(schemas.SCORED.empty_table(), Select()), *parts]
+        ids = pa.chunked_array([part.sample_ids for part in every]).combine_chunks()
+        others = (np.concatenate([getattr(part, each.name) for part in every]) for each in fields(cls)[1:])
+        return cls(ids, *others)
+
+
+def columns_read(settings: Select) -> tuple[str, ...]:
+    """The columns of scored pairs that a choice is made by; sentences are read only where repetition counts."""
+    captions = ("text", "finish", "score", *(["sentences"] if settings.repeating == "drop" else []))
+    return ("sample_id", "inverted", *(f"{role}.{name}" for role in ("low", "high") for name in captions))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The pairs that are trained on, in ascending order of their gaps, and what became of the others.
+
+    ``rows`` are their positions among all scored pairs, ``ranks`` and ``splits`` their columns of these names.
     ``facts``: counts ``pairs`` (all), ``inverted`` and ``inverted_share`` (of all pairs), ``identical`` (dropped),
-    ``truncated`` (dropped), ``tied`` (equal scores, of those left), ``dropped_inverted``, ``repeating`` (dropped
+    ``truncated`` (dropped), ``tied`` (equal scores, of those remaining), ``dropped_inverted``, ``repeating`` (dropped
     for a chosen caption that repeats more sentences), ``kept``; and
     ``splits``: for every split ``split``, ``pairs``, ``low_gap``, ``high_gap``, ``mean_gap`` (null where empty).
     """
+
+    rows: NDArray[np.int64]
+    ranks: NDArray[np.int64]
+    splits: NDArray[np.int64]
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The pairs that are trained on, whole, and the facts of their ``Choice``."""
 
     rows: list[SelectedPair]
     facts: dict[str, Any]
 
 
-def select_pairs(scored: Sequence[ScoredPair], settings: Select, seed: int) -> Selection:
+def choose(pairs: PairColumns, settings: Select, seed: int) -> Choice:
     """Label the pairs by their scores, sort them by gap, and keep some of the splits.
 
     Dropped first are pairs of identical captions, those with a truncated one unless ``keep_truncated``, and under
     ``repeating: drop`` those whose chosen caption repeats more sentences than the rejected one. ``chosen`` is
-    the provisional winner (``low``) unless the pair is inverted and ``settings.inverted`` is ``swap``. ``gap`` is
-    chosen score - rejected score; negative only for inverted pairs under ``keep``. ``rank`` counts from 0 over all
-    sorted pairs, ``split`` from 1; sizes of splits differ by one at most. ``max_pairs`` draws by (seed, sample_id).
+    the provisional winner (``low``) unless the pair is inverted and ``settings.inverted`` is ``swap``. The gap is
+    chosen score - rejected score; negative only for inverted pairs under ``keep``. ``ranks`` count from 0 over all
+    sorted pairs, ``splits`` from 1; sizes of splits differ by one at most. ``max_pairs`` draws by (seed, sample_id).
 
     Raises:
         StageError: no pair is left.
     """
-    facts: dict[str, Any] = {"pairs": len(scored), "inverted": sum(pair["inverted"] for pair in scored)}
-    facts["inverted_share"] = facts["inverted"] / len(scored) if scored else 0.0
-    different = [pair for pair in scored if pair["low"]["text"] != pair["high"]["text"]]
-    facts["identical"] = len(scored) - len(different)
-    whole = [pair for pair in different if settings.keep_truncated or not _truncated(pair)]
-    facts["truncated"] = len(different) - len(whole)
-    facts["tied"] = sum(pair["low"]["score"] == pair["high"]["score"] for pair in whole)
-    labelled = [pair for pair in whole if not (pair["inverted"] and settings.inverted == "drop")]
-    facts["dropped_inverted"] = len(whole) - len(labelled)
-    roles = [with_roles(pair, settings) for pair in labelled]
-    distinct = [row for row in roles if settings.repeating == "keep" or not _teaches_repetition(row)]
-    facts["repeating"] = len(roles) - len(distinct)
-    ranked = _ranked(distinct, settings)
-    rows = _drawn([row for row in ranked if settings.first <= row["split"] <= settings.last], settings, seed)
-    facts["kept"] = len(rows)
-    facts["splits"] = [_described(number, ranked) for number in range(1, settings.splits + 1)]
-    if not rows:
+    swapped = pairs.inverted & (settings.inverted == "swap")
+    gaps = np.where(swapped, pairs.high - pairs.low, pairs.low - pairs.high)
+    usable, facts = _usable(pairs, swapped, settings)
+    order = usable[_ascending(gaps[usable], pairs.sample_ids.take(pa.array(usable)))]
+    splits = np.arange(len(order)) * settings.splits // max(1, len(order)) + 1
+    ranks = np.flatnonzero((settings.first <= splits) & (splits <= settings.last))
+    if settings.max_pairs is not None and len(ranks) > settings.max_pairs:
+        tickets = _tickets(pairs.sample_ids.take(pa.array(order[ranks])), seed)
+        ranks = np.sort(ranks[tickets[: settings.max_pairs]])
+    facts["kept"] = len(ranks)
+    facts["splits"] = [_described(number, gaps[order[splits == number]]) for number in range(1, settings.splits + 1)]
+    if not len(ranks):
         raise StageError(_nothing_left(facts, settings))
-    return Selection(rows, facts)
+    return Choice(order[ranks], ranks, splits[ranks], facts)
 
 
-def _truncated(pair: ScoredPair) -> bool:
-    return "length" in (pair["low"]["finish"], pair["high"]["finish"])
+def select_pairs(scored: Sequence[ScoredPair], settings: Select, seed: int) -> Selection:
+    """``choose`` among pairs that are in memory.
 
-
-def _teaches_repetition(row: SelectedPair) -> bool:
-    return _repeated(row["chosen"]) > _repeated(row["rejected"])
-
-
-def _repeated(caption: ScoredCaption) -> int:
-    return repeated([sentence["text"] for sentence in caption["sentences"]])
-
-
-def _ranked(roles: Sequence[SelectedPair], settings: Select) -> list[SelectedPair]:
-    """Pairs in ascending order of their gaps; ties in the order of their ids."""
-    rows = sorted(roles, key=lambda row: (row["gap"], row["sample_id"]))
-    for position, row in enumerate(rows):
-        row["rank"] = position
-        row["split"] = position * settings.splits // len(rows) + 1
-    return rows
+    Raises:
+        StageError: no pair is left.
+    """
+    table = pa.Table.from_pylist(list(scored), schema=schemas.SCORED)
+    choice = choose(PairColumns.of(table, settings), settings, seed)
+    rows = [with_roles(scored[row], settings) for row in choice.rows]
+    for row, rank, split in zip(rows, choice.ranks.tolist(), choice.splits.tolist(), strict=True):
+        row["rank"], row["split"] = rank, split
+    return Selection(rows, choice.facts)
 
 
 def with_roles(pair: ScoredPair, settings: Select) -> SelectedPair:
@@ -93,20 +150,58 @@ def with_roles(pair: ScoredPair, settings: Select) -> SelectedPair:
     return SelectedPair(**{**pair, "gap": gap, "chosen": chosen, "rejected": rejected, "rank": -1, "split": 0})
 
 
-def _drawn(rows: list[SelectedPair], settings: Select, seed: int) -> list[SelectedPair]:
-    if settings.max_pairs is None or len(rows) <= settings.max_pairs:
-        return rows
-    drawn = sorted(rows, key=lambda row: _ticket(seed, row["sample_id"]))[: settings.max_pairs]
-    return sorted(drawn, key=lambda row: row["rank"])
+def _usable(
+    pairs: PairColumns, swapped: NDArray[np.bool_], settings: Select
+) -> tuple[NDArray[np.int64], dict[str, Any]]:
+    """The positions of the pairs that can be ranked, and counts of those that cannot."""
+    inverted = int(pairs.inverted.sum())
+    different = ~pairs.identical
+    whole = different & (~pairs.truncated | settings.keep_truncated)
+    labelled = whole & ~(pairs.inverted & (settings.inverted == "drop"))
+    more = np.where(swapped, pairs.repeats_high > pairs.repeats_low, pairs.repeats_low > pairs.repeats_high)
+    distinct = labelled & ~more
+    facts = {
+        "pairs": len(pairs),
+        "inverted": inverted,
+        "inverted_share": inverted / len(pairs) if len(pairs) else 0.0,
+        "identical": int(pairs.identical.sum()),
+        "truncated": int(different.sum() - whole.sum()),
+        "tied": int((whole & (pairs.low == pairs.high)).sum()),
+        "dropped_inverted": int(whole.sum() - labelled.sum()),
+        "repeating": int(labelled.sum() - distinct.sum()),
+    }
+    return np.flatnonzero(distinct), facts
 
 
-def _ticket(seed: int, sample_id: str) -> bytes:
-    return hashlib.blake2b(f"{seed}/{sample_id}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
+def _ascending(gaps: NDArray[np.float64], sample_ids: pa.LargeStringArray) -> NDArray[np.int64]:
+    """The order of the gaps; ties in the order of their ids."""
+    table = pa.table({"gap": gaps, "sample_id": sample_ids})
+    order: NDArray[np.int64] = pc.sort_indices(
+        table, sort_keys=[("gap", "ascending"), ("sample_id", "ascending")]
+    ).to_numpy()
+    return order
 
 
-def _described(number: int, ranked: Sequence[SelectedPair]) -> dict[str, Any]:
-    gaps = [row["gap"] for row in ranked if row["split"] == number]
-    low, high, mean = (min(gaps), max(gaps), fmean(gaps)) if gaps else (None, None, None)
+def _tickets(sample_ids: pa.LargeStringArray, seed: int) -> NDArray[np.int64]:
+    """Positions of the pairs in the order in which they are drawn."""
+    drawn = bytearray()
+    for sample_id in sample_ids:
+        drawn += hashlib.blake2b(f"{seed}/{sample_id}".encode(), digest_size=16).digest()
+    halves = np.frombuffer(bytes(drawn), ">u8").reshape(-1, 2)
+    order: NDArray[np.int64] = np.lexsort((halves[:, 1], halves[:, 0]))
+    return order
+
+
+def _repeats(caption: pa.ChunkedArray) -> NDArray[np.int32]:
+    texts = (
+        [sentence["text"] for sentence in sentences] for sentences in pc.struct_field(caption, "sentences").to_pylist()
+    )
+    return np.fromiter(map(repeated, texts), np.int32, len(caption))
+
+
+def _described(number: int, gaps: NDArray[np.float64]) -> dict[str, Any]:
+    """A split, of its gaps in ascending order."""
+    low, high, mean = (float(gaps[0]), float(gaps[-1]), fmean(gaps)) if len(gaps) else (None, None, None)
     return {"split": number, "pairs": len(gaps), "low_gap": low, "high_gap": high, "mean_gap": mean}
 
 

@@ -9,7 +9,7 @@ which runs where a GPU may be, and handed in. Every check gives a finding, and a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from statistics import fmean
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 
 from jsfree import schemas
 from jsfree.captioning import CaptionWriter
@@ -31,6 +32,7 @@ from jsfree.models import load_captioner
 from jsfree.publish import hub_key
 from jsfree.schemas import Sample
 from jsfree.storage import Folder, Run, shard_name
+from jsfree.streaming import scan
 
 FEWEST_PAIRS = 20  # below, a bootstrap's interval is no 95 % interval
 FEWEST_STEPS = 4
@@ -168,31 +170,38 @@ def expected_stages(config: RunConfig, number: int) -> list[str]:
 
 
 def _captions(run: Run, number: int, _: Reloads) -> Finding:
-    pairs = run.stage(number, "pairs").read_shards(schemas.PAIRS)
-    texts = [text for role in (schemas.LOW, schemas.HIGH) for text in pc.struct_field(pairs[role], "text").to_pylist()]
+    captions = empty = words = 0
+    for text in _texts(run, number):
+        captions += 1
+        empty += not text.strip()
+        words += len(text.split())
+    if not captions:
+        return False, "there are no captions"
+    passed = empty <= run.config.max_failed_fraction * captions
+    return passed, f"{empty} of {captions} captions are empty; {words / captions:.0f} words a caption"
+
+
+def _texts(run: Run, number: int) -> Iterator[str]:
+    """All captions of a round."""
+    for table in scan(run.stage(number, "pairs"), schemas.PAIRS, ["low.text", "high.text"]):
+        for role in (schemas.LOW, schemas.HIGH):
+            yield from pc.struct_field(table[role], "text").to_pylist()
     for name in expected_stages(run.config, number):
         if name.startswith("captions/"):
-            texts += run.stage(number, name).read_shards(schemas.CAPTIONS)["text"].to_pylist()
-    if not texts:
-        return False, "there are no captions"
-    empty = sum(not text.strip() for text in texts)
-    words = fmean(len(text.split()) for text in texts)
-    passed = empty <= run.config.max_failed_fraction * len(texts)
-    return passed, f"{empty} of {len(texts)} captions are empty; {words:.0f} words a caption"
+            for table in scan(run.stage(number, name), schemas.CAPTIONS, ["text"]):
+                yield from table["text"].to_pylist()
 
 
 def _hallucination(run: Run, number: int, _: Reloads) -> Finding:
-    scored = run.stage(number, "scored").read_shards(schemas.SCORED).select([schemas.LOW, schemas.HIGH])
     if run.config.imported is not None:
         return True, "the pairs are imported: nobody knows their ratios"
-    pairs = [(row["low"], row["high"]) for row in scored.to_pylist() if row["high"]["ratio"] > row["low"]["ratio"]]
-    if len(pairs) < FEWEST_PAIRS:
-        return False, f"{len(pairs)} pairs; at least {FEWEST_PAIRS} are needed to tell (source.count)"
-    differences = 100 * np.array([high["score"] - low["score"] for low, high in pairs])
+    differences = 100 * _differences(run.stage(number, "scored"))
+    if len(differences) < FEWEST_PAIRS:
+        return False, f"{len(differences)} pairs; at least {FEWEST_PAIRS} are needed to tell (source.count)"
     found = mean_interval(differences)
     text = (
         f"CLIP score x100 of the caption with the higher h: {found.value:+.2f}"
-        f" (95 %: {found.low:+.2f} to {found.high:+.2f}), {len(pairs)} pairs"
+        f" (95 %: {found.low:+.2f} to {found.high:+.2f}), {len(differences)} pairs"
     )
     if found.high < 0:
         return True, text
@@ -201,17 +210,31 @@ def _hallucination(run: Run, number: int, _: Reloads) -> Finding:
     return False, text
 
 
+def _differences(scored: Folder) -> NDArray[np.float64]:
+    """Score of the caption with the higher ratio less that of the other, of all pairs whose ratios differ."""
+    found = [np.empty(0)]
+    for table in scan(scored, schemas.SCORED, ["low.ratio", "low.score", "high.ratio", "high.score"]):
+        ratios, scores = (
+            [pc.struct_field(table[role], name).to_numpy() for role in (schemas.LOW, schemas.HIGH)]
+            for name in ("ratio", "score")
+        )
+        found.append((scores[1] - scores[0])[ratios[1] > ratios[0]])
+    return np.concatenate(found)
+
+
 def _pairs_needed(differences: np.ndarray[Any, Any]) -> int:
     """Pairs with which a difference as large as this is seen in 80 of 100 runs (two-sided 5 %)."""
     return math.ceil(((1.96 + 0.84) * float(differences.std()) / float(differences.mean())) ** 2)
 
 
 def _gap(run: Run, number: int, _: Reloads) -> Finding:
-    gaps = run.stage(number, "selected").read_shards(schemas.SELECTED)["gap"].to_pylist()
-    if not gaps:
+    gaps = np.concatenate(
+        [np.empty(0), *(table["gap"] for table in scan(run.stage(number, "selected"), schemas.SELECTED, ["gap"]))]
+    )
+    if not len(gaps):
         return False, "no pairs were selected"
-    without = sum(gap <= 0 for gap in gaps)
-    return without == 0, f"{len(gaps)} pairs, gaps x100 of {100 * min(gaps):.2f} to {100 * max(gaps):.2f}" + (
+    without = int((gaps <= 0).sum())
+    return without == 0, f"{len(gaps)} pairs, gaps x100 of {100 * gaps.min():.2f} to {100 * gaps.max():.2f}" + (
         f"; {without} have none" if without else ""
     )
 

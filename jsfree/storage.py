@@ -20,12 +20,13 @@ import json
 import os
 import re
 import shlex
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,7 +34,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from jsfree import config as configuration
 from jsfree.config import RunConfig
-from jsfree.errors import RunError, StorageError
+from jsfree.errors import JsfreeError, RunError, StorageError
 from jsfree.filesystems import filesystem_of, reason
 from jsfree.strict_yaml import read_mapping
 
@@ -130,6 +131,12 @@ class Folder:
             start = len(self.path.rstrip("/")) + 1
             return {path[start:]: int(entry["size"]) for path, entry in sorted(found.items())}
 
+    @contextmanager
+    def open(self, name: str) -> Iterator[Any]:
+        """Open a file for reading; an error of the store while it is open becomes a StorageError."""
+        with _explained(f"{self.uri}/{name}", "read"), self.filesystem.open(self._at(name)) as file:
+            yield file
+
     def read(self, name: str) -> bytes:
         """The content of a file."""
         with _explained(f"{self.uri}/{name}", "read"):
@@ -137,20 +144,33 @@ class Folder:
 
     def write(self, name: str, content: bytes) -> None:
         """Publish a file atomically: it appears whole or not at all."""
+        if self.is_local:
+            with self.create(name) as file:
+                file.write(content)
+            return
+        with _explained(f"{self.uri}/{name}", "written"):  # a store publishes an object when its upload is complete
+            self.filesystem.pipe_file(self._at(name), content)
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[IO[bytes]]:
+        """Write a file part by part; it is published when the block ends, and not at all if an error ends it."""
         target = self._at(name)
         with _explained(f"{self.uri}/{name}", "written"):
-            if not self.is_local:  # an object store publishes an object when its upload is complete
-                self.filesystem.pipe_file(target, content)
+            if not self.is_local:
+                with tempfile.NamedTemporaryFile() as spooled:
+                    yield cast(IO[bytes], spooled)
+                    spooled.flush()
+                    self.filesystem.put_file(spooled.name, target)
                 return
             os.makedirs(os.path.dirname(target), exist_ok=True)
             partial = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex}"  # as PARTIAL says
             try:
                 with open(partial, "wb") as file:
-                    file.write(content)
+                    yield file
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(partial, target)
-            except OSError:
+            except BaseException:
                 with suppress(OSError):
                     os.remove(partial)
                 raise
@@ -176,15 +196,18 @@ class Folder:
         except (pa.ArrowException, ValueError) as error:
             raise StorageError(f"{self.uri}/{name} is no table of this stage ({error}); restart the stage") from error
 
-    def write_table(self, name: str, table: pa.Table, facts: dict[str, Any] | None = None) -> None:
-        """Publish a table as Parquet; ``facts`` travel in the file's metadata."""
+    def write_table(
+        self, name: str, table: pa.Table, facts: dict[str, Any] | None = None, group_rows: int | None = None
+    ) -> None:
+        """Publish a table as Parquet; ``facts`` travel in the file's metadata, ``group_rows`` is the row group size."""
         sink = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata({FACTS: json.dumps(facts or {})}), sink, compression="zstd")
+        described = table.replace_schema_metadata({FACTS: json.dumps(facts or {})})
+        pq.write_table(described, sink, compression="zstd", row_group_size=group_rows)
         self.write(name, sink.getvalue().to_pybytes())
 
     def table_facts(self, name: str) -> dict[str, Any]:
         """What ``write_table`` was told about a table."""
-        with _explained(f"{self.uri}/{name}", "read"), self.filesystem.open(self._at(name)) as file:
+        with self.open(name) as file:
             facts: dict[str, Any] = json.loads((pq.read_schema(file).metadata or {}).get(FACTS, b"{}"))
             return facts
 
@@ -194,7 +217,7 @@ class Folder:
             return sum(readers.map(self._rows_of, self.shards()))
 
     def _rows_of(self, number: int) -> int:
-        with _explained(self.uri, "read"), self.filesystem.open(self._at(shard_name(number))) as file:
+        with self.open(shard_name(number)) as file:
             return int(pq.read_metadata(file).num_rows)
 
     def shards(self) -> list[int]:
@@ -205,14 +228,6 @@ class Folder:
         """All finished shards as one table."""
         tables = [self.read_table(shard_name(number), schema) for number in self.shards()]
         return pa.concat_tables(tables) if tables else schema.empty_table()
-
-    def batches(self, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
-        """All finished shards as tables of at most ``rows`` rows, for those who need not have all at once."""
-        for number in self.shards():
-            name = self._at(shard_name(number))
-            with _explained(f"{self.uri}/{shard_name(number)}", "read"), self.filesystem.open(name) as file:
-                for batch in pq.ParquetFile(file).iter_batches(rows):
-                    yield pa.Table.from_batches([batch]).cast(schema)
 
     def upload(self, local: str) -> None:
         """Copy the files of a local folder into this one."""
@@ -363,5 +378,7 @@ def _explained(path: str, verb: str) -> Iterator[None]:
     """Turn an operating system's or a store's error into one line that names the path."""
     try:
         yield
+    except JsfreeError:
+        raise
     except Exception as error:  # every store's client has errors of its own
         raise StorageError(f"{path} cannot be {verb}: {reason(error)}") from error

@@ -130,8 +130,8 @@ class Board:
         of = self._works.get(work)
         if of is not None:
             of.over.pop(shard, None)
-            of.end(shard)
-            of.waiting = deque(claim for claim in of.waiting if claim.shard != shard)
+            if not of.end(shard):  # a shard that is claimed does not wait
+                of.waiting = deque(claim for claim in of.waiting if claim.shard != shard)
 
     def alive(self, work: str) -> int:
         """Workers heard of lately."""

@@ -19,11 +19,14 @@ from jsfree.model_card import write_card
 from jsfree.overlap import hash_images
 from jsfree.schemas import Sample, ScoredCaptionRow
 from jsfree.storage import Manifest, shard_name
+from jsfree.streaming import scan
 from ray_jobs.generate_pairs import at_once, publish_samples
 from ray_jobs.rounds import Model, Round, StageRequest
 from ray_jobs.shards import StageClass, Table, total
 
 HASHES = "evaluation_hashes"
+
+MEASURED = ("image.id", "text", "finish", "sentences", "score")
 
 
 def list_evaluation_samples(current: Round) -> Manifest:
@@ -131,10 +134,9 @@ def evaluate_model(current: Round, model: Model) -> Model:
 
 
 def _rows(current: Round, model: Model, mode: str) -> list[ScoredCaptionRow]:
-    rows: list[ScoredCaptionRow] = (
-        current.stage(f"captions_scored/{model.name}-{mode}").read_shards(schemas.SCORED_CAPTIONS).to_pylist()
-    )
-    return rows
+    """Captions for evaluation, with the columns that are measured: no images, no tokens."""
+    folder = current.stage(f"captions_scored/{model.name}-{mode}")
+    return [row for table in scan(folder, schemas.SCORED_CAPTIONS, MEASURED) for row in table.to_pylist()]
 
 
 def _label_free(rows: dict[str, dict[str, list[ScoredCaptionRow]]], bootstrap: int) -> dict[str, Any]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
-from jsfree import schemas
-from jsfree.preference import select_pairs as select
-from jsfree.storage import Manifest, shard_name
+from jsfree.selection import select_shards
+from jsfree.storage import Manifest
 from ray_jobs.rounds import Round
 
 
@@ -15,11 +12,9 @@ def select_pairs(current: Round, scored: Manifest) -> Manifest:
     config = current.config
 
     def work() -> Manifest:
-        rows = current.stage("scored").read_shards(schemas.SCORED).to_pylist()
-        selection = select(rows, config.select, config.seed)
-        table = pa.Table.from_pylist(selection.rows, schema=schemas.SELECTED)
-        current.stage("selected").write_table(shard_name(0), table)
-        return Manifest("", len(rows), len(selection.rows), 0, 0.0, 0.0, 0, selection.facts)
+        scores, target = current.stage("scored"), current.stage("selected")
+        facts = select_shards(scores, target, config.select, config.seed, config.shard_rows).facts
+        return Manifest("", facts["pairs"], facts["kept"], 0, 0.0, 0.0, 0, facts)
 
     fingerprint = current.fingerprint(scored.fingerprint, config.fingerprint("seed", "select"))
     return current.once("selected", fingerprint, work)

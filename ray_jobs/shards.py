@@ -29,6 +29,7 @@ from jsfree.errors import JsfreeError, RowError, StageError
 from jsfree.gpus import device_of
 from jsfree.schemas import StageOutput
 from jsfree.storage import READERS, Folder, Manifest, shard_name
+from jsfree.streaming import scan
 from ray_jobs.attempts import Attempt
 from ray_jobs.board import Member, Shard
 from ray_jobs.cluster import explained
@@ -334,7 +335,7 @@ def total(name: str, table: Table, max_failed_fraction: float) -> Manifest:
     receipts = table.receipts()
     rows_in, failed = sum(r.rows_in for r in receipts), sum(r.rows_failed for r in receipts)
     if failed > max_failed_fraction * rows_in:
-        errors = Folder(table.errors).read_shards(schemas.ERRORS).to_pylist()
+        errors = (row for rows in scan(Folder(table.errors), schemas.ERRORS) for row in rows.to_pylist())
         first = next(row for row in errors if row["kind"] != schemas.EVALUATION_IMAGE)
         raise StageError(
             f"stage {name!r}: {failed} of {rows_in} rows failed, more than max_failed_fraction"

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from jsfree import schemas
 from jsfree.config import Resources, RunConfig
 from jsfree.dpo.guards import check_training
 from jsfree.dpo.loop import Folders, Hooks, Models, steps_per_epoch, train
+from jsfree.dpo.pairs import PairTable
 from jsfree.dpo.step_log import STEPS, Alarm, Step, described, step_log
 from jsfree.storage import Folder, Manifest
 from ray_jobs.cluster import explained
@@ -68,7 +68,6 @@ def worker_loop(job: TrainJob) -> None:
     from ray import train as ray_train
     from ray.train.torch import get_device
 
-    pairs = Folder(job.selected).read_shards(schemas.SELECTED).to_pylist()
     checkpoint = ray_train.get_checkpoint()
     device = str(get_device())  # Ray Train gives each worker its own GPU
     if device == "cpu":
@@ -81,7 +80,9 @@ def worker_loop(job: TrainJob) -> None:
     def go(restore: str | None) -> None:
         folders = Folders(Folder(job.reference), Folder(job.features), Folder(job.model))
         with step_log(Folder(job.output)) as progress:
-            train(job.config, pairs, job.models, folders, Hooks(progress, save, restore), device)
+            train(
+                job.config, PairTable(Folder(job.selected)), job.models, folders, Hooks(progress, save, restore), device
+            )
 
     if checkpoint is None:
         go(None)

@@ -10,12 +10,15 @@ Shape suffixes: B pairs (rows), L positions of a row, T completion tokens of the
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from jsfree.config import Source
 from jsfree.errors import StageError
@@ -36,7 +39,6 @@ class PairBatch:
     has seen them already.
     """
 
-    sample_ids: list[str]
     ids_BL: torch.Tensor
     positions_BL: torch.Tensor
     segments_BL: torch.Tensor
@@ -139,7 +141,6 @@ def _in_rows(pairs: Sequence[SelectedPair], prompts: Sequence[Sequence[int]]) ->
             at = end
     every = [*predicted[CHOSEN], *predicted[REJECTED]]
     return PairBatch(
-        [pair["sample_id"] for pair in pairs],
         ids,
         positions,
         segments,
@@ -173,15 +174,14 @@ def require_context(pairs: Sequence[SelectedPair], captioner: Captioner) -> None
             )
 
 
-def order_of_epoch(pairs: int, seed: int, epoch: int) -> list[int]:
+def order_of_epoch(pairs: int, seed: int, epoch: int) -> array[int]:
     """Order of the pairs in an epoch: a function of (pairs, seed, epoch), not of what happened before."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order: list[int] = torch.randperm(pairs, generator=generator).tolist()
-    return order
+    return array("q", torch.randperm(pairs, generator=generator).numpy().tobytes())
 
 
 def micro_batches(
-    lengths: Sequence[int], step_indices: Sequence[int], micro: int, rank: int, world: int
+    lengths: Sequence[int] | NDArray[np.int32], step_indices: Sequence[int], micro: int, rank: int, world: int
 ) -> list[list[int]]:
     """Indices of the pairs that worker ``rank`` of ``world`` takes in a step, ``micro`` at a time.
 

@@ -9,24 +9,26 @@ from __future__ import annotations
 import json
 import logging
 import math
-import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from jsfree.config import RunConfig
-from jsfree.dpo import batching, reference_logps
-from jsfree.dpo.batching import PairBatch, collate, length_of, micro_batches, order_of_epoch, prefetched
+from jsfree.dpo import reference_logps
+from jsfree.dpo.batching import PairBatch, collate, micro_batches, order_of_epoch, prefetched
 from jsfree.dpo.engine import gathered_weights, start_engine
 from jsfree.dpo.features import VisionFeatures
+from jsfree.dpo.figures import FIGURES, peak_memory, summed
 from jsfree.dpo.lora import merged
-from jsfree.dpo.loss import DPOTerms, Lengths, PairLogps, anchor, dpo, first_loss
+from jsfree.dpo.loss import Lengths, PairLogps, anchor, dpo, first_loss
+from jsfree.dpo.pairs import PairIndex, Pairs, Subset
 from jsfree.dpo.policy import PairModel
 from jsfree.dpo.step_log import Step
 from jsfree.dpo.validation import Validation
@@ -36,7 +38,6 @@ from jsfree.model_folder import ADAPTER
 from jsfree.models import DTYPES, load_captioner
 from jsfree.publish import publish_captioner
 from jsfree.replacing import replace_folder
-from jsfree.schemas import SelectedPair
 from jsfree.storage import Folder
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ FIRST_LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 """By how much the first loss may differ from ln 2, at beta 0.1."""
 WORKERS = "workers.json"
 """File of a checkpoint with the number of workers whose shards it holds."""
+Batch = tuple[Sequence[int], PairBatch]
+"""Positions of pairs, and the pairs as tensors."""
 HELD_OUT = -1
 """The epoch whose order draws the pairs that are held out."""
 
@@ -122,7 +125,7 @@ def learning_rate(step: int, total: int, config: RunConfig) -> float:
 
 def train(
     config: RunConfig,
-    pairs: Sequence[SelectedPair],
+    pairs: Pairs,
     models: Models,
     folders: Folders,
     hooks: Hooks,
@@ -131,7 +134,7 @@ def train(
     """Train the policy and publish it.
 
     Args:
-        pairs: the selected pairs, in one order on all workers.
+        pairs: the selected pairs, in one order on all workers: a list, or a table that is read when a batch needs it.
 
     Raises:
         StageError: too few pairs, or a loss at the first step that is not that of equal models.
@@ -140,7 +143,7 @@ def train(
     trained, held_out = split(pairs, config)
     torch.manual_seed(config.seed)
     trainer = _Trainer(config, trained, models, device)
-    trainer.prepare(pairs, folders, models)
+    trainer.prepare(held_out, folders, models)
     history = trainer.restore(hooks.restore)
     total = steps * config.train.epochs
     guard = Validation(config.train, history)
@@ -149,8 +152,8 @@ def train(
         figures = trainer.step(batches, step, steps, total)
         if step == 0:
             _check_first_loss(figures, config, models)
-        if held_out and guard.due(step, total):
-            figures |= trainer.validated(held_out)
+        if len(held_out) and guard.due(step, total):
+            figures |= trainer.validated()
         history.append(figures)
         stops = guard.stops(figures)
         ended = stops or step + 1 == total
@@ -165,24 +168,21 @@ def train(
             trainer.save(history, hooks)
 
 
-def split(pairs: Sequence[SelectedPair], config: RunConfig) -> tuple[Sequence[SelectedPair], Sequence[SelectedPair]]:
+def split(pairs: Pairs, config: RunConfig) -> tuple[Subset, Subset]:
     """The pairs that are trained on, and those that are held out (``train.validation.pairs``), drawn by the seed."""
-    count = config.train.validation.pairs
-    if not count:
-        return pairs, []
-    order = order_of_epoch(len(pairs), config.seed, HELD_OUT)
-    out = set(order[:count])
-    return [pair for at, pair in enumerate(pairs) if at not in out], [pairs[at] for at in sorted(out)]
+    drawn = order_of_epoch(len(pairs), config.seed, HELD_OUT)[: config.train.validation.pairs]
+    held_out = np.zeros(len(pairs), np.bool_)
+    held_out[drawn] = True
+    return Subset(pairs, np.flatnonzero(~held_out)), Subset(pairs, np.flatnonzero(held_out))
 
 
 class _Trainer:
     """Engine, pairs and reference of one worker."""
 
-    def __init__(self, config: RunConfig, pairs: Sequence[SelectedPair], models: Models, device: str) -> None:
+    def __init__(self, config: RunConfig, pairs: Subset, models: Models, device: str) -> None:
         self.config = config
         self.policy = models.policy
         self.pairs = pairs
-        self.lengths = [length_of(pair) for pair in pairs]
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         settings = config.captioner
         self.captioner = load_captioner(
@@ -190,15 +190,17 @@ class _Trainer:
         )
         self.engine = start_engine(self.captioner, config, self.world)
         self.micro: int = self.engine.train_micro_batch_size_per_gpu()
-        self.reference: reference_logps.ReferenceLogps = {}
         self.features: VisionFeatures | None = None
 
-    def prepare(self, pairs: Sequence[SelectedPair], folders: Folders, models: Models) -> None:
-        """Have images' features and the reference's log-probabilities ready."""
+    def prepare(self, held_out: Subset, folders: Folders, models: Models) -> None:
+        """Have the pairs' index, images' features and the reference's log-probabilities ready."""
         settings, files = self.config.captioner, self.config.models
-        batching.require_context(pairs, self.captioner)
+        pairs = self.pairs.table
+        index = PairIndex.of(pairs, self.captioner)
+        self.lengths = index.lengths[self.pairs.positions]
+        self.held_out = self._share(held_out, index)
         origin = reference_logps.origin(
-            models.reference_fingerprint or models.reference, settings.dtype, settings.preprocessing, pairs
+            models.reference_fingerprint or models.reference, settings.dtype, settings.preprocessing, index.digest
         )
         if self.config.train.cache_vision_features:
             features = VisionFeatures(folders.features, origin)  # the policy's tower is the reference's: it is frozen
@@ -216,31 +218,46 @@ class _Trainer:
             return PairModel(other.model)
 
         self.reference = reference_logps.reference_logps(
-            folders.reference, pairs, origin, self._load, lambda batch: forward()(self._placed(batch)), self.micro
+            folders.reference,
+            pairs,
+            index.lengths,
+            origin,
+            self._load,
+            lambda batch: forward()(self._placed(batch)),
+            self.micro,
         )
 
-    def batches(self, first: int, total: int, steps: int) -> Iterator[PairBatch]:
+    def _share(self, held_out: Subset, index: PairIndex) -> list[int]:
+        """The positions of the held-out pairs that this worker looks at, longest first."""
+        ids = {int(position): held_out[at]["sample_id"] for at, position in enumerate(held_out.positions)}
+        ordered = sorted(ids, key=lambda position: (-index.lengths[position], ids[position]))
+        return ordered[self.rank :: self.world]
+
+    def batches(self, first: int, total: int, steps: int) -> Iterator[Batch]:
         """This worker's micro batches of all steps from ``first`` on, one ahead, ``steps`` an epoch."""
         size, seed = self.config.train.pairs_per_step, self.config.seed
 
-        def chosen() -> Iterator[list[SelectedPair]]:
-            for step in range(first, total):
-                epoch, within = divmod(step, steps)
-                order = order_of_epoch(len(self.pairs), seed, epoch)[within * size : (within + 1) * size]
-                for indices in micro_batches(self.lengths, order, self.micro, self.rank, self.world):
-                    yield [self.pairs[index] for index in indices]
+        def chosen() -> Iterator[list[int]]:
+            for epoch in range(first // steps, -(-total // steps)):
+                order = order_of_epoch(len(self.pairs), seed, epoch)
+                for step in range(max(first, epoch * steps), min(total, (epoch + 1) * steps)):
+                    within = step - epoch * steps
+                    taken = order[within * size : (within + 1) * size]
+                    for indices in micro_batches(self.lengths, taken, self.micro, self.rank, self.world):
+                        yield self.pairs.positions[indices].tolist()
 
-        return prefetched(self._load, chosen())
+        return self._prefetched(chosen())
 
-    def step(self, batches: Iterator[PairBatch], step: int, steps: int, total: int) -> Step:
+    def step(self, batches: Iterator[Batch], step: int, steps: int, total: int) -> Step:
         """One optimizer step on the next of ``batches``; its figures, averaged over all pairs of the step."""
         started = time.perf_counter()
         rate = learning_rate(step, total, self.config)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        sums = torch.zeros(len(_FIGURES), dtype=torch.float64)
+        sums = torch.zeros(len(FIGURES), dtype=torch.float64)
         for _ in range(self.config.train.pairs_per_step // (self.micro * self.world)):
-            sums += self._micro_step(self._placed(next(batches)))
+            positions, batch = next(batches)
+            sums += self._micro_step(positions, self._placed(batch))
         means, tokens = self._means(sums)
         seconds = time.perf_counter() - started
         return {
@@ -255,48 +272,56 @@ class _Trainer:
             "seconds": seconds,
         }
 
-    def validated(self, pairs: Sequence[SelectedPair]) -> Step:
-        """Figures of pairs that are not trained on, averaged over them."""
-        mine = sorted(pairs, key=lambda pair: (-length_of(pair), pair["sample_id"]))[self.rank :: self.world]
-        sums = torch.zeros(len(_FIGURES), dtype=torch.float64)
-        for batch in prefetched(self._load, [mine[at : at + self.micro] for at in range(0, len(mine), self.micro)]):
+    def validated(self) -> Step:
+        """Figures of the held-out pairs, averaged over them."""
+        mine = self.held_out
+        sums = torch.zeros(len(FIGURES), dtype=torch.float64)
+        parts = (mine[at : at + self.micro] for at in range(0, len(mine), self.micro))
+        for positions, batch in self._prefetched(parts):
             with torch.no_grad():
                 placed = self._placed(batch)
-                sums += self._terms(placed, self.engine(placed))[1]
+                sums += self._terms(positions, placed, self.engine(placed))[1]
         means, _ = self._means(sums)
         return {f"validation_{name}": means[name] for name in ("loss", "accuracy", "margin", "chosen_reward")}
 
-    def _micro_step(self, batch: PairBatch) -> torch.Tensor:
+    def _micro_step(self, positions: Sequence[int], batch: PairBatch) -> torch.Tensor:
         """Forward and backward of one micro batch, and the optimizer where a step is full; summed figures."""
         policy = self.engine(batch)
-        loss, sums = self._terms(batch, policy)
+        loss, sums = self._terms(positions, batch, policy)
         self.engine.backward(loss)
         self.engine.step()
         return sums
 
-    def _terms(self, batch: PairBatch, policy: PairLogps) -> tuple[torch.Tensor, torch.Tensor]:
+    def _terms(
+        self, positions: Sequence[int], batch: PairBatch, policy: PairLogps
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """What is minimised, and the batch's summed figures."""
         settings, device = self.config.train, self.captioner.device
         chosen, rejected = torch.tensor(batch.lengths, device=device).chunk(2)
         lengths = Lengths(chosen, rejected)
-        terms = dpo(policy, reference_logps.select(self.reference, batch.sample_ids, device), lengths, settings)
+        terms = dpo(policy, self.reference.of(positions, device), lengths, settings)
         loss = terms.loss.mean()
         if settings.sft_weight:
             loss = loss + settings.sft_weight * anchor(policy, lengths).mean()
-        return loss, _summed(terms, policy, lengths, settings.beta)
+        return loss, summed(terms, policy, lengths, settings.beta)
 
     def _means(self, sums: torch.Tensor) -> tuple[Step, float]:
         """Figures averaged over the pairs of all workers, and the number of completion tokens."""
         moved = sums.to(self.captioner.device, torch.float32)
         dist.all_reduce(moved)
-        figures = dict(zip(_FIGURES, moved.tolist(), strict=True))
+        figures = dict(zip(FIGURES, moved.tolist(), strict=True))
         count = figures.pop("pairs")
         means = {name: value / count for name, value in figures.items()}
         tokens = figures["chosen_length"] + figures["rejected_length"]
         return {**means, "margin": means["chosen_reward"] - means["rejected_reward"]}, tokens
 
-    def _load(self, pairs: Sequence[SelectedPair]) -> PairBatch:
+    def _prefetched(self, parts: Iterable[Sequence[int]]) -> Iterator[Batch]:
+        """Batches of the pairs at some positions, one ahead, and these positions."""
+        return prefetched(lambda positions: (positions, self._load(positions)), parts)
+
+    def _load(self, positions: Sequence[int]) -> PairBatch:
         """A batch on the CPU; of any thread."""
+        pairs = [self.pairs.table[position] for position in positions]
         features = None if self.features is None else [self.features.of(pair) for pair in pairs]
         return collate(pairs, self.captioner, self.config.source, features)
 
@@ -349,38 +374,6 @@ class _Trainer:
                 publish_captioner(self.captioner.model, self.captioner.processor, directory, weights)
                 replace_folder(folder, Path(directory))
         dist.barrier()
-
-
-_FIGURES = (
-    "pairs", "chosen_length", "rejected_length", "loss", "chosen_reward", "rejected_reward", "accuracy",
-    "chosen_logp", "rejected_logp", "chosen_change",
-)  # fmt: skip
-
-
-def _summed(terms: DPOTerms, policy: PairLogps, lengths: Lengths, beta: float) -> torch.Tensor:
-    """The figures of a micro batch, summed over its pairs, in the order of ``_FIGURES``.
-
-    ``chosen_change`` is by how much the chosen caption's log-probability has changed, a token.
-    """
-    per_pair = (
-        lengths.chosen,
-        lengths.rejected,
-        terms.loss.detach(),
-        terms.chosen_reward,
-        terms.rejected_reward,
-        (terms.chosen_reward > terms.rejected_reward).float(),
-        policy.chosen.detach(),
-        policy.rejected.detach(),
-        terms.chosen_reward / beta / lengths.chosen,
-    )
-    return torch.tensor([len(lengths.chosen), *(float(values.sum()) for values in per_pair)], dtype=torch.float64)
-
-
-def peak_memory(device: torch.device) -> float:
-    """The most bytes that this process had: on its GPU, or in memory where it has none."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
 def _check_first_loss(step: Step, config: RunConfig, models: Models) -> None:

@@ -1,69 +1,72 @@
 """Log-probabilities under the frozen reference, computed once before the first step.
 
-They are a table of the run (``reference/``), keyed by sample_id, so that no reference model is in memory while
-the policy is trained and a resumed run does not compute them again.
+They are a table of the run (``reference/``), one row a selected pair in the same order, so that no reference model is
+in memory while the policy is trained and a resumed run does not compute them again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from jsfree import schemas
-from jsfree.dpo.batching import PairBatch, length_of, prefetched
+from jsfree.dpo.batching import PairBatch, prefetched
 from jsfree.dpo.loss import PairLogps
+from jsfree.dpo.pairs import Pairs, each
 from jsfree.errors import StageError
-from jsfree.schemas import SelectedPair
 from jsfree.storage import Folder, shard_name
+from jsfree.streaming import scan
 
 TABLE = shard_name(0)
-ReferenceLogps = Mapping[str, tuple[float, float]]
+Load = Callable[[Sequence[int]], PairBatch]
+"""Makes a batch of the pairs at some positions."""
 
 
-def origin(model: str, dtype: str, preprocessing: str, pairs: Sequence[SelectedPair]) -> dict[str, str]:
+@dataclass(frozen=True)
+class ReferenceLogps:
+    """Sums of log-probabilities under the reference, a row a pair: (chosen, rejected)."""
+
+    values: NDArray[np.float64]
+
+    def of(self, positions: Sequence[int], device: torch.device) -> PairLogps:
+        """Those of some pairs, (B,) each."""
+        chosen, rejected = torch.tensor(self.values[positions], dtype=torch.float32, device=device).unbind(1)
+        return PairLogps(chosen, rejected)
+
+
+def origin(model: str, dtype: str, preprocessing: str, pairs: str) -> dict[str, str]:
     """What reference log-probabilities depend on, as it is noted with the table.
 
     Args:
         model: fingerprint of the reference model.
+        pairs: digest of the pairs.
     """
-    seen = [
-        (
-            pair["sample_id"],
-            pair["prompt"],
-            pair["image"]["sha256"],
-            pair["chosen"]["token_ids"],
-            pair["rejected"]["token_ids"],
-        )
-        for pair in pairs
-    ]
-    digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
-    return {"model": model, "captioner.dtype": dtype, "captioner.preprocessing": preprocessing, "pairs": digest}
+    return {"model": model, "captioner.dtype": dtype, "captioner.preprocessing": preprocessing, "pairs": pairs}
 
 
 def reference_logps(
     folder: Folder,
-    pairs: Sequence[SelectedPair],
+    pairs: Pairs,
+    lengths: NDArray[np.int32],
     origin: Mapping[str, str],
-    load: Callable[[Sequence[SelectedPair]], PairBatch],
+    load: Load,
     forward: Callable[[PairBatch], PairLogps],
     micro: int,
 ) -> ReferenceLogps:
     """Read the table, or have all workers compute it together and rank 0 publish it.
 
     Args:
-        origin: what the table depends on, as ``origin`` tells it.
+        lengths: ``length_of`` each pair.
+        origin: what the table depends on, as ``origin`` makes it.
         load: makes a batch of pairs.
         forward: the reference: the engine before its first step, or a model.
         micro: pairs in one forward pass.
-
-    Returns:
-        sample_id -> (chosen, rejected), sums of log-probabilities.
 
     Raises:
         StageError: the table that is there was computed of something else.
@@ -72,10 +75,9 @@ def reference_logps(
     present = torch.tensor([folder.exists(TABLE) if rank == 0 else False], device=device).int()
     dist.broadcast(present, src=0)
     if not present.item():
-        gathered = _computed(pairs, load, forward, micro)
+        values = _computed(lengths, load, forward, micro)
         if rank == 0:
-            table = pa.Table.from_pylist(gathered, schema=schemas.REFERENCE)
-            folder.write_table(TABLE, table, {"origin": dict(origin)})
+            _write(folder, pairs, values, origin)
         dist.barrier()
     return _read(folder, pairs, origin)
 
@@ -85,36 +87,39 @@ def collective_device() -> torch.device:
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
-def select(table: ReferenceLogps, sample_ids: Sequence[str], device: torch.device) -> PairLogps:
-    """The reference's log-probabilities of a batch, (B,) each."""
-    chosen, rejected = zip(*(table[sample_id] for sample_id in sample_ids), strict=True)
-    return PairLogps(torch.tensor(chosen, device=device), torch.tensor(rejected, device=device))
-
-
 def _computed(
-    pairs: Sequence[SelectedPair],
-    load: Callable[[Sequence[SelectedPair]], PairBatch],
-    forward: Callable[[PairBatch], PairLogps],
-    micro: int,
-) -> list[dict[str, Any]]:
+    lengths: NDArray[np.int32], load: Load, forward: Callable[[PairBatch], PairLogps], micro: int
+) -> NDArray[np.float64]:
     """Each worker takes every world-th pair; all workers make the same number of forward passes (ZeRO-3 needs it)."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    alike = sorted(range(len(pairs)), key=lambda index: (-length_of(pairs[index]), index))
-    share = -(-len(pairs) // world)
-    mine = [pairs[alike[(rank + world * turn) % len(pairs)]] for turn in range(share)]
-    rows: list[dict[str, Any]] = []
-    for batch in prefetched(load, [mine[start : start + micro] for start in range(0, share, micro)]):
+    alike = np.argsort(-lengths, kind="stable")
+    turns = np.arange(-(-len(lengths) // world))
+    shares = [alike[(each + world * turns) % len(lengths)] for each in range(world)]
+    mine = torch.empty(len(turns), 2, dtype=torch.float64)
+    parts = (shares[rank][start : start + micro].tolist() for start in range(0, len(turns), micro))
+    done = 0
+    for batch in prefetched(load, parts):
         with torch.no_grad():
             logps = forward(batch)
-        told = zip(batch.sample_ids, logps.chosen.tolist(), logps.rejected.tolist(), strict=True)
-        rows += [{"sample_id": name, "chosen": chosen, "rejected": rejected} for name, chosen, rejected in told]
-    everyone: list[Any] = [None] * world
-    dist.all_gather_object(everyone, rows)
-    unique = {row["sample_id"]: row for part in everyone for row in part}
-    return [unique[pair["sample_id"]] for pair in pairs]
+        part = mine[done : done + len(logps.chosen)]
+        part[:, 0], part[:, 1] = logps.chosen, logps.rejected
+        done += len(part)
+    mine = mine.to(collective_device())
+    everyone = [torch.empty_like(mine) for _ in range(world)]
+    dist.all_gather(everyone, mine)
+    values = np.empty((len(lengths), 2))
+    for share, found in zip(shares, everyone, strict=True):
+        values[share] = found.cpu().numpy()
+    return values
 
 
-def _read(folder: Folder, pairs: Sequence[SelectedPair], origin: Mapping[str, str]) -> ReferenceLogps:
+def _write(folder: Folder, pairs: Pairs, values: NDArray[np.float64], origin: Mapping[str, str]) -> None:
+    ids = pa.array((pair["sample_id"] for pair in each(pairs, ["sample_id"])), pa.string())
+    table = pa.table([ids, *values.T], schema=schemas.REFERENCE)
+    folder.write_table(TABLE, table, {"origin": dict(origin)})
+
+
+def _read(folder: Folder, pairs: Pairs, origin: Mapping[str, str]) -> ReferenceLogps:
     noted = folder.table_facts(TABLE).get("origin", {})
     other = [name for name, value in origin.items() if noted.get(name) != value]
     if other:
@@ -122,9 +127,15 @@ def _read(folder: Folder, pairs: Sequence[SelectedPair], origin: Mapping[str, st
             f"the reference log-probabilities in {folder.uri} were computed with other {', '.join(other)}; --restart"
             " train computes them anew"
         )
-    rows = folder.read_table(TABLE, schemas.REFERENCE).to_pylist()
-    table = {row["sample_id"]: (row["chosen"], row["rejected"]) for row in rows}
-    missing = [pair["sample_id"] for pair in pairs if pair["sample_id"] not in table]
-    if missing:
-        raise StageError(f"{folder.uri} holds no reference of {missing[0]!r} ({len(missing)} missing); --restart train")
-    return table
+    values, start = np.empty((len(pairs), 2)), 0
+    expected = (pair["sample_id"] for pair in each(pairs, ["sample_id"]))
+    for table in scan(folder, schemas.REFERENCE):
+        for sample_id in table["sample_id"].to_pylist():
+            if sample_id != next(expected, None):
+                raise StageError(f"{folder.uri} holds rows of other pairs, such as {sample_id!r}; --restart train")
+        values[start : start + table.num_rows] = np.stack((table["chosen"], table["rejected"]), 1)
+        start += table.num_rows
+    missing = next(expected, None)
+    if missing is not None:
+        raise StageError(f"{folder.uri} holds no reference of {missing!r}; --restart train")
+    return ReferenceLogps(values)

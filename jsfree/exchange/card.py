@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -11,7 +12,6 @@ from typing import Any
 import yaml
 
 import jsfree
-from jsfree.exchange.preferences import Preference
 from jsfree.schemas import SelectedPair
 from jsfree.storage import Run
 
@@ -23,29 +23,28 @@ STAGES = ("samples", "pairs", "scored")
 
 @dataclass
 class Tally:
-    """What is kept in memory of every exported pair, and of those left out."""
+    """What is kept in memory of every exported pair, and of those left out; only known ratios."""
 
-    gaps: list[float] = field(default_factory=list)
-    low: list[float | None] = field(default_factory=list)
-    high: list[float | None] = field(default_factory=list)
+    gaps: array[float] = field(default_factory=lambda: array("d"))
+    low: array[float] = field(default_factory=lambda: array("d"))
+    high: array[float] = field(default_factory=lambda: array("d"))
     inverted: int = 0
     left_out: int = 0
     first: str = ""
     """Why the first one was left out."""
-    provenance: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def pairs(self) -> int:
         """Pairs that were exported."""
         return len(self.gaps)
 
-    def add(self, pair: SelectedPair, taken: Preference) -> None:
+    def add(self, pair: SelectedPair) -> None:
         """Count an exported pair."""
         self.gaps.append(pair["gap"])
-        self.low.append(pair["low"]["ratio"])
-        self.high.append(pair["high"]["ratio"])
+        for ratios, caption in ((self.low, pair["low"]), (self.high, pair["high"])):
+            if caption["ratio"] is not None:
+                ratios.append(caption["ratio"])
         self.inverted += pair["inverted"]
-        self.provenance.append(taken.told())
 
     def leave_out(self, why: str) -> None:
         """Count a pair that cannot be exported."""
@@ -61,6 +60,7 @@ def figures(run: Run, number: int, pairs: str, tally: Tally) -> dict[str, Any]:
     """
     done = {name: manifest for name in (*STAGES, "selected") if (manifest := run.manifest(number, name))}
     chosen = done["selected"].facts if "selected" in done else {}
+    gaps = array("d", (100 * gap for gap in tally.gaps))
     return {
         "round": number,
         "pairs": pairs,
@@ -78,15 +78,14 @@ def figures(run: Run, number: int, pairs: str, tally: Tally) -> dict[str, Any]:
         "scored_inverted_share": chosen.get("inverted_share"),
         "inverted_share": tally.inverted / tally.pairs,
         "ratios": {"low": _spread(tally.low), "high": _spread(tally.high)},
-        "gap": _spread([100 * gap for gap in tally.gaps]),
-        "gaps": histogram([100 * gap for gap in tally.gaps]),
+        "gap": _spread(gaps),
+        "gaps": histogram(gaps),
     }
 
 
-def _spread(values: Sequence[float | None]) -> dict[str, float] | None:
-    """Mean, least and largest of the known values; None where none is known."""
-    known = [value for value in values if value is not None]
-    return {"mean": fmean(known), "min": min(known), "max": max(known)} if known else None
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Mean, least and largest of the values; None where there are none."""
+    return {"mean": fmean(values), "min": min(values), "max": max(values)} if values else None
 
 
 def histogram(values: Sequence[float]) -> list[dict[str, Any]]:

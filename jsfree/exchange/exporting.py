@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from itertools import chain
+from typing import IO, Any, Literal, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,9 +26,9 @@ from jsfree.locations import require_outside_runs, require_outside_sources
 from jsfree.preference import with_roles
 from jsfree.schemas import SelectedPair
 from jsfree.storage import Folder, Run
+from jsfree.streaming import scan
 
 Pairs = Literal["selected", "scored"]
-ROWS_AT_ONCE = 64
 ROWS_A_FILE = 2000
 BYTES_A_FILE = 256 * 10**6
 
@@ -40,13 +42,15 @@ class Export:
 
 
 class Writer(Protocol):
-    """Takes records one by one."""
+    """Takes records one by one; ``files`` is a pattern of what it writes, below the folder."""
+
+    files: str
 
     def add(self, record: dict[str, Any]) -> None:
         """Write a record, now or later."""
 
-    def close(self) -> str:
-        """Write what is left; the files, as a pattern below the folder."""
+    def close(self) -> None:
+        """Write what is left."""
 
 
 def export(
@@ -79,12 +83,17 @@ def export(
     require_outside_sources("--out", folder, run.config)
     if folder.names() or folder.is_file():
         raise RunError(f"{out} is not empty; choose another --out, or remove what is there")
-    writer: Writer = TableFiles(folder, layout) if _is_table(layout, placement) else TextFile(folder, layout)
-    tally = _write(run, number, pairs, layout, Placer(placement, folder, run.config.source), writer)
-    if not tally.pairs:
+    tally = Tally()
+    records = _records(run, number, pairs, layout, Placer(placement, folder, run.config.source), tally)
+    first = next(records, None)  # before any file is begun: what the placement does not allow shows here
+    if first is None:
         raise RunError(f"{run.folder.uri}: none of the {pairs} pairs of round {number} can be exported; {tally.first}")
-    files = writer.close()
-    folder.write("provenance.jsonl", "".join(f"{_json(told)}\n" for told in tally.provenance).encode())
+    with folder.create("provenance.jsonl") as provenance, _writer(folder, layout, placement) as writer:
+        for record, told in chain([first], records):
+            writer.add(record)
+            provenance.write(f"{_json(told)}\n".encode())
+        writer.close()
+    files = writer.files
     if name == "llama-factory":
         folder.write_json("dataset_info.json", _dataset_info(files))
     found = {"format": name, "images": placement, **figures(run, number, pairs, tally)}
@@ -121,28 +130,40 @@ def _round(run: Run, pairs: Pairs, number: int | None) -> int:
     return number
 
 
-def _write(run: Run, number: int, pairs: Pairs, layout: Format, placer: Placer, writer: Writer) -> Tally:
-    """Hand all pairs to the writer; one whose image cannot be used is left out and counted."""
-    tally = Tally()
+@contextmanager
+def _writer(folder: Folder, layout: Format, placement: Placement) -> Iterator[Writer]:
+    """The writer for a layout; a file of text is published when the block ends without an error."""
+    if _is_table(layout, placement):
+        yield TableFiles(folder, layout)
+        return
+    assert layout.text is not None
+    with folder.create(layout.text) as file:
+        yield TextFile(file, layout.text)
+
+
+def _records(
+    run: Run, number: int, pairs: Pairs, layout: Format, placer: Placer, tally: Tally
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The record of each pair, and its provenance; a pair whose image cannot be used is left out and counted."""
     source, captioner = _origin(run.config, number)
     for pair in _pairs(run, number, pairs):
         taken = preference(pair, source, captioner)
         try:
-            writer.add(layout.write(taken, placer.place(pair["image"])))
+            record = layout.write(taken, placer.place(pair["image"]))
         except RowError as error:
             tally.leave_out(str(error))
         else:
-            tally.add(pair, taken)
-    return tally
+            tally.add(pair)
+            yield record, taken.told()
 
 
 def _pairs(run: Run, number: int, pairs: Pairs) -> Iterator[SelectedPair]:
     select, folder = run.config.select, run.stage(number, pairs)
     if pairs == "selected":
-        for table in folder.batches(schemas.SELECTED, ROWS_AT_ONCE):
+        for table in scan(folder, schemas.SELECTED):
             yield from table.to_pylist()
         return
-    for table in folder.batches(schemas.SCORED, ROWS_AT_ONCE):
+    for table in scan(folder, schemas.SCORED):
         for pair in table.to_pylist():
             if pair["low"]["text"] != pair["high"]["text"] and not (pair["inverted"] and select.inverted == "drop"):
                 yield with_roles(pair, select)
@@ -159,6 +180,8 @@ def _origin(config: RunConfig, number: int) -> tuple[str, str]:
 class TableFiles:
     """Parquet files of bounded size, images inside."""
 
+    files = "data/train-*.parquet"
+
     def __init__(self, folder: Folder, layout: Format) -> None:
         self._folder = folder / "data"
         self._schema = layout.table
@@ -173,11 +196,10 @@ class TableFiles:
         if len(self._rows) >= ROWS_A_FILE or self._size >= BYTES_A_FILE:
             self._flush()
 
-    def close(self) -> str:
+    def close(self) -> None:
         """Write the last file."""
         if self._rows:
             self._flush()
-        return "data/train-*.parquet"
 
     def _flush(self) -> None:
         sink = pa.BufferOutputStream()
@@ -189,22 +211,20 @@ class TableFiles:
 class TextFile:
     """One file of JSON lines, or of a JSON list; it holds texts and paths alone."""
 
-    def __init__(self, folder: Folder, layout: Format) -> None:
-        assert layout.text is not None
-        self._folder = folder
-        self._name = layout.text
-        self._lines: list[str] = []
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        self.files = name
+        self._file = file
+        lines = name.endswith(".jsonl")
+        self._before, self._between, self._behind = ("", "\n", "\n") if lines else ("[\n", ",\n", "\n]\n")
 
     def add(self, record: dict[str, Any]) -> None:
-        """Keep a record."""
-        self._lines.append(_json(record))
+        """Write a record."""
+        self._file.write((self._before + _json(record)).encode())
+        self._before = self._between
 
-    def close(self) -> str:
-        """Write the file."""
-        lines = self._name.endswith(".jsonl")
-        text = "\n".join(self._lines) if lines else "[\n" + ",\n".join(self._lines) + "\n]"
-        self._folder.write(self._name, f"{text}\n".encode())
-        return self._name
+    def close(self) -> None:
+        """End the file."""
+        self._file.write(self._behind.encode())
 
 
 def _embedded(record: dict[str, Any]) -> int:

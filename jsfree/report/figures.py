@@ -16,10 +16,14 @@ from typing import TypeGuard
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
+import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 MAX_POINTS = 240  # of a curve: more cannot be told apart on a panel and only make the page heavy
 BINS = 40
+Gaps = Sequence[float] | NDArray[np.float64]
+Flags = Sequence[bool] | NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,13 @@ class Span:
     high: float
 
 
-def gap_histogram(gaps: Sequence[float], inverted: Sequence[bool], kept: tuple[float, float] | None) -> Markup:
+def gap_histogram(gaps: Gaps, inverted: Flags, kept: tuple[float, float] | None) -> Markup:
     """How many pairs have which score gap, stacked by whether CLIP kept or inverted the order of the ratios.
 
     ``kept`` is the range of gaps that training takes; it is shaded.
     """
     width, height, top, base, left = 760.0, 270.0, 26.0, 222.0, 46.0
-    low, high = min([0.0, *gaps]), max([*gaps, 1e-9])
+    low, high = float(min(0.0, min(gaps, default=0.0))), float(max(1e-9, max(gaps, default=0.0)))
     counts = _stacked_counts(gaps, inverted, low, high)
     x = Axis(low, high, left, width - 8)
     y = Axis(0, max(order + swapped for order, swapped in counts) or 1, base, top + 14)
@@ -145,7 +149,7 @@ def dumbbell(before: Span, after: Span, label: str) -> Markup:
     return _markup(svg)
 
 
-def _stacked_counts(gaps: Sequence[float], inverted: Sequence[bool], low: float, high: float) -> list[list[int]]:
+def _stacked_counts(gaps: Gaps, inverted: Flags, low: float, high: float) -> list[list[int]]:
     counts = [[0, 0] for _ in range(BINS)]
     for gap, swapped in zip(gaps, inverted, strict=True):
         index = min(BINS - 1, int((gap - low) / (high - low) * BINS))
@@ -153,7 +157,7 @@ def _stacked_counts(gaps: Sequence[float], inverted: Sequence[bool], low: float,
     return counts
 
 
-def _histogram_words(gaps: Sequence[float], inverted: Sequence[bool], kept: tuple[float, float] | None) -> str:
+def _histogram_words(gaps: Gaps, inverted: Flags, kept: tuple[float, float] | None) -> str:
     share = 100 * sum(inverted) / max(1, len(gaps))
     chosen = f"; gaps from {kept[0]:.2f} to {kept[1]:.2f} are kept for training" if kept else ""
     return f"Histogram of the score gaps of {len(gaps)} pairs; {share:.1f} % of them are inverted{chosen}."

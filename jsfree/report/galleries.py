@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from jsfree.report import pictures, reading, scenes, tables
 from jsfree.report.reading import Caption, Scored
-from jsfree.report.scenes import Choice, Piece
+from jsfree.report.scenes import Choice, Chooser, Piece
 from jsfree.schemas import ScoredCaption, ScoredPair
 from jsfree.storage import Run
 
@@ -45,12 +45,12 @@ class Gallery:
 
 def pair_gallery(run: Run, number: int, scored: Scored, kept: tuple[float, float] | None) -> Gallery:
     """Scored pairs of round ``number``; ``kept`` is the range of gaps that it trained on."""
-    folder, notes = run.stage(number, "scored"), scored.notes
-    splits = reading.selected_ids(run.stage(number, "selected"))
-    by_id = {note.sample_id: note for note in notes}
-    outcomes = {key: scenes.pair_outcome(note, splits, kept, run.config.select) for key, note in by_id.items()}
-    choice = scenes.choose(outcomes, scenes.PAIR_OUTCOMES)
-    rows = reading.pairs_at(folder, [by_id[sample_id].place for sample_id, _ in choice.shown])
+    folder, chooser = run.stage(number, "scored"), Chooser()
+    selected = reading.selected_ids(run.stage(number, "selected"))
+    for note in reading.pair_notes(folder):
+        chooser.add(note.sample_id, scenes.pair_outcome(note, selected, kept, run.config.select), note.place)
+    choice = chooser.choice(scenes.PAIR_OUTCOMES)
+    rows = reading.pairs_at(folder, choice.places)
     edges = scenes.shade_edges(scored.cosines)
     views = [
         SceneView(
@@ -61,7 +61,7 @@ def pair_gallery(run: Run, number: int, scored: Scored, kept: tuple[float, float
         )
         for (sample_id, outcome), row in zip(choice.shown, rows, strict=True)
     ]
-    return Gallery(number, views, choice, len(notes), [tables.cosine(edge) for edge in edges])
+    return Gallery(number, views, choice, len(scored), [tables.cosine(edge) for edge in edges])
 
 
 def caption_gallery(run: Run, last_round: int, truth: bool, low_score: float | None) -> Gallery | None:

@@ -1,14 +1,15 @@
 """What the page needs of a run's tables and files, read shard by shard.
 
-A run may hold gigabytes of images: tables are reduced to a few numbers a row while they are read, and whole
-rows are read again only for the scenes that are shown. Whatever a run does not hold (yet) is simply empty.
+A run may hold gigabytes of images and millions of pairs: tables are reduced to a few numbers a row while they are
+read, and whole rows are read again only for the scenes that are shown. What a run does not hold (yet) is empty.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,11 @@ from numpy.typing import NDArray
 from jsfree import schemas
 from jsfree.schemas import ImageRef, ScoredCaptionRow, ScoredPair
 from jsfree.storage import Folder, Manifest, Run, shard_name
+from jsfree.streaming import scan, scan_shard
 
+NOTED = ("gap", "inverted", "low.text", "low.finish", "high.text", "high.finish")
+COSINES = 2**20
+"""Cosines that are kept in memory at most."""
 STAGES = (
     *("samples", "evaluation", "evaluation_hashes", "pairs", "scored", "selected"),
     *("reference", "train", "captions", "captions_scored"),
@@ -36,7 +41,7 @@ class Place:
 
 @dataclass(frozen=True)
 class PairNote:
-    """What is kept in memory of every scored pair. ``cut``: a caption ended at the length limit."""
+    """What decides about a scored pair. ``cut``: a caption ended at the length limit."""
 
     sample_id: str
     place: Place
@@ -48,10 +53,48 @@ class PairNote:
 
 @dataclass(frozen=True)
 class Scored:
-    """All scored pairs of a round, and the CLIP cosines of all their sentences."""
+    """All scored pairs of a round, a few bytes each, and the CLIP cosines of their sentences (of many, a sample)."""
 
-    notes: list[PairNote]
+    gaps: NDArray[np.float64]
+    inverted: NDArray[np.bool_]
+    identical: NDArray[np.bool_]
+    cut: NDArray[np.bool_]
     cosines: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.gaps)
+
+
+class Thinned:
+    """Numbers that come by, evenly thinned: all of them while they are few, then every second, every fourth..."""
+
+    def __init__(self, limit: int = COSINES) -> None:
+        self._limit = limit
+        self._stride, self._seen = 1, 0
+        self._kept: NDArray[np.float64] = np.empty(0)
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        """Take numbers."""
+        self._kept = np.concatenate((self._kept, values[-self._seen % self._stride :: self._stride]))
+        self._seen += len(values)
+        while len(self._kept) > self._limit:
+            self._kept, self._stride = self._kept[::2], 2 * self._stride
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """What is kept, in the order in which it came."""
+        return self._kept
+
+
+class SampleIds:
+    """A set of ids that takes eight bytes each: their hashes."""
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        self._hashes = np.sort(np.fromiter(map(hash, ids), np.int64))
+
+    def __contains__(self, sample_id: object) -> bool:
+        at = int(np.searchsorted(self._hashes, hash(sample_id)))
+        return at < len(self._hashes) and bool(self._hashes[at] == hash(sample_id))
 
 
 @dataclass(frozen=True)
@@ -103,30 +146,33 @@ def training_log(run: Run, number: int) -> list[dict[str, Any]]:
 
 
 def scored_pairs(folder: Folder) -> Scored:
-    """Notes of all scored pairs of a round; one shard is in memory at a time."""
-    notes: list[PairNote] = []
-    cosines: list[NDArray[np.float64]] = []
-    for shard, table in _tables(folder, schemas.SCORED):
-        low, high = table["low"].combine_chunks(), table["high"].combine_chunks()
-        columns = (
-            table["sample_id"].to_pylist(),
-            table["gap"].to_pylist(),
-            table["inverted"].to_pylist(),
-            pc.equal(low.field("text"), high.field("text")).to_pylist(),
-            pc.or_(_is_cut(low), _is_cut(high)).to_pylist(),
-        )
-        rows = enumerate(zip(*columns, strict=True))
-        notes += [PairNote(key, Place(shard, row), gap, *flags) for row, (key, gap, *flags) in rows]
-        cosines += [_cosines(caption) for caption in (low, high)]
-    return Scored(notes, np.concatenate(cosines) if cosines else np.empty(0))
+    """The numbers of all scored pairs of a round."""
+    parts: list[list[NDArray[Any]]] = [[np.empty(0)], *([np.empty(0, np.bool_)] for _ in range(3))]
+    cosines = Thinned()
+    for table in scan(folder, schemas.SCORED, [*NOTED, "low.sentences", "high.sentences"]):
+        for part, column in zip(parts, _numbers(table), strict=True):
+            part.append(column.to_numpy())
+        for caption in (table["low"], table["high"]):
+            cosines.add(_cosines(caption))
+    gaps, inverted, identical, cut = map(np.concatenate, parts)
+    return Scored(gaps, inverted, identical, cut, cosines.values)
 
 
-def selected_ids(folder: Folder) -> dict[str, int]:
-    """The split, by ``sample_id``, of every pair that training takes."""
-    splits: dict[str, int] = {}
-    for _, table in _tables(folder, schemas.SELECTED):
-        splits.update(zip(table["sample_id"].to_pylist(), table["split"].to_pylist(), strict=True))
-    return splits
+def pair_notes(folder: Folder) -> Iterator[PairNote]:
+    """Notes of all scored pairs of a round, one after another."""
+    for shard in folder.shards():
+        places = (Place(shard, row) for row in count())
+        for table in scan_shard(folder, shard, schemas.SCORED, ["sample_id", *NOTED]):
+            columns = [table["sample_id"], *_numbers(table)]
+            for place, values in zip(places, zip(*map(_listed, columns), strict=True), strict=False):
+                sample_id, *rest = values
+                yield PairNote(sample_id, place, *rest)
+
+
+def selected_ids(folder: Folder) -> SampleIds:
+    """The ids of all pairs that training takes."""
+    parts = scan(folder, schemas.SELECTED, ["sample_id"])
+    return SampleIds(sample_id for table in parts for sample_id in table["sample_id"].to_pylist())
 
 
 def pairs_at(folder: Folder, places: Sequence[Place]) -> list[ScoredPair]:
@@ -143,8 +189,10 @@ def pairs_at(folder: Folder, places: Sequence[Place]) -> list[ScoredPair]:
 def captions(folder: Folder) -> dict[str, Caption]:
     """Scored captions of one model and mode by ``sample_id``."""
     found: dict[str, Caption] = {}
-    for shard, table in _tables(folder, schemas.SCORED_CAPTIONS):
-        for row, caption in enumerate(table.drop_columns(["image"]).to_pylist()):
+    columns = [name for name in schemas.SCORED_CAPTIONS.names if name != "image"]
+    for shard in folder.shards():
+        parts = scan_shard(folder, shard, schemas.SCORED_CAPTIONS, columns)
+        for row, caption in enumerate(caption for table in parts for caption in table.to_pylist()):
             found[caption["sample_id"]] = Caption(caption, Place(shard, row))
     return found
 
@@ -175,7 +223,7 @@ def failures(run: Run, rounds: Sequence[int]) -> list[Failure]:
     examples: dict[tuple[str, str], str] = {}
     for number in rounds:
         for stage, folder in _leaves(run.round(number) / "errors", ""):
-            for row in folder.read_shards(schemas.ERRORS).to_pylist():
+            for row in (row for table in scan(folder, schemas.ERRORS) for row in table.to_pylist()):
                 if row["kind"] == schemas.EVALUATION_IMAGE:
                     continue
                 key = (stage, row["kind"])
@@ -184,18 +232,21 @@ def failures(run: Run, rounds: Sequence[int]) -> list[Failure]:
     return [Failure(stage, kind, rows, examples[stage, kind]) for (stage, kind), rows in counts.most_common()]
 
 
-def _tables(folder: Folder, schema: pa.Schema) -> Iterator[tuple[int, pa.Table]]:
-    for shard in folder.shards():
-        yield shard, folder.read_table(shard_name(shard), schema)
+def _numbers(scored: pa.Table) -> tuple[pa.ChunkedArray, ...]:
+    """Gap, inverted, identical and cut of each pair."""
+    low, high = scored["low"], scored["high"]
+    texts, ends = ([pc.struct_field(caption, name) for caption in (low, high)] for name in ("text", "finish"))
+    cut = pc.or_(*(pc.equal(end, "length") for end in ends))
+    return scored["gap"], scored["inverted"], pc.equal(*texts), cut
 
 
-def _is_cut(caption: pa.StructArray) -> pa.Array:
-    return pc.equal(caption.field("finish"), "length")
+def _cosines(caption: pa.ChunkedArray) -> NDArray[np.float64]:
+    scores = pc.struct_field(pc.list_flatten(pc.struct_field(caption, "sentences")), "score")
+    return np.asarray(scores.drop_null().to_numpy(), dtype=np.float64)
 
 
-def _cosines(caption: pa.StructArray) -> NDArray[np.float64]:
-    scores = pc.list_flatten(caption.field("sentences")).field("score")
-    return np.asarray(scores.drop_null().to_numpy(zero_copy_only=False), dtype=np.float64)
+def _listed(column: pa.ChunkedArray) -> list[Any]:
+    return list(column.to_pylist())
 
 
 def _stage_names(folder: Folder) -> list[str]:

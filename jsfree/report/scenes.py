@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jsfree.config import Select
-from jsfree.report.reading import Caption, PairNote
+from jsfree.report.reading import Caption, PairNote, Place
 from jsfree.report.tables import cosine
 from jsfree.schemas import SentenceScore
 
@@ -44,29 +44,58 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which scenes are shown: (sample_id, outcome) in the order of the page, and all outcomes there are."""
+    """Which scenes are shown: (sample_id, outcome) in the order of the page, and all outcomes there are.
+
+    ``places`` are those of the scenes shown, where they were given.
+    """
 
     shown: list[tuple[str, str]] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+
+
+class Chooser:
+    """Chooses ``count`` scenes while their outcomes come by; only those that may be shown are kept.
+
+    The outcomes take turns, each giving its next sample by hash of id.
+    """
+
+    def __init__(self, count: int = SCENES) -> None:
+        self._count = count
+        self._tally: Counter[str] = Counter()
+        self._waiting: dict[str, list[tuple[str, str, Place | None]]] = {}
+        """Of each outcome hash, id and place of the first samples, and of some more."""
+
+    def add(self, sample_id: str, outcome: str, place: Place | None = None) -> None:
+        """Take a scene."""
+        self._tally[outcome] += 1
+        waiting = self._waiting.setdefault(outcome, [])
+        waiting.append((_hash(sample_id), sample_id, place))
+        if len(waiting) >= 16 * self._count:
+            waiting.sort()
+            del waiting[self._count :]
+
+    def choice(self, order: Sequence[str]) -> Choice:
+        """The scenes to show; outcomes that are not in ``order`` come last."""
+        names = [name for name in order if name in self._tally] + sorted(set(self._tally) - set(order))
+        taken: dict[str, int] = dict.fromkeys(names, 0)
+        total = self._tally.total()
+        while sum(taken.values()) < min(self._count, total):
+            for name in names:
+                if taken[name] < self._tally[name] and sum(taken.values()) < self._count:
+                    taken[name] += 1
+        first = {name: sorted(self._waiting[name])[: taken[name]] for name in names}
+        shown = [(sample_id, name) for name in names for _, sample_id, _ in first[name]]
+        places = [place for name in names for _, _, place in first[name] if place is not None]
+        return Choice(shown, [Outcome(name, self._tally[name] / total) for name in names], places)
 
 
 def choose(outcomes: Mapping[str, str], order: Sequence[str], count: int = SCENES) -> Choice:
-    """Take ``count`` scenes: the outcomes of ``order`` take turns, each giving its next sample by hash of id.
-
-    ``outcomes`` maps a sample's id to its outcome; outcomes that are not in ``order`` come last.
-    """
-    tally = Counter(outcomes.values())
-    names = [name for name in order if name in tally] + sorted(set(tally) - set(order))
-    waiting: dict[str, list[str]] = {name: [] for name in names}
-    for sample_id in sorted(outcomes, key=_hash):
-        waiting[outcomes[sample_id]].append(sample_id)
-    taken: dict[str, int] = dict.fromkeys(names, 0)
-    while sum(taken.values()) < min(count, len(outcomes)):
-        for name in names:
-            if taken[name] < len(waiting[name]) and sum(taken.values()) < count:
-                taken[name] += 1
-    shown = [(sample_id, name) for name in names for sample_id in waiting[name][: taken[name]]]
-    return Choice(shown, [Outcome(name, tally[name] / len(outcomes)) for name in names])
+    """Choose ``count`` of the scenes in ``outcomes``, which maps a sample's id to its outcome."""
+    chooser = Chooser(count)
+    for sample_id, outcome in outcomes.items():
+        chooser.add(sample_id, outcome)
+    return chooser.choice(order)
 
 
 # A pair of these outcomes has roles; of the others, nothing was chosen.
@@ -78,9 +107,9 @@ PAIR_OUTCOMES = (
 )
 
 
-def pair_outcome(note: PairNote, splits: Mapping[str, int], kept: tuple[float, float] | None, select: Select) -> str:
-    """What became of a scored pair, in words."""
-    if note.sample_id in splits:
+def pair_outcome(note: PairNote, selected: Container[str], kept: tuple[float, float] | None, select: Select) -> str:
+    """What became of a scored pair, in words; ``selected`` are the ids of those that are trained on."""
+    if note.sample_id in selected:
         return PAIR_OUTCOMES[int(note.inverted and select.inverted == "swap")]
     if note.identical:
         return "left out, identical captions"

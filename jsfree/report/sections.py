@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from jsfree.config import Train
@@ -132,12 +133,13 @@ def cost_view(costs: Sequence[StageCost]) -> CostView:
 def _histogram(run: Run, scored: Scored, kept: tuple[float, float] | None) -> Markup | None:
     """Gaps of the pairs that can be sorted: different captions, and whole ones unless cut ones are kept."""
     select = run.config.select
-    notes = [note for note in scored.notes if not note.identical and (select.keep_truncated or not note.cut)]
-    if not notes:
+    usable = ~scored.identical & (~scored.cut | select.keep_truncated)
+    if not usable.any():
         return None
-    gaps = [100 * (-note.gap if note.inverted and select.inverted == "keep" else note.gap) for note in notes]
+    gaps, inverted = scored.gaps[usable], scored.inverted[usable]
+    signed = 100 * np.where(inverted & (select.inverted == "keep"), -gaps, gaps)
     shown = (100 * kept[0], 100 * kept[1]) if kept else None
-    return figures.gap_histogram(gaps, [note.inverted for note in notes], shown)
+    return figures.gap_histogram(signed, inverted, shown)
 
 
 def _is_kept(split: Mapping[str, Any], run: Run) -> bool:

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +15,7 @@ from jsfree.captioning import PairGenerator
 from jsfree.config import build
 from jsfree.dpo import loop, reference_logps
 from jsfree.dpo.loop import Folders, Hooks, Models, split, train
+from jsfree.dpo.pairs import PairTable
 from jsfree.errors import ConfigError, StageError
 from jsfree.images import training_samples
 from jsfree.models import load_captioner
@@ -110,6 +112,22 @@ def test_a_training_goes_on_from_any_checkpoint_to_the_same_weights(whole, pairs
         resumed = Trained(path).run(settings(checkpoint_every=100), pairs, restore=str(whole.path / f"step-{step}"))
         assert len(resumed.steps) == 8
         assert same(resumed.weights(), whole.weights())
+
+
+def test_pairs_in_shards_train_the_same_model_as_pairs_in_memory(whole, pairs, tmp_path):
+    folder = Folder(str(tmp_path / "selected"))
+    for number, start in enumerate(range(0, len(pairs), 5)):
+        rows = [selected_row(pair) for pair in pairs[start : start + 5]]
+        folder.write_table(shard_name(number), pa.Table.from_pylist(rows, schema=schemas.SELECTED), group_rows=2)
+    streamed = Trained(tmp_path).run(settings(), PairTable(folder))
+    assert losses(streamed.steps) == losses(whole.steps)
+    assert same(streamed.weights(), whole.weights())
+
+
+def selected_row(pair):
+    """A pair with the columns of the selected table that training does not read."""
+    captions = {role: {**pair[role], "sentences": [], "score": 0.0} for role in ("low", "high", "chosen", "rejected")}
+    return {**pair, **captions, "inverted": False, "gap": 0.0, "rank": 0, "split": 1}
 
 
 def test_a_checkpoint_of_another_number_of_workers_is_refused(whole, pairs, tmp_path):

@@ -1,5 +1,6 @@
 """Who does what: claims, and what becomes of those of a worker that is lost; the class of the actor, without Ray."""
 
+import time
 import uuid
 
 import pytest
@@ -51,6 +52,17 @@ def test_each_shard_is_claimed_once_in_order_and_then_there_is_nothing(board):
     for claim in claims:
         board.done(WORK, claim.shard)
     assert asks(board, "b1") == (None, False)
+
+
+def test_the_time_of_a_shard_does_not_grow_with_the_number_of_shards(board):
+    """With a pass over all waiting shards for each that is done this takes a minute."""
+    board.post(WORK, [(0, number) for number in range(50_000)])
+    board.join(WORK, "a", "a1", "here")
+    started = time.process_time()
+    for number in range(50_000):
+        claim, _ = board.claim(WORK, "a1", str(number))
+        board.done(WORK, claim.shard)
+    assert time.process_time() - started < 5
 
 
 def test_what_a_silent_worker_had_claimed_is_anybodys_first_and_accuses_nobody(board, clock):

@@ -1,0 +1,88 @@
+"""What the driver and its board do for every shard and every worker, measured without a cluster.
+
+    python benchmarks/scaling.py --part driver
+
+- board: microseconds of a claim and its end, with so many shards waiting and so many workers heard of;
+- turns: time and memory of Ray Data's read tasks, one a turn, which the driver makes before a pass begins;
+- files: microseconds a shard to list a folder and to read the footers of its shards, on a local disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import tracemalloc
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+
+from jsfree.storage import Folder, shard_name
+from ray_jobs.board import Board
+
+SHARDS = (1_000, 10_000, 100_000)
+WORKERS = (8, 800, 8_000)
+CLAIMS = 1_000
+FILES = 5_000
+
+
+def driver(_: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All parts."""
+    figures = {
+        "microseconds_a_claim": {f"{shards} shards, 8 workers": claim(shards, 8) for shards in SHARDS}
+        | {f"10000 shards, {workers} workers": claim(10_000, workers) for workers in WORKERS},
+        "read_tasks": {f"{turns} turns": read_tasks(turns) for turns in SHARDS},
+        "files": files(),
+    }
+    costs = figures["microseconds_a_claim"]
+    cost = costs[f"{SHARDS[-1]} shards, 8 workers"] / costs[f"{SHARDS[0]} shards, 8 workers"]
+    return {f"claim_{SHARDS[-1]}_over_{SHARDS[0]}_shards_cost": dict.fromkeys(("median", "min", "max"), cost)}, figures
+
+
+def claim(shards: int, workers: int) -> float:
+    """A claim, the end of its turn, and its receipt, averaged over ``CLAIMS`` of them."""
+    board = Board()
+    board.post("work", [(0, number) for number in range(shards)])
+    for worker in range(workers):
+        board.join("work", f"a{worker}", f"p{worker}", f"n{worker // 8}")
+    started = time.process_time()
+    for number in range(CLAIMS):
+        process = f"p{number % workers}"
+        claimed, _ = board.claim("work", process, str(number))
+        assert claimed is not None
+        board.turn_over("work", process, claimed.shard)
+        board.done("work", claimed.shard)
+    return 1e6 * (time.process_time() - started) / CLAIMS
+
+
+def read_tasks(turns: int) -> dict[str, float]:
+    """Ray Data's own objects for a range of so many blocks."""
+    from ray.data._internal.datasource.range_datasource import RangeDatasource
+
+    tracemalloc.start()
+    started = time.process_time()
+    tasks = RangeDatasource(turns).get_read_tasks(turns)
+    seconds, held = time.process_time() - started, tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(tasks) == turns
+    return {"microseconds_a_turn": 1e6 * seconds / turns, "bytes_a_turn": held / turns}
+
+
+def files() -> dict[str, float]:
+    """A folder of small shards on a local disk."""
+    with TemporaryDirectory(prefix="scaling-") as path:
+        folder = Folder(path)
+        folder.write_table(shard_name(0), pa.table({"sample_id": ["a"]}))
+        content = folder.read(shard_name(0))
+        for number in range(1, FILES):
+            with open(f"{path}/{shard_name(number)}", "wb") as file:
+                file.write(content)
+        started = time.perf_counter()
+        assert len(folder.shards()) == FILES
+        listed = time.perf_counter()
+        assert folder.rows() == FILES
+        ended = time.perf_counter()
+    return {
+        "list_microseconds_a_shard": 1e6 * (listed - started) / FILES,
+        "footer_microseconds_a_shard": 1e6 * (ended - listed) / FILES,
+    }
