@@ -63,10 +63,11 @@ class Clock:
 
 
 def settings_of(scale: Scale) -> RunConfig:
-    """MiniWorld's defaults for one worker, with fewer images; steps that few pairs fill."""
+    """MiniWorld's defaults for one worker, with fewer images and more epochs; steps that few pairs fill."""
     size = min(32, scale.round_images // 4)
-    train = {"pairs_per_step": size, "pairs_per_worker": size, "resources": {"replicas": 1}}
-    few = {"select": {"first": 1, "last": 10, "keep_truncated": True}} if scale.device == "cpu" else {}
+    train = {"pairs_per_step": size, "pairs_per_worker": size, "epochs": scale.round_epochs}
+    train["resources"] = {"replicas": 1}
+    few = {"select": {"first": 1, "last": 10, "keep_truncated": True}} if scale.round_images < 100 else {}
     made = {"source": {"count": scale.round_images}, "evaluate": {"source": {"count": scale.evaluated_images}}}
     return config.build({**made, "train": train, **few}, where="benchmark")
 

@@ -41,6 +41,7 @@ class Scale:
     """Pairs of a training step, in measurements of speed."""
     train_steps: int
     round_images: int
+    round_epochs: int
     evaluated_images: int
     copied_bytes: int
     matrix: int
@@ -62,6 +63,7 @@ GPU = Scale(
     pairs=4,
     train_steps=4,
     round_images=1024,
+    round_epochs=6,
     evaluated_images=256,
     copied_bytes=4 * 2**30,
     matrix=8192,
@@ -81,6 +83,7 @@ TINY = Scale(
     pairs=2,
     train_steps=1,
     round_images=16,
+    round_epochs=2,
     evaluated_images=4,
     copied_bytes=16 * 2**20,
     matrix=256,
