@@ -13,6 +13,7 @@ import torch
 
 from gpu.report import Report
 from gpu.scale import Scale
+from jsfree.errors import ConfigError
 from jsfree.gpus import driver_version, why_no_cuda
 from jsfree.preflight import rates
 
@@ -58,12 +59,11 @@ def hardware(scale: Scale) -> str:
 
 
 def kind(scale: Scale) -> rates.Gpu:
-    """The device in preflight's table; an H100 stands in for a CPU, so that the arithmetic is run.
-
-    Raises:
-        ConfigError: it is not in the table.
-    """
-    return rates.gpu_named(name(scale)) if scale.device == "cuda" else rates.GPUS["h100-80g"]
+    """The device as preflight's table has it; one that is not there by its measured limits."""
+    try:
+        return rates.gpu_named(name(scale))
+    except ConfigError:
+        return rates.Gpu(0, bandwidth(scale), matrix_rate(scale, torch.bfloat16), ())
 
 
 def bandwidth(scale: Scale) -> float:

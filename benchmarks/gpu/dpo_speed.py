@@ -111,9 +111,8 @@ class Policy:
         if forward is self.model:
             # The positions that the shared prefix leaves; two plain forwards compute more for the same pairs.
             found["flops_a_second"] = self._operations() / seconds
-            if scale.device == "cuda":
-                found["mfu"] = found["flops_a_second"] / device.kind(scale).flops
-                headline += f", MFU {100 * found['mfu']:.0f} %"
+            found["mfu"] = found["flops_a_second"] / device.kind(scale).flops
+            headline += f", MFU {100 * found['mfu']:.0f} %"
             self._predict(name, found["pairs_per_second"], peak)
         if peak.bytes is not None and peak.beyond is not None:
             found |= {"peak_gib": peak.bytes / GIB, "peak_beyond_state_gib": peak.beyond / GIB}
@@ -146,7 +145,7 @@ class Policy:
         seconds = rates.train_seconds(settings, work, scale.shape_7b, lengths, device.kind(scale))
         # The prediction counts a reference pass too, which the measurement leaves out.
         self.report.predict(f"{name}: pairs, reference included", work.pairs / seconds, pairs_per_second, "pairs/s")
-        if scale.device == "cuda" and not checkpointed:
+        if not checkpointed:
             # The operations as preflight counts them, without the reference pass.
             counted = (4 if train.lora is not None else 6) * memory.parameters(scale.shape_7b).total
             operations = counted * (prefix + 2 * scale.caption) * pairs_per_second

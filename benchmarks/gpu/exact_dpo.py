@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -72,7 +73,9 @@ def compare(model: PairModel, batch: PairBatch, attention: str, settings: RunCon
     name = f"{settings.captioner.dtype}, {attention}"
     expected, wanted = _with_gradients(two_forwards(model), model, batch, settings)
     model.llava.set_attn_implementation({"text_config": attention})
+    started = time.perf_counter()
     found, gradients = _with_gradients(model, model, batch, settings)
+    report.figure(f"{name}: seconds of the first forward and backward pass", time.perf_counter() - started)
     apart = torch.cat((found.chosen - expected.chosen, found.rejected - expected.rejected)).abs()
     if settings.captioner.dtype == "float32":
         report.check(f"{name}: log-probabilities from two forwards", float(apart.max()), SUMS)

@@ -143,15 +143,17 @@ class Model:
             step, needed = statistics.median(timing.steps), self._bytes_a_step(engine)
             found |= {"step_milliseconds": 1000 * step, "share_of_roofline": needed / self.bandwidth / step}
             # The first step prefills the images of all slots, two captions each.
-            prefill = max(timing.first - step, 0.0) / -(-layout.slots // 2)
-            found["prefill_milliseconds_an_image"] = 1000 * prefill
-            if self.scale.device == "cuda" and prefill:
-                sheet = device.kind(self.scale)
-                operations = 2 * memory.parameters(self.shape).total * self._lengths().prefix
-                # What ``jsfree.preflight.rates`` estimates, of the data sheet's figures.
-                shares = {"bandwidth": needed / sheet.bandwidth / step, "prefill": operations / sheet.flops / prefill}
-                found["shares"] = shares
+            prefill = (timing.first - step) / -(-layout.slots // 2)
+            if prefill > 0:
+                found["prefill_milliseconds_an_image"] = 1000 * prefill
+                found["shares"] = self._shares(step, needed, prefill)
         return found
+
+    def _shares(self, step: float, needed: float, prefill: float) -> dict[str, float]:
+        """What ``jsfree.preflight.rates`` estimates: shares of the data sheet's bandwidth and arithmetic."""
+        sheet = device.kind(self.scale)
+        operations = 2 * memory.parameters(self.shape).total * self._lengths().prefix
+        return {"bandwidth": needed / sheet.bandwidth / step, "prefill": operations / sheet.flops / prefill}
 
     def _requests(self, images: int, case: Case) -> list[Any]:
         return requests(self.captioner, images, [self.scale.caption] * (2 * images), case.ratios)

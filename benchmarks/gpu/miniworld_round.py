@@ -69,7 +69,8 @@ def settings_of(scale: Scale) -> RunConfig:
     train["resources"] = {"replicas": 1}
     few = {"select": {"first": 1, "last": 10, "keep_truncated": True}} if scale.round_images < 100 else {}
     made = {"source": {"count": scale.round_images}, "evaluate": {"source": {"count": scale.evaluated_images}}}
-    return config.build({**made, "train": train, **few}, where="benchmark")
+    generate = {"compile": "cuda_graphs" if scale.device == "cuda" else "none"}
+    return config.build({**made, "generate": generate, "train": train, **few}, where="benchmark")
 
 
 def train(settings: RunConfig, pairs: list[Any], folder: str, scale: Scale) -> list[float]:

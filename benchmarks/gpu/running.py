@@ -41,6 +41,8 @@ PRELOADED = (
 UNUSABLE_FORK = "CUDA cannot be used in a forked process"
 LOG_TAIL = 4000
 """Characters of a failed step's log that are kept."""
+EXIT_SECONDS = 10
+"""For a step that is done to free the device and exit."""
 GRACE_SECONDS = 3
 """Between asking a step to end, upon which it writes where it was, and killing it."""
 
@@ -102,9 +104,9 @@ def preload() -> None:
 class Runner:
     """Runs steps one after the other."""
 
-    def __init__(self, scale: Scale, method: Literal["fork", "spawn"] = "fork") -> None:
+    def __init__(self, scale: Scale) -> None:
         self._scale = scale
-        self._method: Literal["fork", "spawn"] = method
+        self._method: Literal["fork", "spawn"] = "fork"
 
     def run(self, step: Step, seconds: float) -> Outcome:
         """Run a step for at most so many seconds."""
@@ -126,7 +128,7 @@ class Runner:
             sender.close()
             try:
                 if _received(receiver, outcome, started + seconds):
-                    process.join(max(0.0, started + seconds + GRACE_SECONDS - time.monotonic()))
+                    process.join(EXIT_SECONDS)
                 else:
                     outcome.status, outcome.reason = "timeout", f"cut off after {seconds:.0f} s"
             finally:

@@ -25,6 +25,10 @@ class Scale:
 
     name: str
     device: str
+    seconds: float
+    """Time for everything."""
+    patience: float
+    """Factor of the steps' time limits: a CPU may be busy with other work."""
     shape_7b: LlavaShape
     shape_13b: LlavaShape
     clip: dict[str, Any] | None
@@ -51,6 +55,8 @@ class Scale:
 GPU = Scale(
     name="gpu",
     device="cuda",
+    seconds=470,
+    patience=1,
     shape_7b=PUBLISHED["llava-hf/llava-1.5-7b-hf"],
     shape_13b=PUBLISHED["llava-hf/llava-1.5-13b-hf"],
     clip=None,
@@ -71,6 +77,8 @@ GPU = Scale(
 TINY = Scale(
     name="tiny",
     device="cpu",
+    seconds=1200,
+    patience=5,
     shape_7b=TINY_SHAPE,
     shape_13b=TINY_SHAPE,
     clip=TINY_CLIP,

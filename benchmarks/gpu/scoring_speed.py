@@ -36,9 +36,9 @@ def measure(scale: Scale, report: Report) -> None:
         report.figure("peak_gib", peak.bytes / GIB)
     predicted = rates.score_seconds(len(pairs), settings, device.kind(scale))
     report.predict("images with two captions", len(pairs) / predicted, len(pairs) / seconds, "images/s")
+    operations = rates.CLIP_FLOPS * len(pairs) / seconds
+    report.figure("shares", {"clip": operations / device.kind(scale).flops})
     if scale.device == "cuda":
-        operations = rates.CLIP_FLOPS * len(pairs) / seconds
-        report.figure("shares", {"clip": operations / device.kind(scale).flops})
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
         timed(scorer, pixels, pairs, "tf32", scale, report)

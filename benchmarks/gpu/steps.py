@@ -27,7 +27,7 @@ STEPS = (
     Step("dpo-layers", "gpu.dpo_speed:measure_layers", 60),
     Step("scoring", "gpu.scoring_speed:measure", 40),
     Step("generation-13b", "gpu.generation_speed:measure_13b", 75),
-    Step("miniworld-round", "gpu.miniworld_round:measure", 60),
+    Step("miniworld-round", "gpu.miniworld_round:measure", 110),
     Step("exact-flex", "gpu.exact_dpo:measure_flex", 60),
     Step("dpo-flex", "gpu.dpo_speed:measure_flex", 60),
     Step("exact-inductor", "gpu.exact_decoding:measure_inductor", 120),
@@ -85,7 +85,7 @@ class Check:
         left = self._deadline - time.monotonic()
         if left < LEAST_SECONDS:
             return Outcome("skipped", reason="no time left")
-        return runner.run(step, min(step.limit, left))
+        return runner.run(step, min(step.limit * self._scale.patience, left))
 
     def _add(self, step: Step, outcome: Outcome) -> None:
         """Take a step's outcome into the result, write it, and print the step's line."""

@@ -36,7 +36,7 @@ def numbers(value):
 @pytest.mark.slow
 def test_the_whole_check_runs_on_a_cpu_with_tiny_shapes(tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "gpu" / "check.py", "--tiny", "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1300)
     assert done.returncode == 0, done.stdout + done.stderr
     *lines, path = done.stdout.splitlines()
     result = json.loads(Path(path).read_text())
@@ -82,7 +82,7 @@ def test_a_check_that_does_not_hold_fails_its_step(outcomes):
 
 
 @pytest.mark.parametrize("name", ["fine", "fine, spawned"])
-def test_a_step_is_run_in_a_forked_and_in_a_fresh_process(outcomes, name):
+def test_a_step_runs_in_a_forked_process_or_where_cuda_forbids_that_in_a_fresh_one(outcomes, name):
     found = outcomes[name]
     assert found["status"] == "done"
     assert found["checks"]["small"] == {"passed": True, "value": 0.5, "limit": 1}
