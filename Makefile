@@ -1,18 +1,22 @@
 # Every target sets up what it needs: uv (in .uv/ where the machine has none) and the locked environment.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types effect bench soak scaling interop setup clean
+.PHONY: help demo test check lint types effect bench soak scaling interop gpu-kit setup clean
 
 PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/dev/null && echo python3.12 || echo python3)
 SYSTEM_UV := $(shell command -v uv 2>/dev/null)
 UV := $(if $(SYSTEM_UV),$(SYSTEM_UV),.uv/bin/uv)
 BIN := .venv/bin
 INTEROP := .cache/interop
+# What benchmarks/gpu/check.py needs beside torch, transformers, peft and what they need themselves.
+GPU_KIT := annotated-types filelock fonticon-materialdesignicons7 ftfy open-clip-torch pydantic pydantic-core pyyaml \
+  regex sentencex typing-extensions typing-inspection wcwidth
+GPU_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
 # Two files of tests at a time: each keeps to one core.
 QUICK := $(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 export UV_PYTHON_DOWNLOADS := never
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
 demo: setup ## the whole loop on MiniWorld, 2 CPU cores, no GPU, no network once installed
 	$(BIN)/jsfree run --config configs/miniworld.yaml
@@ -58,6 +62,14 @@ $(INTEROP)/.synced: uv.lock benchmarks/interop-requirements.txt | $(UV)
 	$(UV) pip install --quiet --python $(INTEROP)/bin/python --no-deps --requirement benchmarks/interop-requirements.txt
 	@touch $@
 
+gpu-kit: setup ## wheels for a machine with a GPU, torch and transformers, but no network (Python 3.12)
+	@rm -rf .gpu-kit && mkdir -p .cache
+	@$(UV) export --quiet --frozen --no-default-groups --no-emit-project --no-hashes --no-annotate --no-header \
+	  --output-file .cache/gpu-kit.txt
+	@$(UV) tool run --quiet --python $(BIN)/python pip download -qq --dest .gpu-kit --constraint .cache/gpu-kit.txt \
+	  --no-deps --only-binary :all: --python-version 3.12 --implementation cp $(GPU_PLATFORMS:%=--platform %) $(GPU_KIT)
+	@du -sh .gpu-kit
+
 setup: .venv/.synced
 
 .venv/.synced: pyproject.toml uv.lock | $(UV)
@@ -70,4 +82,4 @@ setup: .venv/.synced
 	@.uv/bin/pip install --quiet --disable-pip-version-check uv
 
 clean: ## remove environments, caches and runs
-	rm -rf .venv .uv .cache .mypy_cache .pytest_cache .ruff_cache runs
+	rm -rf .venv .uv .cache .gpu-kit .mypy_cache .pytest_cache .ruff_cache runs

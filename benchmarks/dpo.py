@@ -3,9 +3,7 @@
     python benchmarks/dpo.py [--rounds 5]
 
 CPU time of one thread, both in turn, each with all it does for a step: images read and preprocessed, the reference, the
-optimizer. A tiny LLaVA with random weights; both get the same pairs in the same order. With a GPU, ours alone:
-
-    python benchmarks/dpo.py --preset llava-1.5-13b --random-weights --lora
+optimizer. A tiny LLaVA with random weights; both get the same pairs in the same order.
 """
 
 from __future__ import annotations
@@ -52,22 +50,12 @@ def main() -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--preset", choices=["llava-1.5-7b", "llava-1.5-13b"], help="a published shape, on a GPU")
-    parser.add_argument("--random-weights", action="store_true", help="the preset's shape, without its weights")
-    parser.add_argument("--lora", action="store_true", help="adapters instead of all weights")
     parser.add_argument("--part", choices=["memory", "worker"], help=argparse.SUPPRESS)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.part:
         print(json.dumps(PARTS[arguments.part](**json.loads(arguments.job))))
-    elif arguments.preset:
-        if not (arguments.random_weights and torch.cuda.is_available()):
-            parser.error("--preset needs a GPU and --random-weights")
-        from dpo_gpu import on_gpu
-
-        with tempfile.TemporaryDirectory(prefix="dpo-") as folder, one_worker(Path(folder) / "store"):
-            on_gpu(arguments)
     else:
         against_trl(arguments.rounds)
 
@@ -313,12 +301,7 @@ def one_worker(store: Path, rank: int = 0, workers: int = 1) -> Iterator[None]:
     place = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(workers)}
     store.parent.mkdir(parents=True, exist_ok=True)
     with mock.patch.dict(os.environ, place):
-        dist.init_process_group(
-            "nccl" if torch.cuda.is_available() else "gloo",
-            init_method=f"file://{store}",
-            rank=rank,
-            world_size=workers,
-        )
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
         try:
             yield
         finally:

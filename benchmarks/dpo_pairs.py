@@ -1,14 +1,18 @@
-"""A LLaVA with random weights that knows MiniWorld's words, and pairs of captions for it, for ``dpo.py``."""
+"""Pairs of captions to train on, and a LLaVA with random weights that knows MiniWorld's words."""
 
 from __future__ import annotations
 
 import io
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image
+from random_llava import RandomCaptioner
 
+from jsfree.config import Source
+from jsfree.dpo.batching import PairBatch, collate
 from jsfree.miniworld import world
 from jsfree.models import Captioner, load_captioner
 from jsfree.publish import publish_captioner
@@ -78,3 +82,23 @@ def _caption(captioner: Captioner, number: int, tokens: int) -> list[int]:
     text = " ".join(world.true_caption(world.scene("unlabelled", number + each)) for each in range(4))
     ids = captioner.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     return [*ids[: tokens - 1], 2]
+
+
+def random_batch(captioner: RandomCaptioner, count: int, tokens: int) -> PairBatch:
+    """Pairs of random captions of ``tokens`` tokens, a sixth more or less, with random images."""
+    words, spread = random.Random(0), tokens // 6
+    captions = [
+        [words.randrange(10, captioner.vocabulary) for _ in range(words.randint(tokens - spread, tokens + spread))]
+        for _ in range(2 * count)
+    ]
+    pairs: list[SelectedPair] = [
+        {
+            "sample_id": str(at),
+            "prompt": "",
+            "chosen": {"token_ids": captions[2 * at]},  # type: ignore[typeddict-item]
+            "rejected": {"token_ids": captions[2 * at + 1]},  # type: ignore[typeddict-item]
+        }
+        for at in range(count)
+    ]
+    rows = collate(pairs, captioner, Source(), [torch.zeros(1)] * count)
+    return replace(rows, features=None, pixels=torch.stack(captioner.random_pixels(count)))

@@ -4,11 +4,6 @@
 
 CPU time of one thread, all variants in turn in one process, a tiny LLaVA with random weights at two image sizes;
 the result is written to ``benchmarks/results/generation_<date>_<hardware>.json`` and printed as the last line.
-
-    python benchmarks/generation.py --preset llava-1.5-13b --random-weights [--compiling cuda_graphs]
-
-measures tokens/s, memory for keys and values and the share of the roofline on the GPU at hand instead. It needs no
-installation but torch and transformers with what LLaVA wants (torchvision, Pillow), and pydantic.
 """
 
 from __future__ import annotations
@@ -16,23 +11,18 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from generation_peers import RATIOS, Peers
 from measuring import in_turn, publish, ratio
-from random_llava import RandomCaptioner, published, tiny
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout need not be installed
+from random_llava import RandomCaptioner, tiny
 
 from jsfree.config import Decoding
 from jsfree.decoding.engine import DualPathEngine
-from jsfree.decoding.memory import GIB, keys_of
+from jsfree.decoding.memory import keys_of
 from jsfree.decoding.requests import Request
 from jsfree.decoding.sampling import noise_key
 
@@ -44,36 +34,16 @@ TARGETS = {
     "transformers_generate_single_path": 1.4,
     "dual_over_single_cost": 1.25,
 }
-BANDWIDTH = {
-    "a100-sxm4-80gb": 2.04e12,
-    "a100-80gb-pcie": 1.94e12,
-    "a100-sxm4-40gb": 1.555e12,
-    "h100-80gb-hbm3": 3.35e12,
-    "h200": 4.8e12,
-    "l40s": 0.864e12,
-}
-"""Bytes a second by the makers' data sheets."""
 
 
 def main() -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--preset", choices=["llava-1.5-7b", "llava-1.5-13b"])
-    parser.add_argument("--random-weights", action="store_true", help="the preset's shape, without its weights")
-    parser.add_argument("--slots", type=int, default=96)
-    parser.add_argument("--images", type=int, default=192)
-    parser.add_argument("--length", type=int, default=130)
-    parser.add_argument("--compiling", choices=["none", "inductor", "cuda_graphs"], default="none")
-    arguments = parser.parse_args()
-    if arguments.preset:
-        if not (arguments.random_weights and torch.cuda.is_available()):
-            parser.error("--preset needs a GPU and --random-weights")
-        on_gpu(arguments)
-        return
+    rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     loads = [os.getloadavg()[0]]
-    ratios, figures = against_peers(arguments.rounds)
+    ratios, figures = against_peers(rounds)
     figures["slot_utilisation"] = utilisation()
     loads.append(os.getloadavg()[0])
     publish("generation", ratios, figures, loads)
@@ -191,64 +161,9 @@ def utilisation() -> dict[str, float]:
     return found
 
 
-def on_gpu(arguments: argparse.Namespace) -> None:
-    """Tokens/s and the share of the roofline, on the GPU at hand."""
-    bytes_a_second = bandwidth()
-    captioner = published(arguments.preset, "cuda", torch.bfloat16)
-    model = captioner.model
-    read_a_step = bytes_of(model.model.language_model.layers) + bytes_of(model.lm_head)
-    figures: dict[str, Any] = {"weights_gib": bytes_of(model) / GIB, "weights_read_a_step_gib": read_a_step / GIB}
-    for name, ratios in {"dual path": RATIOS, "h = 0 and 0.6": (0.0, 0.6), "single path": (0.0, 0.0)}.items():
-        torch.cuda.reset_peak_memory_stats()
-        mixed = sum(ratio > 0 for ratio in ratios) / 2
-        engine = DualPathEngine(captioner, arguments.slots, mixed=mixed, prompts=1, compiling=arguments.compiling)
-        lengths = [arguments.length] * (2 * arguments.images)
-        engine.decode(requests(captioner, 2, lengths[:4], ratios))  # kernels, memory, graphs
-        engine.reset_counts()
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        engine.decode(requests(captioner, arguments.images, lengths, ratios))
-        torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-        figures[name] = gpu_figures(engine, captioner, seconds, read_a_step / bytes_a_second, bytes_a_second)
-        print(name, figures[name])
-        del engine
-        torch.cuda.empty_cache()
-    publish(f"generation-{arguments.preset}", {}, figures, [os.getloadavg()[0]])
-
-
-def gpu_figures(
-    engine: DualPathEngine, captioner: RandomCaptioner, seconds: float, weights_seconds: float, bytes_a_second: float
-) -> dict[str, float]:
-    """What a run took. The roofline is of the steps alone; the seconds hold the prefills too."""
-    layout = engine.layout
-    assert layout is not None
-    # Entries are read by every step, of what rows hold of their own half on average.
-    tokens_read = layout.cache.entries * layout.cache.prefix + layout.cache.rows * layout.cache.own / 2
-    step_seconds = weights_seconds + tokens_read * keys_of(captioner).token_bytes / bytes_a_second
-    return {
-        "tokens_per_second": engine.tokens / seconds,
-        "slots": layout.slots,
-        "slot_utilisation": engine.utilisation,
-        "kv_gib": layout.bytes / GIB,
-        "kv_gib_a_caption": layout.bytes / GIB / layout.slots,
-        "peak_gib": torch.cuda.max_memory_allocated() / GIB,
-        "share_of_roofline_with_prefill": engine.forwards * step_seconds / seconds,
-    }
-
-
 def bytes_of(module: torch.nn.Module) -> int:
     """Weights of a module."""
     return sum(each.numel() * each.element_size() for each in module.parameters())
-
-
-def bandwidth() -> float:
-    """Bytes a second of the GPU's memory."""
-    name = torch.cuda.get_device_name().lower().replace(" ", "-")
-    known = [value for key, value in BANDWIDTH.items() if key in name]
-    if not known:
-        raise SystemExit(f"no memory bandwidth is known of {name!r}; add it to BANDWIDTH in {__file__}")
-    return known[0]
 
 
 if __name__ == "__main__":

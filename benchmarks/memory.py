@@ -131,9 +131,20 @@ def _generate(size: str) -> None:
 
 
 def _train(case: str, size: str) -> None:
-    from dpo_gpu import measured as train
+    from dpo_pairs import random_batch
 
-    train(_captioner(size), settings(case), STEPS)
+    from jsfree.dpo.engine import start_engine
+    from jsfree.dpo.loss import Lengths, PairLogps, dpo
+
+    captioner, run = _captioner(size), settings(case)
+    engine = start_engine(captioner, run, 1)
+    batch = random_batch(captioner, PAIRS, CAPTION)
+    lengths = Lengths(*torch.tensor(batch.lengths).chunk(2))
+    for _ in range(STEPS + 1):
+        logps = engine(batch)
+        reference = PairLogps(logps.chosen.detach(), logps.rejected.detach())
+        engine.backward(dpo(logps, reference, lengths, run.train).loss.mean())
+        engine.step()
 
 
 def _captioner(size: str) -> RandomCaptioner:

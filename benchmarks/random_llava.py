@@ -63,11 +63,6 @@ def tiny(patches: int) -> RandomCaptioner:
     return _built(config, torch.float32, "cpu")
 
 
-def published(name: str, device: str, dtype: torch.dtype) -> RandomCaptioner:
-    """LLaVA-1.5 in its published shape."""
-    return of_shape(shapes.PUBLISHED[f"llava-hf/{name}-hf"], dtype, device)
-
-
 def of_shape(shape: shapes.LlavaShape, dtype: torch.dtype, device: str) -> RandomCaptioner:
     """A LLaVA of any shape."""
     return _built(shapes.llava_config(shape), dtype, device)

@@ -95,33 +95,33 @@ def main() -> None:
     )
 
 
-def scorer_of(folder: Path) -> ClipScorer:
-    """A scorer whose model has random weights."""
+def scorer_of(folder: Path, described: dict[str, Any] = MODEL, device: str = "cpu") -> ClipScorer:
+    """A scorer whose model, of open_clip's description, has random weights."""
     import open_clip
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    model = open_clip.CLIP(**MODEL, output_dict=False)
+    with torch.device(device):
+        model = open_clip.CLIP(**described, output_dict=False)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     mean = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": MODEL, "preprocess_cfg": mean}), encoding="utf-8"
-    )
-    return ClipScorer(RunConfig.model_validate({"clip": {"ref": str(folder)}}))
+    described_file = json.dumps({"model_cfg": described, "preprocess_cfg": mean})
+    (folder / "open_clip_config.json").write_text(described_file, encoding="utf-8")
+    return ClipScorer(RunConfig.model_validate({"clip": {"ref": str(folder)}}), device)
 
 
 def pictures() -> list[Image.Image]:
     return [world.draw(world.scene("development", index)).resize((SIDE, SIDE)) for index in range(IMAGES)]
 
 
-def sentences() -> list[list[str]]:
+def sentences(images: int = IMAGES) -> list[list[str]]:
     """Sentences of each image; as in captions, some come twice."""
     drawn = random.Random(0)
 
     def one() -> str:
         return f"There is a {drawn.choice(THINGS)} {drawn.choice(PLACES)}."
 
-    return [["The image shows a scene.", *(one() for _ in range(drawn.randint(*SENTENCES) - 1))] for _ in range(IMAGES)]
+    return [["The image shows a scene.", *(one() for _ in range(drawn.randint(*SENTENCES) - 1))] for _ in range(images)]
 
 
 @torch.inference_mode()

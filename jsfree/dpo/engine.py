@@ -47,8 +47,7 @@ def start_engine(captioner: Captioner, config: RunConfig, world: int) -> Any:
         The engine: a call with a ``PairBatch`` gives ``PairLogps``.
 
     Raises:
-        ConfigError: more layers are to be trained than the model has, or adapters for layers that it has not.
-        ModelError: gradients cannot be checkpointed, because the model has dropout.
+        ConfigError, ModelError: as in ``prepare_policy``.
     """
     on_cpu = captioner.device.type == "cpu"
     if on_cpu:
@@ -58,6 +57,21 @@ def start_engine(captioner: Captioner, config: RunConfig, world: int) -> Any:
     if on_cpu:
         # Its shared-memory collectives would need a compiler on the node; gloo serves as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    model = prepare_policy(captioner, config)
+    optimizer = adamw(model, config, fused=not on_cpu)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(config, world))
+    return engine
+
+
+def prepare_policy(captioner: Captioner, config: RunConfig) -> PairModel:
+    """Set a captioner's model up for training as ``config.train`` says, and wrap it; needs no DeepSpeed.
+
+    The model is changed in place: adapters or frozen parameters, gradient checkpointing, attention.
+
+    Raises:
+        ConfigError: ``trained_layers`` exceeds the model's layers, or ``lora.targets`` names a layer it does not have.
+        ModelError: gradients cannot be checkpointed, because the model has dropout.
+    """
     if config.train.lora is not None:
         add_adapters(captioner.model, config.train.lora)
     else:
@@ -66,10 +80,7 @@ def start_engine(captioner: Captioner, config: RunConfig, world: int) -> Any:
         checkpoint_gradients(captioner.model)
     if config.train.attention == "flex":
         captioner.model.set_attn_implementation({"text_config": FLEX})
-    model = PairModel(captioner.model)
-    optimizer = adamw(model, config, fused=not on_cpu)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(config, world))
-    return engine
+    return PairModel(captioner.model)
 
 
 def adamw(model: torch.nn.Module, config: RunConfig, *, fused: bool) -> torch.optim.AdamW:

@@ -1,8 +1,9 @@
 """How long the stages of a run take on which hardware: measured where it was measured, else estimated. Pure.
 
 An estimate is a roofline: decoding reads weights, keys and values at a share of the memory's bandwidth; prefill,
-CLIP and training compute at a share of the arithmetic's peak. The shares were fitted to nothing of ours: no GPU was at
-hand, so they are what well-kept engines reach, and every estimate says that it is one.
+CLIP and training compute at a share of the arithmetic's peak. No share has been measured yet: ``ESTIMATED`` holds what
+well-tuned engines reach, and every estimate says that it is one. ``benchmarks/gpu/check.py`` measures the shares of a
+GPU (``shares`` in its result); they belong into its row of ``GPUS``, with the date in ``Shares.known``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from jsfree.preflight.work import Work
 from jsfree.shapes import LlavaShape
 
 GB, TERA = 1e9, 1e12
-OF_BANDWIDTH, OF_ARITHMETIC, OF_TRAINING, OF_CLIP = 0.8, 0.5, 0.35, 0.3
 UTILISATION = 0.92
 """Share of the slots that hold a caption (docs/operations.md)."""
 CLIP_FLOPS = 4e11
@@ -28,6 +28,22 @@ READ_SECONDS = 0.02
 """To read, decode and scale a photograph, on one CPU core."""
 START_SECONDS, LOAD_BYTES_A_SECOND = 30.0, 1e9
 """A replica's processes and imports; reading weights from a local disk."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The shares of a GPU's data sheet that stages reach, in (0, 1]."""
+
+    bandwidth: float
+    """Decoding, of the memory's bandwidth; the others are of the arithmetic's peak."""
+    prefill: float
+    training: float
+    clip: float
+    known: str
+    """How: shown beside every time that follows from them."""
+
+
+ESTIMATED = Shares(bandwidth=0.8, prefill=0.5, training=0.35, clip=0.3, known="estimated (roofline)")
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,7 @@ class Gpu:
     """How torch and Ray name it, in lower case, as a part of the name."""
     bf16: bool = True
     """Whether it computes in bfloat16; the operations of those that do not are float16's."""
+    shares: Shares = ESTIMATED
 
 
 GPUS = {
@@ -119,21 +136,21 @@ def _on_gpu(
 ) -> dict[str, StageTime]:
     generate, score, train = config.generate.resources, config.score.resources, config.train.resources
     load = BYTES[config.captioner.dtype] * memory.parameters(shape).total / LOAD_BYTES_A_SECOND + START_SECONDS
-    captioning = _caption_seconds(config, work, shape, lengths, gpu, slots) if slots else None
+    captioning = caption_seconds(config, work, shape, lengths, gpu, slots) if slots else None
     evaluating = _evaluation_seconds(config, work, shape, lengths, gpu, slots) if slots else None
-    scoring = _score_seconds(work.images, config, gpu)
-    training = _train_seconds(config, work, shape, lengths, gpu)
+    scoring = score_seconds(work.images, config, gpu)
+    training = train_seconds(config, work, shape, lengths, gpu)
     steps = f"{work.rounds * work.steps:,} steps"
-    starts = work.rounds * load
+    starts, known = work.rounds * load, gpu.shares.known
     return {
-        "generate": _timed("generate", f"{work.captions:,} captions", generate, captioning, starts),
-        "score": _timed("score", f"{work.captions:,} captions", score, scoring, work.rounds * START_SECONDS),
-        "train": _timed("train", f"{work.rounds * work.pairs:,} pairs, {steps}", train, training, starts),
-        "evaluate": _timed("evaluate", f"{work.evaluated:,} captions", generate, evaluating, work.rounds * load),
+        "generate": _timed("generate", f"{work.captions:,} captions", generate, captioning, starts, known),
+        "score": _timed("score", f"{work.captions:,} captions", score, scoring, work.rounds * START_SECONDS, known),
+        "train": _timed("train", f"{work.rounds * work.pairs:,} pairs, {steps}", train, training, starts, known),
+        "evaluate": _timed("evaluate", f"{work.evaluated:,} captions", generate, evaluating, work.rounds * load, known),
     }
 
 
-def _timed(stage: str, what: str, resources: Resources, seconds: float | None, start: float) -> StageTime:
+def _timed(stage: str, what: str, resources: Resources, seconds: float | None, start: float, known: str) -> StageTime:
     """A stage whose work takes one GPU so many seconds, and that many more to start."""
     replicas, gpus = resources.replicas, resources.gpus
     devices = f"{replicas} x {gpus:g} GPU"
@@ -141,10 +158,10 @@ def _timed(stage: str, what: str, resources: Resources, seconds: float | None, s
         return StageTime(stage, what, devices, None, None, "the captioner does not fit")
     # Several GPUs of a replica hold its layers and take turns; a part of a GPU has its part of the speed.
     wall = seconds / (replicas * min(1.0, gpus or 1.0)) + start
-    return StageTime(stage, what, devices, wall, wall * replicas * gpus, "estimated (roofline)")
+    return StageTime(stage, what, devices, wall, wall * replicas * gpus, known)
 
 
-def _caption_seconds(config: RunConfig, work: Work, shape: LlavaShape, lengths: Lengths, gpu: Gpu, slots: int) -> float:
+def caption_seconds(config: RunConfig, work: Work, shape: LlavaShape, lengths: Lengths, gpu: Gpu, slots: int) -> float:
     """One replica's time for all pairs: prefills, and decoding steps that read weights, keys and values."""
     mixed = memory.decoding_shape(config).mixed
     prefill = work.images * _prefill_seconds(shape, lengths, gpu)
@@ -157,11 +174,11 @@ def _evaluation_seconds(
     """The same for captions of evaluation, each of an image of its own, with one path; and their CLIP scores."""
     prefill = work.evaluated * _prefill_seconds(shape, lengths, gpu)
     steps = _steps_seconds(config, shape, lengths, gpu, slots, 0.0, work.evaluated, 1.0)
-    return prefill + steps + _score_seconds(work.evaluated, config, gpu)
+    return prefill + steps + score_seconds(work.evaluated, config, gpu)
 
 
 def _prefill_seconds(shape: LlavaShape, lengths: Lengths, gpu: Gpu) -> float:
-    return 2 * memory.parameters(shape).total * lengths.prefix / (OF_ARITHMETIC * gpu.flops)
+    return 2 * memory.parameters(shape).total * lengths.prefix / (gpu.shares.prefill * gpu.flops)
 
 
 def _steps_seconds(
@@ -178,22 +195,22 @@ def _steps_seconds(
     own = slots * (1 + mixed) * lengths.caption / 2
     read = each * memory.parameters(shape).total + keys.token_bytes * (images * slots * lengths.prefix + own)
     steps = captions * lengths.caption / (slots * UTILISATION)
-    return steps * read / (OF_BANDWIDTH * gpu.bandwidth)
+    return steps * read / (gpu.shares.bandwidth * gpu.bandwidth)
 
 
-def _score_seconds(images: int, config: RunConfig, gpu: Gpu) -> float:
+def score_seconds(images: int, config: RunConfig, gpu: Gpu) -> float:
     reading = READ_SECONDS / max(1.0, config.score.resources.cpus)
-    return images * max(reading, CLIP_FLOPS / (OF_CLIP * gpu.flops))
+    return images * max(reading, CLIP_FLOPS / (gpu.shares.clip * gpu.flops))
 
 
-def _train_seconds(config: RunConfig, work: Work, shape: LlavaShape, lengths: Lengths, gpu: Gpu) -> float:
+def train_seconds(config: RunConfig, work: Work, shape: LlavaShape, lengths: Lengths, gpu: Gpu) -> float:
     """Operations a position and weight: 2 forward, 2 or 4 backward, 2 for what checkpointing computes again; and once
     2 for the reference log-probabilities."""
     train = config.train
     passes = (4 if train.lora is not None else 6) + (2 if train.gradient_checkpointing else 0)
     positions = lengths.prefix + 2 * lengths.caption
     operations = memory.parameters(shape).total * positions * work.pairs * (passes * train.epochs + 2)
-    return work.rounds * operations / (OF_TRAINING * gpu.flops)
+    return work.rounds * operations / (gpu.shares.training * gpu.flops)
 
 
 DEMO = "make demo on two cores, 2026-11-22"

@@ -1,5 +1,7 @@
 """Predicted memory against what is really laid out, and against what one can count by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -63,6 +65,20 @@ def test_generation_of_100k_images_takes_hours_as_estimated_elsewhere(gpu, least
                                   "generate": generate}, where="test")  # fmt: skip
     times = rates.stage_times(config, work_of(config, 100_000), LLAVA, LENGTHS, rates.GPUS[gpu], generate["slots"])
     assert least < next(time.seconds for time in times if time.stage == "generate") / 3600 < most
+
+
+def test_shares_measured_on_a_gpu_replace_the_estimates_and_say_so():
+    config = configuration.build({"generate": {"resources": {"gpus": 1, "replicas": 1}}}, where="test")
+    work, estimated = work_of(config, 1000), rates.GPUS["h100-80g"]
+    half = rates.Shares(bandwidth=0.4, prefill=0.25, training=0.35, clip=0.3, known="measured (a card, 2026-11-26)")
+    first, other = (
+        next(
+            time for time in rates.stage_times(config, work, LLAVA, LENGTHS, gpu, slots=32) if time.stage == "generate"
+        )
+        for gpu in (estimated, replace(estimated, shares=half))
+    )
+    assert (first.known, other.known) == ("estimated (roofline)", "measured (a card, 2026-11-26)")
+    assert first.seconds < other.seconds < 2 * first.seconds  # the start is not halved
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""How fast captions are scored with CLIP's ViT-L/14 at 336 pixels, random weights."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from scoring import scorer_of, sentences
+
+from gpu import device
+from gpu.device import GIB
+from gpu.report import Report
+from gpu.scale import Scale
+from jsfree import config
+from jsfree.clipscore import ClipScorer
+from jsfree.preflight import devices, rates
+
+
+def measure(scale: Scale, report: Report) -> None:
+    """Step ``scoring``: float32, as runs score; and with TF32, which they do not use."""
+    import open_clip
+
+    described = scale.clip or open_clip.get_model_config("ViT-L-14-336")
+    settings = config.build({"score": {"resources": {"replicas": 1, "gpus": 1, "cpus": 16}}}, where="benchmark")
+    with tempfile.TemporaryDirectory(prefix="clip-") as folder:
+        scorer = scorer_of(Path(folder), described, scale.device)
+    side = described["vision_cfg"]["image_size"]
+    pixels = list(torch.randn(scale.scored_images, 3, side, side))
+    pairs = drawn_pairs(scale.scored_images)
+    peak = device.Peak(scale)
+    seconds = timed(scorer, pixels, pairs, "float32", scale, report)
+    if peak.bytes is not None:
+        report.predict("CLIP's memory", devices.CLIP_BYTES, peak.bytes, "bytes")
+        report.figure("peak_gib", peak.bytes / GIB)
+    predicted = rates.score_seconds(len(pairs), settings, device.kind(scale))
+    report.predict("images with two captions", len(pairs) / predicted, len(pairs) / seconds, "images/s")
+    operations = rates.CLIP_FLOPS * len(pairs) / seconds
+    report.figure("shares", {"clip": operations / device.kind(scale).flops})
+    if scale.device == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        timed(scorer, pixels, pairs, "tf32", scale, report)
+
+
+def timed(
+    scorer: ClipScorer, pixels: list[torch.Tensor], pairs: list[Any], name: str, scale: Scale, report: Report
+) -> float:
+    """Seconds of all images and of both captions of each."""
+    scorer.score(pairs[:2], scorer.embed(pixels[:2]))  # kernels
+    started = device.now(scale)
+    embedded = scorer.embed(pixels)
+    seen = device.now(scale)
+    output = scorer.score(pairs, embedded)
+    done = device.now(scale)
+    scored = sum(len(row[role]["sentences"]) for row in output.rows for role in ("low", "high"))
+    images_a_second, sentences_a_second = len(pixels) / (seen - started), scored / (done - seen)
+    report.figure(name, {"images_per_second": images_a_second, "sentences_per_second": sentences_a_second})
+    report.headline(f"{name}: {images_a_second:.0f} images/s, {sentences_a_second:.0f} sentences/s")
+    return done - started
+
+
+def drawn_pairs(count: int) -> list[Any]:
+    """Pairs of captions of about ten sentences, numbered so that no sentence is known from another caption."""
+    said = sentences(2 * count)
+    texts = [" ".join(f"{sentence[:-1]}, number {at}." for sentence in each) for at, each in enumerate(said)]
+    return [
+        {"sample_id": str(at), "low": {"text": texts[2 * at]}, "high": {"text": texts[2 * at + 1]}}
+        for at in range(count)
+    ]

@@ -1,0 +1,62 @@
+"""DPO steps without DeepSpeed: the project's batches, model and loss with torch's AdamW; and two plain forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from jsfree.config import Train
+from jsfree.dpo.batching import CHOSEN, PREFIX, REJECTED, PairBatch
+from jsfree.dpo.loss import Lengths, PairLogps, dpo
+from jsfree.dpo.policy import PairModel
+
+Forward = Callable[[PairBatch], PairLogps]
+
+
+def loss_of(logps: PairLogps, reference: PairLogps, batch: PairBatch, settings: Train) -> torch.Tensor:
+    """The mean loss of a batch."""
+    chosen, rejected = torch.tensor(batch.lengths, device=logps.chosen.device).chunk(2)
+    return dpo(logps, reference, Lengths(chosen, rejected), settings).loss.mean()
+
+
+def train_step(
+    forward: Forward, optimizer: torch.optim.Optimizer, batch: PairBatch, reference: PairLogps | None, settings: Train
+) -> torch.Tensor:
+    """One optimizer step on one batch; its loss. Without a reference, the policy before the step is it."""
+    optimizer.zero_grad()
+    logps = forward(batch)
+    known = reference or PairLogps(logps.chosen.detach(), logps.rejected.detach())
+    loss = loss_of(logps, known, batch, settings)
+    loss.backward()  # type: ignore[no-untyped-call]
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+    optimizer.step()
+    return loss.detach()
+
+
+def two_forwards(model: PairModel) -> Forward:
+    """The common way: each caption in a row with a prefix of its own, a forward for chosen and one for rejected."""
+
+    def forward(batch: PairBatch) -> PairLogps:
+        return PairLogps(_plain(model, batch, CHOSEN), _plain(model, batch, REJECTED))
+
+    return forward
+
+
+def _plain(model: PairModel, batch: PairBatch, segment: int) -> torch.Tensor:
+    """Summed log-probabilities of one caption of each pair, by the model's own forward, (B,)."""
+    own_BL = (batch.segments_BL == PREFIX) | (batch.segments_BL == segment)
+    rows = [ids[own] for ids, own in zip(batch.ids_BL, own_BL, strict=True)]
+    prefixes = (batch.segments_BL == PREFIX).sum(-1).tolist()
+    ids_BT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    seen_BT = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    logits_BTV = model.llava(
+        input_ids=ids_BT, attention_mask=seen_BT, pixel_values=batch.pixels, use_cache=False
+    ).logits
+    sums = []
+    for logits_TV, row, prefix in zip(logits_BTV, rows, prefixes, strict=True):
+        predicting = logits_TV[prefix - 1 : len(row) - 1].float()
+        sums.append(-F.cross_entropy(predicting, row[prefix:], reduction="sum"))
+    return torch.stack(sums)
