@@ -9,8 +9,6 @@ optimizer. A tiny LLaVA with random weights; both get the same pairs in the same
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import statistics
@@ -28,7 +26,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from dpo_pairs import drawn_pairs, tiny
-from measuring import publish, ratio
+from measuring import MemoryGrowth, publish, ratio
 
 from jsfree import config
 from jsfree.config import RunConfig
@@ -215,25 +213,16 @@ def memory(who: str, folder: str, number: int) -> dict[str, float]:
 
 
 class Peak:
-    """The most memory between two marks, beyond that at the first, from Linux's own count."""
+    """The memory growth between two marks."""
 
     def __init__(self) -> None:
         self.beyond: list[float] = []
-        self._before = 0.0
+        self._since: MemoryGrowth | None = None
 
     def mark(self) -> None:
         """A step has ended."""
-        self.beyond.append(self._of("VmHWM") - self._before)
-        gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
-        self._before = self._of("VmRSS")
-
-    def _of(self, name: str) -> float:
-        line = next(
-            line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith(name)
-        )
-        return 1024.0 * int(line.split()[1])
+        self.beyond.append(0.0 if self._since is None else self._since.bytes())
+        self._since = MemoryGrowth()
 
 
 def workers_cost(folder: Path, rounds: int) -> dict[str, float]:

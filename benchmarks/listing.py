@@ -11,8 +11,6 @@ and in large row groups. The result is written to ``benchmarks/results/listing_<
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import hashlib
 import io
 import json
@@ -30,7 +28,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from measuring import publish
+from measuring import MemoryGrowth, publish
 from PIL import Image
 
 from jsfree.config import RunConfig
@@ -99,14 +97,11 @@ def measured(case: str, folder: Path) -> dict[str, float]:
     """Do a case's work in this process; its growth, seconds, and images."""
     work: Callable[[], int] = lambda: _literal(folder) if case == "json.loads" else _list(case, folder)  # noqa: E731
     pa.array([""])  # pyarrow imports pandas with its first array
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    before = _of("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    growth = MemoryGrowth()
     started, cpu = time.perf_counter(), time.process_time()
     images = work()
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    return {"growth_gb": (_of("VmHWM") - before) / 1e9, "seconds": seconds, "cpu_seconds": cpu, "images": images}
+    return {"growth_gb": growth.bytes() / 1e9, "seconds": seconds, "cpu_seconds": cpu, "images": images}
 
 
 def _list(case: str, folder: Path) -> int:
@@ -183,13 +178,8 @@ def _images(rows: range) -> list[bytes]:
     return [image(row) for row in rows]
 
 
-def _of(name: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return 1024.0 * int(line.split()[1])
-
-
 def _own_process(case: str, folder: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, __file__, "--child", case, folder], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, __file__, "--child", case, folder], capture_output=True, encoding="utf-8")
     if done.returncode:
         raise RuntimeError(f"{case}:\n{done.stderr[-4000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -5,6 +5,8 @@ Wall time on a shared machine says nothing here; the CPU time of two variants th
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -49,6 +51,27 @@ def ratio(above: list[float], below: list[float], target: float) -> dict[str, fl
     """The ratio of two variants, round by round, with what is asked of it."""
     each = [a / b for a, b in zip(above, below, strict=True)]
     return {"median": statistics.median(each), "min": min(each), "max": max(each), "target": target}
+
+
+class MemoryGrowth:
+    """How far this process's resident memory has grown beyond its size when this was made (Linux)."""
+
+    def __init__(self) -> None:
+        """Return freed memory to the system, and start a new peak."""
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM
+        self.start = resident("VmRSS")
+
+    def bytes(self) -> float:
+        """Bytes at the peak so far, beyond those at the start."""
+        return resident("VmHWM") - self.start
+
+
+def resident(name: str) -> float:
+    """Bytes of this process: ``VmRSS`` is what is resident now, ``VmHWM`` the peak (Linux)."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024.0 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 def hardware() -> str:

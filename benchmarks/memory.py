@@ -10,8 +10,6 @@ is made and used for a few steps, and the most resident memory since (Linux's Vm
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import subprocess
@@ -22,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import publish
+from measuring import MemoryGrowth, publish
 from random_llava import RandomCaptioner, of_shape
 
 from jsfree import config as configuration
@@ -104,10 +102,9 @@ def measured(case: str, size: str) -> float:
         if case != "generate":
             _join(Path(folder) / "store")
         work("warm")
-        before = _settled()
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
+        growth = MemoryGrowth()
         work(size)
-        return _of("VmHWM") - before
+        return growth.bytes()
 
 
 def _join(store: Path) -> None:
@@ -149,19 +146,6 @@ def _train(case: str, size: str) -> None:
 
 def _captioner(size: str) -> RandomCaptioner:
     return of_shape(shape_of(size), torch.float32, "cpu")
-
-
-def _settled() -> float:
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return _of("VmRSS")
-
-
-def _of(name: str) -> float:
-    line = next(
-        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith(name)
-    )
-    return 1024.0 * int(line.split()[1])
 
 
 def _own_process(case: str, size: str) -> float:

@@ -17,8 +17,6 @@ the process had after its imports.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import shutil
@@ -37,6 +35,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout need not be installed
+
+from measuring import MemoryGrowth
 
 from jsfree import schemas
 from jsfree.config import RunConfig, Select
@@ -116,7 +116,7 @@ def own_process(part: str, folder: str, rows: int) -> dict[str, float]:
         RuntimeError: it failed.
     """
     command = [sys.executable, __file__, part, folder, str(rows)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise RuntimeError(f"{command}:\n{done.stderr[-4000:]}")
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -127,28 +127,19 @@ class Usage:
     """Time and memory of this process from now on."""
 
     def __init__(self) -> None:
-        gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        self._before = resident("VmRSS")
+        self._growth = MemoryGrowth()
         self._started = time.perf_counter(), time.process_time()
 
     def figures(self) -> dict[str, float]:
         """So far."""
-        peak, (wall, cpu) = resident("VmHWM"), self._started
+        before, growth, (wall, cpu) = self._growth.start, self._growth.bytes(), self._started
         return {
             "seconds": time.perf_counter() - wall,
             "cpu_seconds": time.process_time() - cpu,
-            "before_gb": self._before / 1e9,
-            "peak_gb": peak / 1e9,
-            "growth_gb": (peak - self._before) / 1e9,
+            "before_gb": before / 1e9,
+            "peak_gb": (before + growth) / 1e9,
+            "growth_gb": growth / 1e9,
         }
-
-
-def resident(name: str) -> float:
-    """Bytes, by Linux's count."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return 1024.0 * int(line.split()[1])
 
 
 def scored(folder: str, rows: int, image: str | bytes = "/data/coco/image.jpg") -> dict[str, float]:

@@ -47,7 +47,7 @@ def test_one_pass_gives_what_two_stages_give(settings, shards, in_two):
 
 def test_each_image_is_decoded_once(settings, shards, monkeypatch):
     decoded = []
-    real = decoding.check_image
-    monkeypatch.setattr(decoding, "check_image", lambda *given: decoded.append(given[1]) or real(*given))
+    real = decoding.upright_rgb
+    monkeypatch.setattr(decoding, "upright_rgb", lambda image: decoded.append(image.tobytes()) or real(image))
     ScoredPairGenerator(settings, "miniworld:captioner", 1)(shards[1][:10])
     assert len(decoded) == len(set(decoded)) == 10

@@ -137,7 +137,7 @@ class Runner:
                 outcome.status, outcome.reason = "failed", f"the process ended with exit code {process.exitcode}"
             outcome.seconds = time.monotonic() - started
             if outcome.status != "done" or outcome.failures:
-                outcome.log = log.read_text(errors="replace")[-LOG_TAIL:] if log.exists() else ""
+                outcome.log = log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:] if log.exists() else ""
         return outcome
 
 

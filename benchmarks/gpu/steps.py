@@ -105,7 +105,7 @@ class Check:
     def _write(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_suffix(".part")
-        temporary.write_text(json.dumps(self._result, indent=2) + "\n")
+        temporary.write_text(json.dumps(self._result, indent=2) + "\n", encoding="utf-8")
         temporary.replace(self._path)
 
     @property
