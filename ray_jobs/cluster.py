@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from jsfree import errors
@@ -84,6 +86,7 @@ class Cluster:
         if not address:
             local = {"num_cpus": self.config.ray.num_cpus or self._cpus(), "include_dashboard": False}
             local["_temp_dir"] = session_folder()
+            _provide_token()
         try:
             with _own_sigterm(), _silent_stderr():  # the backend announces its log level there, before it heeds it
                 ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
@@ -107,7 +110,8 @@ class Cluster:
 def session_folder() -> str:
     """The folder of a local Ray session's sockets and logs: the one that Ray would take, or a shorter one.
 
-    A socket's path has at most ``SOCKET_BYTES`` bytes, which a folder of a batch system in TMPDIR can exceed.
+    A socket's path has at most ``SOCKET_BYTES`` bytes, which a folder of a batch system in TMPDIR can exceed, and Ray
+    takes only ASCII there.
 
     Raises:
         StageError: none of the folders can be used.
@@ -116,12 +120,24 @@ def session_folder() -> str:
     most = SOCKET_BYTES - len(LONGEST_SOCKET)
     shorter = (f"{SYSTEM_FOLDER}/ray", f"{SYSTEM_FOLDER}/ray-{os.getuid()}")
     for folder in (own, *shorter):
-        if len(os.fsencode(folder)) <= most and os.path.isabs(folder) and _is_writable(folder):
+        if folder.isascii() and len(folder) <= most and os.path.isabs(folder) and _is_writable(folder):
             return folder
     raise StageError(
-        f"no folder for Ray's sockets: neither {own} nor {shorter[0]} is a folder that can be written with a path of at"
-        f" most {most} bytes; set TMPDIR to such a folder"
+        f"no folder for Ray's sockets: neither {own} nor {shorter[0]} is a folder that can be written with an ASCII"
+        f" path of at most {most} bytes; set TMPDIR to such a folder"
     )
+
+
+def _provide_token() -> None:
+    """Give a local session a token of its own where Ray could not keep one in the home folder."""
+    if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    try:
+        folder = Path.home() / ".ray"
+    except RuntimeError:  # neither HOME nor an entry among the users
+        folder = None
+    if folder is None or not (os.access(folder / "auth_token", os.R_OK) or _is_writable(str(folder))):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _is_writable(folder: str) -> bool:

@@ -8,7 +8,7 @@ import ray
 
 from jsfree import config
 from jsfree.errors import StageError
-from ray_jobs.cluster import LONGEST_SOCKET, Cluster, session_folder
+from ray_jobs.cluster import LONGEST_SOCKET, Cluster, _provide_token, session_folder
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def test_sockets_go_where_ray_would_have_them_or_to_a_shorter_path(tmp_path, no_
     assert session_folder() == "/var/tmp/ray"
     no_choice.setenv("RAY_TMPDIR", "/tmp/x")
     assert session_folder() == "/tmp/x/ray"
-    for long in (tmp_path / ("x" * 100), "/tmp/" + "ü" * 20):
+    for long in (tmp_path / ("x" * 100), "/tmp/ü"):
         no_choice.setenv("RAY_TMPDIR", str(long))
         assert session_folder() == "/tmp/ray"
     for unusable in ("/proc/nothing", "relative", ""):
@@ -39,6 +39,24 @@ def test_the_longest_folder_holds_the_longest_socket(no_choice):
         assert session_folder().startswith("/tmp/xxx") is fits
     with socket.socket(socket.AF_UNIX) as probe, pytest.raises(OSError, match="too long"):
         probe.bind("/" + "x" * 107)
+
+
+def test_a_home_that_cannot_be_written_is_needed_for_no_token(tmp_path, monkeypatch):
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _provide_token()
+    assert "RAY_AUTH_TOKEN" not in os.environ  # Ray keeps one there
+    monkeypatch.setenv("HOME", "/proc")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
+    _provide_token()
+    assert os.environ["RAY_AUTH_TOKEN"] == "mine"
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    try:
+        _provide_token()
+        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    finally:
+        os.environ.pop("RAY_AUTH_TOKEN", None)
 
 
 def test_no_folder_for_sockets_is_one_clear_line(no_choice):
