@@ -115,7 +115,7 @@ def _sizes(known: _Models, result: Preflight, work: Work, machines: Machines, lo
     train = config.train
     counted = memory.parameters(shape, train.trained_layers, train.lora)
     dtype = config.captioner.dtype
-    features = footprint.feature_bytes_of(shapes.llava_config(shape), dtype)
+    features = footprint.BYTES[dtype] * shape.image_tokens * shape.vision.hidden
     needed = works_out.disk_bytes(config, work, counted, looks.image_bytes, features)
     passing = footprint.passing_bytes(counted, train.zero_stage, dtype, works_out.checkpoints(config, work))
     yield from places.check_disk(config, needed, passing if "train" in machines.left else 0)

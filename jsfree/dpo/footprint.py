@@ -86,14 +86,10 @@ def model_bytes(parameters: Parameters, dtype: str) -> int:
 
 
 def feature_bytes(folder: Path, dtype: str) -> int:
-    """What the vision tower of a captioner in a local folder makes of an image."""
+    """Bytes of an image's features: the output of the vision tower of a captioner in a local folder."""
     from transformers import LlavaConfig
 
-    return feature_bytes_of(LlavaConfig.from_pretrained(folder), dtype)
-
-
-def feature_bytes_of(config: Any, dtype: str) -> int:
-    """The same by the captioner's configuration."""
+    config: Any = LlavaConfig.from_pretrained(folder)
     layers = config.vision_feature_layer
     width = config.vision_config.hidden_size * (1 if isinstance(layers, int) else len(layers))
     return int(BYTES[dtype] * visual_tokens(config) * width)
