@@ -154,16 +154,19 @@ class Folder:
     @contextmanager
     def create(self, name: str) -> Iterator[IO[bytes]]:
         """Write a file part by part; it is published when the block ends, and not at all if an error ends it."""
-        target = self._at(name)
-        with _explained(f"{self.uri}/{name}", "written"):
-            if not self.is_local:
-                with tempfile.NamedTemporaryFile() as spooled:
+        where = f"{self.uri}/{name}"
+        if not self.is_local:
+            with tempfile.NamedTemporaryFile() as spooled:
+                with _explained(spooled.name, "written", OSError):
                     yield cast(IO[bytes], spooled)
                     spooled.flush()
-                    self.filesystem.put_file(spooled.name, target)
-                return
+                with _explained(where, "written"):
+                    self.filesystem.put_file(spooled.name, self._at(name))
+            return
+        target = self._at(name)
+        partial = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex}"  # as PARTIAL says
+        with _explained(where, "written", OSError):
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            partial = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex}"  # as PARTIAL says
             try:
                 with open(partial, "wb") as file:
                     yield file
@@ -374,11 +377,11 @@ def cut(rows: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 
 @contextmanager
-def _explained(path: str, verb: str) -> Iterator[None]:
+def _explained(path: str, verb: str, kind: type[Exception] = Exception) -> Iterator[None]:
     """Turn an operating system's or a store's error into one line that names the path."""
     try:
         yield
     except JsfreeError:
         raise
-    except Exception as error:  # every store's client has errors of its own
+    except kind as error:  # every store's client has errors of its own
         raise StorageError(f"{path} cannot be {verb}: {reason(error)}") from error

@@ -193,6 +193,19 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
     assert folder.read("a.txt") == b"old"
 
 
+def test_a_file_that_is_written_in_parts_appears_whole_or_not_at_all(uri):
+    folder = Folder(uri)
+    with folder.create("a.txt") as file:
+        file.write(b"old ")
+        assert not folder.exists("a.txt")
+        file.write(b"text")
+    assert folder.read("a.txt") == b"old text"
+    with pytest.raises(ZeroDivisionError), folder.create("a.txt") as file:
+        file.write(b"new" * (1 // 0))
+    assert folder.read("a.txt") == b"old text"
+    assert folder.names() == ["a.txt"]
+
+
 def test_paths_that_cannot_be_used_are_named(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match=r"file/run/config\.yaml cannot be"):
