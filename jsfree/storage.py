@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import IO, Any, cast
 
 import pyarrow as pa
@@ -235,8 +236,12 @@ class Folder:
     def upload(self, local: str) -> None:
         """Copy the files of a local folder into this one."""
         with _explained(self.uri, "written"):
-            self.filesystem.makedirs(self.path, exist_ok=True)
-            self.filesystem.put(local.rstrip("/") + "/", self.path + "/", recursive=True)
+            files = sorted(path for path in Path(local).rglob("*") if path.is_file())
+            targets = [self._at(path.relative_to(local).as_posix()) for path in files]
+            for folder in {self.path, *(os.path.dirname(target) for target in targets)}:
+                self.filesystem.makedirs(folder, exist_ok=True)
+            # Lists: a single path is taken for a pattern where it holds brackets.
+            self.filesystem.put([str(path) for path in files], targets)
 
     def copy_here(self, source: Folder, name: str) -> None:
         """Copy a file of another folder of the same filesystem to the same name in this one."""
@@ -246,8 +251,10 @@ class Folder:
     def download(self, local: str) -> None:
         """Copy all that is in this folder into a local one."""
         with _explained(self.uri, "read"):
-            self._forget_listings()
-            self.filesystem.get(self.path.rstrip("/") + "/", local.rstrip("/") + "/", recursive=True)
+            names = list(self.sizes())
+            for folder in {os.path.dirname(f"{local}/{name}") for name in names}:
+                os.makedirs(folder, exist_ok=True)
+            self.filesystem.get([self._at(name) for name in names], [f"{local}/{name}" for name in names])
 
     def remove(self, name: str = "") -> None:
         """Delete the folder and all in it, or the entry ``name`` of it, if it is there."""

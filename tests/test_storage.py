@@ -233,3 +233,17 @@ Folder({str(tmp_path)!r}).write("shard-00000.parquet", b"half")
     folder.sweep()
     assert folder.names() == [".hidden", "kept.json"]
     (Folder(str(tmp_path)) / "none").sweep()
+
+
+@pytest.mark.parametrize("name", ["run", "run [v1]", "r*n?", "a::b"])
+def test_folders_are_copied_whole_whatever_their_names(name, tmp_path):
+    source, target = tmp_path / "from" / name, tmp_path / "to" / name
+    (source / "below [2]").mkdir(parents=True)
+    (source / "below [2]" / "x?.txt").write_bytes(b"x")
+    (source / "y.txt").write_bytes(b"y")
+    for uri in (str(tmp_path / "local" / name), f"memory://{tmp_path.name}/{name}"):
+        Folder(uri).upload(str(source))
+        Folder(uri).download(str(target))
+        assert {path.relative_to(target).as_posix() for path in target.rglob("*.txt")} == {"below [2]/x?.txt", "y.txt"}
+        assert (target / "below [2]" / "x?.txt").read_bytes() == b"x"
+        (target / "y.txt").unlink()
