@@ -23,7 +23,7 @@ from jsfree.decoding.loop import DecodingLoop
 from jsfree.decoding.mixing import NAMED, contrast_of
 from jsfree.decoding.requests import Caption, Request
 from jsfree.decoding.sampling import noise_key
-from jsfree.errors import RowError
+from jsfree.errors import NoTokenError, RowError
 from jsfree.images import load_image
 from jsfree.models import Captioner, load_captioner
 from jsfree.overlap import read_hashes, require_not_evaluated
@@ -161,6 +161,9 @@ class PairGenerator:
 
         captions = self._loop.decode(requests())
         for (sample, ratios), low, high in zip(read, captions[::2], captions[1::2], strict=True):
+            if isinstance(low, NoTokenError) or isinstance(high, NoTokenError):
+                _fail_decoding(sample["sample_id"], "pairs", low if isinstance(low, NoTokenError) else high, output)
+                continue
             output.tokens += len(low.token_ids) + len(high.token_ids)
             output.rows.append(
                 {**sample, "low": _decoded(low, ratios[0]), "high": _decoded(high, ratios[1]), "seed": self.config.seed}
@@ -219,6 +222,9 @@ class CaptionWriter:
 
         captions = self._loop.decode(requests())
         for sample, caption in zip(read, captions, strict=True):
+            if isinstance(caption, NoTokenError):
+                _fail_decoding(sample["sample_id"], "captions", caption, output)
+                continue
             output.tokens += len(caption.token_ids)
             written = {"text": caption.text, "token_ids": list(caption.token_ids), "finish": caption.finish}
             output.rows.append({**sample, "model": self.model, "mode": self.mode, **written})
@@ -256,6 +262,10 @@ def _fail(sample_id: str, stage: str, error: RowError, output: StageOutput) -> N
         error,
     )
     output.errors.append(schemas.error_row(sample_id, stage, error))
+
+
+def _fail_decoding(sample_id: str, stage: str, error: object, output: StageOutput) -> None:
+    _fail(sample_id, stage, RowError("no_token", f"sample {sample_id} cannot be captioned: {error}"), output)
 
 
 def _decoded(caption: Caption, ratio: float) -> schemas.Decoded:

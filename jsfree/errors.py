@@ -12,7 +12,8 @@
     +-- StageError      a stage ran and failed                                     (exit code 1)
     +-- PreflightError  a run was not begun, because it cannot work                (exit code 1)
     +-- ServeError      a server cannot start, or a replica of it cannot answer    (exit code 1)
-    +-- DecodingError   a caption cannot be decoded, or decoding has ended         (exit code 1)
+    +-- DecodingError   captions cannot be decoded now, or decoding has ended      (exit code 1)
+    |   +-- NoTokenError    the model gives no token of a caption any probability  (exit code 1)
     +-- RowError        one sample cannot be used; becomes a row of ``errors/``
 
 Every message says what was wrong, where (file, row or key) and what to do about it.
@@ -76,7 +77,11 @@ class ServeError(JsfreeError):
 
 
 class DecodingError(JsfreeError):
-    """A caption cannot be decoded, or the decoding of all captions has ended; then its cause says why."""
+    """There is no memory to decode a caption now, or the decoding of all captions has ended; its cause says why."""
+
+
+class NoTokenError(DecodingError):
+    """The model gives no token that may be drawn any probability; other captions are not affected."""
 
 
 class RowError(JsfreeError):

@@ -18,7 +18,7 @@ from jsfree.decoding.engine import DualPathEngine
 from jsfree.decoding.loop import DecodingLoop
 from jsfree.decoding.requests import Caption, Request
 from jsfree.decoding.sampling import noise_key
-from jsfree.errors import DecodingError, DeviceError, RowError, ServeError
+from jsfree.errors import DecodingError, DeviceError, NoTokenError, RowError, ServeError
 from jsfree.images import load_image
 from jsfree.models import load_captioner
 from serve.protocol import Answer, Choice, Question, Refusal
@@ -73,7 +73,11 @@ class Engine:
             return Refusal("context_length_exceeded", message)
         except RowError as error:
             return Refusal("invalid_image", image_problem(error.kind, self._settings))
+        except NoTokenError:
+            return Refusal("failed", "the model gives no token for this image and text")
         except DecodingError:
+            if self._loop.problem() is None:
+                return Refusal("overloaded", "there is no memory for this request now; try again soon")
             return Refusal("unavailable", "the model has stopped; it is being replaced")
         finally:
             self._admitted -= question.choices

@@ -1,5 +1,8 @@
 """The stage classes that caption images: rows in order, bad images as error rows, baselines in the same engine."""
 
+import math
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 
@@ -7,6 +10,7 @@ from jsfree import config
 from jsfree.captioning import CaptionWriter, PairGenerator
 from jsfree.config import RunConfig
 from jsfree.decoding import algorithm1
+from jsfree.decoding.engine import DualPathEngine
 from jsfree.decoding.mixing import contrast_of
 from jsfree.decoding.requests import Request
 from jsfree.decoding.sampling import noise_key
@@ -85,6 +89,24 @@ def test_a_caption_that_never_ends_is_cut_and_says_so(monkeypatch):
     (row,) = generator([sample(0)]).rows
     longest = generator.config.generate.decoding.max_new_tokens
     assert {(row[role]["finish"], len(row[role]["token_ids"])) for role in ("low", "high")} == {("length", longest)}
+
+
+def test_an_image_that_the_model_gives_no_token_for_is_an_error_row_alone(monkeypatch):
+    generator = PairGenerator(RunConfig.model_validate(SMALL), "miniworld:captioner", 1)
+    writer = CaptionWriter(RunConfig.model_validate(SMALL), "miniworld:captioner", "m0", "greedy")
+    samples = [sample(index) for index in range(3)]
+    spoilt = {noise_key(0, 1, samples[1]["sample_id"], "high"), noise_key(0, 0, samples[1]["sample_id"], "greedy")}
+    submit = DualPathEngine.submit
+
+    def submit_spoilt(engine, request):
+        spoils = request.noise in spoilt
+        submit(engine, replace(request, pixels=request.pixels * math.nan) if spoils else request)
+
+    monkeypatch.setattr(DualPathEngine, "submit", submit_spoilt)
+    for stage in (generator, writer):
+        output = stage(samples)
+        assert [row["sample_id"] for row in output.rows] == [samples[0]["sample_id"], samples[2]["sample_id"]]
+        assert [(row["sample_id"], row["kind"]) for row in output.errors] == [(samples[1]["sample_id"], "no_token")]
 
 
 @pytest.mark.parametrize("kind", ["vcd", "m3id"])

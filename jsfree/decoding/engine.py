@@ -27,7 +27,7 @@ from jsfree.decoding.forward import IDLE, Forward, Row
 from jsfree.decoding.memory import Layout, Shape, budget_of, keys_of, limit_of
 from jsfree.decoding.prefill import Prefill
 from jsfree.decoding.requests import NO_MEMORY, NO_TOKEN, Caption, Request, Step, finished
-from jsfree.errors import DeviceError
+from jsfree.errors import DecodingError, DeviceError, NoTokenError
 from jsfree.gpus import out_of_memory
 from jsfree.models import Captioner
 
@@ -265,7 +265,7 @@ class DualPathEngine:
         """Pause, because no request that waits fits into the memory that is free now; after some time they fail."""
         if not self._capacity.wait_for_memory():
             while self._queue:
-                step.fail(self._queue.popleft(), NO_MEMORY)
+                step.fail(self._queue.popleft(), DecodingError, NO_MEMORY)
 
     def _placeable(self) -> Iterator[Request]:
         """Waiting requests, the longest first, for which there is a place now.
@@ -345,7 +345,7 @@ class DualPathEngine:
         """Add a token to a caption; a caption that it completes leaves its slot."""
         live = self._live(slot)
         if token == sampling.NO_TOKEN:
-            step.fail(live.request, NO_TOKEN.format(at=len(live.tokens)))
+            step.fail(live.request, NoTokenError, NO_TOKEN.format(at=len(live.tokens)))
             self._free(slot)
             if self._forward is not None:
                 self._forward.cache.clear_rows([row for row in (slot, live.second_row) if row is not None])

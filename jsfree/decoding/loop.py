@@ -15,7 +15,7 @@ from concurrent.futures import Future
 
 from jsfree.decoding.engine import DualPathEngine
 from jsfree.decoding.requests import Caption, Request, Step
-from jsfree.errors import DecodingError
+from jsfree.errors import DecodingError, NoTokenError
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class DecodingLoop:
         """Queue requests, whose ids are nobody else's; a future that is cancelled frees its slot.
 
         A future raises what is wrong with its request: DeviceError if it could never fit into the memory,
-        DecodingError if it cannot be decoded, or if all decoding ends.
+        NoTokenError if the model gives it no token, DecodingError if there is no memory now, or if all decoding ends.
 
         Raises:
             DecodingError: the decoding has ended.
@@ -62,8 +62,8 @@ class DecodingLoop:
             self._changed.notify_all()
         return futures
 
-    def decode(self, requests: Iterable[Request]) -> list[Caption]:
-        """Captions of requests, in their order.
+    def decode(self, requests: Iterable[Request]) -> list[Caption | NoTokenError]:
+        """Captions of requests, in their order; the error in place of one for which the model gives no token.
 
         Any number of threads may call. Requests are taken as slots ask for them, those of one caller after those of
         another: they may be made, and their images read, while others are decoded.
@@ -78,7 +78,7 @@ class DecodingLoop:
                 for request in requests:
                     self._wait_for_room()
                     futures += self.submit([request])
-            return [future.result() for future in futures]
+            return [_outcome(future) for future in futures]
         except DecodingError as error:
             raise (error.__cause__ or error) from None
         finally:
@@ -167,3 +167,10 @@ class DecodingLoop:
                 refusal = DecodingError("the decoding loop has ended")
                 refusal.__cause__ = cause
                 future.set_exception(refusal)
+
+
+def _outcome(future: Future[Caption]) -> Caption | NoTokenError:
+    try:
+        return future.result()
+    except NoTokenError as error:
+        return error

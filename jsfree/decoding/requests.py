@@ -62,9 +62,9 @@ class Step:
     finished: list[Caption] = field(default_factory=list)
     failed: list[tuple[str, DecodingError]] = field(default_factory=list)
 
-    def fail(self, request: Request, reason: str) -> None:
+    def fail(self, request: Request, kind: type[DecodingError], reason: str) -> None:
         """Add a request that cannot be decoded."""
-        self.failed.append((request.request_id, DecodingError(f"request {request.request_id!r}: {reason}")))
+        self.failed.append((request.request_id, kind(f"request {request.request_id!r}: {reason}")))
 
 
 def finished(captioner: Captioner, request: Request, token_ids: Sequence[int]) -> Caption | None:
