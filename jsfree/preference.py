@@ -6,7 +6,6 @@ Pure: no files, no tensors, and no dependence on the order of the input. A choic
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean
@@ -22,6 +21,7 @@ from jsfree.config import Select
 from jsfree.errors import StageError
 from jsfree.schemas import ScoredPair, SelectedPair
 from jsfree.sentences import repeated
+from jsfree.tickets import ticket
 
 
 @dataclass(frozen=True)
@@ -184,10 +184,8 @@ def _ascending(gaps: NDArray[np.float64], sample_ids: pa.LargeStringArray) -> ND
 
 def _tickets(sample_ids: pa.LargeStringArray, seed: int) -> NDArray[np.int64]:
     """Positions of the pairs in the order in which they are drawn."""
-    drawn = bytearray()
-    for sample_id in sample_ids:
-        drawn += hashlib.blake2b(f"{seed}/{sample_id}".encode(), digest_size=16).digest()
-    halves = np.frombuffer(bytes(drawn), ">u8").reshape(-1, 2)
+    drawn = b"".join(ticket(seed, sample_id) for sample_id in sample_ids)
+    halves = np.frombuffer(drawn, ">u8").reshape(-1, 2)
     order: NDArray[np.int64] = np.lexsort((halves[:, 1], halves[:, 0]))
     return order
 
