@@ -47,15 +47,15 @@ class PairColumns:
     def of(cls, scored: pa.Table, settings: Select) -> PairColumns:
         """The columns of a table that has at least ``columns_read(settings)``."""
         low, high = scored["low"], scored["high"]
-        cut = [pc.equal(pc.struct_field(caption, "finish"), "length") for caption in (low, high)]
+        identical, truncated = identical_and_truncated(scored)
         count = _repeats if settings.repeating == "drop" else lambda caption: np.zeros(len(caption), np.int32)
         return cls(
             scored["sample_id"].cast(pa.large_string()).combine_chunks(),
             pc.struct_field(low, "score").to_numpy(),
             pc.struct_field(high, "score").to_numpy(),
             scored["inverted"].to_numpy(),
-            pc.equal(pc.struct_field(low, "text"), pc.struct_field(high, "text")).to_numpy(),
-            pc.or_(*cut).to_numpy(),
+            identical.to_numpy(),
+            truncated.to_numpy(),
             count(low),
             count(high),
         )
@@ -67,6 +67,18 @@ class PairColumns:
         ids = pa.chunked_array([part.sample_ids for part in every]).combine_chunks()
         others = (np.concatenate([getattr(part, each.name) for part in every]) for each in fields(cls)[1:])
         return cls(ids, *others)
+
+
+def identical_and_truncated(pairs: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """For each pair, whether its captions are the same text, and whether one of them ended at the length limit.
+
+    Args:
+        pairs: a table with ``text`` and ``finish`` of ``low`` and ``high``.
+    """
+    captions = pairs["low"], pairs["high"]
+    identical = pc.equal(*(pc.struct_field(caption, "text") for caption in captions))
+    truncated = pc.or_(*(pc.equal(pc.struct_field(caption, "finish"), "length") for caption in captions))
+    return identical, truncated
 
 
 def columns_read(settings: Select) -> tuple[str, ...]:
