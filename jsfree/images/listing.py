@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from jsfree.config import Source
 from jsfree.errors import RowError, SourceError
 from jsfree.filesystems import filesystem_of, has_scheme, reason
-from jsfree.images.confinement import FILE, absolute, check_spelling
+from jsfree.images.confinement import absolute, check_spelling
 from jsfree.images.ranges import is_text, uri_of
 
 Content = TypeVar("Content")
@@ -79,13 +79,6 @@ def explained(path: str, *errors: type[Exception]) -> Iterator[None]:
         raise
     except expected as error:
         raise SourceError(f"{path} cannot be read: {reason(error)}; check the path and your access to it") from error
-
-
-def normalised(path: str) -> str:
-    """One spelling for a path or URI, to see whether two are the same."""
-    if has_scheme(path) and not path.startswith(FILE):
-        return path.rstrip("/")
-    return os.path.realpath(filesystem_of(path)[1])
 
 
 def beside(source: Source, path: str) -> str:
