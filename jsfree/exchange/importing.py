@@ -15,9 +15,9 @@ from jsfree.exchange.formats import FORMATS, Parts
 from jsfree.exchange.image_paths import image_uri
 from jsfree.exchange.preferences import MARKER, Preference, without_marker
 from jsfree.exchange.records import Found, configured_folder, records
-from jsfree.exchange.texts import printable, require_text
 from jsfree.images.tables import MOST_EMBEDDED_BYTES
 from jsfree.schemas import ImageRef, sample_id
+from jsfree.texts import printable, require_text
 
 MAX_TOKEN_CHARACTERS = 256
 """Characters that a token may stand for; longer texts are refused before a tokenizer has to read them."""

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from jsfree.config import Imported
 from jsfree.errors import RowError, SourceError
 from jsfree.exchange.formats import FORMATS, Record, fitting
-from jsfree.exchange.texts import printable
 from jsfree.images.listing import address, explained, files_below, opened
+from jsfree.texts import printable
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
 BESIDE = ("dataset_info.json", "provenance.jsonl")

@@ -22,7 +22,8 @@ from jsfree.config import Source
 from jsfree.errors import RowError, SourceError
 from jsfree.filesystems import filesystem_of, has_scheme, reason
 from jsfree.images.confinement import absolute, check_spelling
-from jsfree.images.ranges import is_text, uri_of
+from jsfree.images.ranges import uri_of
+from jsfree.texts import is_text
 
 Content = TypeVar("Content")
 LONGEST_PATH = 4096

@@ -12,7 +12,7 @@ from jsfree.filesystems import has_scheme
 from jsfree.images.confinement import confining_folder
 from jsfree.images.json_rows import json_rows
 from jsfree.images.listing import Entry, Unusable, address, beside, entry_of, explained, opened
-from jsfree.images.ranges import readable
+from jsfree.texts import readable
 
 
 def llava_images(source: Source) -> Iterator[Entry | Unusable]:

@@ -31,7 +31,8 @@ from jsfree.images.listing import (
     id_of,
     opened,
 )
-from jsfree.images.ranges import readable, uri_of
+from jsfree.images.ranges import uri_of
+from jsfree.texts import readable
 
 ID_COLUMNS = ("id", "image_id")
 ROWS_AT_ONCE = 65_536
