@@ -28,7 +28,7 @@ def llava_images(source: Source) -> Iterator[Entry | Unusable]:
             raise SourceError(f"{path} is a folder; 'source.path' of llava_json is the JSON file")
     uri = address(filesystem, inner)
     root, folder = beside(source, uri), confining_folder(source)
-    name, number, images = readable(posixpath.basename(inner)), -1, 0
+    name, number, images, row = readable(posixpath.basename(inner)), -1, 0, None
     with explained(path, Exception), filesystem.open(inner, "rb") as file:
         for number, row in enumerate(json_rows(file, path)):
             try:
@@ -40,6 +40,10 @@ def llava_images(source: Source) -> Iterator[Entry | Unusable]:
                 entry = Unusable(f"{name}:{number}", RowError(error.kind, f"{path}, row {number}: {error}"))
             images += 1
             yield entry
+    if number == 0 and not images:
+        raise SourceError(
+            f"{path}: expected a list of rows with the key 'image', found {type(row).__name__} without it"
+        )
     if not images:
         raise SourceError(f"{path}: none of its {number + 1} rows has the key 'image'; nothing to caption")
 
