@@ -9,7 +9,7 @@ from typing import Any
 from jsfree.config import Source
 from jsfree.errors import RowError, SourceError
 from jsfree.filesystems import has_scheme
-from jsfree.images.confinement import confining_folder
+from jsfree.images.confinement import confinement_of
 from jsfree.images.json_rows import json_rows
 from jsfree.images.listing import Entry, Unusable, address, beside, entry_of, explained, opened
 from jsfree.texts import readable
@@ -27,7 +27,7 @@ def llava_images(source: Source) -> Iterator[Entry | Unusable]:
         if filesystem.isdir(inner):
             raise SourceError(f"{path} is a folder; 'source.path' of llava_json is the JSON file")
     uri = address(filesystem, inner)
-    root, folder = beside(source, uri), confining_folder(source)
+    root, confinement = beside(source, uri), confinement_of(source)
     name, number, images, row = readable(posixpath.basename(inner)), -1, 0, None
     with explained(path, Exception), filesystem.open(inner, "rb") as file:
         for number, row in enumerate(json_rows(file, path)):
@@ -35,7 +35,7 @@ def llava_images(source: Source) -> Iterator[Entry | Unusable]:
                 image = _image_of(row)
                 if image is None:
                     continue
-                entry: Entry | Unusable = entry_of(image, root, folder, source)
+                entry: Entry | Unusable = entry_of(image, root, confinement)
             except RowError as error:
                 entry = Unusable(f"{name}:{number}", RowError(error.kind, f"{path}, row {number}: {error}"))
             images += 1

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from jsfree.config import Source
 from jsfree.errors import RowError, SourceError
-from jsfree.images.confinement import confining_folder
+from jsfree.images.confinement import confinement_of
 from jsfree.images.listing import (
     Entry,
     Place,
@@ -106,7 +106,7 @@ class _Table:
         self._uri = uri
         self._name = name
         self._root = beside(source, uri)
-        self._folder = confining_folder(source)
+        self._confinement = confinement_of(source)
         self._place = Place(uri)
         self.rows = 0
         self.empty = 0
@@ -133,7 +133,7 @@ class _Table:
                 image_id = id_of(_usable(key))
                 if path := _usable(image):
                     image_id = image_id or (None if named else number)
-                    yield entry_of(path, self._root, self._folder, self._source, image_id)
+                    yield entry_of(path, self._root, self._confinement, image_id)
                 else:
                     self.empty += not read.has_bytes
                     yield Entry(image_id or number, self._place, f"{tail}{row}")
