@@ -17,6 +17,8 @@ from fsspec.core import split_protocol
 
 EXTRAS = {"s3": "aws", "s3a": "aws"}
 """The extra of this project that holds a protocol's package."""
+LOCAL_SCHEMES = ("file://", "local://")
+"""What a path of this machine may begin with."""
 _SCHEME = re.compile(r"(?:[a-z][a-z0-9+.-]*::)*[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 # fsspec takes every '::' for a chain of filesystems, also one within the name of a file.
 _CHAIN = re.compile(r"::(?:/|[a-z][a-z0-9+.-]*(?:::|://))", re.IGNORECASE)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, JsfreeError, RunError, StorageError
+from jsfree.filesystems import LOCAL_SCHEMES, filesystem_of, has_scheme
 from jsfree.storage import ABOUT, CONFIG, Folder, Run, stored_settings
 
 OWN_SECTIONS = {"run", "captioner", "clip", "train"}
@@ -26,7 +27,18 @@ def is_within(inner: Folder, outer: Folder) -> bool:
         return same_store and _key(outer) in (_key(inner), *_parents(_key(inner)))
     target = os.path.realpath(outer.path)
     chain = [os.path.realpath(inner.path), *map(str, Path(os.path.realpath(inner.path)).parents)]
-    return any(each == target or _is_same(each, target) for each in chain)
+    return any(_is_same(each, target) for each in chain)
+
+
+def is_same_place(path: str, other: str) -> bool:
+    """Whether two paths or URIs, of files or folders that need not exist, lead to the same one.
+
+    URIs of a store are the same if they are spelled alike, apart from a slash at the end.
+    """
+    stores = [has_scheme(each) and not each.startswith(LOCAL_SCHEMES) for each in (path, other)]
+    if any(stores):
+        return all(stores) and path.rstrip("/") == other.rstrip("/")
+    return _is_same(*(os.path.realpath(filesystem_of(each)[1]) for each in (path, other)))
 
 
 def enclosing_run(folder: Folder) -> Folder | None:
@@ -131,7 +143,8 @@ def _parents(key: str) -> Iterator[str]:
 
 
 def _is_same(path: str, other: str) -> bool:
+    """Whether two real paths are the same, or lead to the same place by a mount."""
     try:
-        return os.path.samefile(path, other)
+        return path == other or os.path.samefile(path, other)
     except OSError:
         return False

@@ -9,23 +9,24 @@ Images are the same if the SHA-256 of their encoded files is: a copy that was sc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from jsfree import schemas
 from jsfree.config import Source
 from jsfree.errors import RowError, StorageError
-from jsfree.filesystems import reason
 from jsfree.images import load_image
 from jsfree.schemas import EVALUATION_IMAGE, ImageRef, Sample, StageOutput, error_row
-from jsfree.storage import Folder, Run, shard_name
+from jsfree.storage import Folder, Run
+from jsfree.streaming import scan, scan_shard
 
 READERS = 4
 """Images that are read at once: each may take ``max_bytes``, and its pixels."""
-IMAGE_HASH = "image.sha256"
+IMAGE_HASH = ("image.sha256",)
 """The column of hashes in a table of samples, pairs or captions."""
 
 
@@ -60,7 +61,8 @@ def read_hashes(uri: str) -> frozenset[str]:
     """
     if not Folder(uri).shards():
         raise StorageError(f"{uri} holds no hashes of evaluation images; make them again with --restart evaluation")
-    return frozenset(found for found in _column(Folder(uri), "sha256") if found is not None)
+    parts = scan(Folder(uri), schemas.EVALUATION_HASHES, ["sha256"])
+    return frozenset(found for part in parts for found in part["sha256"].to_pylist() if found is not None)
 
 
 def require_not_evaluated(image: ImageRef, sha256: str, evaluated: Collection[str]) -> None:
@@ -109,11 +111,13 @@ def overlap(run: Run, last: int) -> Overlap:
     evaluated: set[str | None] = set()
     for number in range(1, last + 1):
         captions = run.stage(number, "captions")
-        evaluated.update(*(_column(captions / name, IMAGE_HASH) for name in captions.names()))
+        evaluated.update(
+            *(_image_hashes(scan(captions / name, schemas.SAMPLES, IMAGE_HASH)) for name in captions.names())
+        )
     shared: set[str] = set()
     trained, excluded, unhashed = 0, 0, None in evaluated
     for number in range(1, last + 1):
-        for found in _column(run.stage(number, "selected"), IMAGE_HASH):
+        for found in _image_hashes(scan(run.stage(number, "selected"), schemas.SAMPLES, IMAGE_HASH)):
             trained += 1
             unhashed |= found is None
             if found is not None and found in evaluated:
@@ -129,27 +133,16 @@ def shards_with(folder: Folder, hashes: Collection[str]) -> list[int]:
     Raises:
         StorageError: a shard cannot be read.
     """
-    shards = folder.shards() if hashes else []
-    return [number for number in shards if any(found in hashes for found in _values(folder, number, IMAGE_HASH))]
+    if not hashes:
+        return []
+    shards = ((number, scan_shard(folder, number, schemas.SAMPLES, IMAGE_HASH)) for number in folder.shards())
+    return [number for number, parts in shards if any(found in hashes for found in _image_hashes(parts))]
 
 
-def _column(folder: Folder, path: str) -> Iterator[str | None]:
-    for number in folder.shards():
-        yield from _values(folder, number, path)
-
-
-def _values(folder: Folder, number: int, path: str) -> Iterator[str | None]:
-    """One column of a shard, a nested one by its dotted path; no other column is read."""
-    name = shard_name(number)
-    try:
-        with folder.filesystem.open(f"{folder.path}/{name}") as file:
-            for batch in pq.ParquetFile(file).iter_batches(columns=[path]):
-                column = batch.column(0)
-                for field in path.split(".")[1:]:
-                    column = pc.struct_field(column, field)
-                yield from column.to_pylist()
-    except Exception as error:  # every store's client has errors of its own
-        raise StorageError(f"{folder.uri}/{name} cannot be read: {reason(error)}") from error
+def _image_hashes(parts: Iterable[pa.Table]) -> Iterator[str | None]:
+    """The hashes of the images in parts of a table of samples, pairs or captions."""
+    for part in parts:
+        yield from pc.struct_field(part["image"], "sha256").to_pylist()
 
 
 def _be(count: int) -> str:

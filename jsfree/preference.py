@@ -6,7 +6,6 @@ Pure: no files, no tensors, and no dependence on the order of the input. A choic
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean
@@ -22,6 +21,7 @@ from jsfree.config import Select
 from jsfree.errors import StageError
 from jsfree.schemas import ScoredPair, SelectedPair
 from jsfree.sentences import repeated
+from jsfree.tickets import ticket
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ class PairColumns:
     def of(cls, scored: pa.Table, settings: Select) -> PairColumns:
         """The columns of a table that has at least ``columns_read(settings)``."""
         low, high = scored["low"], scored["high"]
-        cut = [pc.equal(pc.struct_field(caption, "finish"), "length") for caption in (low, high)]
+        identical, truncated = identical_and_truncated(scored)
         count = _repeats if settings.repeating == "drop" else lambda caption: np.zeros(len(caption), np.int32)
         return cls(
             scored["sample_id"].cast(pa.large_string()).combine_chunks(),
             pc.struct_field(low, "score").to_numpy(),
             pc.struct_field(high, "score").to_numpy(),
             scored["inverted"].to_numpy(),
-            pc.equal(pc.struct_field(low, "text"), pc.struct_field(high, "text")).to_numpy(),
-            pc.or_(*cut).to_numpy(),
+            identical.to_numpy(),
+            truncated.to_numpy(),
             count(low),
             count(high),
         )
@@ -67,6 +67,18 @@ class PairColumns:
         ids = pa.chunked_array([part.sample_ids for part in every]).combine_chunks()
         others = (np.concatenate([getattr(part, each.name) for part in every]) for each in fields(cls)[1:])
         return cls(ids, *others)
+
+
+def identical_and_truncated(pairs: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """For each pair, whether its captions are the same text, and whether one of them ended at the length limit.
+
+    Args:
+        pairs: a table with ``text`` and ``finish`` of ``low`` and ``high``.
+    """
+    captions = pairs["low"], pairs["high"]
+    identical = pc.equal(*(pc.struct_field(caption, "text") for caption in captions))
+    truncated = pc.or_(*(pc.equal(pc.struct_field(caption, "finish"), "length") for caption in captions))
+    return identical, truncated
 
 
 def columns_read(settings: Select) -> tuple[str, ...]:
@@ -184,10 +196,8 @@ def _ascending(gaps: NDArray[np.float64], sample_ids: pa.LargeStringArray) -> ND
 
 def _tickets(sample_ids: pa.LargeStringArray, seed: int) -> NDArray[np.int64]:
     """Positions of the pairs in the order in which they are drawn."""
-    drawn = bytearray()
-    for sample_id in sample_ids:
-        drawn += hashlib.blake2b(f"{seed}/{sample_id}".encode(), digest_size=16).digest()
-    halves = np.frombuffer(bytes(drawn), ">u8").reshape(-1, 2)
+    drawn = b"".join(ticket(seed, sample_id) for sample_id in sample_ids)
+    halves = np.frombuffer(drawn, ">u8").reshape(-1, 2)
     order: NDArray[np.int64] = np.lexsort((halves[:, 1], halves[:, 0]))
     return order
 

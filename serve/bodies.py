@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from jsfree.texts import is_text
 from serve.errors import invalid
 
 MAX_VALUES = 2000
@@ -64,12 +65,8 @@ def _below(path: str, key: str) -> str:
 
 def _encodable(text: str, path: str) -> str:
     """The text, if it can be encoded: JSON may escape half of a surrogate pair, which is no character."""
-    if text.isascii():
+    if is_text(text):
         return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        where = repr(path) if path else "a key"
-        message = f"{where} holds half of a surrogate pair (\\ud800 to \\udfff); cut text between characters"
-        raise invalid(message, path or None, "invalid_unicode") from None
-    return text
+    where = repr(path) if path else "a key"
+    message = f"{where} holds half of a surrogate pair (\\ud800 to \\udfff); cut text between characters"
+    raise invalid(message, path or None, "invalid_unicode")

@@ -333,6 +333,8 @@ def test_relative_paths_hold_wherever_a_worker_runs(folder, tmp_path, monkeypatc
         ({"a": 1}, "expected a list of rows.*found dict"),
         ("[{", "no valid JSON"),
         (["text"], "row 0: is str"),
+        ('"text"', "row 0: is str"),
+        ([{"image": "a\0.png"}], "row 0: the image's path holds a zero character at 1"),
         ([{"id": 1}, {"image": ["b.png"]}], "row 1: key 'image' is list"),
         ([{"id": 1}, {"id": 2}], "none of its 2 rows has the key 'image'"),
     ],

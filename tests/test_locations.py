@@ -7,7 +7,14 @@ import pytest
 
 from jsfree import config
 from jsfree.errors import ConfigError, RunError
-from jsfree.locations import enclosing_run, is_within, require_base_from_here, require_outside_runs, require_own_folder
+from jsfree.locations import (
+    enclosing_run,
+    is_same_place,
+    is_within,
+    require_base_from_here,
+    require_outside_runs,
+    require_own_folder,
+)
 from jsfree.storage import Folder, Run
 
 
@@ -49,6 +56,27 @@ def place(tmp_path, monkeypatch) -> Path:
 )
 def test_a_folder_is_within_another_however_both_are_spelled(place, inner, outer, expected):
     assert is_within(Folder(inner.format(here=place)), Folder(outer.format(here=place))) is expected
+
+
+@pytest.mark.parametrize(
+    ("path", "other", "expected"),
+    [
+        ("a/b/x.json", "loop/link/x.json", True),
+        ("a/b/x.json", "file://{here}/a/./b/x.json", True),
+        ("a/absent-{{0..9}}.tar", "./a/absent-{{0..9}}.tar", True),
+        ("a/b/x.json", "a/b/hard.json", True),
+        ("a/b/x.json", "a/x.json", False),
+        ("a", "a/b", False),
+        ("s3://box/a/", "s3://box/a", True),
+        ("s3://box/a", "s3://other/a", False),
+        ("s3://box/a", "a", False),
+    ],
+)
+def test_two_paths_lead_to_one_place_however_they_are_spelled(place, path, other, expected):
+    (place / "a" / "b" / "x.json").touch()
+    os.link(place / "a" / "b" / "x.json", place / "a" / "b" / "hard.json")
+    path, other = path.format(here=place), other.format(here=place)
+    assert is_same_place(path, other) is is_same_place(other, path) is expected
 
 
 def test_a_folder_of_any_run_is_known_as_one(place):

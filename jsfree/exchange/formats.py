@@ -22,7 +22,7 @@ import pyarrow as pa
 from jsfree.config import PairFormat
 from jsfree.errors import RowError
 from jsfree.exchange.preferences import MARKER, Preference
-from jsfree.exchange.texts import require_text
+from jsfree.texts import require_text
 
 Record = Mapping[str, Any]
 Placement = Literal["embed", "copy", "reference"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,12 +11,13 @@ from typing import Any
 from jsfree.config import Imported
 from jsfree.errors import RowError, SourceError
 from jsfree.exchange.formats import FORMATS, Parts
-from jsfree.exchange.image_paths import image_uri
 from jsfree.exchange.preferences import MARKER, Preference, without_marker
 from jsfree.exchange.records import Found, configured_folder, records
-from jsfree.exchange.texts import printable, require_text
+from jsfree.images.confinement import Confinement, absolute, check_links, local_path
+from jsfree.images.listing import image_uri
 from jsfree.images.tables import MOST_EMBEDDED_BYTES
 from jsfree.schemas import ImageRef, sample_id
+from jsfree.texts import printable, require_text
 
 MAX_TOKEN_CHARACTERS = 256
 """Characters that a token may stand for; longer texts are refused before a tokenizer has to read them."""
@@ -43,11 +43,11 @@ def preferences(settings: Imported) -> Iterator[Preference | Unusable]:
     """
     seen: dict[str, str] = {}
     embedded, found = 0, None
-    folder = _folder(settings)
+    confinement = _confinement(settings)
     for found in records(settings):
         where = f"{found.file.shown}, row {found.row}"
         try:
-            pair = _pair(found, settings, folder)
+            pair = _pair(found, settings, confinement)
             name = sample_id(pair.id, pair.prompt)
             if name in seen:
                 told = printable(repr(pair.id))
@@ -68,7 +68,7 @@ def _name(found: Found) -> str:
     return f"{printable(found.file.name)}:{found.row}"
 
 
-def _pair(found: Found, settings: Imported, folder: str) -> Preference:
+def _pair(found: Found, settings: Imported, confinement: Confinement) -> Preference:
     if isinstance(found.record, RowError):
         raise found.record
     layout = FORMATS[settings.format]
@@ -88,8 +88,8 @@ def _pair(found: Found, settings: Imported, folder: str) -> Preference:
                 f"the {what} (key {key!r}) has {len(text)} characters, the limit is {longest}"
                 f" ({MAX_TOKEN_CHARACTERS} for each of 'imported.max_tokens'); remove the row",
             )
-    start = _images(settings) if settings.images else posixpath.dirname(found.file.address)
-    image = _image(name, parts, start, folder, settings.allow_outside)
+    start = confinement.folder if settings.images else posixpath.dirname(found.file.address)
+    image = _image(name, parts, start, confinement)
     return Preference(name, image, prompt, texts["chosen"], texts["rejected"])
 
 
@@ -101,18 +101,13 @@ def _require_room(embedded: int, settings: Imported) -> None:
         )
 
 
-def _folder(settings: Imported) -> str:
-    """The folder that images must be in."""
-    return _images(settings) if settings.images else configured_folder(settings)
+def _confinement(settings: Imported) -> Confinement:
+    """Where images may be; ``imported.images`` is made absolute, because workers have other working directories."""
+    folder = absolute(settings.images) if settings.images else configured_folder(settings)
+    return Confinement(folder, settings.allow_outside, "imported")
 
 
-def _images(settings: Imported) -> str:
-    """``imported.images``; absolute, because workers have other working directories."""
-    root = settings.images or ""
-    return (root if "://" in root else os.path.abspath(os.path.expanduser(root))).rstrip("/")
-
-
-def _image(name: str, parts: Parts, start: str, folder: str, allow_outside: bool) -> ImageRef:
+def _image(name: str, parts: Parts, start: str, confinement: Confinement) -> ImageRef:
     image = parts.image
     content: Any = image.get("bytes") if isinstance(image, Mapping) else image if isinstance(image, bytes) else None
     if isinstance(content, bytes) and content:
@@ -123,5 +118,16 @@ def _image(name: str, parts: Parts, start: str, folder: str, allow_outside: bool
     if not isinstance(path, str):
         raise RowError("malformed", f"the image (key 'image' or 'images') is {type(path).__name__}, expected one path")
     path = require_text(path, "the image (key 'image' or 'images')")
-    uri = require_text(image_uri(path, start, folder, allow_outside=allow_outside), "the image's path")
+    uri = require_text(imported_uri(path, start, confinement), "the image's path")
     return {"id": name, "uri": uri, "bytes": None, "sha256": None}
+
+
+def imported_uri(path: str, start: str, confinement: Confinement) -> str:
+    """Where the image of a record is; symbolic links are followed now, because later stages do not.
+
+    Raises:
+        RowError: ``malformed`` or ``outside``, as ``image_uri`` and ``check_links``.
+    """
+    uri = local_path(image_uri(path, start, confinement))
+    check_links(uri, confinement, path)
+    return uri

@@ -1,15 +1,17 @@
 """Keeps the image paths of a data file inside the folder that its user configured.
 
 Somebody else's JSON or Parquet file may name ``../../home/x.png``, ``/etc/x.png`` or a file on another host. Unless
-``source.allow_outside`` is set, a row may only name images in ``source.images``, or without it in the folder of the
-file (of all tables, where ``source.path`` is a folder of them). Spelling is checked when a source is listed; where
-symbolic links lead is checked whenever an image is read, because links can change and the driver may not see them.
+``allow_outside`` is set, a row of ``source`` or ``imported`` may only name images in its ``images``, or without it in
+the folder of its ``path``. Spelling is checked when rows are listed. Symbolic links are followed whenever an image of
+a source is read, because links can change and the driver may not see them; those of imported records when they are
+imported.
 """
 
 from __future__ import annotations
 
 import os
 import posixpath
+from typing import NamedTuple
 from urllib.parse import unquote
 
 import fsspec
@@ -17,43 +19,75 @@ from fsspec.core import split_protocol
 
 from jsfree.config import Source
 from jsfree.errors import RowError
-from jsfree.filesystems import filesystem_of, has_scheme, is_chain
-from jsfree.images.ranges import Escaped, part_at
+from jsfree.filesystems import LOCAL_SCHEMES, filesystem_of, has_scheme, is_chain
+from jsfree.images.ranges import Cell, Part, part_at
 
-FILE = ("file://", "local://")
-"""Schemes of the local filesystem."""
 KINDS = ("llava_json", "parquet")
 """Kinds of sources whose data name paths."""
 
 
-def check_spelling(uri: str, folder: str, source: Source) -> None:
-    """See that ``uri`` lies in ``folder`` by its spelling.
+class Confinement(NamedTuple):
+    """Where the images may be that a data file names.
 
-    Raises:
-        RowError: it does not (``outside``), and the source does not allow that.
+    Attributes:
+        folder: an absolute path or a URI.
+        allow_outside: whether they may be anywhere.
+        section: of the configuration, whose ``images`` and ``allow_outside`` a message names.
     """
-    if not source.allow_outside and not is_inside(uri, folder):
-        raise _outside(uri, folder)
+
+    folder: str
+    allow_outside: bool
+    section: str
 
 
-def check_links(uri: str | None, source: Source) -> None:
-    """See that a local image that lies in the folder of its source still does once links are followed.
+def confinement_of(source: Source) -> Confinement:
+    """Where the images may be that the data of ``source`` name."""
+    return Confinement(confining_folder(source), source.allow_outside, "source")
+
+
+def check_spelling(uri: str, confinement: Confinement, name: str) -> None:
+    """See that ``uri`` lies in the folder by its spelling; ``name`` is what the row calls it.
 
     Raises:
-        RowError: a link leads out of the folder (``outside``), and the source does not allow that.
+        RowError: it does not (``outside``), and that is not allowed.
+    """
+    if not confinement.allow_outside and not is_inside(uri, confinement.folder):
+        raise _outside(name, confinement)
+
+
+def check_links(uri: str, confinement: Confinement, name: str) -> None:
+    """See that an image, spelled as inside of the folder, is inside once its address is resolved.
+
+    Symbolic links of a local one are followed; of a part of a file (``ranges``) the file decides.
+
+    Raises:
+        RowError: a link leads out of the folder (``outside``), and that is not allowed.
+    """
+    if confinement.allow_outside:
+        return
+    file, folder = uri, confinement.folder
+    while (part := part_at(file)) is not None:
+        file = part.file
+    if file != uri:
+        check_spelling(file, confinement, name)
+    if not _is_remote(folder) and not _is_below(_real(file), _real(folder)):
+        raise _outside(name, confinement)
+
+
+def check_source_links(uri: str | None, source: Source) -> None:
+    """``check_links`` of an image that is about to be read, if the data of ``source`` name it.
+
+    Raises:
+        RowError: as ``check_links``.
     """
     if uri is None or source.allow_outside or source.kind not in KINDS or source.path is None:
         return
-    named = part_at(uri)
-    if isinstance(named, Escaped):
-        uri = named.file
-    elif named is not None:
+    part = part_at(uri)
+    if isinstance(part, Part | Cell):
         return  # a part of the source's own file
-    folder = confining_folder(source)
-    if _is_remote(uri) or _is_remote(folder) or not is_inside(uri, folder):
-        return  # an image of another source: the spelling of this one's has been checked
-    if not _is_below(os.path.realpath(_local(uri)), os.path.realpath(_local(folder))):
-        raise _outside(uri, folder)
+    confinement = confinement_of(source)
+    if is_inside(uri if part is None else part.file, confinement.folder):  # else of another source
+        check_links(uri, confinement, uri)
 
 
 def confining_folder(source: Source) -> str:
@@ -81,7 +115,7 @@ def is_inside(uri: str, folder: str) -> bool:
         return True
     if _is_remote(uri):
         return False
-    path, local = posixpath.normpath(_local(uri)), _local(folder)
+    path, local = posixpath.normpath(local_path(uri)), local_path(folder)
     return _is_below(path, posixpath.normpath(local)) or _is_below(path, os.path.realpath(local))
 
 
@@ -91,7 +125,10 @@ def _is_remote_inside(uri: str, folder: str) -> bool:
         return False
     if uri.startswith(f"{folder}/"):
         return True
-    kind = fsspec.get_filesystem_class(protocol)  # the class alone: an instance may connect to a foreign host
+    try:
+        kind = fsspec.get_filesystem_class(protocol)  # the class alone: an instance may connect to a foreign host
+    except (ImportError, ValueError):  # nobody can read it
+        return False
     if kind._get_kwargs_from_urls(uri) != kind._get_kwargs_from_urls(folder):
         return False
     return _is_below(str(kind._strip_protocol(uri)), str(kind._strip_protocol(folder)))
@@ -102,18 +139,24 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 def _is_remote(uri: str) -> bool:
-    return has_scheme(uri) and not uri.startswith(FILE)
+    return has_scheme(uri) and not uri.startswith(LOCAL_SCHEMES)
 
 
-def _local(uri: str) -> str:
-    for scheme in FILE:
+def local_path(uri: str) -> str:
+    """A path without the scheme of the local filesystem."""
+    for scheme in LOCAL_SCHEMES:
         uri = uri.removeprefix(scheme)
     return uri
 
 
-def _outside(uri: str, folder: str) -> RowError:
+def _real(path: str) -> str:
+    return os.path.realpath(local_path(path))
+
+
+def _outside(name: str, confinement: Confinement) -> RowError:
+    folder, section = confinement.folder, confinement.section
     return RowError(
         "outside",
-        f"image {uri[:200]} is outside of {folder}; correct its path, or set 'allow_outside: true' in the source"
-        " if the file may name any path",
+        f"the image {name[:200]!r} is outside {folder}; move it there, set '{section}.images' to a folder that holds"
+        f" all images, or set '{section}.allow_outside' if you trust the records",
     )

@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from jsfree.errors import RowError
 from jsfree.filesystems import reason
 from jsfree.images.cells import read_cell
-from jsfree.images.confinement import check_links
+from jsfree.images.confinement import check_source_links
 from jsfree.images.formats import FORMATS, PREFIX, by_content
 from jsfree.images.metadata import without_metadata
 from jsfree.images.pixels import DAMAGED, upright_rgb
@@ -67,7 +67,7 @@ def image_bytes(image: ImageRef, limits: Source) -> bytes:
     Raises:
         RowError: it is ``missing``, ``unreadable``, ``outside`` of its source or has ``too_many_bytes``.
     """
-    check_links(image["uri"], limits)
+    check_source_links(image["uri"], limits)
     return _content(image, _name(image), limits.max_bytes)
 
 

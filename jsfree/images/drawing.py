@@ -7,7 +7,6 @@ however many are listed.
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from jsfree import schemas
 from jsfree.errors import RowError
 from jsfree.images.listing import Entry, Place, Unusable
+from jsfree.tickets import ticket
 
 CHUNK = 65_536
 """Entries that are packed at once."""
@@ -110,7 +110,7 @@ def draw(entries: Iterable[Entry | Unusable], seed: int, first: int | None = Non
         if isinstance(entry, Unusable):
             unusable.add(entry)
             continue
-        rank = hashlib.blake2b(f"{seed}/{entry.id}".encode(), digest_size=16).digest()
+        rank = ticket(seed, entry.id)
         if low < rank < high:
             continue
         names.append(entry)

@@ -20,7 +20,8 @@ from jsfree.config import Source
 from jsfree.errors import SourceError
 from jsfree.images.formats import EXTENSIONS, FORMATS, OTHER_FORMATS, PREFIX, by_content, by_name
 from jsfree.images.listing import Entry, Place, address, explained, files_below, opened, read_ahead
-from jsfree.images.ranges import readable, uri_of
+from jsfree.images.ranges import uri_of
+from jsfree.texts import readable
 
 _log = logging.getLogger(__name__)
 READERS = 16

@@ -21,8 +21,9 @@ from fsspec.implementations.local import LocalFileSystem
 from jsfree.config import Source
 from jsfree.errors import RowError, SourceError
 from jsfree.filesystems import filesystem_of, has_scheme, reason
-from jsfree.images.confinement import FILE, absolute, check_spelling
-from jsfree.images.ranges import is_text, uri_of
+from jsfree.images.confinement import Confinement, absolute, check_spelling
+from jsfree.images.ranges import uri_of
+from jsfree.texts import require_text
 
 Content = TypeVar("Content")
 LONGEST_PATH = 4096
@@ -79,13 +80,6 @@ def explained(path: str, *errors: type[Exception]) -> Iterator[None]:
         raise
     except expected as error:
         raise SourceError(f"{path} cannot be read: {reason(error)}; check the path and your access to it") from error
-
-
-def normalised(path: str) -> str:
-    """One spelling for a path or URI, to see whether two are the same."""
-    if has_scheme(path) and not path.startswith(FILE):
-        return path.rstrip("/")
-    return os.path.realpath(filesystem_of(path)[1])
 
 
 def beside(source: Source, path: str) -> str:
@@ -147,17 +141,16 @@ def read_ahead(
     yield from ((name, done.result()) for name, done in waiting)
 
 
-def entry_of(name: str, root: str, folder: str, source: Source, image_id: str | None = None) -> Entry:
-    """The image that a row of a data file names.
+def image_uri(name: str, root: str, confinement: Confinement) -> str:
+    """Where the image is that a row of a data file names: an absolute path or a URI.
 
     Args:
         name: a path relative to ``root``, an absolute one, or a URI.
         root: where relative paths start.
-        folder: the folder that all of the source's images must lie in (``confining_folder``).
-        image_id: the image's id, where it is not its name.
+        confinement: where images may be.
 
     Raises:
-        RowError: the name is no path (``malformed``), or leads ``outside``.
+        RowError: the name is no path (``malformed``), or leads ``outside`` by its spelling.
     """
     if len(name) > LONGEST_PATH or name.startswith("data:") or _BASE64.fullmatch(name):
         shown = f"a text of {len(name)} characters that begins with {name[:20]!r}"
@@ -165,12 +158,18 @@ def entry_of(name: str, root: str, folder: str, source: Source, image_id: str | 
             "malformed",
             f"the image is {shown}, not a path; if it is base64, decode it into a column of bytes or into files",
         )
-    if not is_text(name):
-        raise RowError(
-            "malformed", f"the image path {name!r} is not valid Unicode; rename the file, or correct the row"
-        )
-    uri = located(root, name)
-    check_spelling(uri, folder, source)
+    uri = located(root, require_text(name, "the image's path"))
+    check_spelling(uri, confinement, name)
+    return uri
+
+
+def entry_of(name: str, root: str, confinement: Confinement, image_id: str | None = None) -> Entry:
+    """The image that a row of a source names; arguments and errors as of ``image_uri``.
+
+    Args:
+        image_id: the image's id, where it is not its name.
+    """
+    uri = image_uri(name, root, confinement)
     if image_id is None:
         image_id = name
     literal = uri_of(uri)

@@ -9,10 +9,10 @@ from typing import Any
 from jsfree.config import Source
 from jsfree.errors import RowError, SourceError
 from jsfree.filesystems import has_scheme
-from jsfree.images.confinement import confining_folder
+from jsfree.images.confinement import confinement_of
 from jsfree.images.json_rows import json_rows
 from jsfree.images.listing import Entry, Unusable, address, beside, entry_of, explained, opened
-from jsfree.images.ranges import readable
+from jsfree.texts import readable
 
 
 def llava_images(source: Source) -> Iterator[Entry | Unusable]:
@@ -27,19 +27,23 @@ def llava_images(source: Source) -> Iterator[Entry | Unusable]:
         if filesystem.isdir(inner):
             raise SourceError(f"{path} is a folder; 'source.path' of llava_json is the JSON file")
     uri = address(filesystem, inner)
-    root, folder = beside(source, uri), confining_folder(source)
-    name, number, images = readable(posixpath.basename(inner)), -1, 0
+    root, confinement = beside(source, uri), confinement_of(source)
+    name, number, images, row = readable(posixpath.basename(inner)), -1, 0, None
     with explained(path, Exception), filesystem.open(inner, "rb") as file:
         for number, row in enumerate(json_rows(file, path)):
             try:
                 image = _image_of(row)
                 if image is None:
                     continue
-                entry: Entry | Unusable = entry_of(image, root, folder, source)
+                entry: Entry | Unusable = entry_of(image, root, confinement)
             except RowError as error:
                 entry = Unusable(f"{name}:{number}", RowError(error.kind, f"{path}, row {number}: {error}"))
             images += 1
             yield entry
+    if number == 0 and not images:
+        raise SourceError(
+            f"{path}: expected a list of rows with the key 'image', found {type(row).__name__} without it"
+        )
     if not images:
         raise SourceError(f"{path}: none of its {number + 1} rows has the key 'image'; nothing to caption")
 

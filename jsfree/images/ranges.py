@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, unquote_to_bytes
 
 from jsfree.filesystems import filesystem_of
+from jsfree.texts import is_text
 
 _PART = re.compile(r"(.+)#offset=(\d{1,18})&length=(\d{1,18})", re.DOTALL)
 _CELL = re.compile(r"(.+)#column=([^#&]*)&row_group=(\d{1,9})&row=(\d{1,18})", re.DOTALL)
@@ -82,17 +83,3 @@ def file_at(uri: str) -> tuple[Any, str]:
     """The filesystem of a whole file, and the path on it; raises as ``filesystem_of``."""
     named = part_at(uri)
     return filesystem_of(named.file if isinstance(named, Escaped) else uri)
-
-
-def is_text(name: str) -> bool:
-    """Whether a name is valid Unicode: neither bytes that are not UTF-8, nor half of a surrogate pair."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def readable(name: str) -> str:
-    """A file's name as text that tables can hold: bytes that are not UTF-8 are written ``\\xe9``."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

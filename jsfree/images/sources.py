@@ -19,11 +19,12 @@ from jsfree.config import RunConfig, Source
 from jsfree.errors import RowError, SourceError
 from jsfree.images.drawing import Drawn, draw
 from jsfree.images.folders import folder_images
-from jsfree.images.listing import Entry, Unusable, normalised
+from jsfree.images.listing import Entry, Unusable
 from jsfree.images.llava import llava_images
 from jsfree.images.samples import Samples
 from jsfree.images.tables import table_images
 from jsfree.images.tars import tar_images
+from jsfree.locations import is_same_place
 from jsfree.schemas import ImageRef, Sample
 
 SCENES_PER_SEED = 1_000_000
@@ -196,7 +197,7 @@ def _shared(config: RunConfig) -> bool:
         return False
     if training.kind != evaluation.kind or training.path is None or evaluation.path is None:
         return False
-    return normalised(training.path) == normalised(evaluation.path)
+    return is_same_place(training.path, evaluation.path)
 
 
 def _held_out(config: RunConfig) -> int:

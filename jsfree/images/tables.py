@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from jsfree.config import Source
 from jsfree.errors import RowError, SourceError
-from jsfree.images.confinement import confining_folder
+from jsfree.images.confinement import confinement_of
 from jsfree.images.listing import (
     Entry,
     Place,
@@ -31,7 +31,8 @@ from jsfree.images.listing import (
     id_of,
     opened,
 )
-from jsfree.images.ranges import readable, uri_of
+from jsfree.images.ranges import uri_of
+from jsfree.texts import readable
 
 ID_COLUMNS = ("id", "image_id")
 ROWS_AT_ONCE = 65_536
@@ -41,6 +42,7 @@ BUFFER = 2**20
 """Bytes of a column that are read at once."""
 MOST_EMBEDDED_BYTES = 4 * 10**9
 """Images that imported pairs may bring along inside their tables."""
+_NO_VALUE = (ValueError, OverflowError, pa.ArrowException)
 
 
 def table_images(source: Source) -> Iterator[Entry | Unusable]:
@@ -104,7 +106,7 @@ class _Table:
         self._uri = uri
         self._name = name
         self._root = beside(source, uri)
-        self._folder = confining_folder(source)
+        self._confinement = confinement_of(source)
         self._place = Place(uri)
         self.rows = 0
         self.empty = 0
@@ -131,7 +133,7 @@ class _Table:
                 image_id = id_of(_usable(key))
                 if path := _usable(image):
                     image_id = image_id or (None if named else number)
-                    yield entry_of(path, self._root, self._folder, self._source, image_id)
+                    yield entry_of(path, self._root, self._confinement, image_id)
                 else:
                     self.empty += not read.has_bytes
                     yield Entry(image_id or number, self._place, f"{tail}{row}")
@@ -281,20 +283,24 @@ def plain(array: pa.Array) -> pa.Array:
     return array.cast(pa.large_binary()) if pa.types.is_binary_view(array.type) else array
 
 
-def values(array: pa.Array) -> list[Any]:
-    """An array's values; a text that is not UTF-8 is a RowError."""
+def values(rows: pa.Array | pa.RecordBatch) -> list[Any]:
+    """The values of an array, or the rows of a batch; one that Python cannot hold is a RowError in its place.
+
+    Such are a text that is not UTF-8, and a date beyond Python's.
+    """
     try:
-        found: list[Any] = array.to_pylist()
+        found: list[Any] = rows.to_pylist()
         return found
-    except UnicodeDecodeError:
-        return [_decoded(value) for value in plain(array).cast(pa.large_binary()).to_pylist()]
+    except _NO_VALUE:
+        return [_value(rows.slice(number, 1)) for number in range(len(rows))]
 
 
-def _decoded(content: bytes | None) -> str | RowError | None:
+def _value(row: pa.Array | pa.RecordBatch) -> Any:
     try:
-        return None if content is None else content.decode()
-    except UnicodeDecodeError as error:
-        return RowError("malformed", f"the text {content!r:.80} is not UTF-8 ({error.reason}); correct the row")
+        return row.to_pylist()[0]
+    except _NO_VALUE as error:
+        shown = f" of {error.object!r:.80}" if isinstance(error, UnicodeDecodeError) else ""
+        return RowError("malformed", f"cannot be read ({error}{shown}); correct or remove the row")
 
 
 @contextmanager

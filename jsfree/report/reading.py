@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jsfree import schemas
+from jsfree.preference import identical_and_truncated
 from jsfree.schemas import ImageRef, ScoredCaptionRow, ScoredPair
 from jsfree.storage import Folder, Manifest, Run, shard_name
 from jsfree.streaming import scan, scan_shard
@@ -234,10 +235,7 @@ def failures(run: Run, rounds: Sequence[int]) -> list[Failure]:
 
 def _numbers(scored: pa.Table) -> tuple[pa.ChunkedArray, ...]:
     """Gap, inverted, identical and cut of each pair."""
-    low, high = scored["low"], scored["high"]
-    texts, ends = ([pc.struct_field(caption, name) for caption in (low, high)] for name in ("text", "finish"))
-    cut = pc.or_(*(pc.equal(end, "length") for end in ends))
-    return scored["gap"], scored["inverted"], pc.equal(*texts), cut
+    return scored["gap"], scored["inverted"], *identical_and_truncated(scored)
 
 
 def _cosines(caption: pa.ChunkedArray) -> NDArray[np.float64]:

@@ -8,9 +8,14 @@ import pytest
 from jsfree.config import Imported, RunConfig, build
 from jsfree.errors import RowError
 from jsfree.exchange import Unusable, preferences
-from jsfree.exchange.image_paths import image_uri
+from jsfree.exchange.importing import imported_uri
+from jsfree.images.confinement import Confinement
 
 ROOT = "/data/set"
+
+
+def image_uri(path: str, start: str, folder: str, *, allow_outside: bool) -> str:
+    return imported_uri(path, start, Confinement(folder, allow_outside, "imported"))
 
 
 @pytest.mark.parametrize(
@@ -93,6 +98,17 @@ def test_links_lead_where_they_lead_and_the_folder_may_be_one_itself(tmp_path):
     assert [isinstance(each, Unusable) for each in found] == [False, True, True, False, True]
     assert str(found[1].error).startswith(f"{tmp_path}/set/data/train.jsonl, row 1: the image '../images/link.png' is")
     assert not [each for each in imported(tmp_path / "set", paths, allow_outside=True) if isinstance(each, Unusable)]
+
+
+@pytest.mark.parametrize("address", ["up/x.tar#offset=0&length=9", "%2e%2e/x.tar#escaped", "up/x.tar#escaped",
+     "%2e%2e/x.tar#escaped#offset=0&length=9"])  # fmt: skip
+def test_addresses_of_parts_lead_where_their_files_do(tmp_path, address):
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    (tmp_path / "x.tar").touch()
+    os.symlink(tmp_path, tmp_path / "set" / "data" / "up")
+    (found,) = imported(tmp_path / "set", [address.replace("%2e%2e", "%2e%2e/%2e%2e")])
+    assert isinstance(found, Unusable)
+    assert found.error.kind == "outside"
 
 
 def test_a_folder_of_images_decides_where_there_is_one(tmp_path):

@@ -153,29 +153,30 @@ def test_ends_of_lines_blank_lines_marks_and_bytes_that_are_no_text(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
-def test_lines_in_another_encoding_are_one_error_that_names_the_file(tmp_path, encoding):
-    (tmp_path / "a.jsonl").write_bytes((json.dumps(GOOD["trl"]) + "\n").encode(encoding) * 2)
-    with pytest.raises(SourceError, match=r"a\.jsonl is UTF-(16|32) text; save it as UTF-8"):
-        imported(tmp_path / "a.jsonl")
+def test_lines_in_another_encoding_are_read(tmp_path, encoding):
+    rows = [{**GOOD["trl"], "prompt": f"Caf\u00e9 {number}?"} for number in range(2)]
+    (tmp_path / "a.jsonl").write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode(encoding))
+    assert [each.prompt for each in imported(tmp_path / "a.jsonl")] == ["Caf\u00e9 0?", "Caf\u00e9 1?"]
 
 
 def test_a_line_without_end_is_one_row(tmp_path, monkeypatch):
-    from jsfree.exchange import records
+    from jsfree.images import json_rows
 
-    monkeypatch.setattr(records, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(json_rows, "WINDOW", 100)
+    monkeypatch.setattr(json_rows, "LONGEST_ROW", 1000)
     long = json.dumps({**GOOD["trl"], "chosen": "cat " * 5000})
     (tmp_path / "a.jsonl").write_text("\n".join([json.dumps(GOOD["trl"]), long, json.dumps(GOOD["trl"]), long]))
     found = imported(tmp_path / "a.jsonl")
     assert [isinstance(each, Unusable) for each in found] == [False, True, False, True]
-    assert "row 1: is a line of over 1000 bytes" in str(found[1].error)
+    assert "row 1: has more than 1000 characters" in str(found[1].error)
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         ('[{"prompt": "a"}, {"prompt": ', "is no valid JSON"),
-        ('[{"prompt": "a"}] []', "there is text after the list"),
-        ('[{"prompt": "a"', "neither ',' nor ']' at character"),
+        ('[{"prompt": "a"}] []', "more text follows the list"),
+        ('[{"prompt": "a"', "Expecting ',' delimiter"),
         ("", "is no valid JSON"),
     ],
 )

@@ -1,6 +1,7 @@
 """Files that hold no records of the format: refused as a whole, with the remedy."""
 
 import json
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,9 +18,8 @@ TRL = {"images": ["a.png"], "prompt": "What?", "chosen": "A cat.", "rejected": "
     ("name", "content", "told"),
     [
         ("a.json", "{", "a.json is no valid JSON"),
-        ("a.json", json.dumps(TRL) + "\n" + json.dumps(TRL), "has it a record a line, name it .jsonl"),
-        ("a.json", json.dumps(TRL), "a.json: expected a list of records, found dict"),
-        ("a.jsonl", "prompt,chosen", "a.jsonl, row 0 is no valid JSON"),
+        ("a.json", '{"rows": []}', "a.json, row 0 has no key 'prompt'"),
+        ("a.jsonl", "prompt,chosen", "a.jsonl is no valid JSON (row 0: "),
         ("a.jsonl", "3", "row 0 is int, expected keys and values; 'imported.path' must name files of trl records"),
         ("a.parquet", "PAR1", "a.parquet is no Parquet file"),
         ("a.csv", "prompt", "a.csv is no .parquet, .jsonl, .json file"),
@@ -64,6 +64,36 @@ def test_files_of_a_folder_come_in_order_and_what_lies_beside_them_is_passed_ove
     assert [(each.file.name, each.row, each.record["prompt"]) for each in found] == [
         (name, 0, name) for name in ("a.json", "b/1.jsonl", "b/2.jsonl")
     ]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_content_tells_a_list_from_lines_and_not_the_name(tmp_path, name, count):
+    rows = [{**TRL, "prompt": f"What {number}?"} for number in range(count)]
+    for text in ("\n".join(map(json.dumps, rows)), json.dumps(rows), json.dumps(rows, indent=1)):
+        (tmp_path / name).write_text(text)
+        assert [each.record for each in records(Imported(format="trl", path=str(tmp_path)))] == rows
+
+
+def test_an_empty_file_of_lines_among_others_is_passed_over(tmp_path):
+    (tmp_path / "a.jsonl").touch()
+    (tmp_path / "b.jsonl").write_text(json.dumps(TRL))
+    assert [each.file.name for each in records(Imported(format="trl", path=str(tmp_path)))] == ["b.jsonl"]
+
+
+def test_memory_does_not_grow_with_a_list(tmp_path):
+    row = json.dumps({**TRL, "rejected": "A dog. " * 1000})
+    with (tmp_path / "a.json").open("w", encoding="utf-8") as file:
+        file.writelines(f"{',' if number else '['}\n{row}" for number in range(9000))
+        file.write("]")
+    found = records(Imported(format="trl", path=str(tmp_path)))
+    next(found)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in found) == 8999
+        assert tracemalloc.get_traced_memory()[1] < 40e6  # of a file of 64 MB
+    finally:
+        tracemalloc.stop()
 
 
 def test_records_are_read_from_any_filesystem():

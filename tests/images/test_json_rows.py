@@ -11,8 +11,8 @@ from jsfree.images import json_rows as module
 from jsfree.images.json_rows import json_rows
 
 
-def rows(content):
-    return list(json_rows(io.BytesIO(content), "x.json"))
+def rows(content, **options):
+    return list(json_rows(io.BytesIO(content), "x.json", **options))
 
 
 def kinds(content):
@@ -93,13 +93,12 @@ def test_a_broken_line_spoils_no_other_line(window):
         (b'[{"a": 1}, ', r"row 1: Expecting value"),
         (b'[{"a": 1}, {"b": "x', "row 1: Unterminated string"),
         (b'[{"a": 1} {"b": 2}]', r"row 0: '\{' follows it"),
-        (b'[{"a": 1}, {"b" 2}, {"c": "long enough for no window to end here"}]', "row 1: Expecting ':' delimiter"),
         (b'[{"a": 1}] []', "more text follows the list of 1 rows"),
         (b"[" * 100_000, "the file ends within it"),
-        (b'{"rows": [1]}', "expected a list of rows with the key 'image', found dict"),
-        (b'{\n "rows": [\n  1]\n}', "found dict"),
-        (b'"rows"', "found str"),
         (b"<html>", "no valid JSON"),
+        (b"<html>\n<body>\n" * 40, r"no valid JSON \(row 0: Expecting value, character 0"),
+        (b'[{"a": 1}, {"b" 2, {"c": 3}', "row 1: Expecting ':' delimiter"),
+        (b'[{"a": 1}, {"b" 2}, {"c": "', "row 2: Unterminated string"),
         (b"\xff\xfe[\x00\x00", "no valid JSON"),
     ],
 )
@@ -107,6 +106,79 @@ def test_what_is_no_list_of_rows_is_refused_with_the_row(window, content, messag
     with pytest.raises(SourceError, match=message) as caught:
         rows(content)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (b'{"b" 2}', "Expecting ':' delimiter"),
+        (b'{"b": [1, {"c": "]},"}], }', "Expecting"),
+        (b"nul", "Expecting value"),
+        (b'{"b": "x" "}', "Expecting ',' delimiter"),
+        (b"", "Expecting value"),
+    ],
+)
+def test_a_broken_element_spoils_no_other_element(window, broken, reason):
+    sound = b'{"c": "long enough for no window to end here"}'
+    first, bad, *others = rows(b'[{"a": 1}, ' + broken + b", " + sound + b"\n, " + sound + b", ]")
+    assert first == {"a": 1}
+    if broken.count(b'"') % 2 == 0:
+        assert others == [json.loads(sound)] * 2
+    assert bad.kind == "malformed"
+    assert str(bad).startswith("is no valid JSON (")
+    assert reason in str(bad)
+
+
+def test_an_element_that_never_closes_ends_with_the_list(window):
+    with pytest.raises(SourceError, match="row 1"):
+        rows(b'[{"a": 1}, {"b": [2}, {"c": 3}]')
+
+
+@pytest.mark.parametrize("first", [b"[]", b'[{"image": "a"}]', b"[" * 3000 + b"]" * 3000, b"null", b"3", b'"a"'])
+def test_lines_are_told_from_a_list_whatever_the_first_one_is(first):
+    found = rows(first + b'\n{"image": "b"}\n')
+    assert len(found) == 2
+    assert found[1] == {"image": "b"}
+    assert kinds(b"\n" + first + b"\n") == kinds(first)
+
+
+def test_keys_may_have_to_be_distinct(window):
+    good, twice = b'{"a": 1}', b'{"x": {"a": "]}", "a": [{"a": 1}]}}'
+    for content in (b"[" + b", ".join([good, twice, good]) + b"]", b"\n".join([good, twice, good])):
+        assert rows(content)[1] == {"x": {"a": [{"a": 1}]}}
+        before, odd, after = rows(content, distinct_keys=True)
+        assert before == after == {"a": 1}
+        assert str(odd) == "has the key 'a' twice; correct or remove the row"
+
+
+def test_marks_between_joined_files_are_white_space(window):
+    assert rows('\ufeff{"a": 1}\n\ufeff{"a": 2}\n'.encode()) == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_lines_may_be_in_any_encoding(window, encoding):
+    assert rows('{"a": "\u00e9"}\n{"a": "\U0001f600"}\n'.encode(encoding)) == [{"a": "\u00e9"}, {"a": "\U0001f600"}]
+
+
+def test_only_lines_may_be_none_at_all():
+    assert rows(b" \n", may_be_empty=True) == []
+    with pytest.raises(SourceError, match="the file is empty"):
+        rows(b" \n")
+
+
+def test_broken_lines_at_the_start_are_kept_once_one_is_valid():
+    for count in (1, module.HELD_BACK - 1, module.HELD_BACK, 3 * module.HELD_BACK):
+        found = rows(b"x\n" * count + b'{"a": 1}\n')
+        assert [isinstance(row, RowError) for row in found] == [True] * count + [False]
+
+
+def test_a_line_that_is_too_long_is_one_row(monkeypatch):
+    monkeypatch.setattr(module, "WINDOW", 100)
+    monkeypatch.setattr(module, "LONGEST_ROW", 1000)
+    long = b'{"a": "' + b"x" * 5000 + b'"}'
+    found = rows(b'{"a": 1}\n' + long + b'\n{"a": 2}\n' + long)
+    assert [str(row) for row in found[1::2]] == ["has more than 1000 characters; correct or remove the row"] * 2
+    assert found[0::2] == [{"a": 1}, {"a": 2}]
 
 
 def test_a_row_without_end_is_refused_before_it_fills_the_memory(monkeypatch):

@@ -163,12 +163,21 @@ def test_texts_that_are_not_utf8_are_error_rows(tmp_path):
     samples = drawn(table(tmp_path / "x.parquet", {"image": texts}))
     assert sorted(ids(samples)) == ["a.png", "x.parquet:2"]
     assert failed(samples)["x.parquet:1"][0] == "malformed"
-    assert "row 1: the text b'caf\\xe9.png' is not UTF-8" in failed(samples)["x.parquet:1"][1]
+    assert "row 1: cannot be read ('utf-8' codec can't decode byte 0xe9" in failed(samples)["x.parquet:1"][1]
+    assert "b'caf\\xe9.png'" in failed(samples)["x.parquet:1"][1]
     samples = drawn(table(tmp_path / "x.parquet", {"image": PICTURES[:3], "id": texts}))
     assert sorted(ids(samples)) == ["a.png", "x.parquet:2"]
 
 
 # --- reading
+
+
+def test_an_id_that_python_cannot_hold_is_one_error_row(tmp_path):
+    ids = pa.array([0, 2**62, 1], pa.int64()).cast(pa.timestamp("ms"))
+    samples = drawn(table(tmp_path / "x.parquet", {"id": ids, "image": ["a.png", "b.png", "c.png"]}, group=3))
+    assert len(samples) == 2
+    assert failed(samples)["x.parquet:1"][0] == "malformed"
+    assert "row 1: cannot be read" in failed(samples)["x.parquet:1"][1]
 
 
 def test_any_row_of_any_group_is_read_in_any_order_and_from_any_thread(tmp_path, monkeypatch):
