@@ -37,7 +37,7 @@ import pyarrow as pa
 
 from jsfree.config import Resources, RunConfig
 from jsfree.schemas import StageOutput
-from jsfree.storage import Folder, cut, shard_name
+from jsfree.storage import Folder, shard_name
 from ray_jobs.cluster import QUIET, Cluster
 from ray_jobs.generate_pairs import at_once
 from ray_jobs.progress import Counts, Figures
@@ -162,8 +162,12 @@ class Trial:
     @property
     def shards(self) -> list[list[str]]:
         """Samples of each shard; their ids say which it is."""
-        numbered = enumerate(cut(range(self.samples), self.shard_rows))
-        return [[f"{shard:05d}/{row:06d}" for row in rows] for shard, rows in numbered]
+        starts = enumerate(range(0, self.samples, self.shard_rows))
+        size = self.shard_rows
+        return [
+            [f"{shard:05d}/{row:06d}" for row in range(start, min(start + size, self.samples))]
+            for shard, start in starts
+        ]
 
     @property
     def planned(self) -> float:

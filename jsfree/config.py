@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from jsfree.errors import ConfigError
 from jsfree.strict_yaml import read_mapping, read_value, unquoted
+from jsfree.texts import is_text
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -44,6 +45,15 @@ class Section(BaseModel):
     """A group of settings: unknown keys and numbers that are not finite are refused, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        """Refuse text that no file can hold, in names of entries and lists too; a path may have any bytes."""
+        for text in (value, *value) if isinstance(value, list | tuple | Mapping) else (value,):
+            if isinstance(text, str) and not (is_text(text, escaped_bytes=True) and "\0" not in text):
+                raise ValueError("holds half of a surrogate pair or a zero character; correct it")
+        return value
 
 
 class Resources(Section):
@@ -652,7 +662,7 @@ class RunConfig(Section):
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=math.inf)
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=math.inf)
 
 
 def load(

@@ -28,8 +28,6 @@ def discard(round_folder: Folder, written: Sequence[str]) -> None:
     stages = [stage for name in folders for stage in _stages(round_folder, name)]
     for name in [*marks, *(f"{stage}/{MANIFEST}" for stage in stages)]:
         round_folder.remove(name)
-    for name in [f"{kind}/{name}" for kind in BESIDE for name in folders]:
-        round_folder.remove(name)
     for stage in stages:
         for name in (round_folder / stage).names():
             if name != INPUTS:
@@ -37,6 +35,8 @@ def discard(round_folder: Folder, written: Sequence[str]) -> None:
     for name in folders:
         if name not in stages:
             _remove_but(round_folder, name, stages)
+    for name in [f"{kind}/{name}" for kind in BESIDE for name in folders]:  # after the shards that they belong to
+        round_folder.remove(name)
     for name in [*stages, *folders]:
         round_folder.remove(name)
 

@@ -71,7 +71,7 @@ def require_outside_runs(option: str, target: Folder) -> None:
 
 
 def require_outside_sources(option: str, target: Folder, config: RunConfig) -> None:
-    """Refuse a folder that a run reads its images or pairs from: they would be listed with what is written there.
+    """Refuse a folder that a run reads its images, pairs or models from: what is written there would change them.
 
     Raises:
         ConfigError: the folder is one of them, or is in one.
@@ -79,6 +79,9 @@ def require_outside_sources(option: str, target: Folder, config: RunConfig) -> N
     sources = {"source.path": config.source.path, "evaluate.source.path": config.evaluate.source.path}
     if config.imported is not None:
         sources["imported.path"] = config.imported.path
+    for key, ref in {"captioner.ref": config.captioner.ref, "clip.ref": config.clip.ref}.items():
+        if has_scheme(ref) or os.path.isdir(os.path.expanduser(ref)):  # else a model of the hub, or a packaged one
+            sources[key] = ref
     for key, path in sources.items():
         with suppress(StorageError):  # a filesystem that this installation does not know is not that of the target
             if path is not None and is_within(target, Folder(os.path.expanduser(path))):

@@ -22,7 +22,7 @@ import re
 import shlex
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -260,8 +260,15 @@ class Folder:
         """Delete the folder and all in it, or the entry ``name`` of it, if it is there."""
         with _explained(self.uri, "removed"):
             self._forget_listings()
-            if self.filesystem.exists(self._at(name)):
-                self.filesystem.rm(self._at(name), recursive=True)
+            path = self._at(name)
+            if not self.filesystem.exists(path):
+                return
+            if self.is_local or not set(path) & set("*?["):
+                self.filesystem.rm(path, recursive=True)
+                return
+            # Other file systems take such a path for a pattern, which would remove its neighbours.
+            for file in self.filesystem.find(path):
+                self.filesystem.rm_file(file)
 
     def sweep(self) -> None:
         """Remove what writers left half written when they were killed; for a folder that nobody writes to."""
@@ -376,11 +383,6 @@ def stored_settings(folder: Folder) -> dict[str, Any]:
 def shard_name(number: int) -> str:
     """File name of a shard."""
     return f"shard-{number:05d}.parquet"
-
-
-def cut(rows: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """Cut rows into shards of ``size``."""
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 @contextmanager

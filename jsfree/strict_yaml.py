@@ -89,7 +89,7 @@ def _read(text: str, where: str) -> Any:
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is no valid YAML: {_problem(error)}") from None
-    except ValueError as error:  # a date or a number that Python does not have
+    except (ValueError, LookupError, AttributeError, ArithmeticError) as error:  # not a value of the tag that is named
         raise ConfigError(f"{where} is no valid YAML: {error}") from None
     except RecursionError:
         raise ConfigError(f"{where}: sections are nested too deeply") from None

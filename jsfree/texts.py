@@ -8,12 +8,16 @@ MAX_SHOWN = 400
 """Characters of a message that quotes a record."""
 
 
-def is_text(text: str) -> bool:
-    """Whether a text is valid Unicode: it holds neither bytes that are not UTF-8, nor half of a surrogate pair."""
+def is_text(text: str, *, escaped_bytes: bool = False) -> bool:
+    """Whether a text is valid Unicode: it holds neither bytes that are not UTF-8, nor half of a surrogate pair.
+
+    Args:
+        escaped_bytes: allow bytes that are not UTF-8, as Python holds them in paths (``surrogateescape``).
+    """
     if text.isascii():
         return True
     try:
-        text.encode()
+        text.encode("utf-8", "surrogateescape" if escaped_bytes else "strict")
     except UnicodeEncodeError:
         return False
     return True

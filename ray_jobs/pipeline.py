@@ -212,6 +212,7 @@ def remove_from(current_run: Run, stage: str) -> None:
     parts = {name: written for each in STAGES.values() for name, written in each.parts.items()}
     if stage in STAGES:
         stage = next(iter(STAGES[stage].parts))
+    stage = next((part for part, written in parts.items() if stage in written), stage)
     if stage not in parts:
         raise ConfigError(f"--restart {stage}: no such stage; choose from {', '.join({**STAGES, **parts})}")
     for number in reversed(current_run.rounds()):

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jsfree.errors import RunError
-from jsfree.locations import require_base_from_here
+from jsfree.locations import require_base_from_here, require_outside_sources
 from jsfree.model_card import card, write_card
 from jsfree.model_folder import CARD
 from jsfree.storage import Folder, Run
@@ -91,7 +91,9 @@ def planned(run: Run, number: int | None, to: str) -> Publication:
     folder = run.stage(number, "model")
     require_base_from_here(run)
     if repo is None:
-        require_free(Folder(to), folder)
+        target = Folder(to)
+        require_free(target, folder)
+        require_outside_sources("--to", target, run.config)
     found = contents(folder, adapter=run.config.train.lora is not None)
     sizes = {**found.files, CARD: len(card(run, number).encode())}
     missing = found.missing + ([] if repo is None else obstacles(repo))

@@ -336,10 +336,10 @@ def total(name: str, table: Table, max_failed_fraction: float) -> Manifest:
     rows_in, failed = sum(r.rows_in for r in receipts), sum(r.rows_failed for r in receipts)
     if failed > max_failed_fraction * rows_in:
         errors = (row for rows in scan(Folder(table.errors), schemas.ERRORS) for row in rows.to_pylist())
-        first = next(row for row in errors if row["kind"] != schemas.EVALUATION_IMAGE)
+        messages = (row["message"] for row in errors if row["kind"] != schemas.EVALUATION_IMAGE)
         raise StageError(
             f"stage {name!r}: {failed} of {rows_in} rows failed, more than max_failed_fraction"
-            f" ({max_failed_fraction:g}) allows; first: {first['message']}; see {table.errors}"
+            f" ({max_failed_fraction:g}) allows; first: {next(messages, 'not recorded')}; see {table.errors}"
         )
     return Manifest(
         "",

@@ -292,3 +292,24 @@ def test_a_configuration_is_read_and_shown_in_an_ascii_locale(tmp_path):
     assert refused.returncode == 2
     assert b"No such file" in refused.stderr
     assert b"Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("text", ["\ud83d", "a\0b"])
+def test_text_that_files_cannot_hold_is_refused_wherever_it_is(text):
+    for settings in (
+        {"prompt": text},
+        {"run": f"runs/{text}"},
+        {"generate": {"decoding": {"stop": [text]}}},
+        {"evaluate": {"modes": {text: {}}}},
+    ):
+        with pytest.raises(config.ConfigError, match="surrogate pair"):
+            config.build(settings, "test")
+    with pytest.raises(config.ConfigError, match=r"prompt: .*surrogate pair"):
+        config.load(None, [f"prompt={text}"])
+
+
+@pytest.mark.parametrize("value", ["!!bool maybe", "!!timestamp foo", "!!int ''", "!!float ''"])
+def test_a_value_that_is_not_of_its_tag_is_one_clear_error(value, tmp_path):
+    (tmp_path / "c.yaml").write_text(f"seed: {value}\n", encoding="utf-8")
+    with pytest.raises(config.ConfigError, match=r"c\.yaml"):
+        config.load(tmp_path / "c.yaml")

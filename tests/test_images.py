@@ -133,6 +133,15 @@ def test_what_cannot_be_read_is_unreadable(tmp_path):
     assert kind_of_failure(by_uri("/a\0b.png")) == "unreadable"
 
 
+def test_a_file_that_was_replaced_since_it_was_read_is_another_image(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(colour="red"))
+    image = by_uri(tmp_path / "a.png")
+    known = {**image, "sha256": load_image(image, LIMITS)[1]}
+    assert load_image(known, LIMITS)[1] == known["sha256"]
+    (tmp_path / "a.png").write_bytes(encoded(colour="blue"))
+    assert kind_of_failure(known) == "changed"
+
+
 def test_a_large_file_is_refused_before_it_is_read(tmp_path):
     large = tmp_path / "large.png"
     with large.open("wb") as file:

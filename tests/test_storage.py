@@ -247,3 +247,14 @@ def test_folders_are_copied_whole_whatever_their_names(name, tmp_path):
         assert {path.relative_to(target).as_posix() for path in target.rglob("*.txt")} == {"below [2]/x?.txt", "y.txt"}
         assert (target / "below [2]" / "x?.txt").read_bytes() == b"x"
         (target / "y.txt").unlink()
+
+
+@pytest.mark.parametrize("name", ["a*", "[a]", "a?"])
+def test_removing_a_folder_spares_those_that_its_name_would_match_as_a_pattern(name, tmp_path):
+    for base in (str(tmp_path), f"memory://{tmp_path.name}"):
+        for each in ("a", "ab", name):
+            Folder(f"{base}/{each}").write("pairs/x.json", b"{}")
+        Folder(f"{base}/{name}").remove("pairs")
+        assert not Folder(f"{base}/{name}/pairs").exists("x.json")
+        assert Folder(f"{base}/a/pairs").exists("x.json")
+        assert Folder(f"{base}/ab/pairs").exists("x.json")

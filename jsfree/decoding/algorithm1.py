@@ -70,9 +70,9 @@ def mixture(
     conditional_V: torch.Tensor, second_V: torch.Tensor, ratio: float, decoding: Decoding, step: int, mixed: Mixing
 ) -> torch.Tensor:
     """The mixture of two paths by its definition, (V,) float64; logits of minus infinity are probabilities of zero."""
-    log_c, log_u = (torch.log_softmax(logits_V.double(), -1) for logits_V in (conditional_V, second_V))
+    log_c, log_u = (_log_probs(logits_V.double()) for logits_V in (conditional_V, second_V))
     if isinstance(mixed, Geometric):
-        return _distribution(_power(log_c, 1 - ratio) + _power(log_u, ratio), decoding)
+        return _distribution(_product(log_c, 1 - ratio, log_u, ratio), decoding)
     if isinstance(mixed, Vcd):
         plausible_V = log_c.exp() >= mixed.beta * log_c.exp().max()
         return _distribution(_contrast(torch.where(plausible_V, log_c, -torch.inf), log_u, mixed.alpha), decoding)
@@ -82,9 +82,20 @@ def mixture(
     return (1 - ratio) * _distribution(log_c, decoding) + ratio * _distribution(log_u, decoding)
 
 
-def _power(log_p: torch.Tensor, exponent: float) -> torch.Tensor:
-    """log p^exponent, where 0^0 is 1."""
-    return exponent * log_p if exponent else torch.zeros_like(log_p)
+def _log_probs(logits_V: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities; the lowest finite numbers, which masks write, are minus infinity."""
+    return torch.log_softmax(logits_V.masked_fill(logits_V < -1e20, -torch.inf), -1)
+
+
+def _product(log_c: torch.Tensor, exponent_c: float, log_u: torch.Tensor, exponent_u: float) -> torch.Tensor:
+    """log (p_c^exponent_c p_u^exponent_u), up to a constant, as the limit for a small number in place of zero.
+
+    The product goes to zero with that number to the power ``order``: tokens of the lowest order keep all the mass.
+    """
+    zero_c, zero_u = log_c == -torch.inf, log_u == -torch.inf
+    order_V = exponent_c * zero_c.double() + exponent_u * zero_u.double()
+    finite_V = exponent_c * log_c.masked_fill(zero_c, 0.0) + exponent_u * log_u.masked_fill(zero_u, 0.0)
+    return finite_V.masked_fill(order_V > order_V.min(), -torch.inf)
 
 
 def _contrast(log_c: torch.Tensor, log_u: torch.Tensor, weight: float) -> torch.Tensor:

@@ -152,7 +152,9 @@ class Geometric(Mixing):
         def mixed(conditional_BV: torch.Tensor, second_BV: torch.Tensor) -> torch.Tensor:
             return torch.lerp(conditional_BV, second_BV, rows.ratio_B[:, None])
 
-        return single(_combined(mixed, conditional_BV.float(), second_BV.float()), rows)
+        # Log-probabilities: where the two paths rule out different tokens, both are weighed by their mass.
+        paths = (torch.log_softmax(logits_BV.float(), -1) for logits_BV in (conditional_BV, second_BV))
+        return single(_combined(mixed, *paths), rows)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from fsspec.core import split_protocol
 from jsfree.config import Source
 from jsfree.errors import RowError
 from jsfree.filesystems import LOCAL_SCHEMES, filesystem_of, has_scheme, is_chain
-from jsfree.images.ranges import Cell, Part, part_at
+from jsfree.images.ranges import Cell, Part, file_of, part_at
 
 KINDS = ("llava_json", "parquet")
 """Kinds of sources whose data name paths."""
@@ -65,9 +65,7 @@ def check_links(uri: str, confinement: Confinement, name: str) -> None:
     """
     if confinement.allow_outside:
         return
-    file, folder = uri, confinement.folder
-    while (part := part_at(file)) is not None:
-        file = part.file
+    file, folder = file_of(uri), confinement.folder
     if file != uri:
         check_spelling(file, confinement, name)
     if not _is_remote(folder) and not _is_below(_real(file), _real(folder)):
@@ -121,6 +119,8 @@ def is_inside(uri: str, folder: str) -> bool:
 
 def _is_remote_inside(uri: str, folder: str) -> bool:
     protocol, other = split_protocol(folder)[0], split_protocol(uri)[0]
+    if any(ord(character) < 32 for character in uri):  # clients drop them, which would join what they part
+        return False
     if protocol != other or ".." in unquote(uri).split("/") or is_chain(uri.removeprefix(folder)):
         return False
     if uri.startswith(f"{folder}/"):

@@ -1,7 +1,7 @@
 """Opens one image without trusting it: limits come before work, and whatever is wrong becomes a RowError.
 
 Kinds: ``missing``, ``unreadable``, ``too_many_bytes``, ``undecodable``, ``unsupported_format``,
-``too_many_pixels``, ``too_small``, ``outside``.
+``too_many_pixels``, ``too_small``, ``outside``, ``changed``.
 
 Pixels decide whether an image is sound: metadata that is damaged or too large does not cost it. Decoding allocates
 at most 20 bytes for each pixel of the limit (12, except for WEBP), in addition to the encoded file.
@@ -57,8 +57,14 @@ def load_image(image: ImageRef, limits: Source) -> tuple[Image.Image, str]:
     """
     name = _name(image)
     content = image_bytes(image, limits)
-    decoded = _by_pixels(content, lambda encoded: _decode(encoded, name, limits))
-    return decoded, hashlib.sha256(content).hexdigest()
+    sha256 = hashlib.sha256(content).hexdigest()
+    if image["sha256"] not in (None, sha256):
+        raise RowError(
+            "changed",
+            f"image {name} is not the file that was read before (SHA-256 {image['sha256']}); restore it, or redo the"
+            " round with --restart samples",
+        )
+    return _by_pixels(content, lambda encoded: _decode(encoded, name, limits)), sha256
 
 
 def image_bytes(image: ImageRef, limits: Source) -> bytes:

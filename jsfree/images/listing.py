@@ -27,7 +27,7 @@ from jsfree.texts import require_text
 
 Content = TypeVar("Content")
 LONGEST_PATH = 4096
-_BASE64 = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk0|SUkq|TU0A)[A-Za-z0-9+/\s]{80,}={0,2}\s*")
+_BASE64 = re.compile(r"(?:[/_]9j[/_]|iVBORw0KGgo|R0lGOD|UklGR|Qk0|SUkq|TU0A)[A-Za-z0-9+/_\s-]{80,}={0,2}\s*")
 """Base64 of the six formats' first bytes; long enough to be no path."""
 
 
@@ -152,7 +152,7 @@ def image_uri(name: str, root: str, confinement: Confinement) -> str:
     Raises:
         RowError: the name is no path (``malformed``), or leads ``outside`` by its spelling.
     """
-    if len(name) > LONGEST_PATH or name.startswith("data:") or _BASE64.fullmatch(name):
+    if len(name) > LONGEST_PATH or name[:5].lower() == "data:" or _BASE64.fullmatch(name):
         shown = f"a text of {len(name)} characters that begins with {name[:20]!r}"
         raise RowError(
             "malformed",
@@ -179,7 +179,9 @@ def entry_of(name: str, root: str, confinement: Confinement, image_id: str | Non
 
 
 def id_of(value: Any) -> str | None:
-    """An id as text; None for one that tells no image from another: null, NaN or empty."""
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+    """An id as text; None for one that tells no image from another: null, NaN, blank, or lists and structs."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    if value is None or isinstance(value, list | dict) or (isinstance(value, float) and math.isnan(value)):
         return None
-    return str(value)
+    return str(value) if str(value).strip() else None

@@ -83,3 +83,11 @@ def file_at(uri: str) -> tuple[Any, str]:
     """The filesystem of a whole file, and the path on it; raises as ``filesystem_of``."""
     named = part_at(uri)
     return filesystem_of(named.file if isinstance(named, Escaped) else uri)
+
+
+def file_of(uri: str) -> str:
+    """The path or URI of the file that is opened for an address."""
+    named = part_at(uri)
+    if isinstance(named, Part | Cell):
+        uri, named = named.file, part_at(named.file)
+    return named.file if isinstance(named, Escaped) else uri

@@ -87,6 +87,8 @@ def read_error(error: Exception, name: str) -> RowError:
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that ``error`` or one of its causes carries."""
     for cause in _causes(error):
+        if _is_network_failure(cause):  # a broken connection: what caused it may carry a code that no server sent
+            return None
         for status in _statuses(cause):
             if str(status).isdecimal() and 400 <= int(str(status)) < 600:
                 return int(str(status))

@@ -25,7 +25,7 @@ from fsspec.utils import glob_translate
 
 from jsfree.config import Source
 from jsfree.errors import SourceError
-from jsfree.filesystems import filesystem_of
+from jsfree.filesystems import filesystem_of, has_scheme
 from jsfree.images.formats import EXTENSIONS, PREFIX, by_name, is_read
 from jsfree.images.listing import Entry, Place, address, explained, files_below, opened, read_ahead
 from jsfree.images.ranges import uri_of
@@ -131,7 +131,9 @@ def _pattern(filesystem: Any, path: str) -> tuple[str, str] | None:
 
 
 def _is_tar(path: str) -> bool:
-    return path.partition("?")[0].lower().endswith(".tar")  # a signed web address goes on after the name
+    if has_scheme(path):
+        path = path.partition("?")[0]  # a signed web address goes on after the name
+    return path.lower().endswith(".tar")
 
 
 def _below(filesystem: Any, inner: str) -> list[str]:

@@ -136,6 +136,23 @@ def test_what_zero_mass_means():
     assert sum(distribution(logit, *apart, ratio=0.25)) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("zero", [-math.inf, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
+def test_the_oracle_takes_the_same_limits_where_supports_hardly_meet(mixing, zero):
+    generator = torch.Generator().manual_seed(0)
+    for case in range(200):
+        paths = torch.randn(2, 6, generator=generator) * 3
+        dropped = torch.rand(2, 6, generator=generator) < 0.6
+        dropped[:, case % 6] &= torch.tensor([case % 2 == 0, case % 3 == 0])  # often, but not always, a common token
+        dropped[torch.arange(2), paths.argmax(-1)] = False  # no path is empty
+        first, second = paths.masked_fill(dropped, zero)
+        ratio, step = (0.0, 0.3, 0.5, 0.8, 1.0)[case % 5], (0, 1, 40)[case % 3]
+        rows = Rows.of([Decoding()], [ratio], [step], CPU)
+        found = mixing.of_table(torch.stack([first, second]), [0], [1], rows)[0].double()
+        expected = algorithm1.mixture(first.double(), second.double(), ratio, Decoding(), step, mixing)
+        assert (found - expected).abs().max() < 2e-5, (case, first, second, ratio)
+
+
 @pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
 def test_the_lowest_finite_number_is_no_mass_either(mixing):
     first, second = logits_of("different", torch.float32, 7)

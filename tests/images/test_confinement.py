@@ -199,3 +199,22 @@ def test_evaluation_that_reads_where_training_does_allows_what_it_allows():
     )
     assert same.evaluate.source.allow_outside
     assert not own.evaluate.source.allow_outside
+
+
+@pytest.mark.parametrize("name", ["b.png#escaped", "c.png#offset=0&length=5", "d.png#column=x&row_group=0&row=0"])
+def test_a_link_that_reads_like_an_address_is_followed_as_the_file_that_is_opened(name, root, tmp_path):
+    (root / name).symlink_to(tmp_path / "secret.png")
+    source, samples = drawn(root / "rows.json", [name, "2.png"], "llava_json")
+    kinds = {}
+    for sample in samples:
+        try:
+            load_image(sample["image"], source)
+            kinds[sample["image"]["id"]] = "read"
+        except RowError as error:
+            kinds[sample["image"]["id"]] = error.kind
+    assert kinds == {name: "outside", "2.png": "read"}
+
+
+@pytest.mark.parametrize("character", ["\t", "\n", "\r"])
+def test_characters_that_clients_drop_do_not_hide_a_way_out(character):
+    assert not is_inside(f"http://h/imgs/.{character}./secret.png", "http://h/imgs")

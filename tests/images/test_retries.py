@@ -29,7 +29,8 @@ def picture() -> bytes:
 class Answers(http.server.BaseHTTPRequestHandler):
     """Answers ``/<status>/<name>`` with the status, the first ``server.failures`` times; then with an image.
 
-    ``reset`` in place of a status closes the connection without an answer. Ranges are ignored under ``/whole``.
+    ``reset`` in place of a status closes the connection without an answer, ``cut`` within the body. Ranges are ignored
+    under ``/whole``.
     """
 
     def do_GET(self):
@@ -40,6 +41,13 @@ class Answers(http.server.BaseHTTPRequestHandler):
             if first == "reset":
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            if first == "cut":
+                self.close_connection = True
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(self.server.content)))
+                self.end_headers()
+                self.wfile.write(self.server.content[:20] if self.command == "GET" else b"")
                 return
             self.send_response(int(first))
             self.send_header("Retry-After", self.server.retry_after)
@@ -125,7 +133,7 @@ def test_other_statuses_make_it_unreadable_and_are_named_with_a_remedy(server, s
         assert (error.kind, words in str(error), remedy in str(error)) == ("unreadable", True, True)
 
 
-@pytest.mark.parametrize("first", ["408", "429", "500", "502", "503", "504", "reset"])
+@pytest.mark.parametrize("first", ["408", "429", "500", "502", "503", "504", "reset", "cut"])
 def test_what_may_pass_is_tried_again(server, first):
     for uri, failures in zip(both(server, first), (4, 2), strict=True):  # a whole file is asked for by HEAD, then GET
         server.failures = failures

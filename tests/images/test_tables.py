@@ -111,7 +111,8 @@ def test_structs_that_have_bytes_or_a_path_or_neither(statistics, tmp_path):
 
 
 def test_ids_that_tell_nothing_apart_are_not_used(tmp_path):
-    for column in (["", "", "", ""], [None] * 4, [float("nan")] * 4, pa.nulls(4)):
+    blank = ([" "] * 4, [b""] * 4, [[]] * 4, [{"a": None}] * 4)
+    for column in (["", "", "", ""], [None] * 4, [float("nan")] * 4, pa.nulls(4), *blank):
         expect_pictures(drawn(table(tmp_path / "x.parquet", {"image": PICTURES, "id": column})), NUMBERED)
     samples = drawn(table(tmp_path / "x.parquet", {"image": PICTURES, "image_id": [1.5, float("nan"), None, 2.0]}))
     expect_pictures(samples, {"1.5": 0, "x.parquet:1": 1, "x.parquet:2": 2, "2.0": 3})
@@ -150,12 +151,14 @@ def test_base64_in_a_column_of_texts_is_named(tmp_path):
         *BASE64[:1],
         "data:image/png;base64," + BASE64[0],
         "/9j/" + "4AAQSkZJRgABAQAAAQABAAD" * 6,
+        "_9j_" + "4AAQSkZJRgABAQAAAQABAAD" * 6,
+        "DATA:image/png;base64," + BASE64[0],
         "x" * 5000,
     ]
     samples = drawn(table(tmp_path / "x.parquet", {"image": mixed}))
     assert ids(samples) == ["a.png"]
     assert {kind for kind, _ in failed(samples).values()} == {"malformed"}
-    assert len(failed(samples)) == 4
+    assert len(failed(samples)) == 6
 
 
 def test_texts_that_are_not_utf8_are_error_rows(tmp_path):
