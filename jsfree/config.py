@@ -46,15 +46,6 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _is_text(cls, value: Any) -> Any:
-        """Refuse text that no file can hold, in names of entries and lists too; a path may have any bytes."""
-        for text in (value, *value) if isinstance(value, list | tuple | Mapping) else (value,):
-            if isinstance(text, str) and not (is_text(text, escaped_bytes=True) and "\0" not in text):
-                raise ValueError("holds half of a surrogate pair or a zero character; correct it")
-        return value
-
 
 class Resources(Section):
     """Where the replicas of a stage run; never part of a fingerprint.
@@ -736,10 +727,28 @@ def build(settings: Mapping[str, Any], where: str) -> RunConfig:
     Raises:
         ConfigError: a key is unknown or a value is wrong.
     """
+    _check_texts(settings, where)
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(f"{where}: " + "; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _check_texts(value: Any, where: str) -> None:
+    """Refuse text that no file can hold, in names and values; a path may have bytes that are not UTF-8.
+
+    Raises:
+        ConfigError: there is such a text; ``where`` says in which setting.
+    """
+    if isinstance(value, str) and not (is_text(value, escaped_bytes=True) and "\0" not in value):
+        raise ConfigError(f"{where}: {value!r} holds half of a surrogate pair or a zero character; correct it")
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            _check_texts(key, where)
+            _check_texts(each, f"{where}: {key}")
+    elif isinstance(value, list | tuple):
+        for each in value:
+            _check_texts(each, where)
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
