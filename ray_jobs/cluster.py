@@ -156,7 +156,7 @@ def _no_session(address: str | None, error: Exception) -> StageError:
         return StageError(f"the Ray cluster at {address!r} cannot be joined ({why}); run it with --debug to see more")
     return StageError(
         f"no Ray session can be started on this machine ({why}); see that TMPDIR, HOME and /dev/shm can be written and"
-        " have free space, and run it with --debug to see more"
+        " have free space, and that the machine is not overloaded, or run it with --debug to see more"
     )
 
 
