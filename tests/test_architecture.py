@@ -17,7 +17,7 @@ from jsfree import config
 ROOT = Path(jsfree.__file__).parents[1]
 SOURCES = [path for package in ("jsfree", "ray_jobs", "serve") for path in sorted((ROOT / package).rglob("*.py"))]
 MODES = ("r", "w", "a", "x", "rb", "wb", "ab", "xb")
-TABLES = {"jsfree/miniworld/vocabulary.py", "jsfree/config.py"}
+TABLES = {"jsfree/miniworld/vocabulary.py", "jsfree/config/settings.py"}
 MODULES = [
     info.name
     for package in (jsfree, ray_jobs, serve)

@@ -44,19 +44,19 @@ def test_the_same_code_in_another_place_is_the_same(other_place):
 
 
 def test_changed_missing_and_added_files_are_found_and_named(other_place):
-    with (other_place / "jsfree" / "config.py").open("a") as file:
+    with (other_place / "jsfree" / "errors.py").open("a") as file:
         file.write("# other\n")
-    (other_place / "ray_jobs" / "shards.py").unlink()
+    (other_place / "ray_jobs" / "rounds.py").unlink()
     (other_place / "ray_jobs" / "extra.py").write_text("")
     last = compared_in(other_place).splitlines()[-1]
-    assert last.startswith("jsfree.errors.CodeError: node n1 has other code than the driver: other jsfree/config.py")
+    assert last.startswith("jsfree.errors.CodeError: node n1 has other code than the driver: other jsfree/errors.py")
     assert "and 2 more files" in last
     assert f"imported from {other_place} (the driver's are in {ROOT})" in last
 
 
 def test_an_edit_of_a_folder_that_is_shared_with_the_driver_is_no_other_code():
     here = code_version.here()
-    before_the_edit = dataclasses.replace(here, files={**here.files, "jsfree/config.py": "as it was"})
+    before_the_edit = dataclasses.replace(here, files={**here.files, "jsfree/errors.py": "as it was"})
     assert code_version.differences(before_the_edit, here) == []
     elsewhere = dataclasses.replace(before_the_edit, folders="another machine")
     assert len(code_version.differences(elsewhere, here)) == 1

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from jsfree import config
-from jsfree.config import RunConfig
+from jsfree.config import RunConfig, loading
 from jsfree.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -167,7 +167,7 @@ def test_a_text_is_taken_as_it_is_typed(text):
 
 
 def dotted(loaded: RunConfig):
-    return config._flat(loaded.model_dump())
+    return loading._flat(loaded.model_dump())
 
 
 @pytest.mark.parametrize("text", ['"a b"', "'x'", '"', "''", "null", "~", "plain"])
@@ -265,8 +265,8 @@ def test_encodings_that_say_what_they_are_are_read(encoding, tmp_path):
 def numbers(section: type[config.Section], prefix: str = ""):
     """The dotted keys of all numbers of a configuration."""
     for name, field in section.model_fields.items():
-        for member in config._members(field.annotation):
-            if config._is_section(member):
+        for member in loading._members(field.annotation):
+            if loading._is_section(member):
                 yield from numbers(member, f"{prefix}{name}.")
             elif member in (int, float):
                 yield prefix + name
@@ -302,14 +302,14 @@ def test_text_that_files_cannot_hold_is_refused_wherever_it_is(text):
         {"generate": {"decoding": {"stop": [text]}}},
         {"evaluate": {"modes": {text: {}}}},
     ):
-        with pytest.raises(config.ConfigError, match="surrogate pair"):
+        with pytest.raises(ConfigError, match="surrogate pair"):
             config.build(settings, "test")
-    with pytest.raises(config.ConfigError, match=r"prompt: .*surrogate pair"):
+    with pytest.raises(ConfigError, match=r"prompt: .*surrogate pair"):
         config.load(None, [f"prompt={text}"])
 
 
 @pytest.mark.parametrize("value", ["!!bool maybe", "!!timestamp foo", "!!int ''", "!!float ''"])
 def test_a_value_that_is_not_of_its_tag_is_one_clear_error(value, tmp_path):
     (tmp_path / "c.yaml").write_text(f"seed: {value}\n", encoding="utf-8")
-    with pytest.raises(config.ConfigError, match=r"c\.yaml"):
+    with pytest.raises(ConfigError, match=r"c\.yaml"):
         config.load(tmp_path / "c.yaml")

@@ -17,7 +17,7 @@ from jsfree import config, schemas
 from jsfree.images import evaluation_samples, load_image, tables, training_samples
 from jsfree.storage import Folder, shard_name
 
-GUIDE = (Path(config.__file__).parents[1] / "docs" / "data.md").read_text()
+GUIDE = (Path(config.__file__).parents[2] / "docs" / "data.md").read_text()
 
 
 def blocks(language):

@@ -1,44 +1,34 @@
-"""Every setting of a run and its default, checked when it is built.
+"""Every setting of a run and its default, documented below the field and checked when it is built.
 
-``load(path, overrides)`` reads a YAML file; ``--set section.key=value`` overrides one value: a text where the setting
-is a text, YAML elsewhere. An unknown key raises with the nearest valid one. The defaults are MiniWorld's, so an empty
-file is a run that works anywhere. Settings that only say where work is placed live in ``resources`` sections and never
-enter a fingerprint.
+The defaults are MiniWorld's, so an empty file is a run that works anywhere. ``jsfree.config.loading`` reads files and
+overrides.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import date
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from jsfree.errors import ConfigError
-from jsfree.strict_yaml import read_mapping, read_value, unquoted
-from jsfree.texts import is_text
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
-PLACEMENT = frozenset(
-    {"resources", "device_map", "models", "ray", "serve", "slots", "kv_cache_gib", "compile", "with_generation"}
-    | {"checkpoint_every", "keep", "max_failures", "cache_vision_features", "chosen_alarm", "attention"}
-)
-"""Keys of settings that only place work, or guard it against loss: they change no result (but for the last bits of
-floating point) and no fingerprint."""
+class Placement:
+    """Marks a setting that only says where work runs, or guards it against loss, and changes no result.
 
-ADDED = {"allow_outside": False}
-"""Settings that came later, with their defaults: at its default, one is no part of a fingerprint, so that runs made
-before it are taken up."""
+    It is no part of a fingerprint, so that a run may go on with another value. What such a setting can change are
+    the last bits of floating-point results.
+    """
+
+
+class AddedLater:
+    """Marks a setting that older runs do not know: at its default it is no part of a fingerprint."""
 
 
 class Section(BaseModel):
@@ -91,7 +81,7 @@ class Source(Section):
     (``/data/shard-{000..123}.tar``); local, or any fsspec URI. Not used by ``miniworld``."""
     images: str | None = None
     """Folder that relative image paths of ``llava_json`` and ``parquet`` start from; default: beside ``path``."""
-    allow_outside: bool = False
+    allow_outside: Annotated[bool, AddedLater()] = False
     """Whether the rows of ``llava_json`` and ``parquet`` may name images outside of ``images`` (or the folder of
     ``path``): other paths of this machine, other hosts. Otherwise such a row is an error row."""
     column: str = "image"
@@ -129,7 +119,7 @@ class Imported(Section):
     """A ``.json``, ``.jsonl`` or ``.parquet`` file, or a folder of them; local, or any fsspec URI."""
     images: str | None = None
     """Folder that relative image paths start from; default: beside each file."""
-    allow_outside: bool = False
+    allow_outside: Annotated[bool, AddedLater()] = False
     """Whether image paths of the records may lead out of ``images`` (without it: of the folder of ``path``), by
     ``..``, an absolute path, a symbolic link or a URI. A record that does is an error row otherwise, because whoever
     wrote it could have any file of this machine read and exported."""
@@ -158,9 +148,9 @@ class CaptionerSettings(Section):
     preprocessing: Preprocessing = "crop"
     """``crop``: the Hugging Face processor's centre crop; ``pad``: to a square with the mean colour, as the
     original LLaVA. The same in generation, training, evaluation and serving."""
-    device_map: DeviceMap = "single"
+    device_map: Annotated[DeviceMap, Placement()] = "single"
     """``single``: a replica's model is on one GPU; ``auto``: its layers are laid out over all the GPUs that
-    ``generate.resources.gpus`` reserves, for a model larger than one. Places work only: no part of a fingerprint.
+    ``generate.resources.gpus`` reserves, for a model larger than one.
     Training shards a model over its workers instead (``train.zero_stage: 3``)."""
 
     @model_validator(mode="after")
@@ -280,24 +270,24 @@ class Generate(Section):
     decoding: Decoding = Decoding()
     mixing: MixingName = "probability"
     """``probability``: Eq. 3; ``logit``: the geometric mixture, for comparison."""
-    slots: Positive = 64
+    slots: Annotated[Positive, Placement()] = 64
     """Captions decoded together by a replica; fewer where ``kv_cache_gib`` does not hold them."""
-    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    kv_cache_gib: Annotated[Annotated[float, Field(gt=0)] | None, Placement()] = None
     """Memory of a replica for keys and values; ``null``: nine tenths of what a GPU has left beside the model, half of
     what is available on a CPU. Replicas that share a GPU (``gpus`` below 1) want a number."""
-    compile: Compiling = "none"
+    compile: Annotated[Compiling, Placement()] = "none"
     """How a decoding step is run: as it is; compiled by torch (takes a C++ compiler on CPUs, minutes at the first
     step); or recorded once and replayed by the GPU, which spares it waiting for Python."""
-    resources: Resources = Resources()
+    resources: Annotated[Resources, Placement()] = Resources()
 
 
 class Score(Section):
     """Stage 2: CLIP similarity of every sentence with the image."""
 
-    with_generation: bool = False
+    with_generation: Annotated[bool, Placement()] = False
     """Score pairs in the pass that makes them: each image is decoded once, and CLIP lies on the captioner's GPU, which
     must have room for both. Same scores; ``resources`` are then for the captions of evaluation alone."""
-    resources: Resources = Resources()
+    resources: Annotated[Resources, Placement()] = Resources()
 
 
 class Select(Section):
@@ -389,22 +379,22 @@ class Train(Section):
     offload: Literal["none", "optimizer", "all"] = "none"
     """What is kept in the nodes' memory instead of the GPUs': the optimizer's state, or the weights too (ZeRO-3)."""
     gradient_checkpointing: bool = False
-    attention: Literal["sdpa", "flex"] = "sdpa"
+    attention: Annotated[Literal["sdpa", "flex"], Placement()] = "sdpa"
     """torch's kernel: ``sdpa`` with a mask of all positions, or ``flex``, which skips blocks that no position sees and
-    is compiled at the first step (GPUs). Part of no fingerprint."""
-    cache_vision_features: bool = False
+    is compiled at the first step (GPUs)."""
+    cache_vision_features: Annotated[bool, Placement()] = False
     """Keep what the frozen vision tower makes of each image on disk (1.2 MB an image for LLaVA-1.5), so that it sees
-    each once. Part of no fingerprint."""
+    each once."""
     validation: Validation = Validation()
-    chosen_alarm: Annotated[float, Field(gt=0)] | None = 0.5
-    """A warning is given when the chosen captions have lost so much log-probability a token. Part of no fingerprint."""
-    checkpoint_every: Positive = 50
-    """Optimizer steps between checkpoints; not after the last. Part of no fingerprint: a run may go on with another."""
-    keep: Positive = 1
-    """Checkpoints that are kept; while one is written there is one more. Part of no fingerprint."""
-    max_failures: Annotated[int, Field(ge=0)] = 2
+    chosen_alarm: Annotated[Annotated[float, Field(gt=0)] | None, Placement()] = 0.5
+    """A warning is given when the chosen captions have lost so much log-probability a token."""
+    checkpoint_every: Annotated[Positive, Placement()] = 50
+    """Optimizer steps between checkpoints; not after the last."""
+    keep: Annotated[Positive, Placement()] = 1
+    """Checkpoints that are kept; while one is written there is one more."""
+    max_failures: Annotated[int, Field(ge=0), Placement()] = 2
     """Lost workers that Ray Train replaces before the stage fails."""
-    resources: Resources = Resources()
+    resources: Annotated[Resources, Placement()] = Resources()
 
     @model_validator(mode="after")
     def _check(self) -> Train:
@@ -582,9 +572,9 @@ class RunConfig(Section):
     select: Select = Select()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
-    models: ModelFiles = ModelFiles()
-    serve: Serve = Serve()
-    ray: Ray = Ray()
+    models: Annotated[ModelFiles, Placement()] = ModelFiles()
+    serve: Annotated[Serve, Placement()] = Serve()
+    ray: Annotated[Ray, Placement()] = Ray()
 
     @model_validator(mode="before")
     @classmethod
@@ -641,198 +631,19 @@ class RunConfig(Section):
         return self
 
     def fingerprint(self, *paths: str) -> str:
-        """Hash of the settings at the dotted ``paths``, without what only places work."""
-        settings = self.model_dump(mode="json")
-        chosen = {path: _semantic(_at(settings, path)) for path in paths if path not in PLACEMENT}
+        """Hash of the settings at the dotted ``paths`` that decide a result."""
+        settings = deciding_settings(self)
+        chosen = {path: _at(settings, path) for path in paths}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def own_fingerprint(self) -> str:
-        """Hash of all settings that decide a result, wherever the run is."""
-        return self.fingerprint(*(set(type(self).model_fields) - {"run"}))
+        """Hash of all settings that decide a result, wherever the run is stored."""
+        return self.fingerprint(*(set(deciding_settings(self)) - {"run"}))
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=math.inf)
-
-
-def load(
-    path: str | Path | None, overrides: Sequence[str] = (), values: Mapping[str, str | int | None] | None = None
-) -> RunConfig:
-    """Read a configuration file and apply overrides.
-
-    Args:
-        path: a YAML file in UTF-8; None for the defaults.
-        overrides: ``key.path=value`` texts, as ``--set`` takes them (``parsed_override``).
-        values: settings by dotted key, taken as they are; None leaves a setting alone. They win over ``overrides``.
-
-    Raises:
-        ConfigError: the file cannot be read, a key is unknown, or a value is wrong.
-    """
-    settings: dict[str, Any] = {}
-    if path is not None:
-        try:
-            content = Path(path).read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror}") from error
-        settings = read_mapping(content, str(path))
-    _apply(settings, overrides, values or {})
-    return build(settings, where=str(path) if path is not None else "--set")
-
-
-def overridden(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """``config`` with ``key.path=value`` overrides.
-
-    Raises:
-        ConfigError: a key is unknown or a value is wrong.
-    """
-    settings = config.model_dump(mode="json")
-    _apply(settings, overrides, {})
-    return build(settings, where="--set")
-
-
-def parsed_override(override: str) -> tuple[str, Any]:
-    """The dotted key and the value of a ``key.path=value`` text.
-
-    The value of a setting that is a text is taken literally, ``#``, ``:`` and spaces included; quotes around the
-    whole of it are removed, as YAML does. Where ``null`` is allowed, ``null``, ``~`` and an empty value mean it.
-    Other settings are read as YAML.
-
-    Raises:
-        ConfigError: there is no ``=``, or the value is not valid YAML.
-    """
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {override!r}: write key=value, for example --set source.count=100")
-    kind = _annotation(key.split("."))
-    if kind is None or not _is_text(kind):
-        return key, read_value(text, f"--set {override!r}: the value")
-    if NoneType in _members(kind) and text.strip() in ("", "~", "null", "Null", "NULL"):
-        return key, None
-    inner = unquoted(text)
-    return key, text if inner is None else inner
-
-
-def as_override(key: str, value: str | int) -> str:
-    """The ``key.path=value`` text that ``parsed_override`` reads as ``value``."""
-    override = f"{key}={value}"
-    if isinstance(value, str) and parsed_override(override)[1] != value:
-        return f"{key}={json.dumps(value, ensure_ascii=False)}"
-    return override
-
-
-def build(settings: Mapping[str, Any], where: str) -> RunConfig:
-    """Check ``settings`` and build the configuration; errors name ``where``, the key and the remedy.
-
-    Raises:
-        ConfigError: a key is unknown or a value is wrong.
-    """
-    _check_texts(settings, where)
-    try:
-        return RunConfig.model_validate(settings)
-    except ValidationError as error:
-        raise ConfigError(f"{where}: " + "; ".join(_explain(problem) for problem in error.errors())) from None
-
-
-def _check_texts(value: Any, where: str) -> None:
-    """Refuse text that no file can hold, in names and values; a path may have bytes that are not UTF-8.
-
-    Raises:
-        ConfigError: there is such a text; ``where`` says in which setting.
-    """
-    if isinstance(value, str) and not (is_text(value, escaped_bytes=True) and "\0" not in value):
-        raise ConfigError(f"{where}: {value!r} holds half of a surrogate pair or a zero character; correct it")
-    if isinstance(value, Mapping):
-        for key, each in value.items():
-            _check_texts(key, where)
-            _check_texts(each, f"{where}: {key}")
-    elif isinstance(value, list | tuple):
-        for each in value:
-            _check_texts(each, where)
-
-
-def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """Settings that differ, as ``key: old -> new``, without what only places work."""
-    before, after = (dict(_flat(_semantic(config.model_dump(mode="json")))) for config in (old, new))
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key) and key != "run"]
-    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys]
-
-
-def _apply(settings: dict[str, Any], overrides: Sequence[str], values: Mapping[str, Any]) -> None:
-    """Put overrides, and then values that are not None, into settings not yet checked."""
-    given = [(f"--set {override!r}", *parsed_override(override)) for override in overrides]
-    given += [(key, key, value) for key, value in values.items() if value is not None]
-    for where, key, value in given:
-        *parents, last = key.split(".")
-        section = settings
-        for parent in parents:
-            child = section.get(parent)
-            if child is None:
-                child = section[parent] = {}
-            if not isinstance(child, dict):
-                raise ConfigError(f"{where}: {parent!r} is a value, not a section")
-            section = child
-        section[last] = value
-
-
-def _explain(problem: Mapping[str, Any]) -> str:
-    """One line for one pydantic error: the key, what is wrong, the remedy."""
-    location = [part for part in problem["loc"] if isinstance(part, str)]
-    key = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        valid = _keys_beside(location)
-        nearest = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid keys: {', '.join(valid)}"
-        return f"unknown key {key!r}; {hint}"
-    message = problem["msg"].removeprefix("Value error, ")
-    given = problem.get("input")
-    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool | date | None) else ""
-    hint = "; put it in quotes" if problem["type"] == "string_type" and shown and given is not None else ""
-    return f"{key or 'configuration'}: {message}{shown}{hint}"
-
-
-def _keys_beside(location: Sequence[str]) -> list[str]:
-    """Names that would have been valid in place of the last part of ``location``."""
-    sections = [member for member in _members(_annotation(location[:-1])) if _is_section(member)]
-    return list(sections[0].model_fields) if sections else []
-
-
-def _annotation(path: Sequence[str]) -> Any:
-    """The type of the setting at a path of keys; None where there is no such setting."""
-    annotation: Any = RunConfig
-    for part in path:
-        members = _members(annotation)
-        fields = [member.model_fields[part].annotation for member in members if part in _fields(member)]
-        values = [get_args(member)[1] for member in members if get_origin(member) is dict]  # free names, as of modes
-        annotation = next(iter([*fields, *values]), None)
-    return annotation
-
-
-def _members(annotation: Any) -> list[Any]:
-    """The types of a union, or the type alone, without what only limits their values."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _members(get_args(annotation)[0])
-    if origin in (Union, UnionType):
-        return [member for each in get_args(annotation) for member in _members(each)]
-    return [annotation]
-
-
-def _is_text(annotation: Any) -> bool:
-    """Whether a setting is a text, or one of several texts; it may be optional."""
-    members = [member for member in _members(annotation) if member is not NoneType]
-    return bool(members) and all(
-        member is str or (get_origin(member) is Literal and all(isinstance(each, str) for each in get_args(member)))
-        for member in members
-    )
-
-
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _fields(annotation: Any) -> Collection[str]:
-    return annotation.model_fields.keys() if _is_section(annotation) else ()
 
 
 def _section(settings: Any, key: str) -> dict[str, Any]:
@@ -847,16 +658,16 @@ def _at(settings: Any, path: str) -> Any:
     return settings
 
 
-def _semantic(value: Any) -> Any:
+def deciding_settings(value: Any) -> Any:
+    """A section as plain values, without settings marked ``Placement`` and those ``AddedLater`` that are unchanged."""
+    if isinstance(value, Section):
+        fields = type(value).model_fields
+        return {name: deciding_settings(each) for name, each in value if _decides(fields[name], each)}
     if isinstance(value, dict):
-        kept = {key: child for key, child in value.items() if key not in PLACEMENT}
-        return {key: _semantic(child) for key, child in kept.items() if not (key in ADDED and child == ADDED[key])}
-    return value
+        return {key: deciding_settings(each) for key, each in value.items()}
+    return [deciding_settings(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+def _decides(field: FieldInfo, value: Any) -> bool:
+    marks = {type(mark) for mark in field.metadata}
+    return Placement not in marks and not (AddedLater in marks and value == field.default)
