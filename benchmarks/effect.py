@@ -20,7 +20,7 @@ from measuring import publish
 
 from jsfree import config as configuration
 from jsfree.evaluation.statistics import wilson
-from jsfree.storage import Run
+from jsfree.run.storage import Run
 from ray_jobs import pipeline
 from ray_jobs.console import Reporter
 from ray_jobs.describe import about

@@ -50,8 +50,8 @@ from jsfree.config import Decoding, RunConfig
 from jsfree.decoding.requests import Request, Step
 from jsfree.decoding.sampling import noise_key
 from jsfree.images import training_samples
+from jsfree.run.storage import Folder
 from jsfree.schemas import Sample, StageOutput
-from jsfree.storage import Folder
 from ray_jobs.cluster import Cluster
 from ray_jobs.generate_pairs import at_once, write_samples
 from ray_jobs.progress import Counts

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jsfree.storage import Folder, shard_name
+from jsfree.run.storage import Folder, shard_name
 from ray_jobs.board import Board
 
 SHARDS = (1_000, 10_000, 100_000)

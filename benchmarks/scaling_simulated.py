@@ -36,8 +36,8 @@ import psutil
 import pyarrow as pa
 
 from jsfree.config import Resources, RunConfig
+from jsfree.run.storage import Folder, shard_name
 from jsfree.schemas import StageOutput
-from jsfree.storage import Folder, shard_name
 from ray_jobs.cluster import QUIET, Cluster
 from ray_jobs.generate_pairs import at_once
 from ray_jobs.progress import Counts, Figures

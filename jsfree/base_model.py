@@ -18,7 +18,7 @@ from jsfree.errors import StorageError
 from jsfree.hub import HubModel, card_data
 from jsfree.model_files import PACKAGED, hub_model
 from jsfree.model_folder import CARD
-from jsfree.storage import Folder
+from jsfree.run.storage import Folder
 
 LICENCE_KEYS = ("license", "license_name", "license_link")
 """Keys of a card's front matter that say what a model may be used for; the hub's spelling."""

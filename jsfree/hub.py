@@ -19,9 +19,9 @@ from filelock import FileLock
 
 from jsfree.config import ModelFiles
 from jsfree.errors import ModelError
-from jsfree.filesystems import reason
 from jsfree.model_folder import BESIDE_WEIGHTS, Kind, require, require_folder
 from jsfree.node_cache import cache_root, require_space
+from jsfree.run.filesystems import reason
 
 if TYPE_CHECKING:
     from huggingface_hub import RepoFile

@@ -19,7 +19,7 @@ from jsfree.model_folder import ADAPTER, CARD
 from jsfree.overlap import overlap
 from jsfree.report import reading, tables
 from jsfree.report.tables import Comparison, Line
-from jsfree.storage import Run
+from jsfree.run.storage import Run
 
 PAPER = "[arXiv 2411.17760](https://arxiv.org/abs/2411.17760)"
 TAGS = ("jsfree", "dpo", "image-captioning", "hallucination", "arxiv:2411.17760")

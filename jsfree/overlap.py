@@ -20,9 +20,9 @@ from jsfree import schemas
 from jsfree.config import Source
 from jsfree.errors import RowError, StorageError
 from jsfree.images import load_image
+from jsfree.run.storage import Folder, Run
+from jsfree.run.streaming import scan, scan_shard
 from jsfree.schemas import EVALUATION_IMAGE, ImageRef, Sample, StageOutput, error_row
-from jsfree.storage import Folder, Run
-from jsfree.streaming import scan, scan_shard
 
 READERS = 4
 """Images that are read at once: each may take ``max_bytes``, and its pixels."""

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from jsfree import schemas
 from jsfree.config import Select
 from jsfree.errors import StageError
+from jsfree.run.keyed_order import ticket
 from jsfree.schemas import ScoredPair, SelectedPair
 from jsfree.sentences import repeated
-from jsfree.tickets import ticket
 
 
 @dataclass(frozen=True)

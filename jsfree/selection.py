@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from jsfree import schemas
 from jsfree.config import Select
 from jsfree.preference import Choice, PairColumns, choose, columns_read
-from jsfree.sorting import RowSorter
-from jsfree.storage import Folder, shard_name
-from jsfree.streaming import scan
+from jsfree.run.sorting import RowSorter
+from jsfree.run.storage import Folder, shard_name
+from jsfree.run.streaming import scan
 
 BUCKET_BYTES = 48 * 2**20
 """Rows that are sorted in memory at once; selection takes a few times as much."""

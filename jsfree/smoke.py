@@ -30,9 +30,9 @@ from jsfree.errors import JsfreeError, StageError
 from jsfree.evaluation.statistics import mean_interval
 from jsfree.models import load_captioner
 from jsfree.publish import hub_key
+from jsfree.run.storage import Folder, Run, shard_name
+from jsfree.run.streaming import scan
 from jsfree.schemas import Sample
-from jsfree.storage import Folder, Run, shard_name
-from jsfree.streaming import scan
 
 FEWEST_PAIRS = 20  # below, a bootstrap's interval is no 95 % interval
 FEWEST_STEPS = 4

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jsfree.errors import ConfigError, ModelError, StorageError
-from jsfree.filesystems import reason
-from jsfree.locations import is_within, require_outside_runs
 from jsfree.model_folder import ADAPTER, CAPTIONER, CARD, CHECKSUMS, verify_checksums
-from jsfree.replacing import replace_folder
-from jsfree.storage import PARTIAL, Folder
+from jsfree.run.filesystems import reason
+from jsfree.run.locations import is_within, require_outside_runs
+from jsfree.run.replacing import replace_folder
+from jsfree.run.storage import PARTIAL, Folder
 
 SCHEME = "hf://"
 NEEDED = (

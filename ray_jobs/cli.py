@@ -26,8 +26,8 @@ from jsfree import config as configuration
 from jsfree.errors import ConfigError, JsfreeError
 from jsfree.exchange.exporting import Pairs
 from jsfree.exchange.formats import Placement
-from jsfree.locations import require_own_folder
-from jsfree.storage import Run
+from jsfree.run.locations import require_own_folder
+from jsfree.run.storage import Run
 from ray_jobs.jobs import settled
 from ray_jobs.metrics_table import show_metrics
 from ray_jobs.signals import STOPPED, leave, stopper

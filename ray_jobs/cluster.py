@@ -18,7 +18,7 @@ from typing import Any
 from jsfree import errors
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, JsfreeError, StageError
-from jsfree.filesystems import nearest_existing
+from jsfree.run.filesystems import nearest_existing
 from ray_jobs import board
 
 QUIET = {

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import jsfree
-from jsfree import code_version
 from jsfree.errors import StorageError
-from jsfree.lease import Lease
-from jsfree.storage import ABOUT, INPUTS, Folder, Manifest, Run
+from jsfree.run import code_version
+from jsfree.run.lease import Lease
+from jsfree.run.storage import ABOUT, INPUTS, Folder, Manifest, Run
 from ray_jobs.progress import Figures
 
 VERSIONS = ("ray", "torch", "transformers", "open_clip_torch", "deepspeed", "pyarrow", "numpy", "safetensors")

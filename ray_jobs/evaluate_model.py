@@ -17,9 +17,9 @@ from jsfree.evaluation import labelfree
 from jsfree.images import draw_evaluation
 from jsfree.model_card import write_card
 from jsfree.overlap import hash_images
+from jsfree.run.storage import Manifest, shard_name
+from jsfree.run.streaming import scan
 from jsfree.schemas import Sample, ScoredCaptionRow
-from jsfree.storage import Manifest, shard_name
-from jsfree.streaming import scan
 from ray_jobs.generate_pairs import at_once, publish_samples
 from ray_jobs.rounds import Model, Round, StageRequest
 from ray_jobs.shards import StageClass, Table, total

@@ -15,8 +15,8 @@ from jsfree.errors import StageError
 from jsfree.images import Samples, draw_training
 from jsfree.onepass import ScoredPairGenerator
 from jsfree.overlap import read_hashes, shards_with
+from jsfree.run.storage import Folder, Manifest, shard_name
 from jsfree.schemas import Sample
-from jsfree.storage import Folder, Manifest, shard_name
 from ray_jobs.listings import fix_listing, remove_shards
 from ray_jobs.rounds import Round, StageRequest
 from ray_jobs.score_pairs import score_request

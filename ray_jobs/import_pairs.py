@@ -17,8 +17,8 @@ from jsfree.exchange.pairs import ImportedPairs, samples
 from jsfree.exchange.preferences import Preference
 from jsfree.exchange.records import content_hash
 from jsfree.overlap import read_hashes
+from jsfree.run.storage import Folder, Manifest
 from jsfree.schemas import StageOutput
-from jsfree.storage import Folder, Manifest
 from ray_jobs.listings import fix_listing, fixed_listing
 from ray_jobs.rounds import Round
 from ray_jobs.shards import Table, total

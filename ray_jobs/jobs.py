@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from jsfree.code_version import refuse_unfit_upload
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError
+from jsfree.run.code_version import refuse_unfit_upload
 
 HOME = "JSFREE_HOME"
 SET_BY_RAY = "RAY_JOB_CONFIG_JSON_ENV_VAR"

@@ -16,10 +16,10 @@ from rich.text import Text
 
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, RunError, StageError
-from jsfree.invalidation import discard
-from jsfree.lease import Lease
 from jsfree.models import look_up_models
-from jsfree.storage import Folder, Manifest, Run, stored_config
+from jsfree.run.invalidation import discard
+from jsfree.run.lease import Lease
+from jsfree.run.storage import Folder, Manifest, Run, stored_config
 from ray_jobs.cluster import Cluster
 from ray_jobs.console import Reporter
 from ray_jobs.describe import about, described, note, stages

@@ -24,8 +24,8 @@ from jsfree.preflight.memory import Lengths
 from jsfree.preflight.rates import StageTime
 from jsfree.preflight.settings import check_settings
 from jsfree.preflight.work import Work
+from jsfree.run.storage import Run
 from jsfree.shapes import LlavaShape
-from jsfree.storage import Run
 from ray_jobs.capacity import ROUNDING
 from ray_jobs.cluster import Cluster
 from ray_jobs.machines import CLUSTER, Machines, asked_for

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.text import Text
 
 from jsfree.errors import RunError
-from jsfree.locations import require_base_from_here, require_outside_sources
 from jsfree.model_card import card, write_card
 from jsfree.model_folder import CARD
-from jsfree.storage import Folder, Run
+from jsfree.run.locations import require_base_from_here, require_outside_sources
+from jsfree.run.storage import Folder, Run
 from jsfree.upload import (
     SCHEME,
     HubRepo,

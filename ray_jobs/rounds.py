@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from jsfree.config import Resources, RunConfig
 from jsfree.errors import StorageError
-from jsfree.storage import Folder, Manifest, Run
+from jsfree.run.storage import Folder, Manifest, Run
 from ray_jobs.capacity import check_room
 from ray_jobs.cluster import Cluster
 from ray_jobs.console import Reporter

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from jsfree import code_version
+from jsfree.run import code_version
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ def carried(work: Callable[[], T]) -> Callable[[], T]:
 
         node = f"node {platform.node()} ({ray.util.get_node_ip_address()})"
         try:
-            from jsfree import code_version as found
+            from jsfree.run import code_version as found
 
             found.refuse_other_code(found.CodeVersion(**expected), node)
         except (ImportError, AttributeError, TypeError) as error:  # so old that it cannot even compare

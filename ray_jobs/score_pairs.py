@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jsfree import schemas
 from jsfree.clipscore import ClipScorer
-from jsfree.storage import Manifest
+from jsfree.run.storage import Manifest
 from ray_jobs.rounds import Round, StageRequest
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from jsfree.run.storage import Manifest
 from jsfree.selection import select_shards
-from jsfree.storage import Manifest
 from ray_jobs.rounds import Round
 
 

@@ -27,9 +27,9 @@ from jsfree import schemas
 from jsfree.config import Resources
 from jsfree.errors import JsfreeError, RowError, StageError
 from jsfree.gpus import device_of
+from jsfree.run.storage import READERS, Folder, Manifest, shard_name
+from jsfree.run.streaming import scan
 from jsfree.schemas import StageOutput
-from jsfree.storage import READERS, Folder, Manifest, shard_name
-from jsfree.streaming import scan
 from ray_jobs.attempts import Attempt
 from ray_jobs.board import Member, Shard
 from ray_jobs.cluster import explained

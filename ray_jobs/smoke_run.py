@@ -13,8 +13,8 @@ from jsfree import schemas
 from jsfree.config import RunConfig
 from jsfree.errors import JsfreeError, StageError
 from jsfree.gpus import device_of
+from jsfree.run.storage import Run, shard_name
 from jsfree.smoke import Check, Reloaded, examine, reload
-from jsfree.storage import Run, shard_name
 from ray_jobs.cluster import Cluster, explained
 
 RESULT = "smoke.json"

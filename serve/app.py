@@ -25,10 +25,10 @@ from ray.serve.handle import DeploymentHandle
 from jsfree import config as configuration
 from jsfree.config import RunConfig, ServedModel
 from jsfree.errors import ConfigError, RunError
-from jsfree.locations import require_base_from_here
 from jsfree.model_files import look_up
 from jsfree.model_folder import CAPTIONER
-from jsfree.storage import Run
+from jsfree.run.locations import require_base_from_here
+from jsfree.run.storage import Run
 from serve import api
 from serve.protocol import AFTER, BEFORE, Answer, CaptionModel, Question, Refusal, RunModel
 

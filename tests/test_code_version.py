@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jsfree import code_version
 from jsfree.errors import CodeError
+from jsfree.run import code_version
 
 ROOT = Path(__file__).parents[1]
 

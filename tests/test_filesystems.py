@@ -11,11 +11,11 @@ from fsspec.spec import AbstractFileSystem
 
 import jsfree
 from jsfree.errors import JsfreeError, ModelError, SourceError, StorageError
-from jsfree.filesystems import EXTRAS, filesystem_of, reason
 from jsfree.images.listing import opened
 from jsfree.model_folder import CAPTIONER
 from jsfree.node_cache import RemoteFolder
-from jsfree.storage import Folder
+from jsfree.run.filesystems import EXTRAS, filesystem_of, reason
+from jsfree.run.storage import Folder
 
 ROOT = Path(jsfree.__file__).parents[1]
 

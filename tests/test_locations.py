@@ -7,7 +7,7 @@ import pytest
 
 from jsfree import config
 from jsfree.errors import ConfigError, RunError
-from jsfree.locations import (
+from jsfree.run.locations import (
     enclosing_run,
     is_same_place,
     is_within,
@@ -15,7 +15,7 @@ from jsfree.locations import (
     require_outside_runs,
     require_own_folder,
 )
-from jsfree.storage import Folder, Run
+from jsfree.run.storage import Folder, Run
 
 
 def make_run(uri: str, **settings) -> Run:

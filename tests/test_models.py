@@ -18,7 +18,7 @@ from jsfree.errors import ConfigError, ModelError
 from jsfree.model_files import WEIGHTS
 from jsfree.models import clip_source, load_captioner, load_clip
 from jsfree.publish import publish_captioner
-from jsfree.storage import Folder
+from jsfree.run.storage import Folder
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ from jsfree import config
 from jsfree.model_files import local_folder
 from jsfree.model_folder import CAPTIONER
 from jsfree.models import load_clip
-from jsfree.storage import Run
+from jsfree.run.storage import Run
 from ray_jobs.pipeline import with_models
 
 run, second = sys.argv[1:]

@@ -18,7 +18,7 @@ from jsfree.model_card import card
 from jsfree.onepass import ScoredPairGenerator
 from jsfree.overlap import Overlap, hash_images, overlap, read_hashes, shards_with
 from jsfree.report.page import render
-from jsfree.storage import Folder, shard_name
+from jsfree.run.storage import Folder, shard_name
 
 NEW, SHARED = range(3), range(3, 7)
 

@@ -24,7 +24,7 @@ from jsfree.model_folder import ADAPTER
 from jsfree.models import load_captioner
 from jsfree.parity import parity, require_parity
 from jsfree.publish import publish_captioner
-from jsfree.storage import Folder
+from jsfree.run.storage import Folder
 from jsfree.upload import HubRepo, contents, copy, require_free
 
 ROOT = Path(__file__).parents[1]

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from jsfree import replacing
 from jsfree.errors import StorageError
-from jsfree.replacing import replace_folder
-from jsfree.storage import Folder
+from jsfree.run import replacing
+from jsfree.run.replacing import replace_folder
+from jsfree.run.storage import Folder
 
 OLD = {"a.bin": b"old a", "gone.bin": b"old", "checksums.json": b"old sums", "adapter/x": b"old x"}
 NEW = {"a.bin": b"new a", "b.bin": b"new b", "checksums.json": b"new sums", "adapter/x": b"new x"}

@@ -11,9 +11,9 @@ from jsfree import schemas, selection
 from jsfree.config import Select
 from jsfree.errors import StageError, StorageError
 from jsfree.preference import select_pairs
+from jsfree.run.storage import Folder, shard_name
+from jsfree.run.streaming import scan
 from jsfree.selection import select_shards
-from jsfree.storage import Folder, shard_name
-from jsfree.streaming import scan
 
 SENTENCES = ("A cup.", "a  cup!", "Two dogs.", "Ein Hühnerstall — 家.", "A cat sits.")
 SETTINGS = [

@@ -15,8 +15,8 @@ from jsfree.errors import ModelError
 from jsfree.models import load_captioner
 from jsfree.publish import publish_captioner
 from jsfree.report.page import build_report
+from jsfree.run.storage import Run, shard_name
 from jsfree.smoke import Reloaded, examine, reload
-from jsfree.storage import Run, shard_name
 
 STAGES, CAPTIONS, HALLUCINATION, GAP, LN2, MARGIN, CHOSEN, CHANGED, AGAIN = (
     question.name for question in smoke.QUESTIONS

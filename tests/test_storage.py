@@ -10,7 +10,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from jsfree import config, schemas
 from jsfree.errors import RunError, StorageError
-from jsfree.storage import Folder, Manifest, Run, shard_name
+from jsfree.run.storage import Folder, Manifest, Run, shard_name
 
 
 def make_run(uri, **settings) -> Run:
@@ -224,7 +224,7 @@ def test_what_a_killed_writer_left_is_swept_away_and_nothing_else(tmp_path):
     (tmp_path / ".hidden").touch()
     code = f"""
 import os
-from jsfree.storage import Folder
+from jsfree.run.storage import Folder
 os.fsync = lambda _: os._exit(1)
 Folder({str(tmp_path)!r}).write("shard-00000.parquet", b"half")
 """

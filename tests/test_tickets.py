@@ -1,6 +1,6 @@
 """The order of drawing, which must stay what it was in every run that has begun."""
 
-from jsfree.tickets import TICKET_BYTES, ticket
+from jsfree.run.keyed_order import TICKET_BYTES, ticket
 
 
 def test_a_ticket_depends_on_seed_and_name_alone():

@@ -19,8 +19,8 @@ from safetensors.torch import load, save
 from jsfree.dpo.batching import PairBatch, prefetched
 from jsfree.dpo.pairs import Pairs, each
 from jsfree.dpo.reference_logps import Load, collective_device
+from jsfree.run.storage import Folder
 from jsfree.schemas import SelectedPair
-from jsfree.storage import Folder
 
 NAME = "features"
 SUFFIX = ".safetensors"

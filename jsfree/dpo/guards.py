@@ -15,11 +15,11 @@ from jsfree.config import RunConfig
 from jsfree.dpo import footprint
 from jsfree.dpo.footprint import Parameters
 from jsfree.errors import DeviceError
-from jsfree.filesystems import nearest_existing
 from jsfree.gpus import Gpu, check_dtype, visible_gpu
 from jsfree.model_files import local_folder
 from jsfree.model_folder import CAPTIONER
-from jsfree.storage import Folder
+from jsfree.run.filesystems import nearest_existing
+from jsfree.run.storage import Folder
 
 GB = 1e9
 

@@ -37,8 +37,8 @@ from jsfree.model_files import hub_model
 from jsfree.model_folder import ADAPTER
 from jsfree.models import DTYPES, load_captioner
 from jsfree.publish import publish_captioner
-from jsfree.replacing import replace_folder
-from jsfree.storage import Folder
+from jsfree.run.replacing import replace_folder
+from jsfree.run.storage import Folder
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from jsfree import schemas
 from jsfree.dpo.batching import length_of, require_context
 from jsfree.models import Captioner
+from jsfree.run.storage import READERS, Folder, shard_name
+from jsfree.run.streaming import read_group, scan
 from jsfree.schemas import SelectedPair
-from jsfree.storage import READERS, Folder, shard_name
-from jsfree.streaming import read_group, scan
 
 READ = ("sample_id", "image", "prompt", "chosen.token_ids", "rejected.token_ids")
 """What training reads of a pair."""

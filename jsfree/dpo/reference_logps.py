@@ -20,8 +20,8 @@ from jsfree.dpo.batching import PairBatch, prefetched
 from jsfree.dpo.loss import PairLogps
 from jsfree.dpo.pairs import Pairs, each
 from jsfree.errors import StageError
-from jsfree.storage import Folder, shard_name
-from jsfree.streaming import scan
+from jsfree.run.storage import Folder, shard_name
+from jsfree.run.streaming import scan
 
 TABLE = shard_name(0)
 Load = Callable[[Sequence[int]], PairBatch]

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 import jsfree
+from jsfree.run.storage import Run
 from jsfree.schemas import SelectedPair
-from jsfree.storage import Run
 
 BINS = 10
 BAR = 40

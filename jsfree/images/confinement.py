@@ -19,8 +19,8 @@ from fsspec.core import split_protocol
 
 from jsfree.config import Source
 from jsfree.errors import RowError
-from jsfree.filesystems import LOCAL_SCHEMES, filesystem_of, has_scheme, is_chain
 from jsfree.images.ranges import Cell, Part, file_of, part_at
+from jsfree.run.filesystems import LOCAL_SCHEMES, filesystem_of, has_scheme, is_chain
 
 KINDS = ("llava_json", "parquet")
 """Kinds of sources whose data name paths."""

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from PIL import Image, UnidentifiedImageError
 
 from jsfree.errors import RowError
-from jsfree.filesystems import reason
 from jsfree.images.cells import read_cell
 from jsfree.images.confinement import check_source_links
 from jsfree.images.formats import FORMATS, PREFIX, by_content
@@ -27,6 +26,7 @@ from jsfree.images.metadata import without_metadata
 from jsfree.images.pixels import DAMAGED, upright_rgb
 from jsfree.images.ranges import Cell, Part, file_at, part_at
 from jsfree.images.retries import read_error, read_with_retries
+from jsfree.run.filesystems import reason
 
 if TYPE_CHECKING:
     from jsfree.config import Source

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from jsfree import schemas
 from jsfree.errors import RowError
 from jsfree.images.listing import Entry, Place, Unusable
-from jsfree.tickets import ticket
+from jsfree.run.keyed_order import ticket
 
 CHUNK = 65_536
 """Entries that are packed at once."""

@@ -20,9 +20,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from jsfree.config import Source
 from jsfree.errors import RowError, SourceError
-from jsfree.filesystems import filesystem_of, has_scheme, reason
 from jsfree.images.confinement import Confinement, absolute, check_spelling
 from jsfree.images.ranges import uri_of
+from jsfree.run.filesystems import filesystem_of, has_scheme, reason
 from jsfree.texts import require_text
 
 Content = TypeVar("Content")

@@ -8,10 +8,10 @@ from typing import Any
 
 from jsfree.config import Source
 from jsfree.errors import RowError, SourceError
-from jsfree.filesystems import has_scheme
 from jsfree.images.confinement import confinement_of
 from jsfree.images.json_rows import json_rows
 from jsfree.images.listing import Entry, Unusable, address, beside, entry_of, explained, opened
+from jsfree.run.filesystems import has_scheme
 from jsfree.texts import readable
 
 

@@ -15,7 +15,7 @@ import re
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, unquote_to_bytes
 
-from jsfree.filesystems import filesystem_of
+from jsfree.run.filesystems import filesystem_of
 from jsfree.texts import is_text
 
 _PART = re.compile(r"(.+)#offset=(\d{1,18})&length=(\d{1,18})", re.DOTALL)

@@ -18,7 +18,7 @@ from typing import TypeVar
 from fsspec.core import split_protocol
 
 from jsfree.errors import RowError
-from jsfree.filesystems import reason
+from jsfree.run.filesystems import reason
 
 DELAYS = (0.5, 1.5)
 """Seconds before the second and the third attempt, half of them drawn at random."""

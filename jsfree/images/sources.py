@@ -24,7 +24,7 @@ from jsfree.images.llava import llava_images
 from jsfree.images.samples import Samples
 from jsfree.images.tables import table_images
 from jsfree.images.tars import tar_images
-from jsfree.locations import is_same_place
+from jsfree.run.locations import is_same_place
 from jsfree.schemas import ImageRef, Sample
 
 SCENES_PER_SEED = 1_000_000

@@ -25,10 +25,10 @@ from fsspec.utils import glob_translate
 
 from jsfree.config import Source
 from jsfree.errors import SourceError
-from jsfree.filesystems import filesystem_of, has_scheme
 from jsfree.images.formats import EXTENSIONS, PREFIX, by_name, is_read
 from jsfree.images.listing import Entry, Place, address, explained, files_below, opened, read_ahead
 from jsfree.images.ranges import uri_of
+from jsfree.run.filesystems import filesystem_of, has_scheme
 from jsfree.texts import readable
 
 COMPRESSED_NAMES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")

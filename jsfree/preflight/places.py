@@ -12,9 +12,9 @@ from pathlib import Path
 from jsfree import config as configuration
 from jsfree.config import RunConfig
 from jsfree.errors import JsfreeError, StorageError
-from jsfree.filesystems import nearest_existing
 from jsfree.preflight.findings import Finding, fails, note, ok
-from jsfree.storage import Folder, stored_config
+from jsfree.run.filesystems import nearest_existing
+from jsfree.run.storage import Folder, stored_config
 
 AREA = "storage"
 GB = 1e9

@@ -12,8 +12,8 @@ from typing import Any
 from jsfree.overlap import overlap
 from jsfree.report import galleries, reading, sections, summary, tables
 from jsfree.report.scenes import SHADES
+from jsfree.run.storage import Run
 from jsfree.schemas import EVALUATION_IMAGE
-from jsfree.storage import Run
 
 
 def build_report(run: Run) -> str:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from jsfree import schemas
 from jsfree.preference import identical_and_truncated
+from jsfree.run.storage import Folder, Manifest, Run, shard_name
+from jsfree.run.streaming import scan, scan_shard
 from jsfree.schemas import ImageRef, ScoredCaptionRow, ScoredPair
-from jsfree.storage import Folder, Manifest, Run, shard_name
-from jsfree.streaming import scan, scan_shard
 
 NOTED = ("gap", "inverted", "low.text", "low.finish", "high.text", "high.finish")
 COSINES = 2**20

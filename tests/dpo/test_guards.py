@@ -12,7 +12,7 @@ from jsfree.dpo import footprint
 from jsfree.dpo.guards import Need, check_disk, check_memory, check_training, disk_needs
 from jsfree.errors import ConfigError, DeviceError
 from jsfree.gpus import Gpu
-from jsfree.storage import Folder
+from jsfree.run.storage import Folder
 
 A100 = Gpu("NVIDIA A100-SXM4-80GB", 85_095_874_560, bf16=True)
 LLAVA = shapes.tensors(shapes.PUBLISHED["llava-hf/llava-1.5-7b-hf"])

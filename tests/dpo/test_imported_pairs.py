@@ -16,7 +16,7 @@ from jsfree.exchange import export
 from jsfree.model_files import WEIGHTS
 from jsfree.preference import select_pairs
 from jsfree.report.page import build_report
-from jsfree.storage import Run
+from jsfree.run.storage import Run
 from ray_jobs import pipeline
 from ray_jobs.console import Reporter
 

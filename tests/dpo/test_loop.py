@@ -20,7 +20,7 @@ from jsfree.errors import ConfigError, StageError
 from jsfree.images import training_samples
 from jsfree.models import load_captioner
 from jsfree.publish import hub_key
-from jsfree.storage import Folder, shard_name
+from jsfree.run.storage import Folder, shard_name
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("one_worker")]  # DeepSpeed warns
 MODELS = Models("miniworld:captioner", "miniworld:captioner", "m0")

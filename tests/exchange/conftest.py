@@ -7,7 +7,7 @@ import example_run
 import pytest
 
 from jsfree import schemas
-from jsfree.storage import Run
+from jsfree.run.storage import Run
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from jsfree.config import Imported, Source
 from jsfree.errors import ConfigError, RunError
 from jsfree.exchange import export, exporting, preferences
 from jsfree.report.page import build_report
-from jsfree.storage import Run
+from jsfree.run.storage import Run
 
 
 def test_what_cannot_be_done_is_refused_before_anything_is_written(embedded, tmp_path):

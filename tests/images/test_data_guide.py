@@ -15,7 +15,7 @@ from PIL import Image
 
 from jsfree import config, schemas
 from jsfree.images import evaluation_samples, load_image, tables, training_samples
-from jsfree.storage import Folder, shard_name
+from jsfree.run.storage import Folder, shard_name
 
 GUIDE = (Path(config.__file__).parents[2] / "docs" / "data.md").read_text()
 

@@ -12,10 +12,10 @@ from example_tars import LIMITS, ids, packed, picture, samples
 from PIL import Image
 
 from jsfree.errors import RowError, SourceError
-from jsfree.filesystems import filesystem_of, has_scheme
 from jsfree.images import load_image
 from jsfree.images.formats import FORMATS, PREFIX, by_content, by_name
 from jsfree.images.ranges import Cell, Escaped, Part, file_at, part_at, uri_of
+from jsfree.run.filesystems import filesystem_of, has_scheme
 
 ODD_NAMES = [
     "10::30.png",

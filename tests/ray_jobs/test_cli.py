@@ -11,7 +11,7 @@ import pytest
 from jsfree import config
 from jsfree.errors import ConfigError, StorageError
 from jsfree.miniworld import world
-from jsfree.storage import Run
+from jsfree.run.storage import Run
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,8 +111,8 @@ def test_a_job_refuses_a_run_that_would_be_lost_with_it(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_that_another_driver_works_on_is_refused_and_its_report_is_not(tmp_path):
-    from jsfree.lease import Lease
-    from jsfree.storage import Folder
+    from jsfree.run.lease import Lease
+    from jsfree.run.storage import Folder
 
     with Lease(Folder(str(tmp_path / "run"))):
         done = jsfree(*run_in(tmp_path))

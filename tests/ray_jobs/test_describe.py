@@ -7,8 +7,8 @@ import pytest
 
 from jsfree import config
 from jsfree.errors import LeaseError, StageError
-from jsfree.lease import LEASE, Lease, Timing
-from jsfree.storage import Manifest, Run
+from jsfree.run.lease import LEASE, Lease, Timing
+from jsfree.run.storage import Manifest, Run
 from ray_jobs import describe
 from ray_jobs.describe import described, note_stage, stages
 

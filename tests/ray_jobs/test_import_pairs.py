@@ -11,7 +11,7 @@ from rich.console import Console
 
 from jsfree import config, schemas
 from jsfree.errors import ConfigError, RunError, StageError
-from jsfree.storage import Folder, Run, shard_name
+from jsfree.run.storage import Folder, Run, shard_name
 from ray_jobs import pipeline
 from ray_jobs.console import Reporter
 

@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from jsfree import schemas
-from jsfree.storage import Run, shard_name
+from jsfree.run.storage import Run, shard_name
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))

@@ -7,7 +7,7 @@ import kills
 import pyarrow as pa
 import pytest
 
-from jsfree.storage import Folder
+from jsfree.run.storage import Folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 

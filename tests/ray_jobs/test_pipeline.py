@@ -15,7 +15,7 @@ from jsfree import config, schemas
 from jsfree.errors import ConfigError, DeviceError, RunError, StageError
 from jsfree.models import load_captioner
 from jsfree.overlap import read_hashes
-from jsfree.storage import Folder, Run, shard_name
+from jsfree.run.storage import Folder, Run, shard_name
 from ray_jobs import pipeline
 from ray_jobs.cluster import explained
 from ray_jobs.console import Reporter

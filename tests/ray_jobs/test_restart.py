@@ -11,7 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from jsfree import config, schemas
 from jsfree.errors import RunError
-from jsfree.storage import INPUTS, Manifest, Run, shard_name
+from jsfree.run.storage import INPUTS, Manifest, Run, shard_name
 from ray_jobs.pipeline import STAGES, remove_from
 
 STAGES_OF = {

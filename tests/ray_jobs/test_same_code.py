@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from jsfree import code_version
 from jsfree.config import RunConfig
 from jsfree.errors import CodeError
+from jsfree.run import code_version
 from ray_jobs.cluster import _ours
 from ray_jobs.same_code import carried, carried_actor
 

@@ -12,7 +12,7 @@ from jsfree import config, schemas
 from jsfree.errors import StageError
 from jsfree.images import draw_training
 from jsfree.report import reading
-from jsfree.storage import Folder, Manifest, Run, shard_name
+from jsfree.run.storage import Folder, Manifest, Run, shard_name
 from ray_jobs.cluster import Cluster
 from ray_jobs.console import Reporter
 from ray_jobs.evaluate_model import list_evaluation_samples

@@ -19,8 +19,8 @@ import pytest
 from jsfree import schemas
 from jsfree.config import Resources
 from jsfree.errors import StageError, StorageError
+from jsfree.run.storage import Folder, shard_name
 from jsfree.schemas import StageOutput
-from jsfree.storage import Folder, shard_name
 from ray_jobs.board import put_up
 from ray_jobs.progress import GAUGES, Clock, Counts, Figures, Gauges
 from ray_jobs.shards import ShardedStage, Table, run_shards, total

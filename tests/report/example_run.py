@@ -16,7 +16,7 @@ from jsfree.evaluation import labelfree
 from jsfree.miniworld import metrics, world
 from jsfree.miniworld.world import CaptionNoise
 from jsfree.preference import select_pairs
-from jsfree.storage import Manifest, Run, shard_name
+from jsfree.run.storage import Manifest, Run, shard_name
 
 SETTINGS = {"source": {"count": 120}, "evaluate": {"source": {"split": "test", "count": 40}}}
 CARE = {

@@ -13,7 +13,7 @@ from PIL import Image
 from jsfree import config, schemas
 from jsfree.report import tables
 from jsfree.report.page import build_report, render
-from jsfree.storage import Run, shard_name
+from jsfree.run.storage import Run, shard_name
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 

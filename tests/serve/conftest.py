@@ -9,7 +9,7 @@ import torch
 from jsfree import config
 from jsfree.models import Captioner, load_captioner
 from jsfree.publish import publish_captioner
-from jsfree.storage import Manifest, Run
+from jsfree.run.storage import Manifest, Run
 
 
 @dataclass(frozen=True)

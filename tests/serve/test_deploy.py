@@ -9,7 +9,7 @@ import yaml
 
 from jsfree import config
 from jsfree.errors import ConfigError, ModelError, RunError, ServeError
-from jsfree.storage import Manifest, Run
+from jsfree.run.storage import Manifest, Run
 from ray_jobs import serve_models
 from serve import deploy
 from serve.app import Arguments, build, served_models, serving_config

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, JsfreeError, RunError, StorageError
-from jsfree.filesystems import LOCAL_SCHEMES, filesystem_of, has_scheme
-from jsfree.storage import ABOUT, CONFIG, Folder, Run, stored_settings
+from jsfree.run.filesystems import LOCAL_SCHEMES, filesystem_of, has_scheme
+from jsfree.run.storage import ABOUT, CONFIG, Folder, Run, stored_settings
 
 OWN_SECTIONS = {"run", "captioner", "clip", "train"}
 """Keys of every run's ``config.yaml``, which tell it from the ``config.yaml`` of something else."""

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jsfree.errors import StorageError
-from jsfree.storage import Folder, shard_name
+from jsfree.run.storage import Folder, shard_name
 
 PART_ROWS = 1024
 PART_BYTES = 16 * 2**20

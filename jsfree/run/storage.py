@@ -37,7 +37,7 @@ from jsfree import config as configuration
 from jsfree.config import RunConfig
 from jsfree.config.strict_yaml import read_mapping
 from jsfree.errors import JsfreeError, RunError, StorageError
-from jsfree.filesystems import filesystem_of, reason
+from jsfree.run.filesystems import filesystem_of, reason
 
 CONFIG, ABOUT = "config.yaml", "run.json"
 INPUTS, MANIFEST = "_inputs.json", "_manifest.json"

@@ -17,9 +17,9 @@ import uuid
 from pathlib import Path
 
 from jsfree.errors import StorageError
-from jsfree.filesystems import reason
 from jsfree.model_folder import CHECKSUMS
-from jsfree.storage import PARTIAL, Folder
+from jsfree.run.filesystems import reason
+from jsfree.run.storage import PARTIAL, Folder
 
 AT_CWD, RENAME_EXCHANGE = -100, 2
 """Of Linux's renameat2(2)."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jsfree.errors import StorageError
-from jsfree.filesystems import reason
+from jsfree.run.filesystems import reason
 
 PLACE = "__place__"
 

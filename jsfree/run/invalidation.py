@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jsfree.storage import INPUTS, MANIFEST, Folder
+from jsfree.run.storage import INPUTS, MANIFEST, Folder
 
 BESIDE = ("errors", "attempts")
 """Folders of a round with what failed in a stage and what is under way, by the stage's name."""

@@ -1,0 +1,1 @@
+"""A run on disk: file systems, folders, manifests, the lease, and the version of the code."""
