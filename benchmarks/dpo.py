@@ -33,7 +33,7 @@ from jsfree.config import RunConfig
 from jsfree.dpo import loop
 from jsfree.dpo.batching import length_of, micro_batches, order_of_epoch
 from jsfree.dpo.loop import Folders, Hooks, Models, learning_rate, train
-from jsfree.models import load_captioner
+from jsfree.models.loading import load_captioner
 from jsfree.run.storage import Folder
 from jsfree.schemas import SelectedPair
 

@@ -14,8 +14,8 @@ from random_llava import RandomCaptioner
 from jsfree.config import Source
 from jsfree.dpo.batching import PairBatch, collate
 from jsfree.miniworld import world
-from jsfree.models import Captioner, load_captioner
-from jsfree.publish import publish_captioner
+from jsfree.models.loading import Captioner, load_captioner
+from jsfree.models.saving import publish_captioner
 from jsfree.schemas import SelectedPair
 
 PROMPT = "Describe this image in detail."

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from jsfree import prompts
 from jsfree.config import Train
-from jsfree.models import Captioner, load_captioner
+from jsfree.models import prompts
+from jsfree.models.loading import Captioner, load_captioner
 from jsfree.schemas import SelectedPair
 
 

@@ -27,8 +27,8 @@ from jsfree.captioning import CaptionWriter
 from jsfree.config import RunConfig
 from jsfree.evaluation.statistics import wilson
 from jsfree.images import evaluation_samples
-from jsfree.models import load_captioner
-from jsfree.publish import publish_captioner
+from jsfree.models.loading import load_captioner
+from jsfree.models.saving import publish_captioner
 from jsfree.schemas import Sample
 
 PEERS = Path(__file__).parent / "interop_peers.py"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from jsfree import shapes
-from jsfree.models import Captioner
+from jsfree.models.loading import Captioner
 
 PROMPT_TOKENS = 24
 BEGIN, WORD = 1, 10

@@ -226,7 +226,7 @@ def prepared(folder: str, pairs: int) -> dict[str, float]:
 
     from jsfree.dpo import reference_logps
     from jsfree.dpo.pairs import PairIndex, PairTable
-    from jsfree.models import load_captioner
+    from jsfree.models.loading import load_captioner
 
     Image.new("RGB", (64, 64), "teal").save(f"{folder}/image.png")
     scored(folder, pairs, f"{folder}/image.png")

@@ -15,9 +15,9 @@ import yaml
 
 from jsfree.config import ModelFiles
 from jsfree.errors import StorageError
-from jsfree.hub import HubModel, card_data
-from jsfree.model_files import PACKAGED, hub_model
-from jsfree.model_folder import CARD
+from jsfree.models.contents import CARD
+from jsfree.models.hub import HubModel, card_data
+from jsfree.models.references import PACKAGED, hub_model
 from jsfree.run.storage import Folder
 
 LICENCE_KEYS = ("license", "license_name", "license_link")

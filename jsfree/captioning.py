@@ -25,7 +25,7 @@ from jsfree.decoding.requests import Caption, Request
 from jsfree.decoding.sampling import noise_key
 from jsfree.errors import NoTokenError, RowError
 from jsfree.images import load_image
-from jsfree.models import Captioner, load_captioner
+from jsfree.models.loading import Captioner, load_captioner
 from jsfree.overlap import read_hashes, require_not_evaluated
 from jsfree.ratios import draw_ratios
 from jsfree.schemas import ImageRef, Sample, StageOutput

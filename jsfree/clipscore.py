@@ -22,7 +22,7 @@ import torch
 from jsfree.errors import RowError
 from jsfree.gpus import bisected
 from jsfree.images import load_image
-from jsfree.models import load_clip
+from jsfree.models.loading import load_clip
 from jsfree.schemas import ScoredCaption, SentenceScore, StageOutput, error_row
 from jsfree.sentences import sentences, sub_sentences
 

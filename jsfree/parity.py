@@ -15,8 +15,8 @@ from PIL import Image
 
 from jsfree.config import CaptionerSettings, ModelFiles
 from jsfree.errors import ModelError
-from jsfree.model_folder import ADAPTER
-from jsfree.models import Captioner, load_captioner
+from jsfree.models.contents import ADAPTER
+from jsfree.models.loading import Captioner, load_captioner
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration

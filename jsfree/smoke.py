@@ -28,8 +28,8 @@ from jsfree.dpo.loss import first_loss
 from jsfree.dpo.trained import trained_names
 from jsfree.errors import JsfreeError, StageError
 from jsfree.evaluation.statistics import mean_interval
-from jsfree.models import load_captioner
-from jsfree.publish import hub_key
+from jsfree.models.loading import load_captioner
+from jsfree.models.saving import hub_key
 from jsfree.run.storage import Folder, Run, shard_name
 from jsfree.run.streaming import scan
 from jsfree.schemas import Sample

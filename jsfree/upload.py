@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jsfree.errors import ConfigError, ModelError, StorageError
-from jsfree.model_folder import ADAPTER, CAPTIONER, CARD, CHECKSUMS, verify_checksums
+from jsfree.models.contents import ADAPTER, CAPTIONER, CARD, CHECKSUMS, verify_checksums
 from jsfree.run.filesystems import reason
 from jsfree.run.locations import is_within, require_outside_runs
 from jsfree.run.replacing import replace_folder

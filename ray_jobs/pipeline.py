@@ -16,7 +16,7 @@ from rich.text import Text
 
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, RunError, StageError
-from jsfree.models import look_up_models
+from jsfree.models.loading import look_up_models
 from jsfree.run.invalidation import discard
 from jsfree.run.lease import Lease
 from jsfree.run.storage import Folder, Manifest, Run, stored_config

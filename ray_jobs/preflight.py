@@ -14,7 +14,7 @@ from jsfree.dpo import footprint
 from jsfree.errors import ConfigError, JsfreeError, StorageError
 from jsfree.images import Look, images_of_a_round, look_at
 from jsfree.images.drawing import Drawn
-from jsfree.model_folder import CAPTIONER
+from jsfree.models.contents import CAPTIONER
 from jsfree.preflight import data, devices, findings, memory, models, places, rates
 from jsfree.preflight import work as works_out
 from jsfree.preflight.devices import Device

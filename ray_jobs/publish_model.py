@@ -13,7 +13,7 @@ from rich.text import Text
 
 from jsfree.errors import RunError
 from jsfree.model_card import card, write_card
-from jsfree.model_folder import CARD
+from jsfree.models.contents import CARD
 from jsfree.run.locations import require_base_from_here, require_outside_sources
 from jsfree.run.storage import Folder, Run
 from jsfree.upload import (

@@ -25,8 +25,8 @@ from ray.serve.handle import DeploymentHandle
 from jsfree import config as configuration
 from jsfree.config import RunConfig, ServedModel
 from jsfree.errors import ConfigError, RunError
-from jsfree.model_files import look_up
-from jsfree.model_folder import CAPTIONER
+from jsfree.models.contents import CAPTIONER
+from jsfree.models.references import look_up
 from jsfree.run.locations import require_base_from_here
 from jsfree.run.storage import Run
 from serve import api

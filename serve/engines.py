@@ -20,7 +20,7 @@ from jsfree.decoding.requests import Caption, Request
 from jsfree.decoding.sampling import noise_key
 from jsfree.errors import DecodingError, DeviceError, NoTokenError, RowError, ServeError
 from jsfree.images import load_image
-from jsfree.models import load_captioner
+from jsfree.models.loading import load_captioner
 from serve.protocol import Answer, Choice, Question, Refusal
 from serve.security import image_limits, image_problem
 

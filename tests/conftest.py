@@ -9,7 +9,7 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 import pytest
 import torch
 
-from jsfree.models import Captioner, load_captioner
+from jsfree.models.loading import Captioner, load_captioner
 
 torch.set_num_threads(1)  # two cores: threads of one process hinder the actors of another
 

@@ -25,8 +25,8 @@ ASK = """
 import json, sys
 from jsfree.config import ModelFiles
 from jsfree.errors import ModelError
-from jsfree.model_files import local_folder, look_up
-from jsfree.model_folder import CAPTIONER, CLIP
+from jsfree.models.references import local_folder, look_up
+from jsfree.models.contents import CAPTIONER, CLIP
 for line in sys.stdin:
     asked = json.loads(line)
     kind = {"captioner": CAPTIONER, "clip": CLIP}[asked.get("kind", "captioner")]

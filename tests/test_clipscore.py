@@ -12,8 +12,8 @@ from PIL import Image
 
 from jsfree.clipscore import ClipScorer
 from jsfree.config import RunConfig
-from jsfree.model_files import WEIGHTS
-from jsfree.models import load_clip
+from jsfree.models.loading import load_clip
+from jsfree.models.references import WEIGHTS
 from jsfree.schemas import SCORED, SCORED_CAPTIONS
 
 CONTEXT = 24

@@ -12,8 +12,8 @@ from fsspec.spec import AbstractFileSystem
 import jsfree
 from jsfree.errors import JsfreeError, ModelError, SourceError, StorageError
 from jsfree.images.listing import opened
-from jsfree.model_folder import CAPTIONER
-from jsfree.node_cache import RemoteFolder
+from jsfree.models.cache import RemoteFolder
+from jsfree.models.contents import CAPTIONER
 from jsfree.run.filesystems import EXTRAS, filesystem_of, reason
 from jsfree.run.storage import Folder
 

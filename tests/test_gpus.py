@@ -5,7 +5,7 @@ import torch
 
 from jsfree.errors import DeviceError
 from jsfree.gpus import Gpu, bisected, check_dtype, device_of, driver_version, out_of_memory, visible_gpu, why_no_cuda
-from jsfree.models import load_captioner
+from jsfree.models.loading import load_captioner
 
 V100, A100 = Gpu("Tesla V100-SXM2-32GB", 32 * 2**30, bf16=False), Gpu("NVIDIA A100-SXM4-80GB", 80 * 2**30, bf16=True)
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without CUDA")

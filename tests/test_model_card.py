@@ -11,7 +11,7 @@ from local_hub import LocalHub, Repo
 from jsfree.base_model import base_of, front_matter
 from jsfree.config import ModelFiles
 from jsfree.model_card import card, write_card
-from jsfree.model_folder import CAPTIONER, require_folder, write_checksums
+from jsfree.models.contents import CAPTIONER, require_folder, write_checksums
 
 
 @pytest.fixture(scope="module")

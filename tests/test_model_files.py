@@ -10,11 +10,11 @@ import fsspec
 import pytest
 from local_hub import LocalHub, Repo
 
-from jsfree import node_cache
 from jsfree.config import ModelFiles
 from jsfree.errors import ModelError
-from jsfree.model_files import WEIGHTS, local_folder, look_up
-from jsfree.model_folder import CAPTIONER, CLIP, write_checksums
+from jsfree.models import cache as node_cache
+from jsfree.models.contents import CAPTIONER, CLIP, write_checksums
+from jsfree.models.references import WEIGHTS, local_folder, look_up
 
 ID = "owner/llava"
 CONFIG = {
@@ -170,8 +170,8 @@ class Counted(LocalFileSystem):
 
 fsspec.register_implementation("counted", Counted)
 from jsfree.config import ModelFiles
-from jsfree.model_files import local_folder
-from jsfree.model_folder import CAPTIONER
+from jsfree.models.references import local_folder
+from jsfree.models.contents import CAPTIONER
 print(local_folder("counted://" + {source!r}, CAPTIONER, ModelFiles(cache={cache!r})))
 """
 

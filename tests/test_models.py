@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from jsfree import config
 from jsfree.config import ModelFiles
 from jsfree.errors import ConfigError, ModelError
-from jsfree.model_files import WEIGHTS
-from jsfree.models import clip_source, load_captioner, load_clip
-from jsfree.publish import publish_captioner
+from jsfree.models.loading import clip_source, load_captioner, load_clip
+from jsfree.models.references import WEIGHTS
+from jsfree.models.saving import publish_captioner
 from jsfree.run.storage import Folder
 
 
@@ -103,9 +103,9 @@ def test_where_models_are_kept_changes_no_fingerprint():
 FROM_THE_HUB = """
 import sys
 from jsfree import config
-from jsfree.model_files import local_folder
-from jsfree.model_folder import CAPTIONER
-from jsfree.models import load_clip
+from jsfree.models.references import local_folder
+from jsfree.models.contents import CAPTIONER
+from jsfree.models.loading import load_clip
 from jsfree.run.storage import Run
 from ray_jobs.pipeline import with_models
 

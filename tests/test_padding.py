@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from jsfree.models import Captioner
-from jsfree.padding import pad_to_square
+from jsfree.models.loading import Captioner
+from jsfree.models.padding import pad_to_square
 
 MEAN = (122, 116, 104)
 SIZES = [(640, 480), (480, 640), (500, 500), (1500, 61), (61, 1500), (65, 64), (64, 64), (20, 40), (997, 13)]
 MEASURE = """
 import json, os, resource
 from PIL import Image
-from jsfree.padding import pad_to_square
+from jsfree.models.padding import pad_to_square
 
 def peak(size):
     out, into = os.pipe()

@@ -19,11 +19,11 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from jsfree.config import Lora, ModelFiles, RunConfig
 from jsfree.dpo.lora import add_adapters, merged
 from jsfree.errors import ConfigError, ModelError
-from jsfree.hub import HubModel
-from jsfree.model_folder import ADAPTER
-from jsfree.models import load_captioner
+from jsfree.models.contents import ADAPTER
+from jsfree.models.hub import HubModel
+from jsfree.models.loading import load_captioner
+from jsfree.models.saving import publish_captioner
 from jsfree.parity import parity, require_parity
-from jsfree.publish import publish_captioner
 from jsfree.run.storage import Folder
 from jsfree.upload import HubRepo, contents, copy, require_free
 

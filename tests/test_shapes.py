@@ -10,9 +10,9 @@ from safetensors import safe_open
 from jsfree import config, shapes
 from jsfree.dpo import footprint
 from jsfree.errors import ModelError
-from jsfree.model_files import WEIGHTS
-from jsfree.models import Captioner
-from jsfree.publish import hub_key
+from jsfree.models.loading import Captioner
+from jsfree.models.references import WEIGHTS
+from jsfree.models.saving import hub_key
 
 SMALL, LARGE = shapes.PUBLISHED.values()
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -12,8 +12,8 @@ from report import example_run
 from jsfree import schemas, smoke
 from jsfree.config import RunConfig
 from jsfree.errors import ModelError
-from jsfree.models import load_captioner
-from jsfree.publish import publish_captioner
+from jsfree.models.loading import load_captioner
+from jsfree.models.saving import publish_captioner
 from jsfree.report.page import build_report
 from jsfree.run.storage import Run, shard_name
 from jsfree.smoke import Reloaded, examine, reload

@@ -17,7 +17,7 @@ from jsfree.decoding.mixing import NAMED, Mixing, contrast_of
 from jsfree.decoding.requests import Request
 from jsfree.decoding.sampling import noise_key
 from jsfree.miniworld import world
-from jsfree.models import Captioner, load_captioner
+from jsfree.models.loading import Captioner, load_captioner
 
 CAPTIONER = "miniworld:captioner"
 PROMPT = "Describe image in detail."

@@ -20,7 +20,7 @@ from jsfree.dpo.loop import first_loss_tolerance
 from jsfree.dpo.loss import PairLogps, first_loss
 from jsfree.dpo.policy import FLEX, PairModel
 from jsfree.images import training_samples
-from jsfree.models import DTYPES, Captioner, load_captioner
+from jsfree.models.loading import DTYPES, Captioner, load_captioner
 
 STEPS = 20
 SUMS, GRADIENTS, A_TOKEN = 1e-3, 1e-4, 0.01

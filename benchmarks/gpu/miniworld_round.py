@@ -21,9 +21,9 @@ from jsfree.dpo.engine import adamw, prepare_policy
 from jsfree.dpo.loop import learning_rate
 from jsfree.images import evaluation_samples, training_samples
 from jsfree.miniworld import metrics, world
-from jsfree.models import load_captioner
+from jsfree.models.loading import load_captioner
+from jsfree.models.saving import publish_captioner
 from jsfree.preference import select_pairs
-from jsfree.publish import publish_captioner
 
 MODE = "greedy"
 

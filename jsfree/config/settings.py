@@ -160,7 +160,7 @@ class CaptionerSettings(Section):
 
     @property
     def versioned_ref(self) -> str:
-        """What ``jsfree.models`` loads: ``ref``, or ``ref@revision``."""
+        """What ``jsfree.models.loading`` loads: ``ref``, or ``ref@revision``."""
         return f"{self.ref}@{self.revision}" if self.revision else self.ref
 
 
@@ -181,7 +181,7 @@ class ClipSettings(Section):
 
     @property
     def versioned_ref(self) -> str:
-        """What ``jsfree.models`` loads: ``ref``, or ``ref@revision``."""
+        """What ``jsfree.models.loading`` loads: ``ref``, or ``ref@revision``."""
         return f"{self.ref}@{self.revision}" if self.revision else self.ref
 
 

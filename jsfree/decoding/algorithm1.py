@@ -17,7 +17,7 @@ from jsfree.decoding import sampling
 from jsfree.decoding.mixing import Geometric, M3id, Mixing, Probability, Vcd, noised
 from jsfree.decoding.requests import Caption, Request, finished
 from jsfree.errors import DecodingError
-from jsfree.models import Captioner
+from jsfree.models.loading import Captioner
 
 
 def decode(captioner: Captioner, request: Request, mixed: Mixing | None = None) -> Caption:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from jsfree.decoding.cache import KvCache
-    from jsfree.models import Captioner
+    from jsfree.models.loading import Captioner
 
 NAME = "jsfree_paths"
 

@@ -29,7 +29,7 @@ from jsfree.decoding.prefill import Prefill
 from jsfree.decoding.requests import NO_MEMORY, NO_TOKEN, Caption, Request, Step, finished
 from jsfree.errors import DecodingError, DeviceError, NoTokenError
 from jsfree.gpus import out_of_memory
-from jsfree.models import Captioner
+from jsfree.models.loading import Captioner
 
 log = logging.getLogger(__name__)
 LOOKAHEAD = 2

@@ -10,7 +10,7 @@ import torch
 from jsfree.config import Compiling
 from jsfree.decoding.cache import CacheLayout, Extent, Fed, KvCache, rounded
 from jsfree.errors import DeviceError
-from jsfree.models import Captioner
+from jsfree.models.loading import Captioner
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 
 from jsfree.decoding.cache import CacheLayout, rounded
 from jsfree.errors import DeviceError
-from jsfree.models import Captioner
+from jsfree.models.loading import Captioner
 
 GIB = 1024**3
 OF_GPU, OF_CPU = 0.9, 0.5

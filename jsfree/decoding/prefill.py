@@ -12,7 +12,7 @@ import torch
 from jsfree.decoding.memory import Need
 from jsfree.decoding.mixing import noised
 from jsfree.decoding.requests import Request
-from jsfree.models import Captioner
+from jsfree.models.loading import Captioner
 
 if TYPE_CHECKING:
     from transformers import DynamicCache

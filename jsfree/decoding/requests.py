@@ -10,7 +10,7 @@ import torch
 
 from jsfree.config import Decoding
 from jsfree.errors import DecodingError
-from jsfree.models import Captioner
+from jsfree.models.loading import Captioner
 
 Finish = Literal["stop", "length"]
 NO_MEMORY = (

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from jsfree.config import Source
 from jsfree.errors import StageError
 from jsfree.images import load_image
-from jsfree.models import Captioner
+from jsfree.models.loading import Captioner
 from jsfree.schemas import SelectedPair
 
 Item = TypeVar("Item")

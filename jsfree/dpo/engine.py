@@ -12,8 +12,8 @@ from jsfree.dpo.lora import add_adapters
 from jsfree.dpo.policy import FLEX, PairModel
 from jsfree.dpo.trained import trained_names
 from jsfree.errors import ModelError
-from jsfree.models import Captioner
-from jsfree.publish import hub_key
+from jsfree.models.loading import Captioner
+from jsfree.models.saving import hub_key
 
 
 def deepspeed_config(config: RunConfig, world: int) -> dict[str, Any]:

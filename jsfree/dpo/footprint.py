@@ -30,7 +30,7 @@ from typing import Any
 
 from jsfree.config import Lora
 from jsfree.dpo.trained import trained_names
-from jsfree.model_folder import CAPTIONER
+from jsfree.models.contents import CAPTIONER
 from jsfree.shapes import visual_tokens
 
 BYTES = {"float32": 4, "bfloat16": 2}

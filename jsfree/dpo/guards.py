@@ -16,8 +16,8 @@ from jsfree.dpo import footprint
 from jsfree.dpo.footprint import Parameters
 from jsfree.errors import DeviceError
 from jsfree.gpus import Gpu, check_dtype, visible_gpu
-from jsfree.model_files import local_folder
-from jsfree.model_folder import CAPTIONER
+from jsfree.models.contents import CAPTIONER
+from jsfree.models.references import local_folder
 from jsfree.run.filesystems import nearest_existing
 from jsfree.run.storage import Folder
 

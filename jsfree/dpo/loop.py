@@ -33,10 +33,10 @@ from jsfree.dpo.policy import PairModel
 from jsfree.dpo.step_log import Step
 from jsfree.dpo.validation import Validation
 from jsfree.errors import StageError
-from jsfree.model_files import hub_model
-from jsfree.model_folder import ADAPTER
-from jsfree.models import DTYPES, load_captioner
-from jsfree.publish import publish_captioner
+from jsfree.models.contents import ADAPTER
+from jsfree.models.loading import DTYPES, load_captioner
+from jsfree.models.references import hub_model
+from jsfree.models.saving import publish_captioner
 from jsfree.run.replacing import replace_folder
 from jsfree.run.storage import Folder
 

@@ -11,8 +11,8 @@ import torch
 
 from jsfree.config import Lora
 from jsfree.errors import ConfigError
-from jsfree.hub import HubModel
-from jsfree.model_folder import CARD, write_checksums
+from jsfree.models.contents import CARD, write_checksums
+from jsfree.models.hub import HubModel
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -1,6 +1,6 @@
 """Which parameters DPO trains: the projector and the language model, or its last layers. Pure.
 
-Names are those of the hub's files (``jsfree/publish.py: hub_key``). The vision tower is always frozen (paper,
+Names are those of the hub's files (``jsfree/models/saving.py: hub_key``). The vision tower is always frozen (paper,
 section 4.1); ``train.trained_layers`` freezes more, for GPUs that cannot hold the whole optimizer state.
 """
 

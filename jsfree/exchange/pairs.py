@@ -13,14 +13,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsfree import prompts
 from jsfree.config import Imported, RunConfig
 from jsfree.errors import ConfigError, ModelError, RowError
 from jsfree.exchange.importing import Unusable
 from jsfree.exchange.preferences import Preference
 from jsfree.images.decoding import image_bytes
-from jsfree.model_files import local_folder
-from jsfree.model_folder import CAPTIONER
+from jsfree.models import prompts
+from jsfree.models.contents import CAPTIONER
+from jsfree.models.references import local_folder
 from jsfree.overlap import READERS, require_not_evaluated
 from jsfree.schemas import Decoded, ImageRef, Sample, StageOutput, error_row, sample_id
 

@@ -180,7 +180,7 @@ class CaptionTask:
         seed: int,
         noise: CaptionNoise | None = None,
     ) -> None:
-        from jsfree import prompts
+        from jsfree.models import prompts
 
         processor = build_processor()
         self.model, self.scenes, self.features, self.noise = model, scenes, features, noise

@@ -68,8 +68,8 @@ def pretrain_captioner(
 
     from jsfree.miniworld import captioner_training, clip_training
     from jsfree.miniworld.tables import scene_table
-    from jsfree.models import load_clip
-    from jsfree.publish import publish_captioner
+    from jsfree.models.loading import load_clip
+    from jsfree.models.saving import publish_captioner
 
     scenes = _scenes(effort.captioner_scenes)
     pixels = scene_table(scenes, clip_training.PATCH).pixels

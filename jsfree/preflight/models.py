@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from jsfree import prompts, shapes
+from jsfree import shapes
 from jsfree.config import ModelFiles, RunConfig
 from jsfree.dpo.footprint import BYTES
 from jsfree.errors import ModelError
-from jsfree.hub import is_offline
-from jsfree.model_files import description_folder, hub_model, look_up
-from jsfree.model_folder import CAPTIONER, CLIP, Kind, require_folder, require_type
-from jsfree.models import clip_source
+from jsfree.models import prompts
+from jsfree.models.contents import CAPTIONER, CLIP, Kind, require_folder, require_type
+from jsfree.models.hub import is_offline
+from jsfree.models.loading import clip_source
+from jsfree.models.references import description_folder, hub_model, look_up
 from jsfree.preflight.findings import Finding, fails, note, ok
 from jsfree.preflight.memory import Lengths
 from jsfree.preflight.work import caption_tokens

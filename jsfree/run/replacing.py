@@ -17,7 +17,7 @@ import uuid
 from pathlib import Path
 
 from jsfree.errors import StorageError
-from jsfree.model_folder import CHECKSUMS
+from jsfree.models.contents import CHECKSUMS
 from jsfree.run.filesystems import reason
 from jsfree.run.storage import PARTIAL, Folder
 

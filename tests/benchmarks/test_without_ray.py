@@ -21,7 +21,7 @@ from jsfree.dpo.batching import collate
 from jsfree.dpo.engine import adamw, prepare_policy
 from jsfree.dpo.loss import Lengths, dpo
 from jsfree.images import training_samples
-from jsfree.models import load_captioner
+from jsfree.models.loading import load_captioner
 
 torch.set_num_threads(1)
 settings = config.build({{"source": {{"count": 1}}}}, where="test")

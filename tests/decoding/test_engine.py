@@ -23,7 +23,7 @@ from jsfree.decoding.requests import Caption, Request
 from jsfree.decoding.sampling import noise_key
 from jsfree.errors import DecodingError, DeviceError
 from jsfree.miniworld import world
-from jsfree.models import load_captioner
+from jsfree.models.loading import load_captioner
 
 PROMPT = "Describe image in detail."
 GRID = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)

@@ -12,9 +12,9 @@ from jsfree.dpo.policy import PairModel
 from jsfree.dpo.trained import trained_names
 from jsfree.errors import ModelError
 from jsfree.images import training_samples
-from jsfree.model_files import WEIGHTS
-from jsfree.models import DTYPES, load_captioner
-from jsfree.publish import hub_key
+from jsfree.models.loading import DTYPES, load_captioner
+from jsfree.models.references import WEIGHTS
+from jsfree.models.saving import hub_key
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("one_worker")]  # DeepSpeed warns
 

@@ -11,8 +11,8 @@ from jsfree.dpo import footprint
 from jsfree.dpo.footprint import Parameters
 from jsfree.dpo.lora import add_adapters
 from jsfree.dpo.policy import PairModel
-from jsfree.model_files import WEIGHTS
-from jsfree.models import load_captioner
+from jsfree.models.loading import load_captioner
+from jsfree.models.references import WEIGHTS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GB = 1e9

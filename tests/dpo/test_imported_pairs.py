@@ -13,7 +13,7 @@ from jsfree.clipscore import ClipScorer
 from jsfree.config import build
 from jsfree.dpo.loop import Folders, Hooks, Models, train
 from jsfree.exchange import export
-from jsfree.model_files import WEIGHTS
+from jsfree.models.references import WEIGHTS
 from jsfree.preference import select_pairs
 from jsfree.report.page import build_report
 from jsfree.run.storage import Run

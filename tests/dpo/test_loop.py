@@ -18,8 +18,8 @@ from jsfree.dpo.loop import Folders, Hooks, Models, split, train
 from jsfree.dpo.pairs import PairTable
 from jsfree.errors import ConfigError, StageError
 from jsfree.images import training_samples
-from jsfree.models import load_captioner
-from jsfree.publish import hub_key
+from jsfree.models.loading import load_captioner
+from jsfree.models.saving import hub_key
 from jsfree.run.storage import Folder, shard_name
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("one_worker")]  # DeepSpeed warns

@@ -13,7 +13,7 @@ from jsfree.dpo.loss import Lengths, PairLogps, dpo
 from jsfree.dpo.policy import CompletionHead, PairModel
 from jsfree.errors import ModelError
 from jsfree.images import load_image, training_samples
-from jsfree.models import load_captioner
+from jsfree.models.loading import load_captioner
 
 SMALL = build({"source": {"count": 6}}, where="test")
 

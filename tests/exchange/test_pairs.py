@@ -11,7 +11,7 @@ from jsfree.exchange import Unusable
 from jsfree.exchange.pairs import CaptionTokens, ImportedPairs, samples
 from jsfree.exchange.preferences import Preference
 from jsfree.images import training_samples
-from jsfree.model_files import WEIGHTS
+from jsfree.models.references import WEIGHTS
 from jsfree.schemas import sample_id
 
 SETTINGS = Imported(format="trl", path="/unused", max_tokens=40)

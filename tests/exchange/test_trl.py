@@ -5,7 +5,7 @@ import math
 import pytest
 
 from jsfree.exchange import export
-from jsfree.model_files import WEIGHTS
+from jsfree.models.references import WEIGHTS
 
 pytestmark = [
     pytest.mark.filterwarnings("default"),  # TRL, accelerate and datasets warn

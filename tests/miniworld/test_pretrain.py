@@ -14,8 +14,8 @@ from jsfree.miniworld import captioner_training, clip_training, tokenizers, worl
 from jsfree.miniworld.metrics import count_caption
 from jsfree.miniworld.pretrain import Effort, pretrain
 from jsfree.miniworld.tables import scene_table, sentence_table
-from jsfree.model_files import WEIGHTS
-from jsfree.models import load_captioner, load_clip
+from jsfree.models.loading import load_captioner, load_clip
+from jsfree.models.references import WEIGHTS
 
 TINY = Effort(
     clip_scenes=64,

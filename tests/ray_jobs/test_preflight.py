@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from jsfree import config as configuration
 from jsfree.errors import ConfigError
 from jsfree.miniworld import world
-from jsfree.model_files import WEIGHTS
+from jsfree.models.references import WEIGHTS
 from jsfree.preflight.findings import Finding, Verdict
 from ray_jobs.cli import app
 from ray_jobs.pipeline import STAGES

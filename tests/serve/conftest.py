@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from jsfree import config
-from jsfree.models import Captioner, load_captioner
-from jsfree.publish import publish_captioner
+from jsfree.models.loading import Captioner, load_captioner
+from jsfree.models.saving import publish_captioner
 from jsfree.run.storage import Manifest, Run
 
 

@@ -16,9 +16,9 @@ from tempfile import TemporaryDirectory
 
 from jsfree.config import ModelFiles
 from jsfree.errors import ModelError
-from jsfree.hub import HubModel, commit_of, hub_description, hub_folder
-from jsfree.model_folder import Kind, require_folder
-from jsfree.node_cache import RemoteFolder, fetched
+from jsfree.models.cache import RemoteFolder, fetched
+from jsfree.models.contents import Kind, require_folder
+from jsfree.models.hub import HubModel, commit_of, hub_description, hub_folder
 
 PACKAGED = "miniworld:"
 PATHS = ("/", "./", "../", "~")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jsfree.errors import ModelError, StorageError
-from jsfree.model_folder import write_checksums
+from jsfree.models.contents import write_checksums
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor

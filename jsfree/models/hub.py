@@ -19,8 +19,8 @@ from filelock import FileLock
 
 from jsfree.config import ModelFiles
 from jsfree.errors import ModelError
-from jsfree.model_folder import BESIDE_WEIGHTS, Kind, require, require_folder
-from jsfree.node_cache import cache_root, require_space
+from jsfree.models.cache import cache_root, require_space
+from jsfree.models.contents import BESIDE_WEIGHTS, Kind, require, require_folder
 from jsfree.run.filesystems import reason
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from jsfree import prompts
 from jsfree.config import DeviceMap, ModelFiles, Preprocessing
 from jsfree.errors import ModelError
 from jsfree.gpus import check_dtype, visible_gpu
-from jsfree.model_files import PACKAGED, local_folder, look_up
-from jsfree.model_folder import CAPTIONER, CLIP
-from jsfree.padding import pad_to_square
+from jsfree.models import prompts
+from jsfree.models.contents import CAPTIONER, CLIP
+from jsfree.models.padding import pad_to_square
+from jsfree.models.references import PACKAGED, local_folder, look_up
 from jsfree.shapes import visual_tokens
 
 if TYPE_CHECKING:

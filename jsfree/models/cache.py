@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from jsfree.config import ModelFiles
 from jsfree.errors import ModelError
-from jsfree.model_folder import CHECKSUMS, Kind, require, require_folder, verify_checksums
+from jsfree.models.contents import CHECKSUMS, Kind, require, require_folder, verify_checksums
 from jsfree.run.filesystems import filesystem_of, reason
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Models: references, downloads, loading, prompts and saving."""
