@@ -325,7 +325,7 @@ def miniworld_pretrain(
     seed: Annotated[int, typer.Option(help="Seed of initialisation and data order.")] = 0,
 ) -> None:
     """Rebuild the tiny CLIP and the tiny LLaVA from nothing."""
-    from jsfree.miniworld.pretrain import pretrain
+    from jsfree.pretraining.pretrain import pretrain
     from ray_jobs.console import Reporter
 
     reporter = Reporter()

@@ -10,12 +10,15 @@ import torch
 from safetensors import safe_open
 
 from jsfree.errors import ModelError
-from jsfree.miniworld import captioner_training, clip_training, tokenizers, world
+from jsfree.miniworld import world
 from jsfree.miniworld.metrics import count_caption
-from jsfree.miniworld.pretrain import Effort, pretrain
-from jsfree.miniworld.tables import scene_table, sentence_table
 from jsfree.models.loading import load_captioner, load_clip
 from jsfree.models.references import WEIGHTS
+from jsfree.pretraining import captioner as captioner_training
+from jsfree.pretraining import clip as clip_training
+from jsfree.pretraining import tokenizers
+from jsfree.pretraining.pretrain import Effort, pretrain
+from jsfree.pretraining.tables import scene_table, sentence_table
 
 TINY = Effort(
     clip_scenes=64,

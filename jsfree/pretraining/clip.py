@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from jsfree.miniworld.optimisation import Optimiser, Progress, batches
-from jsfree.miniworld.tables import SceneTable, SentenceTable, sentence_table
-from jsfree.miniworld.tokenizers import CLIP_CONTEXT, clip_tokenizer
 from jsfree.miniworld.vocabulary import COLOURS, CONTEXTS, NATIVE_PROBABILITY, NATIVE_WEIGHTS, OBJECTS, POSITIONS
 from jsfree.miniworld.world import SIZE
+from jsfree.pretraining.optimisation import Optimiser, Progress, batches
+from jsfree.pretraining.tables import SceneTable, SentenceTable, sentence_table
+from jsfree.pretraining.tokenizers import CLIP_CONTEXT, clip_tokenizer
 
 PATCH = 16
 WIDTH = 160

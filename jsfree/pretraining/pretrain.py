@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jsfree.miniworld import world
-from jsfree.miniworld.optimisation import Progress
+from jsfree.pretraining.optimisation import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ def pretrain(
 
 def pretrain_clip(directory: Path, seed: int, progress: Progress | None, effort: Effort) -> None:
     """Write a CLIP into ``directory``."""
-    from jsfree.miniworld import clip_training
-    from jsfree.miniworld.tables import scene_table
+    from jsfree.pretraining import clip as clip_training
+    from jsfree.pretraining.tables import scene_table
 
     scenes = _scenes(effort.clip_scenes)
     # Which words belong to which shape is learned from pictures of one or two objects.
@@ -66,10 +66,11 @@ def pretrain_captioner(
     """Write a captioner that sees with the vision tower of the CLIP in ``clip_directory``."""
     import torch
 
-    from jsfree.miniworld import captioner_training, clip_training
-    from jsfree.miniworld.tables import scene_table
     from jsfree.models.loading import load_clip
     from jsfree.models.saving import publish_captioner
+    from jsfree.pretraining import captioner as captioner_training
+    from jsfree.pretraining import clip as clip_training
+    from jsfree.pretraining.tables import scene_table
 
     scenes = _scenes(effort.captioner_scenes)
     pixels = scene_table(scenes, clip_training.PATCH).pixels

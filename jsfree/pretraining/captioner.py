@@ -19,16 +19,16 @@ from torch.nn import functional as F
 
 from jsfree.errors import ModelError
 from jsfree.miniworld import world
-from jsfree.miniworld.clip_training import (
+from jsfree.miniworld.world import CaptionNoise, Scene
+from jsfree.pretraining.clip import (
     PATCH,
     PIXEL_MEAN,
     PIXEL_STD,
     READ_LAYER,
     pixel_values,
 )
-from jsfree.miniworld.optimisation import Optimiser, Progress, batches
-from jsfree.miniworld.tokenizers import CHAT_TEMPLATE, IMAGE_TOKEN, captioner_tokenizer
-from jsfree.miniworld.world import CaptionNoise, Scene
+from jsfree.pretraining.optimisation import Optimiser, Progress, batches
+from jsfree.pretraining.tokenizers import CHAT_TEMPLATE, IMAGE_TOKEN, captioner_tokenizer
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from jsfree.miniworld import world
-from jsfree.miniworld.tables import sentence_table
+from jsfree.pretraining.tables import sentence_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

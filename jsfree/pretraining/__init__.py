@@ -1,0 +1,1 @@
+"""Pre-training of MiniWorld's captioner and CLIP."""
