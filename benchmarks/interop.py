@@ -23,13 +23,13 @@ from typing import Any
 from measuring import publish
 
 from jsfree import config as configuration
-from jsfree.captioning import CaptionWriter
 from jsfree.config import RunConfig
 from jsfree.evaluation.statistics import wilson
 from jsfree.images import evaluation_samples
 from jsfree.models.loading import load_captioner
 from jsfree.models.saving import publish_captioner
 from jsfree.schemas import Sample
+from jsfree.stages.captioning import CaptionWriter
 
 PEERS = Path(__file__).parent / "interop_peers.py"
 TARGET = 0.95

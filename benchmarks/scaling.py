@@ -45,13 +45,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout need not be ins
 
 from jsfree import config as configuration
 from jsfree import schemas
-from jsfree.captioning import PairGenerator
 from jsfree.config import Decoding, RunConfig
 from jsfree.decoding.requests import Request, Step
 from jsfree.decoding.sampling import noise_key
 from jsfree.images import training_samples
 from jsfree.run.storage import Folder
 from jsfree.schemas import Sample, StageOutput
+from jsfree.stages.captioning import PairGenerator
 from ray_jobs.cluster import Cluster
 from ray_jobs.generate_pairs import at_once, write_samples
 from ray_jobs.progress import Counts
@@ -150,7 +150,7 @@ class BusyPairs(MeteredPairs):
     """Stage 1 on random weights, whose captions have lognormal lengths; meters the engine's steps too."""
 
     def __init__(self, **arguments: Any) -> None:
-        with patch("jsfree.captioning.captioner_of", lambda *_: SeeingCaptioner(tiny(PATCHES).model, None)):
+        with patch("jsfree.stages.captioning.captioner_of", lambda *_: SeeingCaptioner(tiny(PATCHES).model, None)):
             super().__init__(**arguments)
         self._step = self.engine.step
         self._stepping, self._first, self._last = 0.0, 0.0, 0.0

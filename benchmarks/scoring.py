@@ -22,9 +22,9 @@ import torch
 from measuring import in_turn, publish, ratio
 from PIL import Image
 
-from jsfree.clipscore import ClipScorer, _ShortContext
 from jsfree.config import RunConfig
 from jsfree.miniworld import world
+from jsfree.stages.scoring import ClipScorer, _ShortContext
 
 TARGETS = {"naive_per_sentence": 7.0, "torchmetrics_per_caption": 4.0}
 IMAGES, SENTENCES, SIDE = 8, (9, 12), 224

@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 
 from jsfree import schemas
-from jsfree.captioning import CaptionWriter
 from jsfree.config import RunConfig
 from jsfree.dpo.loop import first_loss_tolerance
 from jsfree.dpo.loss import first_loss
@@ -33,6 +32,7 @@ from jsfree.models.saving import hub_key
 from jsfree.run.storage import Folder, Run, shard_name
 from jsfree.run.streaming import scan
 from jsfree.schemas import Sample
+from jsfree.stages.captioning import CaptionWriter
 
 FEWEST_PAIRS = 20  # below, a bootstrap's interval is no 95 % interval
 FEWEST_STEPS = 4

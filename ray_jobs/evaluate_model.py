@@ -10,8 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 from jsfree import schemas
-from jsfree.captioning import CaptionWriter
-from jsfree.clipscore import ClipScorer
 from jsfree.config import RunConfig
 from jsfree.evaluation import labelfree
 from jsfree.images import draw_evaluation
@@ -20,6 +18,8 @@ from jsfree.overlap import hash_images
 from jsfree.run.storage import Manifest, shard_name
 from jsfree.run.streaming import scan
 from jsfree.schemas import Sample, ScoredCaptionRow
+from jsfree.stages.captioning import CaptionWriter
+from jsfree.stages.scoring import ClipScorer
 from ray_jobs.generate_pairs import at_once, publish_samples
 from ray_jobs.rounds import Model, Round, StageRequest
 from ray_jobs.shards import StageClass, Table, total

@@ -9,14 +9,14 @@ from dataclasses import replace
 import pyarrow as pa
 
 from jsfree import schemas
-from jsfree.captioning import PairGenerator
 from jsfree.config import RunConfig
 from jsfree.errors import StageError
 from jsfree.images import Samples, draw_training
-from jsfree.onepass import ScoredPairGenerator
 from jsfree.overlap import read_hashes, shards_with
 from jsfree.run.storage import Folder, Manifest, shard_name
 from jsfree.schemas import Sample
+from jsfree.stages.captioning import PairGenerator
+from jsfree.stages.scored_captioning import ScoredPairGenerator
 from ray_jobs.listings import fix_listing, remove_shards
 from ray_jobs.rounds import Round, StageRequest
 from ray_jobs.score_pairs import score_request

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from jsfree import schemas
-from jsfree.clipscore import ClipScorer
 from jsfree.run.storage import Manifest
+from jsfree.stages.scoring import ClipScorer
 from ray_jobs.rounds import Round, StageRequest
 
 

@@ -3,7 +3,7 @@
 import hashlib
 from statistics import fmean
 
-from jsfree.sentences import repeated
+from jsfree.stages.sentences import repeated
 
 
 def select(scored, settings, seed):

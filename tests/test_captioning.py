@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from jsfree import config
-from jsfree.captioning import CaptionWriter, PairGenerator
 from jsfree.config import RunConfig
 from jsfree.decoding import algorithm1
 from jsfree.decoding.engine import DualPathEngine
@@ -16,6 +15,7 @@ from jsfree.decoding.requests import Request
 from jsfree.decoding.sampling import noise_key
 from jsfree.errors import ConfigError
 from jsfree.miniworld import world
+from jsfree.stages.captioning import CaptionWriter, PairGenerator
 
 SMALL = {"generate": {"decoding": {"max_new_tokens": 12}, "slots": 6}}
 

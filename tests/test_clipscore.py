@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from jsfree.clipscore import ClipScorer
 from jsfree.config import RunConfig
 from jsfree.models.loading import load_clip
 from jsfree.models.references import WEIGHTS
 from jsfree.schemas import SCORED, SCORED_CAPTIONS
+from jsfree.stages.scoring import ClipScorer
 
 CONTEXT = 24
 LONG = "a dog, a cat and a very large brown horse, two men with hats; " * 4

@@ -95,7 +95,7 @@ def test_an_upload_made_for_other_libraries_is_refused(tmp_path):
 def test_an_upload_that_is_not_what_is_imported_is_refused(other_place):
     """The node's own jsfree hides the uploaded one."""
     (other_place / "jsfree" / "ratios.py").write_text("")
-    with pytest.raises(CodeError, match=rf"other jsfree/ratios.py, imported from {ROOT} .*{other_place}"):
+    with pytest.raises(CodeError, match=rf"other jsfree/stages/ratios.py, imported from {ROOT} .*{other_place}"):
         code_version.refuse_unfit_upload(other_place)
 
 

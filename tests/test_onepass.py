@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from jsfree import config
-from jsfree.captioning import PairGenerator
-from jsfree.clipscore import ClipScorer
 from jsfree.images import decoding, training_samples
-from jsfree.onepass import ScoredPairGenerator
+from jsfree.stages.captioning import PairGenerator
+from jsfree.stages.scored_captioning import ScoredPairGenerator
+from jsfree.stages.scoring import ClipScorer
 
 SHARD = 70  # more than are embedded together
 

@@ -10,15 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from jsfree import config, schemas
-from jsfree.captioning import PairGenerator
 from jsfree.errors import StorageError
 from jsfree.images import evaluation_samples, training_samples
 from jsfree.miniworld import world
 from jsfree.model_card import card
-from jsfree.onepass import ScoredPairGenerator
 from jsfree.overlap import Overlap, hash_images, overlap, read_hashes, shards_with
 from jsfree.report.page import render
 from jsfree.run.storage import Folder, shard_name
+from jsfree.stages.captioning import PairGenerator
+from jsfree.stages.scored_captioning import ScoredPairGenerator
 
 NEW, SHARED = range(3), range(3, 7)
 

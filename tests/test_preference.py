@@ -6,8 +6,8 @@ import pytest
 
 from jsfree.config import Select
 from jsfree.errors import StageError
-from jsfree.preference import select_pairs
 from jsfree.schemas import SELECTED
+from jsfree.stages.preference import select_pairs
 
 ALL = {"splits": 1, "first": 1, "last": 1}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jsfree.config import Ratios
-from jsfree.ratios import draw_ratios
+from jsfree.stages.ratios import draw_ratios
 
 
 def drawn(settings: Ratios) -> np.ndarray:

@@ -7,13 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jsfree import schemas, selection
+from jsfree import schemas
 from jsfree.config import Select
 from jsfree.errors import StageError, StorageError
-from jsfree.preference import select_pairs
 from jsfree.run.storage import Folder, shard_name
 from jsfree.run.streaming import scan
-from jsfree.selection import select_shards
+from jsfree.stages import selection
+from jsfree.stages.preference import select_pairs
+from jsfree.stages.selection import select_shards
 
 SENTENCES = ("A cup.", "a  cup!", "Two dogs.", "Ein Hühnerstall — 家.", "A cat sits.")
 SETTINGS = [

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jsfree.sentences import sentences, sub_sentences
+from jsfree.stages.sentences import sentences, sub_sentences
 
 
 def words_fit(limit):

@@ -12,7 +12,6 @@ from gpu.report import Report
 from gpu.scale import Scale
 from gpu.training import Forward, loss_of, train_step, two_forwards
 from jsfree import config
-from jsfree.captioning import PairGenerator
 from jsfree.config import RunConfig
 from jsfree.dpo.batching import PairBatch, collate
 from jsfree.dpo.engine import adamw, prepare_policy
@@ -21,6 +20,7 @@ from jsfree.dpo.loss import PairLogps, first_loss
 from jsfree.dpo.policy import FLEX, PairModel
 from jsfree.images import training_samples
 from jsfree.models.loading import DTYPES, Captioner, load_captioner
+from jsfree.stages.captioning import PairGenerator
 
 STEPS = 20
 SUMS, GRADIENTS, A_TOKEN = 1e-3, 1e-4, 0.01

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from gpu.report import Report
 from gpu.scale import Scale
-from jsfree.clipscore import ClipScorer
 from jsfree.config import RunConfig
 from jsfree.miniworld import world
+from jsfree.stages.scoring import ClipScorer
 
 LIMIT = 1e-4
 

@@ -13,8 +13,6 @@ from gpu.report import Report
 from gpu.scale import Scale
 from gpu.training import train_step
 from jsfree import config
-from jsfree.captioning import CaptionWriter, PairGenerator
-from jsfree.clipscore import ClipScorer
 from jsfree.config import RunConfig
 from jsfree.dpo.batching import collate, length_of, micro_batches, order_of_epoch
 from jsfree.dpo.engine import adamw, prepare_policy
@@ -23,7 +21,9 @@ from jsfree.images import evaluation_samples, training_samples
 from jsfree.miniworld import metrics, world
 from jsfree.models.loading import load_captioner
 from jsfree.models.saving import publish_captioner
-from jsfree.preference import select_pairs
+from jsfree.stages.captioning import CaptionWriter, PairGenerator
+from jsfree.stages.preference import select_pairs
+from jsfree.stages.scoring import ClipScorer
 
 MODE = "greedy"
 

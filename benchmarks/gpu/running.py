@@ -34,8 +34,8 @@ PRELOADED = (
     "transformers.models.llava.processing_llava",
     "open_clip",
     "peft",
-    "jsfree.captioning",
-    "jsfree.clipscore",
+    "jsfree.stages.captioning",
+    "jsfree.stages.scoring",
     "jsfree.dpo.loop",
 )
 UNUSABLE_FORK = "CUDA cannot be used in a forked process"

@@ -14,8 +14,8 @@ from gpu.device import GIB
 from gpu.report import Report
 from gpu.scale import Scale
 from jsfree import config
-from jsfree.clipscore import ClipScorer
 from jsfree.preflight import devices, rates
+from jsfree.stages.scoring import ClipScorer
 
 
 def measure(scale: Scale, report: Report) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from jsfree.errors import ConfigError, StageError
 from jsfree.evaluation.statistics import RESAMPLES, Z95, Interval, mean_interval, ratio_interval
 from jsfree.schemas import ScoredCaptionRow
-from jsfree.sentences import repeated, words
+from jsfree.stages.sentences import repeated, words
 
 LOW_SHARE = 0.10
 

@@ -14,8 +14,8 @@ sys.modules.update(dict.fromkeys(ABSENT))  # an import of them fails, and they a
 
 import torch
 from jsfree import config
-from jsfree.captioning import PairGenerator
-from jsfree.clipscore import ClipScorer
+from jsfree.stages.captioning import PairGenerator
+from jsfree.stages.scoring import ClipScorer
 from jsfree.dpo import loop
 from jsfree.dpo.batching import collate
 from jsfree.dpo.engine import adamw, prepare_policy

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from jsfree.captioning import PairGenerator
 from jsfree.config import RunConfig, build
 from jsfree.dpo.batching import collate, micro_batches, order_of_epoch, prefetched, require_context
 from jsfree.dpo.engine import deepspeed_config
@@ -11,6 +10,7 @@ from jsfree.dpo.loop import learning_rate, steps_per_epoch
 from jsfree.dpo.policy import PairModel
 from jsfree.errors import StageError
 from jsfree.images import training_samples
+from jsfree.stages.captioning import PairGenerator
 
 SMALL = build({"source": {"count": 6}}, where="test")
 

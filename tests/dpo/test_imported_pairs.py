@@ -9,14 +9,14 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from jsfree import schemas
-from jsfree.clipscore import ClipScorer
 from jsfree.config import build
 from jsfree.dpo.loop import Folders, Hooks, Models, train
 from jsfree.exchange import export
 from jsfree.models.references import WEIGHTS
-from jsfree.preference import select_pairs
 from jsfree.report.page import build_report
 from jsfree.run.storage import Run
+from jsfree.stages.preference import select_pairs
+from jsfree.stages.scoring import ClipScorer
 from ray_jobs import pipeline
 from ray_jobs.console import Reporter
 

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from jsfree import schemas
-from jsfree.captioning import PairGenerator
 from jsfree.config import build
 from jsfree.dpo import loop, reference_logps
 from jsfree.dpo.loop import Folders, Hooks, Models, split, train
@@ -21,6 +20,7 @@ from jsfree.images import training_samples
 from jsfree.models.loading import load_captioner
 from jsfree.models.saving import hub_key
 from jsfree.run.storage import Folder, shard_name
+from jsfree.stages.captioning import PairGenerator
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("one_worker")]  # DeepSpeed warns
 MODELS = Models("miniworld:captioner", "miniworld:captioner", "m0")

@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 
-from jsfree.captioning import PairGenerator
 from jsfree.config import build
 from jsfree.dpo import policy as policies
 from jsfree.dpo.batching import PADDING, attention_mask, collate, sees
@@ -14,6 +13,7 @@ from jsfree.dpo.policy import CompletionHead, PairModel
 from jsfree.errors import ModelError
 from jsfree.images import load_image, training_samples
 from jsfree.models.loading import load_captioner
+from jsfree.stages.captioning import PairGenerator
 
 SMALL = build({"source": {"count": 6}}, where="test")
 

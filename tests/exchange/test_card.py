@@ -7,8 +7,8 @@ import yaml
 from jsfree import schemas
 from jsfree.exchange import export
 from jsfree.exchange.card import histogram
-from jsfree.preference import select_pairs
 from jsfree.run.storage import Run
+from jsfree.stages.preference import select_pairs
 
 SCORES = [(0.30, 0.20), (0.30, 0.28), (0.25, 0.29), (0.31, 0.31)]
 """CLIP scores of low and high; the third pair is inverted, the last one has identical captions."""

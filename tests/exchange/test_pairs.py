@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from jsfree.captioning import PairGenerator
 from jsfree.config import Imported, build
 from jsfree.errors import RowError
 from jsfree.exchange import Unusable
@@ -13,6 +12,7 @@ from jsfree.exchange.preferences import Preference
 from jsfree.images import training_samples
 from jsfree.models.references import WEIGHTS
 from jsfree.schemas import sample_id
+from jsfree.stages.captioning import PairGenerator
 
 SETTINGS = Imported(format="trl", path="/unused", max_tokens=40)
 IMAGE = {"id": "a", "uri": "/a.png", "bytes": None, "sha256": None}

@@ -134,8 +134,8 @@ def test_braces(pattern, names):
 
 def test_a_stage_captions_images_out_of_shards_and_names_the_bad_ones(tmp_path):
     from jsfree import schemas
-    from jsfree.captioning import PairGenerator
     from jsfree.miniworld import world
+    from jsfree.stages.captioning import PairGenerator
 
     members = {f"{n}.png": world.png_bytes(world.scene("unlabelled", n)) for n in range(4)} | {"bad.png": b"no image"}
     (tmp_path / "a.tar").write_bytes(packed(members))

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pytest
 
 from jsfree import config, schemas
-from jsfree.captioning import PairGenerator
 from jsfree.config import Resources
 from jsfree.errors import StageError
 from jsfree.preflight.findings import Verdict
 from jsfree.run.storage import Folder, Run, shard_name
 from jsfree.schemas import StageOutput
+from jsfree.stages.captioning import PairGenerator
 from ray_jobs import cluster as clusters
 from ray_jobs.board import put_up
 from ray_jobs.capacity import check_room

@@ -15,8 +15,8 @@ from jsfree import config, schemas
 from jsfree.evaluation import labelfree
 from jsfree.miniworld import metrics, world
 from jsfree.miniworld.world import CaptionNoise
-from jsfree.preference import select_pairs
 from jsfree.run.storage import Manifest, Run, shard_name
+from jsfree.stages.preference import select_pairs
 
 SETTINGS = {"source": {"count": 120}, "evaluate": {"source": {"split": "test", "count": 40}}}
 CARE = {

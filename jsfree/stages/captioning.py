@@ -27,8 +27,8 @@ from jsfree.errors import NoTokenError, RowError
 from jsfree.images import load_image
 from jsfree.models.loading import Captioner, load_captioner
 from jsfree.overlap import read_hashes, require_not_evaluated
-from jsfree.ratios import draw_ratios
 from jsfree.schemas import ImageRef, Sample, StageOutput
+from jsfree.stages.ratios import draw_ratios
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from jsfree import schemas
 from jsfree.config import Select
-from jsfree.preference import Choice, PairColumns, choose, columns_read
 from jsfree.run.sorting import RowSorter
 from jsfree.run.storage import Folder, shard_name
 from jsfree.run.streaming import scan
+from jsfree.stages.preference import Choice, PairColumns, choose, columns_read
 
 BUCKET_BYTES = 48 * 2**20
 """Rows that are sorted in memory at once; selection takes a few times as much."""

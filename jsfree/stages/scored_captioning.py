@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from jsfree.captioning import PairGenerator
-from jsfree.clipscore import IMAGES_AT_ONCE, ClipScorer
 from jsfree.schemas import Pair, Sample, StageOutput
+from jsfree.stages.captioning import PairGenerator
+from jsfree.stages.scoring import IMAGES_AT_ONCE, ClipScorer
 
 if TYPE_CHECKING:
     import torch

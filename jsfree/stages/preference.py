@@ -21,7 +21,7 @@ from jsfree.config import Select
 from jsfree.errors import StageError
 from jsfree.run.keyed_order import ticket
 from jsfree.schemas import ScoredPair, SelectedPair
-from jsfree.sentences import repeated
+from jsfree.stages.sentences import repeated
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from jsfree.gpus import bisected
 from jsfree.images import load_image
 from jsfree.models.loading import load_clip
 from jsfree.schemas import ScoredCaption, SentenceScore, StageOutput, error_row
-from jsfree.sentences import sentences, sub_sentences
+from jsfree.stages.sentences import sentences, sub_sentences
 
 if TYPE_CHECKING:
     from PIL import Image
