@@ -25,8 +25,8 @@ from random_llava import RandomCaptioner, of_shape
 
 from jsfree import config as configuration
 from jsfree.config import RunConfig
-from jsfree.preflight import memory
-from jsfree.shapes import LlavaShape, TransformerShape
+from jsfree.sizing import memory
+from jsfree.sizing.shapes import LlavaShape, TransformerShape
 
 VISION = TransformerShape(hidden=192, layers=4, heads=4, intermediate=768)
 SIZES = {

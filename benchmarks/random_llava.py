@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from jsfree import shapes
 from jsfree.models.loading import Captioner
+from jsfree.sizing import shapes
 
 PROMPT_TOKENS = 24
 BEGIN, WORD = 1, 10

@@ -10,12 +10,13 @@ from functools import partial
 from jsfree.config import Resources, RunConfig
 from jsfree.errors import ConfigError
 from jsfree.gpus import why_no_cuda
-from jsfree.preflight import devices, rates
+from jsfree.preflight import devices
 from jsfree.preflight.devices import Device
 from jsfree.preflight.findings import Finding, attempted, fails, note, ok
 from jsfree.preflight.libraries import check_arithmetic, check_drivers
-from jsfree.preflight.rates import Gpu
-from jsfree.preflight.work import Work
+from jsfree.sizing import rates
+from jsfree.sizing.rates import Gpu
+from jsfree.sizing.work import Work
 from ray_jobs.capacity import check_room, describe, fitting, inventory
 from ray_jobs.cluster import Cluster, session_folder
 from ray_jobs.describe import Machine, see_nodes

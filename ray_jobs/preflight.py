@@ -8,24 +8,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jsfree import config as configuration
-from jsfree import shapes
 from jsfree.config import Imported, RunConfig, Source
-from jsfree.dpo import footprint
 from jsfree.errors import ConfigError, JsfreeError, StorageError
 from jsfree.images import Look, images_of_a_round, look_at
 from jsfree.images.drawing import Drawn
 from jsfree.models.contents import CAPTIONER
-from jsfree.preflight import data, devices, findings, memory, models, places, rates
-from jsfree.preflight import work as works_out
+from jsfree.preflight import data, devices, findings, models, places
 from jsfree.preflight.devices import Device
 from jsfree.preflight.findings import Finding, attempted, ok
 from jsfree.preflight.libraries import check_libraries
-from jsfree.preflight.memory import Lengths
-from jsfree.preflight.rates import StageTime
 from jsfree.preflight.settings import check_settings
-from jsfree.preflight.work import Work
 from jsfree.run.storage import Run
-from jsfree.shapes import LlavaShape
+from jsfree.sizing import footprint, memory, rates, shapes
+from jsfree.sizing import work as works_out
+from jsfree.sizing.memory import Lengths
+from jsfree.sizing.rates import StageTime
+from jsfree.sizing.shapes import LlavaShape
+from jsfree.sizing.work import Work
 from ray_jobs.capacity import ROUNDING
 from ray_jobs.cluster import Cluster
 from ray_jobs.machines import CLUSTER, Machines, asked_for

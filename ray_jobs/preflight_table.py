@@ -9,7 +9,7 @@ from rich.text import Text
 from jsfree.config import RunConfig
 from jsfree.errors import PreflightError
 from jsfree.preflight.findings import Finding, Verdict
-from jsfree.preflight.rates import StageTime
+from jsfree.sizing.rates import StageTime
 from ray_jobs.preflight import Preflight, preflight
 
 STYLES = {Verdict.OK: "green", Verdict.NOTE: "yellow", Verdict.FAILS: "bold red"}

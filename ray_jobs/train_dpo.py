@@ -12,11 +12,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from jsfree.config import Resources, RunConfig
-from jsfree.dpo.guards import check_training
 from jsfree.dpo.loop import Folders, Hooks, Models, steps_per_epoch, train
 from jsfree.dpo.pairs import PairTable
 from jsfree.dpo.step_log import STEPS, Alarm, Step, described, step_log
 from jsfree.run.storage import Folder, Manifest
+from jsfree.sizing.guards import check_training
 from ray_jobs.cluster import explained
 from ray_jobs.console import Update
 from ray_jobs.nccl import COLLECTIVE_SECONDS, worker_environment

@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from jsfree import config, shapes
-from jsfree.dpo import footprint
+from jsfree import config
 from jsfree.errors import ModelError
 from jsfree.models.loading import Captioner
 from jsfree.models.references import WEIGHTS
 from jsfree.models.saving import hub_key
+from jsfree.sizing import footprint, shapes
 
 SMALL, LARGE = shapes.PUBLISHED.values()
 CONFIGS = Path(__file__).parents[1] / "configs"

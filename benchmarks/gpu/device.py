@@ -15,7 +15,7 @@ from gpu.report import Report
 from gpu.scale import Scale
 from jsfree.errors import ConfigError
 from jsfree.gpus import driver_version, why_no_cuda
-from jsfree.preflight import rates
+from jsfree.sizing import rates
 
 GIB = 2**30
 

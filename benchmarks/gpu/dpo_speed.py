@@ -17,9 +17,9 @@ from jsfree import config
 from jsfree.dpo.batching import PADDING, PairBatch
 from jsfree.dpo.engine import adamw, checkpoint_gradients, prepare_policy
 from jsfree.dpo.policy import FLEX
-from jsfree.preflight import memory, rates
-from jsfree.preflight.memory import Lengths
-from jsfree.preflight.work import work_of
+from jsfree.sizing import memory, rates
+from jsfree.sizing.memory import Lengths
+from jsfree.sizing.work import work_of
 
 
 def measure_lora(scale: Scale, report: Report) -> None:

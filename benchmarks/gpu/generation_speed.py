@@ -21,10 +21,10 @@ from jsfree import config
 from jsfree.config import Compiling, RunConfig
 from jsfree.decoding.engine import DualPathEngine
 from jsfree.decoding.memory import keys_of
-from jsfree.preflight import memory, rates
-from jsfree.preflight.memory import Lengths
-from jsfree.preflight.work import work_of
-from jsfree.shapes import LlavaShape
+from jsfree.sizing import memory, rates
+from jsfree.sizing.memory import Lengths
+from jsfree.sizing.shapes import LlavaShape
+from jsfree.sizing.work import work_of
 
 H0 = (0.0, RATIOS[1])
 """The default: one caption of each image with the image alone."""
@@ -150,7 +150,7 @@ class Model:
         return found
 
     def _shares(self, step: float, needed: float, prefill: float) -> dict[str, float]:
-        """What ``jsfree.preflight.rates`` estimates: shares of the data sheet's bandwidth and arithmetic."""
+        """What ``jsfree.sizing.rates`` estimates: shares of the data sheet's bandwidth and arithmetic."""
         sheet = device.kind(self.scale)
         operations = 2 * memory.parameters(self.shape).total * self._lengths().prefix
         return {"bandwidth": needed / sheet.bandwidth / step, "prefill": operations / sheet.flops / prefill}

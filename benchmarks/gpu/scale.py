@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from jsfree.shapes import PUBLISHED, LlavaShape, TransformerShape
+from jsfree.sizing.shapes import PUBLISHED, LlavaShape, TransformerShape
 
 TINY_SHAPE = LlavaShape(
     TransformerShape(hidden=64, layers=4, heads=2, intermediate=128),

@@ -22,7 +22,7 @@ from jsfree.models import prompts
 from jsfree.models.contents import CAPTIONER, CLIP
 from jsfree.models.padding import pad_to_square
 from jsfree.models.references import PACKAGED, local_folder, look_up
-from jsfree.shapes import visual_tokens
+from jsfree.sizing.shapes import visual_tokens
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor

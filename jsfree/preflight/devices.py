@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jsfree.config import RunConfig, Train
-from jsfree.dpo import footprint
-from jsfree.preflight import memory
 from jsfree.preflight.findings import Finding, fails, note, ok
-from jsfree.preflight.memory import Lengths, Memory
-from jsfree.shapes import LlavaShape
+from jsfree.sizing import footprint, memory
+from jsfree.sizing.memory import Lengths, Memory
+from jsfree.sizing.shapes import LlavaShape
 
 AREA = "memory"
 GB = 1e9

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 from jsfree.config import RunConfig
 from jsfree.preflight.findings import Finding, fails, note, ok
-from jsfree.preflight.rates import Gpu
+from jsfree.sizing.rates import Gpu
 
 AREA = "libraries"
 LEAST_DRIVER = {"12": 525, "13": 580}

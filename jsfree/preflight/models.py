@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from jsfree import shapes
 from jsfree.config import ModelFiles, RunConfig
-from jsfree.dpo.footprint import BYTES
 from jsfree.errors import ModelError
 from jsfree.models import prompts
 from jsfree.models.contents import CAPTIONER, CLIP, Kind, require_folder, require_type
@@ -22,9 +20,11 @@ from jsfree.models.hub import is_offline
 from jsfree.models.loading import clip_source
 from jsfree.models.references import description_folder, hub_model, look_up
 from jsfree.preflight.findings import Finding, fails, note, ok
-from jsfree.preflight.memory import Lengths
-from jsfree.preflight.work import caption_tokens
-from jsfree.shapes import LlavaShape
+from jsfree.sizing import shapes
+from jsfree.sizing.footprint import BYTES
+from jsfree.sizing.memory import Lengths
+from jsfree.sizing.shapes import LlavaShape
+from jsfree.sizing.work import caption_tokens
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig, LlavaProcessor

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from jsfree.config import RunConfig
 from jsfree.preflight.findings import Finding, fails, note, ok
-from jsfree.preflight.work import Work
+from jsfree.sizing.work import Work
 
 AREA = "settings"
 FEW_STEPS = 10

@@ -5,7 +5,6 @@ import torch
 
 from jsfree.config import RunConfig, build
 from jsfree.dpo import engine as dpo_engine
-from jsfree.dpo import footprint
 from jsfree.dpo.batching import collate
 from jsfree.dpo.engine import checkpoint_gradients, gathered_weights, start_engine
 from jsfree.dpo.policy import PairModel
@@ -15,6 +14,7 @@ from jsfree.images import training_samples
 from jsfree.models.loading import DTYPES, load_captioner
 from jsfree.models.references import WEIGHTS
 from jsfree.models.saving import hub_key
+from jsfree.sizing import footprint
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("one_worker")]  # DeepSpeed warns
 

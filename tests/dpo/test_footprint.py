@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from jsfree import config, shapes
+from jsfree import config
 from jsfree.config import Lora
-from jsfree.dpo import footprint
-from jsfree.dpo.footprint import Parameters
 from jsfree.dpo.lora import add_adapters
 from jsfree.dpo.policy import PairModel
 from jsfree.models.loading import load_captioner
 from jsfree.models.references import WEIGHTS
+from jsfree.sizing import footprint, shapes
+from jsfree.sizing.footprint import Parameters
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GB = 1e9

@@ -6,13 +6,12 @@ import tempfile
 import pytest
 import torch
 
-from jsfree import shapes
 from jsfree.config import RunConfig, build
-from jsfree.dpo import footprint
-from jsfree.dpo.guards import Need, check_disk, check_memory, check_training, disk_needs
 from jsfree.errors import ConfigError, DeviceError
 from jsfree.gpus import Gpu
 from jsfree.run.storage import Folder
+from jsfree.sizing import footprint, shapes
+from jsfree.sizing.guards import Need, check_disk, check_memory, check_training, disk_needs
 
 A100 = Gpu("NVIDIA A100-SXM4-80GB", 85_095_874_560, bf16=True)
 LLAVA = shapes.tensors(shapes.PUBLISHED["llava-hf/llava-1.5-7b-hf"])

@@ -2,9 +2,9 @@
 
 import pytest
 
-from jsfree import shapes
 from jsfree.dpo.trained import trained_names
 from jsfree.errors import ConfigError
+from jsfree.sizing import shapes
 
 NAMES = shapes.tensors(shapes.PUBLISHED["llava-hf/llava-1.5-7b-hf"])
 

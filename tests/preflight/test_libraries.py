@@ -6,7 +6,7 @@ from packaging.requirements import Requirement
 from jsfree import config as configuration
 from jsfree.preflight import libraries
 from jsfree.preflight.findings import Verdict
-from jsfree.preflight.rates import GPUS
+from jsfree.sizing.rates import GPUS
 
 
 def test_a_library_that_is_missing_or_of_another_version_is_named():

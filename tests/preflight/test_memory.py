@@ -10,10 +10,10 @@ from jsfree.config import Lora, RunConfig
 from jsfree.decoding.engine import DualPathEngine
 from jsfree.decoding.requests import Request
 from jsfree.errors import ConfigError
-from jsfree.preflight import memory, rates
-from jsfree.preflight.memory import Lengths
-from jsfree.preflight.work import work_of
-from jsfree.shapes import PUBLISHED, shape_of
+from jsfree.sizing import memory, rates
+from jsfree.sizing.memory import Lengths
+from jsfree.sizing.shapes import PUBLISHED, shape_of
+from jsfree.sizing.work import work_of
 
 LLAVA = PUBLISHED["llava-hf/llava-1.5-13b-hf"]
 LENGTHS = Lengths(prefix=592, lead=16, caption=130, most=256)

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jsfree import shapes
 from jsfree.config import Lora, RunConfig, Train
 from jsfree.decoding.memory import GIB, OF_GPU, Keys, Need, Shape
-from jsfree.dpo import footprint
-from jsfree.dpo.activations import FLOAT32, Rows, activation_bytes
-from jsfree.dpo.footprint import BYTES, Parameters
 from jsfree.errors import DeviceError
-from jsfree.shapes import LlavaShape
+from jsfree.sizing import footprint, shapes
+from jsfree.sizing.activations import FLOAT32, Rows, activation_bytes
+from jsfree.sizing.footprint import BYTES, Parameters
+from jsfree.sizing.shapes import LlavaShape
 
 CUDA_BYTES = 1_500_000_000
 """Context, kernels and what torch's allocator cannot use again; an estimate."""

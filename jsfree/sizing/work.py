@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jsfree.config import RunConfig
-from jsfree.dpo import footprint
-from jsfree.dpo.footprint import Parameters
+from jsfree.sizing import footprint
+from jsfree.sizing.footprint import Parameters
 
 CAPTION_TOKENS = 130
 """Of LLaVA-1.5's answer to "Describe image in detail.", on average; an estimate."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from jsfree.config import Lora
 from jsfree.dpo.policy import HEAD_CHUNK
-from jsfree.shapes import LlavaShape
+from jsfree.sizing.shapes import LlavaShape
 
 FLOAT32 = 4
 

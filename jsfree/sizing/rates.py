@@ -12,12 +12,12 @@ import re
 from dataclasses import dataclass
 
 from jsfree.config import Resources, RunConfig
-from jsfree.dpo.footprint import BYTES
 from jsfree.errors import ConfigError
-from jsfree.preflight import memory
-from jsfree.preflight.memory import Lengths
-from jsfree.preflight.work import Work
-from jsfree.shapes import LlavaShape
+from jsfree.sizing import memory
+from jsfree.sizing.footprint import BYTES
+from jsfree.sizing.memory import Lengths
+from jsfree.sizing.shapes import LlavaShape
+from jsfree.sizing.work import Work
 
 GB, TERA = 1e9, 1e12
 UTILISATION = 0.92

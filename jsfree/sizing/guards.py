@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jsfree.config import RunConfig
-from jsfree.dpo import footprint
-from jsfree.dpo.footprint import Parameters
 from jsfree.errors import DeviceError
 from jsfree.gpus import Gpu, check_dtype, visible_gpu
 from jsfree.models.contents import CAPTIONER
 from jsfree.models.references import local_folder
 from jsfree.run.filesystems import nearest_existing
 from jsfree.run.storage import Folder
+from jsfree.sizing import footprint
+from jsfree.sizing.footprint import Parameters
 
 GB = 1e9
 

@@ -31,7 +31,7 @@ from typing import Any
 from jsfree.config import Lora
 from jsfree.dpo.trained import trained_names
 from jsfree.models.contents import CAPTIONER
-from jsfree.shapes import visual_tokens
+from jsfree.sizing.shapes import visual_tokens
 
 BYTES = {"float32": 4, "bfloat16": 2}
 OPTIMIZER_BYTES = 12
@@ -61,7 +61,7 @@ def count_parameters(folder: Path, trained_layers: int | None, lora: Lora | None
 def parameters_of(
     shapes: Mapping[str, Sequence[int]], trained_layers: int | None, lora: Lora | None = None
 ) -> Parameters:
-    """Count parameters by the names and shapes of a captioner's tensors (``jsfree.shapes.tensors``, or its files).
+    """Count parameters by the names and shapes of a captioner's tensors (``jsfree.sizing.shapes.tensors``, or its files).
 
     Raises:
         ConfigError: the model has fewer layers than are to be trained.

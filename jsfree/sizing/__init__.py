@@ -1,0 +1,1 @@
+"""What a run will need: shapes, memory, time and disk space."""
