@@ -14,9 +14,9 @@ import yaml
 import jsfree
 from jsfree.base_model import Base, base_of
 from jsfree.config import Decoding, RunConfig, Source
+from jsfree.images.overlap import overlap
 from jsfree.models.contents import ADAPTER, CARD
 from jsfree.models.references import PATHS
-from jsfree.overlap import overlap
 from jsfree.report import reading, tables
 from jsfree.report.tables import Comparison, Line
 from jsfree.run.storage import Run

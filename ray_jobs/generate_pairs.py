@@ -12,7 +12,7 @@ from jsfree import schemas
 from jsfree.config import RunConfig
 from jsfree.errors import StageError
 from jsfree.images import Samples, draw_training
-from jsfree.overlap import read_hashes, shards_with
+from jsfree.images.overlap import read_hashes, shards_with
 from jsfree.run.storage import Folder, Manifest, shard_name
 from jsfree.schemas import Sample
 from jsfree.stages.captioning import PairGenerator

@@ -16,7 +16,7 @@ from jsfree.exchange import Unusable, preferences
 from jsfree.exchange.pairs import ImportedPairs, samples
 from jsfree.exchange.preferences import Preference
 from jsfree.exchange.records import content_hash
-from jsfree.overlap import read_hashes
+from jsfree.images.overlap import read_hashes
 from jsfree.run.storage import Folder, Manifest
 from jsfree.schemas import StageOutput
 from ray_jobs.listings import fix_listing, fixed_listing

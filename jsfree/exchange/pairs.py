@@ -18,10 +18,10 @@ from jsfree.errors import ConfigError, ModelError, RowError
 from jsfree.exchange.importing import Unusable
 from jsfree.exchange.preferences import Preference
 from jsfree.images.decoding import image_bytes
+from jsfree.images.overlap import READERS, require_not_evaluated
 from jsfree.models import prompts
 from jsfree.models.contents import CAPTIONER
 from jsfree.models.references import local_folder
-from jsfree.overlap import READERS, require_not_evaluated
 from jsfree.schemas import Decoded, ImageRef, Sample, StageOutput, error_row, sample_id
 
 if TYPE_CHECKING:

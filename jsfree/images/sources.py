@@ -3,7 +3,7 @@
 Images are put in the order of a hash of (seed, image id), so that a missing one changes the order of no others,
 and the order of files or rows does not matter. Round k takes the k-th ``count`` from the front, evaluation takes
 its own from the end, so that one folder can serve both and they share no id. That they share no content either is
-seen to where training images are read (``jsfree.overlap``).
+seen to where training images are read (``jsfree.images.overlap``).
 MiniWorld has no end; its scenes are numbered by (seed, round), and evaluation counts from
 ``evaluate.source.first`` for every seed.
 """

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from jsfree import config, schemas
 from jsfree.errors import ConfigError, DeviceError, RunError, StageError
+from jsfree.images.overlap import read_hashes
 from jsfree.models.loading import load_captioner
-from jsfree.overlap import read_hashes
 from jsfree.run.storage import Folder, Run, shard_name
 from ray_jobs import pipeline
 from ray_jobs.cluster import explained
