@@ -93,7 +93,7 @@ def spread(values: list[float]) -> dict[str, float]:
 def inversion(run: Run) -> dict[str, Any]:
     """Is CLIP's inversion right? Absent objects of the new winner against those of the new loser, by the truth."""
     from jsfree import schemas
-    from jsfree.miniworld.metrics import count_caption
+    from jsfree.evaluation.miniworld import count_caption
     from jsfree.miniworld.world import scene_from_id
 
     pairs = run.stage(1, "scored").read_shards(schemas.SCORED).to_pylist()

@@ -155,7 +155,7 @@ def _label_free(rows: dict[str, dict[str, list[ScoredCaptionRow]]], bootstrap: i
 
 def _with_truth(rows: dict[str, dict[str, list[ScoredCaptionRow]]], bootstrap: int) -> dict[str, Any]:
     """Metrics against the truth of MiniWorld's scenes, in the layout of the design."""
-    from jsfree.miniworld import metrics
+    from jsfree.evaluation import miniworld as metrics
     from jsfree.miniworld.world import scene_from_id
 
     def measured(of: list[ScoredCaptionRow]) -> dict[str, Any]:

@@ -170,7 +170,8 @@ def low_count(caption: Caption, low_score: float) -> int:
 
 def absent_spans(caption: Caption) -> list[tuple[int, int]]:
     """Where a MiniWorld caption names an object that is not in its scene: (start, end) of the noun."""
-    from jsfree.miniworld import metrics, world
+    from jsfree.evaluation import miniworld as metrics
+    from jsfree.miniworld import world
 
     scene = world.scene_from_id(caption.row["sample_id"].rpartition("@")[0])
     return [(found.start, found.end) for found in metrics.hallucinated_mentions(scene, caption.row["text"])]

@@ -3,8 +3,8 @@
 import pytest
 
 from jsfree.errors import ConfigError
+from jsfree.evaluation.miniworld import count_caption, hallucinated_mentions, mentions, summarise
 from jsfree.miniworld import world
-from jsfree.miniworld.metrics import count_caption, hallucinated_mentions, mentions, summarise
 from jsfree.miniworld.world import Scene, SceneObject
 
 SCENE = Scene(

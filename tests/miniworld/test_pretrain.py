@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 
 from jsfree.errors import ModelError
+from jsfree.evaluation.miniworld import count_caption
 from jsfree.miniworld import world
-from jsfree.miniworld.metrics import count_caption
 from jsfree.models.loading import load_captioner, load_clip
 from jsfree.models.references import WEIGHTS
 from jsfree.pretraining import captioner as captioner_training

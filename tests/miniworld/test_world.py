@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from jsfree.errors import ConfigError, SourceError
+from jsfree.evaluation.miniworld import count_caption
 from jsfree.miniworld import world
-from jsfree.miniworld.metrics import count_caption
 from jsfree.miniworld.sheet import picture_sheet
 from jsfree.miniworld.vocabulary import COLOURS, CONTEXTS, ICONS, NATIVE_WEIGHTS, OBJECTS, POSITIONS
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from jsfree import config, schemas
 from jsfree.evaluation import labelfree
-from jsfree.miniworld import metrics, world
+from jsfree.evaluation import miniworld as metrics
+from jsfree.miniworld import world
 from jsfree.miniworld.world import CaptionNoise
 from jsfree.run.storage import Manifest, Run, shard_name
 from jsfree.stages.preference import select_pairs

@@ -102,7 +102,8 @@ def test_two_galleries_of_twelve_scenes_with_pictures(html):
 
 
 def test_absent_objects_are_marked_and_only_they(run, html):
-    from jsfree.miniworld import metrics, world
+    from jsfree.evaluation import miniworld as metrics
+    from jsfree.miniworld import world
 
     scenes = re.findall(r'<li class="scene">(.*?)</li>', html.partition('id="captions"')[2], re.S)
     marked = 0
