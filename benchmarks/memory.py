@@ -4,7 +4,7 @@
 
 Each case runs in a process of its own: a small one of the same kind first, so that libraries are there, then the model
 is made and used for a few steps, and the most resident memory since (Linux's VmHWM) is compared with what
-``jsfree.preflight`` predicts. The result is written to ``benchmarks/results/memory_<date>_<hardware>.json``.
+``jsfree.checks`` predicts. The result is written to ``benchmarks/results/memory_<date>_<hardware>.json``.
 """
 
 from __future__ import annotations

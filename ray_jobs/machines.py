@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
+from jsfree.checks import devices
+from jsfree.checks.devices import Device
+from jsfree.checks.findings import Finding, attempted, fails, note, ok
+from jsfree.checks.libraries import check_arithmetic, check_drivers
 from jsfree.config import Resources, RunConfig
 from jsfree.errors import ConfigError
 from jsfree.gpus import why_no_cuda
-from jsfree.preflight import devices
-from jsfree.preflight.devices import Device
-from jsfree.preflight.findings import Finding, attempted, fails, note, ok
-from jsfree.preflight.libraries import check_arithmetic, check_drivers
 from jsfree.sizing import rates
 from jsfree.sizing.rates import Gpu
 from jsfree.sizing.work import Work

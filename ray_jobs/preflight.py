@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jsfree import config as configuration
+from jsfree.checks import data, devices, findings, models, places
+from jsfree.checks.devices import Device
+from jsfree.checks.findings import Finding, attempted, ok
+from jsfree.checks.libraries import check_libraries
+from jsfree.checks.settings import check_settings
 from jsfree.config import Imported, RunConfig, Source
 from jsfree.errors import ConfigError, JsfreeError, StorageError
 from jsfree.images import Look, images_of_a_round, look_at
 from jsfree.images.drawing import Drawn
 from jsfree.models.contents import CAPTIONER
-from jsfree.preflight import data, devices, findings, models, places
-from jsfree.preflight.devices import Device
-from jsfree.preflight.findings import Finding, attempted, ok
-from jsfree.preflight.libraries import check_libraries
-from jsfree.preflight.settings import check_settings
 from jsfree.run.storage import Run
 from jsfree.sizing import footprint, memory, rates, shapes
 from jsfree.sizing import work as works_out

@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jsfree.checks.findings import Finding, Verdict
 from jsfree.config import RunConfig
 from jsfree.errors import PreflightError
-from jsfree.preflight.findings import Finding, Verdict
 from jsfree.sizing.rates import StageTime
 from ray_jobs.preflight import Preflight, preflight
 

@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from jsfree import schemas
+from jsfree.checks.smoke import Check, Reloaded, examine, reload
 from jsfree.config import RunConfig
 from jsfree.errors import JsfreeError, StageError
 from jsfree.gpus import device_of
 from jsfree.run.storage import Run, shard_name
-from jsfree.smoke import Check, Reloaded, examine, reload
 from ray_jobs.cluster import Cluster, explained
 
 RESULT = "smoke.json"

@@ -9,14 +9,15 @@ import pyarrow as pa
 import pytest
 from report import example_run
 
-from jsfree import schemas, smoke
+from jsfree import schemas
+from jsfree.checks import smoke
+from jsfree.checks.smoke import Reloaded, examine, reload
 from jsfree.config import RunConfig
 from jsfree.errors import ModelError
 from jsfree.models.loading import load_captioner
 from jsfree.models.saving import publish_captioner
 from jsfree.report.page import build_report
 from jsfree.run.storage import Run, shard_name
-from jsfree.smoke import Reloaded, examine, reload
 
 STAGES, CAPTIONS, HALLUCINATION, GAP, LN2, MARGIN, CHOSEN, CHANGED, AGAIN = (
     question.name for question in smoke.QUESTIONS

@@ -30,7 +30,7 @@ class Report:
         self._send(("checks", name, {"passed": passed, "value": value, "limit": limit}))
 
     def predict(self, name: str, predicted: float, measured: float, unit: str) -> None:
-        """A figure that ``jsfree.preflight`` predicts, beside its measurement."""
+        """A figure that ``jsfree.checks`` predicts, beside its measurement."""
         line = {"predicted": predicted, "measured": measured, "ratio": predicted / measured, "unit": unit}
         self._send(("predictions", name, line))
 

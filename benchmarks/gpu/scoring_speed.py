@@ -14,7 +14,7 @@ from gpu.device import GIB
 from gpu.report import Report
 from gpu.scale import Scale
 from jsfree import config
-from jsfree.preflight import devices
+from jsfree.checks import devices
 from jsfree.sizing import rates
 from jsfree.stages.scoring import ClipScorer
 

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jsfree.checks.data import check_look, lower_bound
+from jsfree.checks.findings import Verdict
 from jsfree.config import build
 from jsfree.images import look_at
-from jsfree.preflight.data import check_look, lower_bound
-from jsfree.preflight.findings import Verdict
 
 
 @pytest.mark.parametrize(("broken", "looked_at"), [(1, 64), (16, 64), (63, 64), (2, 5)])

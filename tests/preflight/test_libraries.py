@@ -4,8 +4,8 @@ import torch
 from packaging.requirements import Requirement
 
 from jsfree import config as configuration
-from jsfree.preflight import libraries
-from jsfree.preflight.findings import Verdict
+from jsfree.checks import libraries
+from jsfree.checks.findings import Verdict
 from jsfree.sizing.rates import GPUS
 
 

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pytest
 
 from jsfree import config, schemas
+from jsfree.checks.findings import Verdict
 from jsfree.config import Resources
 from jsfree.errors import StageError
-from jsfree.preflight.findings import Verdict
 from jsfree.run.storage import Folder, Run, shard_name
 from jsfree.schemas import StageOutput
 from jsfree.stages.captioning import PairGenerator

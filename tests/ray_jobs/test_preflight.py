@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from jsfree import config as configuration
+from jsfree.checks.findings import Finding, Verdict
 from jsfree.errors import ConfigError
 from jsfree.miniworld import world
 from jsfree.models.references import WEIGHTS
-from jsfree.preflight.findings import Finding, Verdict
 from ray_jobs.cli import app
 from ray_jobs.pipeline import STAGES
 from ray_jobs.preflight import plan, preflight, with_gpus

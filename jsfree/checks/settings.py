@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from jsfree.checks.findings import Finding, fails, note, ok
 from jsfree.config import RunConfig
-from jsfree.preflight.findings import Finding, fails, note, ok
 from jsfree.sizing.work import Work
 
 AREA = "settings"

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jsfree import config as configuration
+from jsfree.checks.findings import Finding, fails, note, ok
 from jsfree.config import RunConfig
 from jsfree.errors import JsfreeError, StorageError
-from jsfree.preflight.findings import Finding, fails, note, ok
 from jsfree.run.filesystems import nearest_existing
 from jsfree.run.storage import Folder, stored_config
 

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from jsfree.checks.findings import Finding, fails, note, ok
 from jsfree.config import RunConfig, Train
-from jsfree.preflight.findings import Finding, fails, note, ok
 from jsfree.sizing import footprint, memory
 from jsfree.sizing.memory import Lengths, Memory
 from jsfree.sizing.shapes import LlavaShape

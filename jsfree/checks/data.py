@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
+from jsfree.checks.findings import Finding, fails, note, ok
 from jsfree.config import Imported, RunConfig, Source
 from jsfree.errors import RowError
 from jsfree.exchange import Unusable, preferences
 from jsfree.images import Look, load_image
-from jsfree.preflight.findings import Finding, fails, note, ok
 from jsfree.schemas import Sample, sample_id
 
 AREA = "data"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from jsfree.checks.findings import Finding, fails, note, ok
 from jsfree.config import ModelFiles, RunConfig
 from jsfree.errors import ModelError
 from jsfree.models import prompts
@@ -19,7 +20,6 @@ from jsfree.models.contents import CAPTIONER, CLIP, Kind, require_folder, requir
 from jsfree.models.hub import is_offline
 from jsfree.models.loading import clip_source
 from jsfree.models.references import description_folder, hub_model, look_up
-from jsfree.preflight.findings import Finding, fails, note, ok
 from jsfree.sizing import shapes
 from jsfree.sizing.footprint import BYTES
 from jsfree.sizing.memory import Lengths

@@ -10,8 +10,8 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
+from jsfree.checks.findings import Finding, fails, note, ok
 from jsfree.config import RunConfig
-from jsfree.preflight.findings import Finding, fails, note, ok
 from jsfree.sizing.rates import Gpu
 
 AREA = "libraries"
