@@ -14,7 +14,7 @@ from jsfree.config import RunConfig
 from jsfree.evaluation import labelfree
 from jsfree.images import draw_evaluation
 from jsfree.images.overlap import hash_images
-from jsfree.model_card import write_card
+from jsfree.publishing.model_card import write_card
 from jsfree.run.storage import Manifest, shard_name
 from jsfree.run.streaming import scan
 from jsfree.schemas import Sample, ScoredCaptionRow

@@ -12,11 +12,9 @@ from rich.console import Console
 from rich.text import Text
 
 from jsfree.errors import RunError
-from jsfree.model_card import card, write_card
 from jsfree.models.contents import CARD
-from jsfree.run.locations import require_base_from_here, require_outside_sources
-from jsfree.run.storage import Folder, Run
-from jsfree.upload import (
+from jsfree.publishing.model_card import card, write_card
+from jsfree.publishing.upload import (
     SCHEME,
     HubRepo,
     contents,
@@ -28,9 +26,11 @@ from jsfree.upload import (
     upload,
     verify,
 )
+from jsfree.run.locations import require_base_from_here, require_outside_sources
+from jsfree.run.storage import Folder, Run
 
 if TYPE_CHECKING:
-    from jsfree.parity import Parity
+    from jsfree.publishing.parity import Parity
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _carried_out(plan: Publication, console: Console, *, private: bool) -> dict[
 
 
 def _parity(plan: Publication, local: Path) -> Parity:
-    from jsfree.parity import parity, require_parity
+    from jsfree.publishing.parity import parity, require_parity
 
     config = plan.run.config
     first = plan.number == 1

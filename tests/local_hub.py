@@ -19,7 +19,7 @@ from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-from jsfree.base_model import front_matter
+from jsfree.publishing.base_model import front_matter
 
 ASK = """
 import json, sys

@@ -8,10 +8,10 @@ import pytest
 from huggingface_hub import ModelCard
 from local_hub import LocalHub, Repo
 
-from jsfree.base_model import base_of, front_matter
 from jsfree.config import ModelFiles
-from jsfree.model_card import card, write_card
 from jsfree.models.contents import CAPTIONER, require_folder, write_checksums
+from jsfree.publishing.base_model import base_of, front_matter
+from jsfree.publishing.model_card import card, write_card
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_a_base_in_a_folder_says_its_licence_in_its_own_card(tmp_path, run):
 
 ASK = """
 import sys
-from jsfree.base_model import base_of
+from jsfree.publishing.base_model import base_of
 from jsfree.config import ModelFiles
 commit, *refs = sys.argv[1:]
 for ref in refs:

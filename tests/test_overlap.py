@@ -14,7 +14,7 @@ from jsfree.errors import StorageError
 from jsfree.images import evaluation_samples, training_samples
 from jsfree.images.overlap import Overlap, hash_images, overlap, read_hashes, shards_with
 from jsfree.miniworld import world
-from jsfree.model_card import card
+from jsfree.publishing.model_card import card
 from jsfree.report.page import render
 from jsfree.run.storage import Folder, shard_name
 from jsfree.stages.captioning import PairGenerator

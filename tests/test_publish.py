@@ -23,9 +23,9 @@ from jsfree.models.contents import ADAPTER
 from jsfree.models.hub import HubModel
 from jsfree.models.loading import load_captioner
 from jsfree.models.saving import publish_captioner
-from jsfree.parity import parity, require_parity
+from jsfree.publishing.parity import parity, require_parity
+from jsfree.publishing.upload import HubRepo, contents, copy, require_free
 from jsfree.run.storage import Folder
-from jsfree.upload import HubRepo, contents, copy, require_free
 
 ROOT = Path(__file__).parents[1]
 BASE = "miniworld:captioner"

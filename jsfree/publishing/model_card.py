@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 
 import jsfree
-from jsfree.base_model import Base, base_of
 from jsfree.config import Decoding, RunConfig, Source
 from jsfree.images.overlap import overlap
 from jsfree.models.contents import ADAPTER, CARD
 from jsfree.models.references import PATHS
+from jsfree.publishing.base_model import Base, base_of
 from jsfree.report import reading, tables
 from jsfree.report.tables import Comparison, Line
 from jsfree.run.storage import Run

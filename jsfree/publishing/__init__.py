@@ -1,0 +1,1 @@
+"""Publishing a model: card, upload and comparison of adapter and merged weights."""
