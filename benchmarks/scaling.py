@@ -54,8 +54,8 @@ from jsfree.schemas import Sample, StageOutput
 from jsfree.stages.captioning import PairGenerator
 from ray_jobs.cluster import Cluster
 from ray_jobs.generate_pairs import at_once, write_samples
-from ray_jobs.progress import Counts
-from ray_jobs.shards import ShardedStage, StageClass, Table, run_shards, total
+from ray_jobs.shards.progress import Counts
+from ray_jobs.shards.runner import ShardedStage, StageClass, Table, run_shards, total
 
 CONFIG = Path(__file__).parents[1] / "configs" / "miniworld.yaml"
 MEDIAN, SIGMA, MOST = 22, 0.5, 96

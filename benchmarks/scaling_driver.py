@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from jsfree.run.storage import Folder, shard_name
-from ray_jobs.board import Board
+from ray_jobs.shards.board import Board
 
 SHARDS = (1_000, 10_000, 100_000)
 WORKERS = (8, 800, 8_000)

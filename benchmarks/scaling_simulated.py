@@ -40,8 +40,8 @@ from jsfree.run.storage import Folder, shard_name
 from jsfree.schemas import StageOutput
 from ray_jobs.cluster import QUIET, Cluster
 from ray_jobs.generate_pairs import at_once
-from ray_jobs.progress import Counts, Figures
-from ray_jobs.shards import ShardedStage, StageClass, Table, run_shards
+from ray_jobs.shards.progress import Counts, Figures
+from ray_jobs.shards.runner import ShardedStage, StageClass, Table, run_shards
 
 ROWS = pa.schema([("sample_id", pa.string())])
 SLOTS = 220

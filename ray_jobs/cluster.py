@@ -19,7 +19,7 @@ from jsfree import errors
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, JsfreeError, StageError
 from jsfree.run.filesystems import nearest_existing
-from ray_jobs import board
+from ray_jobs.shards import board
 
 QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from ray_jobs.jobs import in_job
-from ray_jobs.progress import Figures, Show
+from ray_jobs.shards.progress import Figures, Show
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from jsfree.errors import StorageError
 from jsfree.run import code_version
 from jsfree.run.lease import Lease
 from jsfree.run.storage import ABOUT, INPUTS, Folder, Manifest, Run
-from ray_jobs.progress import Figures
+from ray_jobs.shards.progress import Figures
 
 VERSIONS = ("ray", "torch", "transformers", "open_clip_torch", "deepspeed", "pyarrow", "numpy", "safetensors")
 GPU_FIELDS = "name,memory.total,driver_version"

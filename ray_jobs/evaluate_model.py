@@ -22,7 +22,7 @@ from jsfree.stages.captioning import CaptionWriter
 from jsfree.stages.scoring import ClipScorer
 from ray_jobs.generate_pairs import at_once, publish_samples
 from ray_jobs.rounds import Model, Round, StageRequest
-from ray_jobs.shards import StageClass, Table, total
+from ray_jobs.shards.runner import StageClass, Table, total
 
 HASHES = "evaluation_hashes"
 

@@ -21,7 +21,7 @@ from jsfree.run.storage import Folder, Manifest
 from jsfree.schemas import StageOutput
 from ray_jobs.listings import fix_listing, fixed_listing
 from ray_jobs.rounds import Round
-from ray_jobs.shards import Table, total
+from ray_jobs.shards.runner import Table, total
 
 Work = Callable[[Sequence[Preference | Unusable]], StageOutput]
 

@@ -19,8 +19,8 @@ from ray_jobs.capacity import check_room
 from ray_jobs.cluster import Cluster
 from ray_jobs.console import Reporter
 from ray_jobs.describe import note_progress, note_stage, see_nodes
-from ray_jobs.progress import Counts, Figures, Gauges, Show, harmless
-from ray_jobs.shards import ShardedStage, StageClass, Table, run_shards, total
+from ray_jobs.shards.progress import Counts, Figures, Gauges, Show, harmless
+from ray_jobs.shards.runner import ShardedStage, StageClass, Table, run_shards, total
 
 NOTE_SECONDS = 10.0
 """Between two notes of a stage's progress in ``run.json``."""

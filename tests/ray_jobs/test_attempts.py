@@ -4,7 +4,7 @@ import pytest
 
 from jsfree.errors import StageError
 from jsfree.run.storage import Folder
-from ray_jobs.attempts import LOSSES, MOST, UNEXPLAINED, Attempt
+from ray_jobs.shards.attempts import LOSSES, MOST, UNEXPLAINED, Attempt
 
 PROCESSES: list[int] = []
 

@@ -5,8 +5,8 @@ import uuid
 
 import pytest
 
-from ray_jobs import board as boards
-from ray_jobs.board import Board, Claim
+from ray_jobs.shards import board as boards
+from ray_jobs.shards.board import Board, Claim
 
 WORK = "pairs"
 

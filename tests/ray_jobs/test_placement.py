@@ -24,15 +24,15 @@ from jsfree.run.storage import Folder, Run, shard_name
 from jsfree.schemas import StageOutput
 from jsfree.stages.captioning import PairGenerator
 from ray_jobs import cluster as clusters
-from ray_jobs.board import put_up
 from ray_jobs.capacity import check_room
 from ray_jobs.console import Reporter
 from ray_jobs.describe import see_nodes
 from ray_jobs.generate_pairs import generate_pairs, list_samples
 from ray_jobs.preflight import preflight
-from ray_jobs.progress import Counts, Figures
 from ray_jobs.rounds import Model, Round
-from ray_jobs.shards import ShardedStage, Table, run_shards
+from ray_jobs.shards.board import put_up
+from ray_jobs.shards.progress import Counts, Figures
+from ray_jobs.shards.runner import ShardedStage, Table, run_shards
 from ray_jobs.train_dpo import scaling
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from ray_jobs.progress import Figures, Gauges, ascii_tag, harmless
+from ray_jobs.shards.progress import Figures, Gauges, ascii_tag, harmless
 
 FIGURES = Figures(1, 2, 0, 1.0, 10.0, None, 1)
 

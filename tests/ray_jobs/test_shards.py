@@ -21,9 +21,9 @@ from jsfree.config import Resources
 from jsfree.errors import StageError, StorageError
 from jsfree.run.storage import Folder, shard_name
 from jsfree.schemas import StageOutput
-from ray_jobs.board import put_up
-from ray_jobs.progress import GAUGES, Clock, Counts, Figures, Gauges
-from ray_jobs.shards import ShardedStage, Table, run_shards, total
+from ray_jobs.shards.board import put_up
+from ray_jobs.shards.progress import GAUGES, Clock, Counts, Figures, Gauges
+from ray_jobs.shards.runner import ShardedStage, Table, run_shards, total
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 ROWS = pa.schema([("sample_id", pa.string())])

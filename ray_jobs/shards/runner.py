@@ -30,11 +30,11 @@ from jsfree.gpus import device_of
 from jsfree.run.storage import READERS, Folder, Manifest, shard_name
 from jsfree.run.streaming import scan
 from jsfree.schemas import StageOutput
-from ray_jobs.attempts import Attempt
-from ray_jobs.board import Member, Shard
 from ray_jobs.cluster import explained
-from ray_jobs.progress import Clock, Counts, Show, shown
 from ray_jobs.same_code import carried_actor
+from ray_jobs.shards.attempts import Attempt
+from ray_jobs.shards.board import Member, Shard
+from ray_jobs.shards.progress import Clock, Counts, Show, shown
 
 if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy, Dataset

@@ -1,0 +1,1 @@
+"""Running a stage class over shards with Ray Data actors."""
