@@ -52,7 +52,7 @@ from jsfree.images import training_samples
 from jsfree.run.storage import Folder
 from jsfree.schemas import Sample, StageOutput
 from jsfree.stages.captioning import PairGenerator
-from ray_jobs.cluster import Cluster
+from ray_jobs.cluster.session import Cluster
 from ray_jobs.generate_pairs import at_once, write_samples
 from ray_jobs.shards.progress import Counts
 from ray_jobs.shards.runner import ShardedStage, StageClass, Table, run_shards, total

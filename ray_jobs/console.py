@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from ray_jobs.jobs import in_job
+from ray_jobs.cluster.jobs import in_job
 from ray_jobs.shards.progress import Figures, Show
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from jsfree.models.loading import look_up_models
 from jsfree.run.invalidation import discard
 from jsfree.run.lease import Lease
 from jsfree.run.storage import Folder, Manifest, Run, stored_config
-from ray_jobs.cluster import Cluster
+from ray_jobs.cluster.session import Cluster
 from ray_jobs.console import Reporter
 from ray_jobs.describe import about, described, note, stages
 from ray_jobs.evaluate_model import evaluate_model, hash_evaluation_images

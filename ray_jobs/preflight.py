@@ -25,9 +25,9 @@ from jsfree.sizing.memory import Lengths
 from jsfree.sizing.rates import StageTime
 from jsfree.sizing.shapes import LlavaShape
 from jsfree.sizing.work import Work
-from ray_jobs.capacity import ROUNDING
-from ray_jobs.cluster import Cluster
-from ray_jobs.machines import CLUSTER, Machines, asked_for
+from ray_jobs.cluster.capacity import ROUNDING
+from ray_jobs.cluster.machines import CLUSTER, Machines, asked_for
+from ray_jobs.cluster.session import Cluster
 from ray_jobs.pipeline import STAGES, with_models
 
 

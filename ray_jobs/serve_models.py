@@ -22,8 +22,8 @@ from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, ServeError, StorageError
 from jsfree.run.locations import require_outside_runs
 from jsfree.run.storage import Folder
-from ray_jobs.capacity import Node, alive_nodes, describe, fitting, inventory
-from ray_jobs.cluster import Cluster
+from ray_jobs.cluster.capacity import Node, alive_nodes, describe, fitting, inventory
+from ray_jobs.cluster.session import Cluster
 from serve.deploy import NAME, deploy_yaml, http_options
 
 EXAMPLE = "example.png"

@@ -15,7 +15,7 @@ from jsfree.config import RunConfig
 from jsfree.errors import JsfreeError, StageError
 from jsfree.gpus import device_of
 from jsfree.run.storage import Run, shard_name
-from ray_jobs.cluster import Cluster, explained
+from ray_jobs.cluster.session import Cluster, explained
 
 RESULT = "smoke.json"
 

@@ -17,11 +17,11 @@ from jsfree.dpo.pairs import PairTable
 from jsfree.dpo.step_log import STEPS, Alarm, Step, described, step_log
 from jsfree.run.storage import Folder, Manifest
 from jsfree.sizing.guards import check_training
-from ray_jobs.cluster import explained
+from ray_jobs.cluster.nccl import COLLECTIVE_SECONDS, worker_environment
+from ray_jobs.cluster.same_code import carried
+from ray_jobs.cluster.session import explained
 from ray_jobs.console import Update
-from ray_jobs.nccl import COLLECTIVE_SECONDS, worker_environment
 from ray_jobs.rounds import Model, Round
-from ray_jobs.same_code import carried
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig

@@ -18,7 +18,7 @@ import yaml
 
 import jsfree
 from jsfree import config
-from ray_jobs.capacity import most_room
+from ray_jobs.cluster.capacity import most_room
 
 ROOT = Path(jsfree.__file__).parents[1]
 CLUSTERS = ("cluster.yaml", "deploy/cluster-local.yaml")

@@ -30,8 +30,8 @@ from jsfree.gpus import device_of
 from jsfree.run.storage import READERS, Folder, Manifest, shard_name
 from jsfree.run.streaming import scan
 from jsfree.schemas import StageOutput
-from ray_jobs.cluster import explained
-from ray_jobs.same_code import carried_actor
+from ray_jobs.cluster.same_code import carried_actor
+from ray_jobs.cluster.session import explained
 from ray_jobs.shards.attempts import Attempt
 from ray_jobs.shards.board import Member, Shard
 from ray_jobs.shards.progress import Clock, Counts, Show, shown

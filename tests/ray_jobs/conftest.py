@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from jsfree import config
-from ray_jobs.cluster import Cluster
+from ray_jobs.cluster.session import Cluster
 
 
 @pytest.fixture(scope="module")

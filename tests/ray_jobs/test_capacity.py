@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from jsfree.config import Resources
-from ray_jobs.capacity import describe, fitting, inventory, most_room, nobody_launches
+from ray_jobs.cluster.capacity import describe, fitting, inventory, most_room, nobody_launches
 
 A100 = {"CPU": 96.0, "GPU": 8.0, "accelerator_type:A100": 1.0}
 SHIPPED = yaml.safe_load((Path(__file__).parents[2] / "cluster.yaml").read_text())

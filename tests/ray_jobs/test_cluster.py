@@ -8,7 +8,7 @@ import ray
 
 from jsfree import config
 from jsfree.errors import StageError
-from ray_jobs.cluster import LONGEST_SOCKET, Cluster, _provide_token, session_folder
+from ray_jobs.cluster.session import LONGEST_SOCKET, Cluster, _provide_token, session_folder
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_home_that_cannot_be_written_is_needed_for_no_token(tmp_path, monkeypa
 
 
 def test_no_folder_for_sockets_is_one_clear_line(no_choice):
-    no_choice.setattr("ray_jobs.cluster.SYSTEM_FOLDER", "/proc/nothing")
+    no_choice.setattr("ray_jobs.cluster.session.SYSTEM_FOLDER", "/proc/nothing")
     with pytest.raises(StageError, match=r"no folder for Ray's sockets: .* at most \d+ bytes; set TMPDIR"):
         session_folder()
 

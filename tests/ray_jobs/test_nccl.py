@@ -1,6 +1,6 @@
 """What training workers are told about NCCL."""
 
-from ray_jobs.nccl import worker_environment
+from ray_jobs.cluster.nccl import worker_environment
 
 
 def test_workers_without_gpus_are_told_nothing():

@@ -17,7 +17,7 @@ from jsfree.images.overlap import read_hashes
 from jsfree.models.loading import load_captioner
 from jsfree.run.storage import Folder, Run, shard_name
 from ray_jobs import pipeline
-from ray_jobs.cluster import explained
+from ray_jobs.cluster.session import explained
 from ray_jobs.console import Reporter
 from ray_jobs.smoke_run import smoke
 
@@ -167,7 +167,7 @@ def test_a_finished_run_is_taken_up_without_any_work(finished, monkeypatch):
     def refuse(*_):
         raise AssertionError("a finished run needs no cluster")
 
-    monkeypatch.setattr("ray_jobs.cluster.Cluster.ensure", refuse)
+    monkeypatch.setattr("ray_jobs.cluster.session.Cluster.ensure", refuse)
     before = (finished.folder / "round-1").read_json("metrics.json")
     pipeline.run(settings(finished.folder.uri), quiet())
     assert (finished.folder / "round-1").read_json("metrics.json") == before

@@ -23,8 +23,8 @@ from jsfree.errors import StageError
 from jsfree.run.storage import Folder, Run, shard_name
 from jsfree.schemas import StageOutput
 from jsfree.stages.captioning import PairGenerator
-from ray_jobs import cluster as clusters
-from ray_jobs.capacity import check_room
+from ray_jobs.cluster import session as clusters
+from ray_jobs.cluster.capacity import check_room
 from ray_jobs.console import Reporter
 from ray_jobs.describe import see_nodes
 from ray_jobs.generate_pairs import generate_pairs, list_samples

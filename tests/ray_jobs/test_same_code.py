@@ -11,8 +11,8 @@ import pytest
 from jsfree.config import RunConfig
 from jsfree.errors import CodeError
 from jsfree.run import code_version
-from ray_jobs.cluster import _ours
-from ray_jobs.same_code import carried, carried_actor
+from ray_jobs.cluster.same_code import carried, carried_actor
+from ray_jobs.cluster.session import _ours
 
 ROOT = Path(__file__).parents[2]
 LOAD = "import sys, ray.cloudpickle; print(ray.cloudpickle.loads(sys.stdin.buffer.read())())"

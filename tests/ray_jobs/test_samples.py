@@ -13,7 +13,7 @@ from jsfree.errors import StageError
 from jsfree.images import draw_training
 from jsfree.report import reading
 from jsfree.run.storage import Folder, Manifest, Run, shard_name
-from ray_jobs.cluster import Cluster
+from ray_jobs.cluster.session import Cluster
 from ray_jobs.console import Reporter
 from ray_jobs.evaluate_model import list_evaluation_samples
 from ray_jobs.generate_pairs import list_samples

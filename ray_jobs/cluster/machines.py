@@ -17,8 +17,8 @@ from jsfree.gpus import why_no_cuda
 from jsfree.sizing import rates
 from jsfree.sizing.rates import Gpu
 from jsfree.sizing.work import Work
-from ray_jobs.capacity import check_room, describe, fitting, inventory
-from ray_jobs.cluster import Cluster, session_folder
+from ray_jobs.cluster.capacity import check_room, describe, fitting, inventory
+from ray_jobs.cluster.session import Cluster, session_folder
 from ray_jobs.describe import Machine, see_nodes
 
 CLUSTER = "cluster"

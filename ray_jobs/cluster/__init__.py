@@ -1,0 +1,1 @@
+"""The Ray session: capacity, code version, NCCL settings and jobs."""
