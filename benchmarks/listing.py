@@ -34,7 +34,7 @@ from PIL import Image
 from jsfree.config import RunConfig
 from jsfree.images import draw_training, load_image
 from jsfree.run.storage import Folder
-from ray_jobs.generate_pairs import write_samples
+from ray_jobs.stages.generate import write_samples
 
 COUNT = 50_000
 """Images a round, where not all are drawn."""

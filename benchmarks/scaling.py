@@ -53,9 +53,9 @@ from jsfree.run.storage import Folder
 from jsfree.schemas import Sample, StageOutput
 from jsfree.stages.captioning import PairGenerator
 from ray_jobs.cluster.session import Cluster
-from ray_jobs.generate_pairs import at_once, write_samples
 from ray_jobs.shards.progress import Counts
 from ray_jobs.shards.runner import ShardedStage, StageClass, Table, run_shards, total
+from ray_jobs.stages.generate import at_once, write_samples
 
 CONFIG = Path(__file__).parents[1] / "configs" / "miniworld.yaml"
 MEDIAN, SIGMA, MOST = 22, 0.5, 96

@@ -39,9 +39,9 @@ from jsfree.config import Resources, RunConfig
 from jsfree.run.storage import Folder, shard_name
 from jsfree.schemas import StageOutput
 from ray_jobs.cluster.session import QUIET, Cluster
-from ray_jobs.generate_pairs import at_once
 from ray_jobs.shards.progress import Counts, Figures
 from ray_jobs.shards.runner import ShardedStage, StageClass, Table, run_shards
+from ray_jobs.stages.generate import at_once
 
 ROWS = pa.schema([("sample_id", pa.string())])
 SLOTS = 220

@@ -23,13 +23,13 @@ from jsfree.run.storage import Folder, Manifest, Run, stored_config
 from ray_jobs.cluster.session import Cluster
 from ray_jobs.console import Reporter
 from ray_jobs.describe import about, described, note, stages
-from ray_jobs.evaluate_model import evaluate_model, hash_evaluation_images
-from ray_jobs.generate_pairs import generate_pairs, list_samples
-from ray_jobs.import_pairs import import_pairs, list_records
 from ray_jobs.rounds import Model, Round
-from ray_jobs.score_pairs import score_pairs
-from ray_jobs.select_pairs import select_pairs
-from ray_jobs.train_dpo import train_dpo
+from ray_jobs.stages.evaluate import evaluate_model, hash_evaluation_images
+from ray_jobs.stages.generate import generate_pairs, list_samples
+from ray_jobs.stages.import_pairs import import_pairs, list_records
+from ray_jobs.stages.score import score_pairs
+from ray_jobs.stages.select import select_pairs
+from ray_jobs.stages.train import train_dpo
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ def test_another_evaluation_set_before_the_resume_excludes_its_own_images(tmp_pa
 
 
 def test_records_that_change_while_they_are_read_are_refused(tmp_path, theirs, monkeypatch):
-    from ray_jobs import import_pairs
+    from ray_jobs.stages import import_pairs
 
     class Changing(import_pairs.ImportedPairs):
         def __call__(self, found):

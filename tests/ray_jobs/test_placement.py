@@ -27,13 +27,13 @@ from ray_jobs.cluster import session as clusters
 from ray_jobs.cluster.capacity import check_room
 from ray_jobs.console import Reporter
 from ray_jobs.describe import see_nodes
-from ray_jobs.generate_pairs import generate_pairs, list_samples
 from ray_jobs.preflight import preflight
 from ray_jobs.rounds import Model, Round
 from ray_jobs.shards.board import put_up
 from ray_jobs.shards.progress import Counts, Figures
 from ray_jobs.shards.runner import ShardedStage, Table, run_shards
-from ray_jobs.train_dpo import scaling
+from ray_jobs.stages.generate import generate_pairs, list_samples
+from ray_jobs.stages.train import scaling
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -265,7 +265,7 @@ def round_on(box, path: Path, replicas: int = 1) -> Round:
 
 def pairs_of(box, path: Path, replicas: int, monkeypatch) -> tuple[dict[str, dict], set[str]]:
     """Stage 1 on the cluster as it is: its rows by sample, and the nodes that made them."""
-    monkeypatch.setattr("ray_jobs.generate_pairs.PairGenerator", NotingPairs)
+    monkeypatch.setattr("ray_jobs.stages.generate.PairGenerator", NotingPairs)
     current = round_on(box, path, replicas)
     generate_pairs(current, list_samples(current))
     rows = current.stage("pairs").read_shards(schemas.PAIRS).to_pylist()

@@ -15,9 +15,9 @@ from jsfree.report import reading
 from jsfree.run.storage import Folder, Manifest, Run, shard_name
 from ray_jobs.cluster.session import Cluster
 from ray_jobs.console import Reporter
-from ray_jobs.evaluate_model import list_evaluation_samples
-from ray_jobs.generate_pairs import list_samples
 from ray_jobs.rounds import Model, Round
+from ray_jobs.stages.evaluate import list_evaluation_samples
+from ray_jobs.stages.generate import list_samples
 
 HELD_OUT = {"kind": "miniworld", "split": "test", "count": 2}
 

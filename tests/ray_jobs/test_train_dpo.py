@@ -8,7 +8,7 @@ import time
 import pytest
 
 from jsfree.errors import StageError
-from ray_jobs.train_dpo import _beside
+from ray_jobs.stages.train import _beside
 
 
 def test_a_signal_ends_the_wait_for_training_with_the_handler_of_the_driver():

@@ -17,9 +17,9 @@ from jsfree.run.storage import Folder, Manifest, shard_name
 from jsfree.schemas import Sample
 from jsfree.stages.captioning import PairGenerator
 from jsfree.stages.scored_captioning import ScoredPairGenerator
-from ray_jobs.listings import fix_listing, remove_shards
 from ray_jobs.rounds import Round, StageRequest
-from ray_jobs.score_pairs import score_request
+from ray_jobs.stages.listings import fix_listing, remove_shards
+from ray_jobs.stages.score import score_request
 
 
 def list_samples(current: Round) -> Manifest:

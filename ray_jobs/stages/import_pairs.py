@@ -19,9 +19,9 @@ from jsfree.exchange.records import content_hash
 from jsfree.images.overlap import read_hashes
 from jsfree.run.storage import Folder, Manifest
 from jsfree.schemas import StageOutput
-from ray_jobs.listings import fix_listing, fixed_listing
 from ray_jobs.rounds import Round
 from ray_jobs.shards.runner import Table, total
+from ray_jobs.stages.listings import fix_listing, fixed_listing
 
 Work = Callable[[Sequence[Preference | Unusable]], StageOutput]
 

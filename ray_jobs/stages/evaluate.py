@@ -20,9 +20,9 @@ from jsfree.run.streaming import scan
 from jsfree.schemas import Sample, ScoredCaptionRow
 from jsfree.stages.captioning import CaptionWriter
 from jsfree.stages.scoring import ClipScorer
-from ray_jobs.generate_pairs import at_once, publish_samples
 from ray_jobs.rounds import Model, Round, StageRequest
 from ray_jobs.shards.runner import StageClass, Table, total
+from ray_jobs.stages.generate import at_once, publish_samples
 
 HASHES = "evaluation_hashes"
 
