@@ -22,7 +22,7 @@ from jsfree import config as configuration
 from jsfree.evaluation.statistics import wilson
 from jsfree.run.storage import Run
 from ray_jobs import pipeline
-from ray_jobs.console import Reporter
+from ray_jobs.commands.console import Reporter
 from ray_jobs.describe import about
 
 ROOT = Path(__file__).parents[1]

@@ -29,7 +29,7 @@ from jsfree.exchange.formats import Placement
 from jsfree.run.locations import require_own_folder
 from jsfree.run.storage import Run
 from ray_jobs.cluster.jobs import settled
-from ray_jobs.metrics_table import show_metrics
+from ray_jobs.commands.metrics_table import show_metrics
 from ray_jobs.signals import STOPPED, leave, stopper
 
 app = typer.Typer(
@@ -87,11 +87,11 @@ def run(
     _log(debug)
     resolved = _resolve(config, run, settings)
     from ray_jobs import pipeline
-    from ray_jobs.console import Reporter
+    from ray_jobs.commands.console import Reporter
 
     console = _console(as_json)
     if check:
-        from ray_jobs.preflight_table import require
+        from ray_jobs.commands.preflight_table import require
 
         require(resolved, console)
     page = pipeline.run(resolved, Reporter(console), restart)
@@ -99,7 +99,7 @@ def run(
     console.print(f"Report: {page}", soft_wrap=True)
     _print_next(console, ["jsfree", "report", "--run", resolved.run], "rebuild and print this table")
     if smoke:
-        from ray_jobs.smoke_run import smoke as check_parts
+        from ray_jobs.commands.smoke import smoke as check_parts
 
         check_parts(Run.existing(resolved.run), console)
 
@@ -115,8 +115,8 @@ def preflight(
 ) -> None:
     """Find out in seconds what will not work: settings, libraries, storage, images, models, memory, the cluster."""
     _log(debug)
-    from ray_jobs import preflight as checks
-    from ray_jobs.preflight_table import show
+    from ray_jobs.commands import preflight as checks
+    from ray_jobs.commands.preflight_table import show
 
     try:
         result = checks.preflight(_resolve(config, run, settings))
@@ -139,8 +139,8 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Memory, hours and cost of a run on hardware that need not be there; images and weights are not touched."""
-    from ray_jobs import preflight as checks
-    from ray_jobs.preflight_table import show
+    from ray_jobs.commands import preflight as checks
+    from ray_jobs.commands.preflight_table import show
 
     planned = configuration.load(config, settings or [])
     if gpus is not None:
@@ -166,7 +166,7 @@ def _stage_command(name: str) -> Callable[..., None]:
         _log(debug)
         resolved = _resolve(config, run, settings)
         from ray_jobs import pipeline
-        from ray_jobs.console import Reporter, plain_or_live
+        from ray_jobs.commands.console import Reporter, plain_or_live
 
         console = plain_or_live()
         number = pipeline.run_stage(resolved, Reporter(console), name, number)
@@ -242,7 +242,7 @@ def import_pairs(
     imported = {f"imported.{key}": value for key, value in given.items() if value is not None}
     resolved = _resolve(config, run, settings, imported)
     from ray_jobs import pipeline
-    from ray_jobs.console import Reporter, plain_or_live
+    from ray_jobs.commands.console import Reporter, plain_or_live
 
     console = plain_or_live()
     pipeline.run_stage(resolved, Reporter(console), "generate", 1)
@@ -268,7 +268,7 @@ def serve(
 ) -> None:
     """Answer HTTP with the models of a run, before and after: an OpenAI-compatible API on Ray Serve."""
     _log(debug)
-    from ray_jobs import serve_models
+    from ray_jobs.commands import serve as serve_models
 
     given = {"serve.host": host, "serve.port": port}
     named = [configuration.as_override(key, value) for key, value in given.items() if value is not None]
@@ -291,7 +291,7 @@ def publish(
 ) -> None:
     """Give a round's model to others: on the Hugging Face hub, or as a folder. Exit code 1 if something is missing."""
     _log(debug)
-    from ray_jobs.publish_model import publish_model
+    from ray_jobs.commands.publish import publish_model
 
     told = publish_model(run, number, to, _console(as_json), private=private, dry_run=dry_run)
     if as_json:
@@ -326,7 +326,7 @@ def miniworld_pretrain(
 ) -> None:
     """Rebuild the tiny CLIP and the tiny LLaVA from nothing."""
     from jsfree.pretraining.pretrain import pretrain
-    from ray_jobs.console import Reporter
+    from ray_jobs.commands.console import Reporter
 
     reporter = Reporter()
     pretrain(out, seed=seed, progress=reporter.parts())
@@ -356,7 +356,7 @@ def main() -> None:
 
 def _console(as_json: bool) -> Console:
     """On stdout, or on stderr when stdout is for JSON."""
-    from ray_jobs.console import plain_or_live
+    from ray_jobs.commands.console import plain_or_live
 
     return plain_or_live(stderr=as_json)
 

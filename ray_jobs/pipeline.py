@@ -21,7 +21,7 @@ from jsfree.run.invalidation import discard
 from jsfree.run.lease import Lease
 from jsfree.run.storage import Folder, Manifest, Run, stored_config
 from ray_jobs.cluster.session import Cluster
-from ray_jobs.console import Reporter
+from ray_jobs.commands.console import Reporter
 from ray_jobs.describe import about, described, note, stages
 from ray_jobs.rounds import Model, Round
 from ray_jobs.stages.evaluate import evaluate_model, hash_evaluation_images

@@ -17,7 +17,7 @@ from jsfree.errors import StorageError
 from jsfree.run.storage import Folder, Manifest, Run
 from ray_jobs.cluster.capacity import check_room
 from ray_jobs.cluster.session import Cluster
-from ray_jobs.console import Reporter
+from ray_jobs.commands.console import Reporter
 from ray_jobs.describe import note_progress, note_stage, see_nodes
 from ray_jobs.shards.progress import Counts, Figures, Gauges, Show, harmless
 from ray_jobs.shards.runner import ShardedStage, StageClass, Table, run_shards, total

@@ -20,7 +20,7 @@ from jsfree.sizing.guards import check_training
 from ray_jobs.cluster.nccl import COLLECTIVE_SECONDS, worker_environment
 from ray_jobs.cluster.same_code import carried
 from ray_jobs.cluster.session import explained
-from ray_jobs.console import Update
+from ray_jobs.commands.console import Update
 from ray_jobs.rounds import Model, Round
 
 if TYPE_CHECKING:

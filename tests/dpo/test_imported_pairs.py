@@ -18,7 +18,7 @@ from jsfree.run.storage import Run
 from jsfree.stages.preference import select_pairs
 from jsfree.stages.scoring import ClipScorer
 from ray_jobs import pipeline
-from ray_jobs.console import Reporter
+from ray_jobs.commands.console import Reporter
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("one_worker")]  # DeepSpeed warns
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ray_jobs.console import Reporter, plain_or_live
-from ray_jobs.metrics_table import _table
+from ray_jobs.commands.console import Reporter, plain_or_live
+from ray_jobs.commands.metrics_table import _table
 
 ODD = "/runs/x [v1] [bold]y[/] :car: [/nothing]"
 

@@ -13,7 +13,7 @@ from jsfree import config, schemas
 from jsfree.errors import ConfigError, RunError, StageError
 from jsfree.run.storage import Folder, Run, shard_name
 from ray_jobs import pipeline
-from ray_jobs.console import Reporter
+from ray_jobs.commands.console import Reporter
 
 
 def quiet() -> Reporter:

@@ -18,8 +18,8 @@ from jsfree.models.loading import load_captioner
 from jsfree.run.storage import Folder, Run, shard_name
 from ray_jobs import pipeline
 from ray_jobs.cluster.session import explained
-from ray_jobs.console import Reporter
-from ray_jobs.smoke_run import smoke
+from ray_jobs.commands.console import Reporter
+from ray_jobs.commands.smoke import smoke
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 

@@ -25,9 +25,9 @@ from jsfree.schemas import StageOutput
 from jsfree.stages.captioning import PairGenerator
 from ray_jobs.cluster import session as clusters
 from ray_jobs.cluster.capacity import check_room
-from ray_jobs.console import Reporter
+from ray_jobs.commands.console import Reporter
+from ray_jobs.commands.preflight import preflight
 from ray_jobs.describe import see_nodes
-from ray_jobs.preflight import preflight
 from ray_jobs.rounds import Model, Round
 from ray_jobs.shards.board import put_up
 from ray_jobs.shards.progress import Counts, Figures

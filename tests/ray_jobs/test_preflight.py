@@ -15,8 +15,8 @@ from jsfree.errors import ConfigError
 from jsfree.miniworld import world
 from jsfree.models.references import WEIGHTS
 from ray_jobs.cli import app
+from ray_jobs.commands.preflight import plan, preflight, with_gpus
 from ray_jobs.pipeline import STAGES
-from ray_jobs.preflight import plan, preflight, with_gpus
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GOOD = {"source": {"count": 300}, "evaluate": {"source": {"count": 50}}}

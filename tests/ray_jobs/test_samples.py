@@ -14,7 +14,7 @@ from jsfree.images import draw_training
 from jsfree.report import reading
 from jsfree.run.storage import Folder, Manifest, Run, shard_name
 from ray_jobs.cluster.session import Cluster
-from ray_jobs.console import Reporter
+from ray_jobs.commands.console import Reporter
 from ray_jobs.rounds import Model, Round
 from ray_jobs.stages.evaluate import list_evaluation_samples
 from ray_jobs.stages.generate import list_samples

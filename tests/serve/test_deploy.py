@@ -10,7 +10,7 @@ import yaml
 from jsfree import config
 from jsfree.errors import ConfigError, ModelError, RunError, ServeError
 from jsfree.run.storage import Manifest, Run
-from ray_jobs import serve_models
+from ray_jobs.commands import serve as serve_models
 from serve import deploy
 from serve.app import Arguments, build, served_models, serving_config
 

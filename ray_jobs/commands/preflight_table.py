@@ -10,7 +10,7 @@ from jsfree.checks.findings import Finding, Verdict
 from jsfree.config import RunConfig
 from jsfree.errors import PreflightError
 from jsfree.sizing.rates import StageTime
-from ray_jobs.preflight import Preflight, preflight
+from ray_jobs.commands.preflight import Preflight, preflight
 
 STYLES = {Verdict.OK: "green", Verdict.NOTE: "yellow", Verdict.FAILS: "bold red"}
 HOUR = 3600
