@@ -29,8 +29,8 @@ from jsfree.models.contents import CAPTIONER
 from jsfree.models.references import look_up
 from jsfree.run.locations import require_base_from_here
 from jsfree.run.storage import Run
-from serve import api
-from serve.protocol import AFTER, BEFORE, Answer, CaptionModel, Question, Refusal, RunModel
+from serve.http import routes as api
+from serve.http.protocol import AFTER, BEFORE, Answer, CaptionModel, Question, Refusal, RunModel
 
 log = logging.getLogger(__name__)
 SPARE = 32  # how much later Serve's own limits, whose errors are plain text, speak than ours

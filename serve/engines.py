@@ -21,8 +21,8 @@ from jsfree.decoding.sampling import noise_key
 from jsfree.errors import DecodingError, DeviceError, NoTokenError, RowError, ServeError
 from jsfree.images import load_image
 from jsfree.models.loading import load_captioner
-from serve.protocol import Answer, Choice, Question, Refusal
-from serve.security import image_limits, image_problem
+from serve.http.protocol import Answer, Choice, Question, Refusal
+from serve.http.security import image_limits, image_problem
 
 SEATS = 4  # choices of a request that share its image's prefill
 OPENERS = 2  # threads that decode images, each of up to ``max_pixels``

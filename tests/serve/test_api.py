@@ -16,9 +16,9 @@ from jsfree.config import Decoding, Serve
 from jsfree.decoding import algorithm1
 from jsfree.decoding.requests import Request
 from jsfree.miniworld import world
-from serve import api
 from serve.app import served_models
 from serve.engines import Engine
+from serve.http import routes as api
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 
-from serve.data_urls import MAX_HEADER, TooLongError, parse
+from serve.http.data_urls import MAX_HEADER, TooLongError, parse
 
 CONTENT = bytes(range(256)) * 3
 

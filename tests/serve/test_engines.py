@@ -13,7 +13,7 @@ from jsfree.decoding.requests import Request
 from jsfree.errors import ServeError
 from jsfree.miniworld import world
 from serve.engines import Engine
-from serve.protocol import Answer, Question, Refusal
+from serve.http.protocol import Answer, Question, Refusal
 
 
 @pytest.fixture

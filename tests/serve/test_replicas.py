@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from serve import errors
 from serve.app import Replicas
-from serve.protocol import Question
+from serve.http import errors
+from serve.http.protocol import Question
 
 QUESTION = Question(b"", "Describe.", 0.0, 1.0, 1, 0)
 

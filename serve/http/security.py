@@ -11,8 +11,8 @@ from __future__ import annotations
 from jsfree.config import Serve, Source
 from jsfree.errors import RowError
 from jsfree.images.decoding import check_image
-from serve import data_urls
-from serve.errors import ApiError, invalid
+from serve.http import data_urls
+from serve.http.errors import ApiError, invalid
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MEDIA_TYPES = {"image/png", "image/x-png", "image/jpeg", "image/jpg", "image/pjpeg", "image/webp"}

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from serve.protocol import Refusal
+from serve.http.protocol import Refusal
 
 log = logging.getLogger(__name__)
 HTTP_TEXT = {404: "there is no such path", 405: "this path does not take the method"}

@@ -8,8 +8,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jsfree.config import Serve
-from serve import errors
-from serve.errors import ApiError
+from serve.http import errors
+from serve.http.errors import ApiError
 
 
 class Guard:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jsfree.texts import is_text
-from serve.errors import invalid
+from serve.http.errors import invalid
 
 MAX_VALUES = 2000
 """Numbers, texts, lists and objects in a body. Python takes some 100 bytes for a value that JSON writes in two."""

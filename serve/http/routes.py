@@ -13,10 +13,10 @@ from typing import Any
 from fastapi import FastAPI, Request
 
 from jsfree.config import Serve
-from serve import errors, schema
-from serve.errors import ApiError
-from serve.limits import Guard
-from serve.protocol import AFTER, BEFORE, Answer, CaptionModel, Question, Refusal, RunModel
+from serve.http import errors, schema
+from serve.http.errors import ApiError
+from serve.http.limits import Guard
+from serve.http.protocol import AFTER, BEFORE, Answer, CaptionModel, Question, Refusal, RunModel
 
 HEALTH_SECONDS = 5.0
 

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from jsfree.config import Serve
-from serve.bodies import json_object
-from serve.errors import ApiError, invalid
-from serve.protocol import Answer, Question
-from serve.security import admitted_image, admitted_prompt
+from serve.http.bodies import json_object
+from serve.http.errors import ApiError, invalid
+from serve.http.protocol import Answer, Question
+from serve.http.security import admitted_image, admitted_prompt
 
 # Fields of OpenAI's schema that are not supported, with the values that ask for nothing.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
