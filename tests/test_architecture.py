@@ -13,9 +13,23 @@ import jsfree
 import ray_jobs
 import serve
 from jsfree import config
+from tests.support import ROOT
 
-ROOT = Path(jsfree.__file__).parents[1]
 SOURCES = [path for package in ("jsfree", "ray_jobs", "serve") for path in sorted((ROOT / package).rglob("*.py"))]
+LAYERS = (
+    {"errors"},
+    {"schemas", "gpus", "texts"},
+    {"config"},
+    {"run", "miniworld"},
+    {"images", "models"},
+    {"decoding", "dpo", "pretraining"},
+    {"stages", "sizing"},
+    {"evaluation", "exchange"},
+    {"checks", "report"},
+    {"publishing"},
+)
+"""Parts of ``jsfree`` from the ground up: each imports only itself and layers below its own."""
+LAYER_OF = {part: height for height, parts in enumerate(LAYERS) for part in parts}
 MODES = ("r", "w", "a", "x", "rb", "wb", "ab", "xb")
 TABLES = {"jsfree/miniworld/vocabulary.py", "jsfree/config/settings.py"}
 MODULES = [
@@ -37,6 +51,17 @@ def imports(path: Path) -> set[str]:
             found.update(alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module.split(".")[0])
+    return found
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Dotted names of everything that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
     return found
 
 
@@ -71,6 +96,19 @@ def test_text_files_are_read_and_written_in_one_encoding_whatever_the_locale():
 @pytest.mark.parametrize("path", [p for p in SOURCES if name_of(p).startswith("jsfree/")], ids=name_of)
 def test_the_method_knows_no_ray(path):
     assert not imports(path) & {"ray", "ray_jobs", "serve"}
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if name_of(p).startswith("jsfree/")], ids=name_of)
+def test_imports_go_one_way(path):
+    part = path.relative_to(ROOT / "jsfree").parts[0].removesuffix(".py")
+    others = {name.split(".")[1] for name in imported_modules(path) if name.startswith("jsfree.")} - {part}
+    own = LAYER_OF.get(part, len(LAYERS))  # jsfree/__init__.py has no layer
+    assert {other for other in others if LAYER_OF.get(other, -1) >= own} == set()
+
+
+def test_every_part_of_the_method_has_a_layer():
+    parts = {info.name for info in pkgutil.iter_modules(jsfree.__path__)}
+    assert parts == LAYER_OF.keys()
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if name_of(p).startswith("serve/")], ids=name_of)
@@ -116,8 +154,8 @@ def test_light_modules_import_nothing_heavy():
     import sys
 
     code = (
-        "import sys, jsfree.config, jsfree.schemas, jsfree.run.storage, jsfree.stages.preference, jsfree.miniworld.world;"
-        "import jsfree.exchange;"
+        "import sys, jsfree.config, jsfree.schemas, jsfree.run.storage, jsfree.miniworld.world;"
+        "import jsfree.exchange, jsfree.stages.preference;"
         "print([name for name in ('torch', 'transformers', 'open_clip', 'deepspeed', 'ray') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,8 +19,8 @@ import yaml
 import jsfree
 from jsfree import config
 from ray_jobs.cluster.capacity import most_room
+from tests.support import ROOT
 
-ROOT = Path(jsfree.__file__).parents[1]
 CLUSTERS = ("cluster.yaml", "deploy/cluster-local.yaml")
 MANIFESTS = ("deploy/rayjob.yaml", "deploy/rayservice.yaml")
 USER = 1000

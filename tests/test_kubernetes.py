@@ -14,13 +14,12 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from kuberay_schema import KINDS
 from pydantic import ValidationError
 
-import jsfree
 from jsfree import config
+from tests.support import ROOT
+from tests.support.kuberay_schema import KINDS
 
-ROOT = Path(jsfree.__file__).parents[1]
 MANIFESTS = ("deploy/rayjob.yaml", "deploy/rayservice.yaml")
 KUBERNETES = "1.31"
 USER = 1000  # of the image: test_deploy.py

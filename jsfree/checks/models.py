@@ -19,6 +19,7 @@ from jsfree.models import prompts
 from jsfree.models.contents import CAPTIONER, CLIP, Kind, require_folder, require_type
 from jsfree.models.hub import is_offline
 from jsfree.models.loading import clip_source
+from jsfree.models.prompts import visual_tokens
 from jsfree.models.references import description_folder, hub_model, look_up
 from jsfree.sizing import shapes
 from jsfree.sizing.footprint import BYTES
@@ -47,7 +48,7 @@ class Description:
     @property
     def image_tokens(self) -> int:
         """Visual tokens that the vision tower gives for an image."""
-        return shapes.visual_tokens(self.config)
+        return visual_tokens(self.config)
 
 
 @contextmanager

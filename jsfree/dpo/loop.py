@@ -36,8 +36,8 @@ from jsfree.errors import StageError
 from jsfree.models.contents import ADAPTER
 from jsfree.models.loading import DTYPES, load_captioner
 from jsfree.models.references import hub_model
+from jsfree.models.replacing import replace_folder
 from jsfree.models.saving import publish_captioner
-from jsfree.run.replacing import replace_folder
 from jsfree.run.storage import Folder
 
 log = logging.getLogger(__name__)

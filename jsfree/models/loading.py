@@ -21,8 +21,8 @@ from jsfree.gpus import check_dtype, visible_gpu
 from jsfree.models import prompts
 from jsfree.models.contents import CAPTIONER, CLIP
 from jsfree.models.padding import pad_to_square
+from jsfree.models.prompts import visual_tokens
 from jsfree.models.references import PACKAGED, local_folder, look_up
-from jsfree.sizing.shapes import visual_tokens
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from jsfree.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
-    from transformers import LlavaProcessor
+    from transformers import LlavaConfig, LlavaProcessor
 
 
 def conditional_prompt(processor: LlavaProcessor, text: str) -> str:
@@ -42,3 +42,9 @@ def unconditional_prompt(processor: LlavaProcessor, text: str) -> str:
     image_token: str = processor.image_token
     rendered = conditional_prompt(processor, text)
     return rendered.replace(image_token + "\n", "").replace(image_token, "")
+
+
+def visual_tokens(config: LlavaConfig) -> int:
+    """Visual tokens of an image: its patches, and with strategy ``full`` the class token (576 for LLaVA-1.5)."""
+    vision = config.vision_config
+    return int((vision.image_size // vision.patch_size) ** 2 + (config.vision_feature_select_strategy == "full"))

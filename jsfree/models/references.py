@@ -22,7 +22,7 @@ from jsfree.models.hub import HubModel, commit_of, hub_description, hub_folder
 
 PACKAGED = "miniworld:"
 PATHS = ("/", "./", "../", "~")
-WEIGHTS = Path(__file__).parent / "miniworld" / "weights"
+WEIGHTS = Path(__file__).parents[1] / "miniworld" / "weights"
 
 
 def local_folder(ref: str, kind: Kind, files: ModelFiles | None = None) -> Path:

@@ -48,7 +48,7 @@ def here() -> CodeVersion:
     """What this process imports, by its own path; imports nothing."""
     folders = {name: folder for name in PACKAGES if (folder := _folder_of(name)) is not None}
     return CodeVersion(
-        place=str(Path(__file__).parents[1]),
+        place=str(Path(__file__).parents[2]),
         folders=_identity(folders.values()),
         files={name: hashed for folder in folders.values() for name, hashed in files_of(folder).items()},
         versions={"python": platform.python_version(), **{name: installed(name) for name in ("jsfree", *LIBRARIES)}},

@@ -13,7 +13,7 @@ weight and Adam's two moments.
 | a checkpoint, all workers' files | 12 T + b P | 12 T + b P | 12 T + b (P - T) |
 
 Every worker loads the whole model before it is sharded, so b P is the least. The step's share is a flat copy of the
-gradients and, in bfloat16, their float32 copy. ``preflight/memory.py`` adds activations, buckets and logits.
+gradients and, in bfloat16, their float32 copy. ``jsfree.sizing.memory`` adds activations, buckets and logits.
 Read in DeepSpeed 0.19.8; the checkpoints are measured in tests/dpo/test_engine.py, memory on CPUs by
 ``benchmarks/memory.py``, GPU memory is not.
 """
@@ -31,7 +31,7 @@ from typing import Any
 from jsfree.config import Lora
 from jsfree.dpo.trained import trained_names
 from jsfree.models.contents import CAPTIONER
-from jsfree.sizing.shapes import visual_tokens
+from jsfree.models.prompts import visual_tokens
 
 BYTES = {"float32": 4, "bfloat16": 2}
 OPTIMIZER_BYTES = 12
@@ -61,7 +61,7 @@ def count_parameters(folder: Path, trained_layers: int | None, lora: Lora | None
 def parameters_of(
     shapes: Mapping[str, Sequence[int]], trained_layers: int | None, lora: Lora | None = None
 ) -> Parameters:
-    """Count parameters by the names and shapes of a captioner's tensors (``jsfree.sizing.shapes.tensors``, or its files).
+    """Count parameters by the names and shapes of a captioner's tensors (``sizing.shapes.tensors``, or its files).
 
     Raises:
         ConfigError: the model has fewer layers than are to be trained.

@@ -2,8 +2,8 @@
 
 ``PUBLISHED`` holds the hyper-parameters of the llava-hf checkpoints. From a ``LlavaShape`` follow the names and
 shapes of all tensors in the hub's files, the number of parameters, the visual tokens of an image and the KV cache's
-bytes a token; what training takes follows in ``dpo/footprint.py``. Pure functions; only ``llava_config``,
-``visual_tokens`` and ``shape_of`` speak of transformers.
+bytes a token; what training takes follows in ``jsfree.sizing.footprint``. Pure functions; only ``llava_config`` and
+``shape_of`` speak of transformers.
 """
 
 from __future__ import annotations
@@ -108,12 +108,6 @@ def llava_config(shape: LlavaShape) -> LlavaConfig:
         image_seq_length=shape.image_tokens,
         tie_word_embeddings=False,
     )
-
-
-def visual_tokens(config: LlavaConfig) -> int:
-    """Visual tokens of an image: its patches, and with strategy ``full`` the class token (576 for LLaVA-1.5)."""
-    vision = config.vision_config
-    return int((vision.image_size // vision.patch_size) ** 2 + (config.vision_feature_select_strategy == "full"))
 
 
 def shape_of(config: LlavaConfig) -> LlavaShape:

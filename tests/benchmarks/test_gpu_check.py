@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from gpu import kit
 
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import io
 
-import example_run
 import pytest
 import torch
 from rich.console import Console
@@ -19,6 +18,7 @@ from jsfree.stages.preference import select_pairs
 from jsfree.stages.scoring import ClipScorer
 from ray_jobs import pipeline
 from ray_jobs.commands.console import Reporter
+from tests.support import example_run
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("one_worker")]  # DeepSpeed warns
 

@@ -3,11 +3,11 @@
 import hashlib
 from pathlib import Path
 
-import example_run
 import pytest
 
 from jsfree import schemas
 from jsfree.run.storage import Run
+from tests.support import example_run
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """The card's figures are those that a person counts in the rows."""
 
-import example_run
 import pytest
 import yaml
 
@@ -9,6 +8,7 @@ from jsfree.exchange import export
 from jsfree.exchange.card import histogram
 from jsfree.run.storage import Run
 from jsfree.stages.preference import select_pairs
+from tests.support import example_run
 
 SCORES = [(0.30, 0.20), (0.30, 0.28), (0.25, 0.29), (0.31, 0.31)]
 """CLIP scores of low and high; the third pair is inverted, the last one has identical captions."""

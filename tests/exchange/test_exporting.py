@@ -5,7 +5,6 @@ import os
 import shutil
 from pathlib import Path
 
-import example_run
 import pytest
 
 from jsfree import schemas
@@ -14,6 +13,7 @@ from jsfree.errors import ConfigError, RunError
 from jsfree.exchange import export, exporting, preferences
 from jsfree.report.page import build_report
 from jsfree.run.storage import Run
+from tests.support import example_run
 
 
 def test_what_cannot_be_done_is_refused_before_anything_is_written(embedded, tmp_path):

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from example_records import GOOD
 
 from jsfree.config import Imported
 from jsfree.exchange import Unusable, importing, preferences
+from tests.support.example_records import GOOD
 
 ASKED_OTHERWISE = [{"from": "human", "value": "<image>\nWhere?"}, {"from": "gpt", "value": "A dog."}]
 

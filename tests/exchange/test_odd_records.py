@@ -7,13 +7,13 @@ from functools import cache
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from example_records import GOOD
 
 from jsfree import schemas
 from jsfree.config import Imported, build
 from jsfree.errors import SourceError
 from jsfree.exchange import Unusable, preferences
 from jsfree.exchange.pairs import ImportedPairs, samples
+from tests.support.example_records import GOOD
 
 HALF = "\ud83d"
 DEEP = '{"prompt": ' + "[" * 200_000 + "]" * 200_000 + "}"

@@ -1,7 +1,8 @@
 """What the tests of tar files share."""
 
 import pytest
-from example_tars import packed, picture
+
+from tests.support.example_tars import packed, picture
 
 
 @pytest.fixture

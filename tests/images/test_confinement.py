@@ -8,12 +8,12 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from example_tars import ids, picture
 
 from jsfree.config import RunConfig
 from jsfree.errors import RowError, SourceError
 from jsfree.images import draw_training, load_image
 from jsfree.images.confinement import is_inside
+from tests.support.example_tars import ids, picture
 
 
 @pytest.fixture

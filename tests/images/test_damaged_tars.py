@@ -9,9 +9,9 @@ import re
 import tarfile
 
 import pytest
-from example_tars import failure, packed, picture, samples
 
 from jsfree.errors import SourceError
+from tests.support.example_tars import failure, packed, picture, samples
 
 
 def cut_versions():

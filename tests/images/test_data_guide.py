@@ -16,8 +16,9 @@ from PIL import Image
 from jsfree import config, schemas
 from jsfree.images import evaluation_samples, load_image, tables, training_samples
 from jsfree.run.storage import Folder, shard_name
+from tests.support import ROOT
 
-GUIDE = (Path(config.__file__).parents[2] / "docs" / "data.md").read_text()
+GUIDE = (ROOT / "docs" / "data.md").read_text()
 
 
 def blocks(language):

@@ -10,12 +10,12 @@ import tracemalloc
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from example_tars import packed
 
 from jsfree.config import RunConfig
 from jsfree.images import drawing, evaluation_samples, training_samples
 from jsfree.images.listing import Entry, Place
 from jsfree.schemas import SAMPLES, sample_id
+from tests.support.example_tars import packed
 
 SEED = 7
 ROWS = 3000

@@ -8,7 +8,6 @@ import uuid
 
 import fsspec
 import pytest
-from example_tars import LIMITS, ids, packed, picture, samples
 from PIL import Image
 
 from jsfree.errors import RowError, SourceError
@@ -16,6 +15,7 @@ from jsfree.images import load_image
 from jsfree.images.formats import FORMATS, PREFIX, by_content, by_name
 from jsfree.images.ranges import Cell, Escaped, Part, file_at, part_at, uri_of
 from jsfree.run.filesystems import filesystem_of, has_scheme
+from tests.support.example_tars import LIMITS, ids, packed, picture, samples
 
 ODD_NAMES = [
     "10::30.png",

@@ -7,13 +7,13 @@ import zlib
 
 import numpy as np
 import pytest
-from example_files import load, png_chunk
 from PIL import Image, ImageCms
 
 from jsfree.config import Source
 from jsfree.errors import RowError
 from jsfree.images.decoding import check_image
 from jsfree.images.metadata import without_metadata
+from tests.support.example_files import load, png_chunk
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 MEBIBYTES_3 = zlib.compress(bytes(3 * 2**20))

@@ -8,11 +8,11 @@ import zlib
 
 import numpy as np
 import pytest
-from example_files import load, png_chunk, tiff
 from PIL import Image, ImageOps
 
 from jsfree.errors import RowError
 from jsfree.images import pixels
+from tests.support.example_files import load, png_chunk, tiff
 
 SIZE = (2000, 1500)
 BANDS = 16e6  # bytes: the bands that are converted at a time, and Python's own

@@ -10,12 +10,12 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from example_tars import LIMITS, failure, ids, picture
 
 from jsfree.config import RunConfig
 from jsfree.errors import SourceError
 from jsfree.images import cells, draw_training, load_image, tables
 from jsfree.images.ranges import Cell
+from tests.support.example_tars import LIMITS, failure, ids, picture
 
 PICTURES = [picture(number) for number in range(4)]
 BASE64 = [base64.b64encode(each).decode() for each in PICTURES]

@@ -12,11 +12,11 @@ import uuid
 import fsspec
 import pyarrow as pa
 import pytest
-from example_tars import LIMITS, failure, ids, packed, picture, samples
 
 from jsfree.config import RunConfig, Source
 from jsfree.images import load_image
 from jsfree.images.tars import expanded
+from tests.support.example_tars import LIMITS, failure, ids, packed, picture, samples
 
 # --- what is found
 

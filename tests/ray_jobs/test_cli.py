@@ -4,7 +4,6 @@ import os
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +11,7 @@ from jsfree import config
 from jsfree.errors import ConfigError, StorageError
 from jsfree.miniworld import world
 from jsfree.run.storage import Run
-
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
 
 
 def jsfree(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -133,10 +131,10 @@ def test_an_address_for_submitting_jobs_is_no_cluster_to_join(tmp_path, monkeypa
 
 
 def test_a_report_is_of_the_run_that_is_named(tmp_path, monkeypatch):
-    from example_run import build
     from typer.testing import CliRunner
 
     from ray_jobs.cli import app
+    from tests.support.example_run import build
 
     monkeypatch.chdir(tmp_path)
     build(tmp_path / "first run [v1]")

@@ -5,7 +5,6 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import example_run
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -14,6 +13,7 @@ from jsfree import config, schemas
 from jsfree.report import tables
 from jsfree.report.page import build_report, render
 from jsfree.run.storage import Run, shard_name
+from tests.support import example_run
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 

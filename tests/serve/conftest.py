@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import asking
 import pytest
 import torch
 
@@ -10,6 +9,7 @@ from jsfree import config
 from jsfree.models.loading import Captioner, load_captioner
 from jsfree.models.saving import publish_captioner
 from jsfree.run.storage import Manifest, Run
+from tests.support import asking
 
 
 @dataclass(frozen=True)

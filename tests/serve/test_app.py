@@ -14,18 +14,17 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import asking
 import openai
 import pytest
-from asking import chat, image, scene_url, text, user
 
 from jsfree.config import Decoding
 from jsfree.decoding import algorithm1
 from jsfree.decoding.requests import Request
 from jsfree.miniworld import world
+from tests.support import ROOT, asking
+from tests.support.asking import chat, image, scene_url, text, user
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 
 
 class Server:

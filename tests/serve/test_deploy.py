@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -13,8 +12,7 @@ from jsfree.run.storage import Manifest, Run
 from ray_jobs.commands import serve as serve_models
 from serve import deploy
 from serve.app import Arguments, build, served_models, serving_config
-
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
 
 
 def unserved(tmp_path, **settings) -> Run:
@@ -64,9 +62,7 @@ def test_a_wrong_setting_is_named(finished_run, override, told):
 
 def test_how_a_run_is_served_is_in_no_fingerprint():
     wide = config.build({"serve": {"slots": 99, "after": {"replicas": 4, "gpus": 1}}}, "test")
-    assert wide.fingerprint(*config.RunConfig.model_fields) == config.RunConfig().fingerprint(
-        *config.RunConfig.model_fields
-    )
+    assert wide.own_fingerprint == config.RunConfig().own_fingerprint
     assert config.differences(config.RunConfig(), wide) == []
 
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import example_run
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +18,7 @@ from jsfree.report.page import render
 from jsfree.run.storage import Folder, shard_name
 from jsfree.stages.captioning import PairGenerator
 from jsfree.stages.scored_captioning import ScoredPairGenerator
+from tests.support import example_run
 
 NEW, SHARED = range(3), range(3, 7)
 

@@ -8,10 +8,8 @@ import sys
 import tomllib
 from pathlib import Path
 
-import example_run
 import pytest
 import torch
-from local_hub import LocalHub, Repo
 from peft import PeftModel
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
@@ -26,8 +24,9 @@ from jsfree.models.saving import publish_captioner
 from jsfree.publishing.parity import parity, require_parity
 from jsfree.publishing.upload import HubRepo, contents, copy, require_free
 from jsfree.run.storage import Folder
+from tests.support import ROOT, example_run
+from tests.support.local_hub import LocalHub, Repo
 
-ROOT = Path(__file__).parents[1]
 BASE = "miniworld:captioner"
 SETTINGS = Lora(rank=4, alpha=8)
 

@@ -13,8 +13,8 @@ from jsfree.errors import CodeError
 from jsfree.run import code_version
 from ray_jobs.cluster.same_code import carried, carried_actor
 from ray_jobs.cluster.session import _ours
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[2]
 LOAD = "import sys, ray.cloudpickle; print(ray.cloudpickle.loads(sys.stdin.buffer.read())())"
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from jsfree.errors import CodeError
 from jsfree.run import code_version
-
-ROOT = Path(__file__).parents[1]
+from tests.support import ROOT
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def compared_in(folder: Path) -> str:
     """What a process that imports the code in ``folder`` says when it is compared with this one."""
     code = (
         "import sys, ast\n"
-        "from jsfree import code_version as found\n"
+        "from jsfree.run import code_version as found\n"
         "found.refuse_other_code(found.CodeVersion(**ast.literal_eval(sys.stdin.read())), 'node n1')"
     )
     mine = repr(dataclasses.asdict(code_version.here()))
@@ -94,7 +93,7 @@ def test_an_upload_made_for_other_libraries_is_refused(tmp_path):
 
 def test_an_upload_that_is_not_what_is_imported_is_refused(other_place):
     """The node's own jsfree hides the uploaded one."""
-    (other_place / "jsfree" / "ratios.py").write_text("")
+    (other_place / "jsfree" / "stages" / "ratios.py").write_text("")
     with pytest.raises(CodeError, match=rf"other jsfree/stages/ratios.py, imported from {ROOT} .*{other_place}"):
         code_version.refuse_unfit_upload(other_place)
 

@@ -1,15 +1,14 @@
 """What fits a cluster: replicas a node, and how far an autoscaler can go; the shipped cluster.yaml is one case."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
 from jsfree.config import Resources
 from ray_jobs.cluster.capacity import describe, fitting, inventory, most_room, nobody_launches
+from tests.support import ROOT
 
 A100 = {"CPU": 96.0, "GPU": 8.0, "accelerator_type:A100": 1.0}
-SHIPPED = yaml.safe_load((Path(__file__).parents[2] / "cluster.yaml").read_text())
+SHIPPED = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import random
 
-import literal_selection
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +14,7 @@ from jsfree.run.streaming import scan
 from jsfree.stages import selection
 from jsfree.stages.preference import select_pairs
 from jsfree.stages.selection import select_shards
+from tests.support import literal_selection
 
 SENTENCES = ("A cup.", "a  cup!", "Two dogs.", "Ein Hühnerstall — 家.", "A cat sits.")
 SETTINGS = [

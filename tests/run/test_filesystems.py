@@ -2,22 +2,19 @@
 
 import sys
 import tomllib
-from pathlib import Path
 
 import fsspec
 import pytest
 from fsspec.registry import _registry
 from fsspec.spec import AbstractFileSystem
 
-import jsfree
 from jsfree.errors import JsfreeError, ModelError, SourceError, StorageError
 from jsfree.images.listing import opened
 from jsfree.models.cache import RemoteFolder
 from jsfree.models.contents import CAPTIONER
 from jsfree.run.filesystems import EXTRAS, filesystem_of, reason
 from jsfree.run.storage import Folder
-
-ROOT = Path(jsfree.__file__).parents[1]
+from tests.support import ROOT
 
 
 class NoCredentialsError(Exception):

@@ -1,7 +1,5 @@
 """Sizes told in advance: against the files of a real model, and against the figures in the shipped configurations."""
 
-from pathlib import Path
-
 import pytest
 from PIL import Image
 
@@ -13,8 +11,9 @@ from jsfree.models.loading import load_captioner
 from jsfree.models.references import WEIGHTS
 from jsfree.sizing import footprint, shapes
 from jsfree.sizing.footprint import Parameters
+from tests.support import ROOT
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 GB = 1e9
 
 

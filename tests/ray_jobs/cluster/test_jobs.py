@@ -23,8 +23,8 @@ import pytest
 
 from jsfree import schemas
 from jsfree.run.storage import Run, shard_name
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
 SECONDS = 240
 IMAGES, SHARD = 160, 8

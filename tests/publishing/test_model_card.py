@@ -3,15 +3,15 @@
 import subprocess
 import sys
 
-import example_run
 import pytest
 from huggingface_hub import ModelCard
-from local_hub import LocalHub, Repo
 
 from jsfree.config import ModelFiles
 from jsfree.models.contents import CAPTIONER, require_folder, write_checksums
 from jsfree.publishing.base_model import base_of, front_matter
 from jsfree.publishing.model_card import card, write_card
+from tests.support import example_run
+from tests.support.local_hub import LocalHub, Repo
 
 
 @pytest.fixture(scope="module")

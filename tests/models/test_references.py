@@ -8,13 +8,13 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from local_hub import LocalHub, Repo
 
 from jsfree.config import ModelFiles
 from jsfree.errors import ModelError
 from jsfree.models import cache as node_cache
 from jsfree.models.contents import CAPTIONER, CLIP, write_checksums
 from jsfree.models.references import WEIGHTS, local_folder, look_up
+from tests.support.local_hub import LocalHub, Repo
 
 ID = "owner/llava"
 CONFIG = {

@@ -17,8 +17,9 @@ from jsfree.models.references import WEIGHTS
 from ray_jobs.cli import app
 from ray_jobs.commands.preflight import plan, preflight, with_gpus
 from ray_jobs.pipeline import STAGES
+from tests.support import ROOT
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 GOOD = {"source": {"count": 300}, "evaluate": {"source": {"count": 50}}}
 
 

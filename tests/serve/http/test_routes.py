@@ -6,9 +6,7 @@ import io
 import json
 from urllib.parse import quote
 
-import asking
 import pytest
-from asking import chat, data_url, image, picture_url, scene_url, text, user
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -19,6 +17,8 @@ from jsfree.miniworld import world
 from serve.app import served_models
 from serve.engines import Engine
 from serve.http import routes as api
+from tests.support import asking
+from tests.support.asking import chat, data_url, image, picture_url, scene_url, text, user
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from report import example_run
 
 from jsfree import schemas
 from jsfree.checks import smoke
@@ -18,6 +17,7 @@ from jsfree.models.loading import load_captioner
 from jsfree.models.saving import publish_captioner
 from jsfree.report.page import build_report
 from jsfree.run.storage import Run, shard_name
+from tests.support import example_run
 
 STAGES, CAPTIONS, HALLUCINATION, GAP, LN2, MARGIN, CHOSEN, CHANGED, AGAIN = (
     question.name for question in smoke.QUESTIONS

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -11,8 +10,7 @@ import yaml
 from jsfree import config
 from jsfree.config import RunConfig, loading
 from jsfree.errors import ConfigError
-
-ROOT = Path(__file__).parents[1]
+from tests.support import ROOT
 
 
 @pytest.mark.parametrize(
@@ -126,7 +124,7 @@ def test_evaluation_reads_where_training_does_unless_it_says_where():
     assert (same.path, same.images) == ("/a", "/i")
     assert (own.path, own.images) == ("/b", None)
     assert other.path is None
-    smoke = config.load(Path(__file__).parents[1] / "configs" / "llava-1.5-7b-smoke.yaml", ["source.path=/data/images"])
+    smoke = config.load(ROOT / "configs" / "llava-1.5-7b-smoke.yaml", ["source.path=/data/images"])
     assert smoke.evaluate.source.path == "/data/images"
 
 

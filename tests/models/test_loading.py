@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from local_hub import LocalHub, Repo
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -19,6 +18,7 @@ from jsfree.models.loading import clip_source, load_captioner, load_clip
 from jsfree.models.references import WEIGHTS
 from jsfree.models.saving import publish_captioner
 from jsfree.run.storage import Folder
+from tests.support.local_hub import LocalHub, Repo
 
 
 @pytest.fixture

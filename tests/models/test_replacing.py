@@ -10,8 +10,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from jsfree.errors import StorageError
-from jsfree.run import replacing
-from jsfree.run.replacing import replace_folder
+from jsfree.models import replacing
+from jsfree.models.replacing import replace_folder
 from jsfree.run.storage import Folder
 
 OLD = {"a.bin": b"old a", "gone.bin": b"old", "checksums.json": b"old sums", "adapter/x": b"old x"}

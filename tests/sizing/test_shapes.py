@@ -1,7 +1,5 @@
 """LLaVA-1.5 in its real shapes, on the meta device: counts, names, tokens and memory as published."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from PIL import Image
@@ -13,9 +11,10 @@ from jsfree.models.loading import Captioner
 from jsfree.models.references import WEIGHTS
 from jsfree.models.saving import hub_key
 from jsfree.sizing import footprint, shapes
+from tests.support import ROOT
 
 SMALL, LARGE = shapes.PUBLISHED.values()
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = ROOT / "configs"
 # What the llava-hf checkpoints carry as chat template says for one turn: USER: <image>\n<text> ASSISTANT:
 TEMPLATE = (
     "{% for message in messages %}"
