@@ -16,14 +16,30 @@
     |   +-- NoTokenError    the model gives no token of a caption any probability  (exit code 1)
     +-- RowError        one sample cannot be used; becomes a row of ``errors/``
 
-Every message says what was wrong, where (file, row or key) and what to do about it.
+An error has a problem (what is wrong, and where: file, row or key) and a remedy (what to do about it). Its text is
+both, joined by a semicolon. All of them can be pickled, so that a worker's error reaches the driver as it was raised.
 """
+
+from __future__ import annotations
 
 
 class JsfreeError(Exception):
-    """Base of all errors that jsfree raises on purpose; its text is written for the user."""
+    """Base of all errors that jsfree raises on purpose; the text is written for users.
+
+    Args:
+        problem: what is wrong, and where.
+        remedy: what the user can do; empty if nothing can be said.
+    """
 
     exit_code = 1
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(problem, remedy)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.remedy}" if self.remedy else self.problem
 
 
 class ConfigError(JsfreeError):
@@ -87,10 +103,16 @@ class NoTokenError(DecodingError):
 class RowError(JsfreeError):
     """One sample cannot be used.
 
-    ``kind`` is a short stable identifier (``missing``, ``undecodable``, ``too_large``...) by which
-    rows of ``errors/`` are grouped; the message is for people.
+    Args:
+        kind: a short stable identifier (``missing``, ``undecodable``, ``too_large``...) by which rows of ``errors/``
+            are grouped.
+        problem: what is wrong, and where.
+        remedy: what the user can do; empty if nothing can be said.
     """
 
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, kind: str, problem: str, remedy: str = "") -> None:
+        super().__init__(problem, remedy)
         self.kind = kind
+
+    def __reduce__(self) -> tuple[type[RowError], tuple[str, str, str]]:
+        return type(self), (self.kind, self.problem, self.remedy)

@@ -63,7 +63,8 @@ def check_dtype(gpu: Gpu, dtype: str) -> None:
     if dtype == "bfloat16" and not gpu.bf16:
         raise DeviceError(
             f"captioner.dtype is bfloat16, which {gpu.name} does not compute in; use a GPU of compute capability"
-            " 8.0 or newer (A100, L4, H100...; set resources.accelerator_type to get one), or captioner.dtype: float32"
+            " 8.0 or newer (A100, L4, H100...",
+            "set resources.accelerator_type to get one), or captioner.dtype: float32",
         )
 
 
@@ -128,7 +129,7 @@ def bisected(work: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) 
             raise
     # Outside: the error holds on to what was computed.
     if len(batch) == 1:
-        raise DeviceError("the device has too little memory for one row; stop what else runs on it, or take another")
+        raise DeviceError("the device has too little memory for one row", "stop what else runs on it, or take another")
     log.warning("out of memory with %d rows together; going on by halves", len(batch))
     torch.cuda.empty_cache()
     middle = len(batch) // 2

@@ -34,10 +34,13 @@ def require_text(text: str, what: str) -> str:
         raise RowError(
             "malformed",
             f"{what} holds U+{ord(character):04X} at character {at}, which is half of a surrogate pair or a byte that"
-            " is not UTF-8; correct or remove the row",
+            " is not UTF-8",
+            "correct or remove the row",
         )
     if "\0" in text:
-        raise RowError("malformed", f"{what} holds a zero character at {text.index(chr(0))}; correct or remove the row")
+        raise RowError(
+            "malformed", f"{what} holds a zero character at {text.index(chr(0))}", "correct or remove the row"
+        )
     return text
 
 

@@ -60,7 +60,8 @@ def generate(current: Round, _: None) -> Manifest:
     if not pairs.rows_out and "excluded" in pairs.facts:
         raise StageError(
             f"{current.stage('pairs').uri}: no pair is left to train on, because {pairs.facts['excluded']} images are"
-            " also in the evaluation set; let 'source' or 'evaluate.source' name other images, and --restart samples"
+            " also in the evaluation set",
+            "let 'source' or 'evaluate.source' name other images, and --restart samples",
         )
     return pairs
 
@@ -180,7 +181,7 @@ def _chosen_round(of: Run, name: str, number: int | None) -> int:
     if number is None:
         return next((each for each in rounds if not of.round(each).exists(STAGES[name].mark)), rounds[-1])
     if number not in rounds:
-        raise ConfigError(f"--round {number}: the run has rounds 1 to {rounds[-1]}; for more, --set rounds={number}")
+        raise ConfigError(f"--round {number}: the run has rounds 1 to {rounds[-1]}", f"for more, --set rounds={number}")
     return number
 
 
@@ -214,7 +215,7 @@ def remove_from(current_run: Run, stage: str) -> None:
         stage = next(iter(STAGES[stage].parts))
     stage = next((part for part, written in parts.items() if stage in written), stage)
     if stage not in parts:
-        raise ConfigError(f"--restart {stage}: no such stage; choose from {', '.join({**STAGES, **parts})}")
+        raise ConfigError(f"--restart {stage}: no such stage", f"choose from {', '.join({**STAGES, **parts})}")
     for number in reversed(current_run.rounds()):
         for part in reversed(parts):
             discard(current_run.round(number), parts[part])

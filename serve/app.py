@@ -153,7 +153,7 @@ def serving_config(run: str, overrides: list[str]) -> RunConfig:
     """
     for override in overrides:
         if not override.startswith(("serve.", "ray.", "models.")):
-            raise ConfigError(f"{override!r}: a run is served with its own settings; set only serve.* and ray.*")
+            raise ConfigError(f"{override!r}: a run is served with its own settings", "set only serve.* and ray.*")
     config = configuration.overridden(Run.existing(run).config, overrides)
     for role in (BEFORE, AFTER):
         gpus = getattr(config.serve, role).gpus
@@ -174,7 +174,7 @@ def served_models(run: Run) -> list[RunModel]:
     finished = [number for number in run.rounds() if run.manifest(number, "train") is not None]
     if not finished:
         finish = f"jsfree run --run {shlex.quote(run.folder.uri)}"
-        raise RunError(f"{run.folder.uri} has no trained model yet; finish it with `{finish}`")
+        raise RunError(f"{run.folder.uri} has no trained model yet", f"finish it with `{finish}`")
     last = finished[-1]
     return [
         RunModel(BEFORE, "m0", _absolute(run.config.captioner.versioned_ref)),

@@ -67,7 +67,7 @@ def check(config: Mapping[str, Any], where: str) -> None:
     for path, key, valid in _unknown(ServeDeploySchema, config, ""):
         nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid keys: {', '.join(valid)}"
-        raise ConfigError(f"{where}: unknown key {path + key!r}; {hint}")
+        raise ConfigError(f"{where}: unknown key {path + key!r}", f"{hint}")
     try:
         ServeDeploySchema.model_validate(config)
         for application in config["applications"]:

@@ -167,9 +167,9 @@ def tensor_names(path: Path) -> list[str]:
         names = [name for name in header if name != "__metadata__"]
         end = 8 + length + max(header[name]["data_offsets"][1] for name in names)
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path} is no safetensors file; fetch or copy it again") from error
+        raise ModelError(f"{path} is no safetensors file", "fetch or copy it again") from error
     if size < end:
-        raise ModelError(f"{path} has {size:,} bytes, its header says {end:,}; it was copied in part: copy it again")
+        raise ModelError(f"{path} has {size:,} bytes, its header says {end:,}", "it was copied in part: copy it again")
     return names
 
 
@@ -294,8 +294,8 @@ def check_clip(config: RunConfig) -> Iterator[Finding]:
             context, side = settings["text_cfg"].get("context_length", 77), settings["vision_cfg"]["image_size"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(
-                f"CLIP {ref!r}: open_clip_config.json does not describe a CLIP model ({error}); take another, or fetch"
-                " it again"
+                f"CLIP {ref!r}: open_clip_config.json does not describe a CLIP model ({error})",
+                "take another, or fetch it again",
             ) from error
     found = f"{config.clip.versioned_ref}: images of {side} pixels; sentences over {context} tokens are cut in parts"
     yield ok(AREA, "CLIP", found)

@@ -95,7 +95,7 @@ def _temporary_folder() -> Path:
     try:
         return Path(tempfile.gettempdir())
     except OSError as error:
-        raise StorageError(f"no temporary folder can be written ({error}); set TMPDIR to one that can be") from error
+        raise StorageError(f"no temporary folder can be written ({error})", "set TMPDIR to one that can be") from error
 
 
 def _room(check: str, path: Path, needed: int, what: str, *, elsewhere: bool = False) -> Iterator[Finding]:

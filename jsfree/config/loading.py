@@ -107,7 +107,7 @@ def _check_texts(value: Any, where: str) -> None:
         ConfigError: there is such a text; ``where`` says in which setting.
     """
     if isinstance(value, str) and not (is_text(value, escaped_bytes=True) and "\0" not in value):
-        raise ConfigError(f"{where}: {value!r} holds half of a surrogate pair or a zero character; correct it")
+        raise ConfigError(f"{where}: {value!r} holds half of a surrogate pair or a zero character", "correct it")
     if isinstance(value, Mapping):
         for key, each in value.items():
             _check_texts(key, where)

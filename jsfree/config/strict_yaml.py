@@ -62,7 +62,7 @@ def read_value(text: str, where: str) -> Any:
         ConfigError: as ``read_mapping``, or the text holds a comment.
     """
     if _has_comment(text):
-        raise ConfigError(f"{where}: YAML reads '#' as the start of a comment; write texts with '#' in quotes")
+        raise ConfigError(f"{where}: YAML reads '#' as the start of a comment", "write texts with '#' in quotes")
     return _read(text, where)
 
 
@@ -113,13 +113,13 @@ def _check(node: yaml.Node, where: str, open_nodes: set[int], sizes: dict[int, i
         return sizes[id(node)]
     line = node.start_mark.line + 1
     if id(node) in open_nodes:
-        raise ConfigError(f"{where}: line {line}: an alias refers to a section that it is part of; write it out")
+        raise ConfigError(f"{where}: line {line}: an alias refers to a section that it is part of", "write it out")
     open_nodes.add(id(node))
     if isinstance(node, yaml.MappingNode):
         _check_keys(node, where)
     size = 1 + sum(_check(child, where, open_nodes, sizes) for child in _children(node))
     if size > MAX_NODES:
-        raise ConfigError(f"{where}: line {line}: aliases expand to more than {MAX_NODES:,} values; write them out")
+        raise ConfigError(f"{where}: line {line}: aliases expand to more than {MAX_NODES:,} values", "write them out")
     open_nodes.remove(id(node))
     sizes[id(node)] = size
     return size
@@ -140,10 +140,12 @@ def _check_keys(node: yaml.MappingNode, where: str) -> None:
         if key.tag not in (TEXT, MERGE):
             shown = key.value if isinstance(key, yaml.ScalarNode) else "that begins here"
             kind = key.tag.rpartition(":")[2]
-            raise ConfigError(f"{where}: line {line}: the key {shown} is read as {kind}, not as text; put it in quotes")
+            raise ConfigError(
+                f"{where}: line {line}: the key {shown} is read as {kind}, not as text", "put it in quotes"
+            )
         if key.value in lines:
             raise ConfigError(
-                f"{where}: the key {key.value!r} is given twice, in lines {lines[key.value]} and {line}; keep one"
+                f"{where}: the key {key.value!r} is given twice, in lines {lines[key.value]} and {line}", "keep one"
             )
         lines[key.value] = line
 

@@ -30,7 +30,7 @@ def install(captioner: Captioner) -> None:
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
     if getattr(captioner.model.config.get_text_config(), "sliding_window", None):
-        raise ModelError("a captioner with sliding-window attention cannot be decoded; take one without")
+        raise ModelError("a captioner with sliding-window attention cannot be decoded", "take one without")
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     captioner.model.model.language_model.set_attn_implementation(NAME)

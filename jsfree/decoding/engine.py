@@ -171,8 +171,8 @@ class DualPathEngine:
         slots = len(self._slots) or self._capacity.slots
         if slots == 1 and not self._capacity.wait_for_memory():
             raise DeviceError(
-                "the device has too little memory to decode one caption; stop what else runs on it, set"
-                " 'generate.kv_cache_gib' lower, or take one with more memory"
+                "the device has too little memory to decode one caption",
+                "stop what else runs on it, set 'generate.kv_cache_gib' lower, or take one with more memory",
             )
         fewer = max(1, slots // 2)
         if fewer < slots:

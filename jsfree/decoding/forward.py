@@ -40,7 +40,7 @@ class Forward:
         """
         device, devices = captioner.device, getattr(captioner.model, "hf_device_map", {})
         if compiling == "cuda_graphs" and (device.type != "cuda" or len(set(devices.values())) > 1):
-            raise DeviceError("'compile: cuda_graphs' needs a model on one GPU; set 'generate.compile: none'")
+            raise DeviceError("'compile: cuda_graphs' needs a model on one GPU", "set 'generate.compile: none'")
         self.cache = KvCache(layout, device)
         self._model = captioner.model
         if device.type == "cpu":

@@ -97,8 +97,8 @@ class Shape:
                 return layout
         raise DeviceError(
             f"the keys and values of one caption take {layout.bytes / GIB:.3g} GiB ({need.prefix} tokens of image and"
-            f" prompt, up to {need.own} of the caption), but there are {budget / GIB:.3g} GiB for them; set"
-            " 'kv_cache_gib' higher, 'max_new_tokens' lower, or take a GPU with more memory"
+            f" prompt, up to {need.own} of the caption), but there are {budget / GIB:.3g} GiB for them",
+            "set 'kv_cache_gib' higher, 'max_new_tokens' lower, or take a GPU with more memory",
         )
 
     def _of(self, slots: int, need: Need, keys: Keys) -> Layout:

@@ -169,8 +169,9 @@ def require_context(pairs: Sequence[SelectedPair], captioner: Captioner) -> None
         if prefix + caption > room:
             raise StageError(
                 f"pair {pair['sample_id']}: image and prompt take {prefix} positions and a caption {caption}, more than"
-                f" the {room} of the model; generate shorter captions (generate.decoding.max_new_tokens), or import"
-                " none that long (imported.max_tokens)"
+                f" the {room} of the model",
+                "generate shorter captions (generate.decoding.max_new_tokens), or import"
+                " none that long (imported.max_tokens)",
             )
 
 

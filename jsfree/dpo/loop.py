@@ -354,7 +354,8 @@ class _Trainer:
         if written_by != self.world:
             raise StageError(
                 f"the checkpoint that training would go on from holds the shards of {written_by} workers, not of"
-                f" {self.world}; set train.resources.replicas: {written_by}, or begin anew with --restart train"
+                f" {self.world}",
+                f"set train.resources.replicas: {written_by}, or begin anew with --restart train",
             )
         _, state = self.engine.load_checkpoint(directory, tag="state")
         history: list[Step] = state["history"]
@@ -384,5 +385,6 @@ def _check_first_loss(step: Step, config: RunConfig, models: Models) -> None:
     if abs(step["loss"] - expected) > first_loss_tolerance(config):
         raise StageError(
             f"the loss at step 0 is {step['loss']:.5f}, not {expected:.5f}: policy and reference disagree before"
-            " training; the reference table belongs to another model (--restart train)"
+            " training",
+            "the reference table belongs to another model (--restart train)",
         )

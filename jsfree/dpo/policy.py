@@ -73,7 +73,8 @@ class PairModel(torch.nn.Module):
         if int(is_image_BL.sum()) != visual_BND.shape[0] * visual_BND.shape[1]:
             raise ModelError(
                 f"{int(is_image_BL.sum())} image tokens in the prompts, but {visual_BND.shape[0]} images of"
-                f" {visual_BND.shape[1]} visual tokens; the processor's patch size is not that of the vision tower"
+                f" {visual_BND.shape[1]} visual tokens",
+                "the processor's patch size is not that of the vision tower",
             )
         embedded_BLD = embedded_BLD.masked_scatter(is_image_BL[..., None], visual_BND.to(embedded_BLD.dtype))
         hidden_BLD = model.language_model(

@@ -124,18 +124,18 @@ def _read(folder: Folder, pairs: Pairs, origin: Mapping[str, str]) -> ReferenceL
     other = [name for name, value in origin.items() if noted.get(name) != value]
     if other:
         raise StageError(
-            f"the reference log-probabilities in {folder.uri} were computed with other {', '.join(other)}; --restart"
-            " train computes them anew"
+            f"the reference log-probabilities in {folder.uri} were computed with other {', '.join(other)}",
+            "--restart train computes them anew",
         )
     values, start = np.empty((len(pairs), 2)), 0
     expected = (pair["sample_id"] for pair in each(pairs, ["sample_id"]))
     for table in scan(folder, schemas.REFERENCE):
         for sample_id in table["sample_id"].to_pylist():
             if sample_id != next(expected, None):
-                raise StageError(f"{folder.uri} holds rows of other pairs, such as {sample_id!r}; --restart train")
+                raise StageError(f"{folder.uri} holds rows of other pairs, such as {sample_id!r}", "--restart train")
         values[start : start + table.num_rows] = np.stack((table["chosen"], table["rejected"]), 1)
         start += table.num_rows
     missing = next(expected, None)
     if missing is not None:
-        raise StageError(f"{folder.uri} holds no reference of {missing!r}; --restart train")
+        raise StageError(f"{folder.uri} holds no reference of {missing!r}", "--restart train")
     return ReferenceLogps(values)

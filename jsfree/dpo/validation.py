@@ -45,7 +45,8 @@ class Validation:
         """
         if self.settings.pairs and not math.isfinite(self.best):
             raise StageError(
-                "the loss of the held-out pairs was never a finite number: training diverged; lower train.learning_rate"
+                "the loss of the held-out pairs was never a finite number: training diverged",
+                "lower train.learning_rate",
             )
 
     def _see(self, figures: Mapping[str, float]) -> None:

@@ -34,7 +34,7 @@ def low_score_threshold(rows: Sequence[ScoredCaptionRow]) -> float:
     scores = [sentence["score"] for row in rows for sentence in row["sentences"]]
     if not scores:
         raise StageError(
-            f"none of the {len(rows)} captions has a sentence to score; look at them: the captioner may be broken"
+            f"none of the {len(rows)} captions has a sentence to score", "look at them: the captioner may be broken"
         )
     return float(np.quantile(scores, LOW_SHARE))
 
@@ -54,7 +54,7 @@ def summarise(
         ConfigError: there are no captions.
     """
     if not rows:
-        raise ConfigError("there are no captions to summarise; pass at least one")
+        raise ConfigError("there are no captions to summarise", "pass at least one")
     scored = [row for row in rows if row["sentences"]]
     sentences = [len(row["sentences"]) for row in rows]
     low = [sum(sentence["score"] < low_score for sentence in row["sentences"]) for row in rows]

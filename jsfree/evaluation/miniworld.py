@@ -111,7 +111,7 @@ def summarise(counts: Sequence[CaptionCounts], resamples: int = 1000, seed: int 
         ConfigError: there are no counts.
     """
     if not counts:
-        raise ConfigError("there are no captions to summarise; count at least one")
+        raise ConfigError("there are no captions to summarise", "count at least one")
     columns = np.array([_columns(count) for count in counts], np.float64)
     figures = {}
     for name, statistic in _STATISTICS.items():

@@ -39,7 +39,7 @@ def bootstrap(columns_NK: ArrayLike, statistic: Statistic, resamples: int = RESA
     """
     columns = np.asarray(columns_NK, np.float64)
     if len(columns) == 0:
-        raise ConfigError("an interval was asked of no samples; pass at least one")
+        raise ConfigError("an interval was asked of no samples", "pass at least one")
     value = float(statistic(columns.sum(0, keepdims=True))[0])
     sums_RK = resample_counts(len(columns), resamples, seed) @ columns
     spread = statistic(sums_RK)

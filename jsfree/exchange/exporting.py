@@ -82,12 +82,14 @@ def export(
     require_outside_runs("--out", folder)
     require_outside_sources("--out", folder, run.config)
     if folder.names() or folder.is_file():
-        raise RunError(f"{out} is not empty; choose another --out, or remove what is there")
+        raise RunError(f"{out} is not empty", "choose another --out, or remove what is there")
     tally = Tally()
     records = _records(run, number, pairs, layout, Placer(placement, folder, run.config.source), tally)
     first = next(records, None)  # before any file is begun: what the placement does not allow shows here
     if first is None:
-        raise RunError(f"{run.folder.uri}: none of the {pairs} pairs of round {number} can be exported; {tally.first}")
+        raise RunError(
+            f"{run.folder.uri}: none of the {pairs} pairs of round {number} can be exported", f"{tally.first}"
+        )
     with folder.create("provenance.jsonl") as provenance, _writer(folder, layout, placement) as writer:
         for record, told in chain([first], records):
             writer.add(record)
@@ -108,7 +110,7 @@ def _allowed(name: str, layout: Format, placement: Placement | None) -> Placemen
     if placement not in layout.placements:
         able = " and ".join(each for each, other in FORMATS.items() if placement in other.placements)
         raise ConfigError(
-            f"--images {placement}: {name} takes {' or '.join(layout.placements)}; {able} can {placement} images"
+            f"--images {placement}: {name} takes {' or '.join(layout.placements)}", f"{able} can {placement} images"
         )
     return placement
 
@@ -124,9 +126,9 @@ def _round(run: Run, pairs: Pairs, number: int | None) -> int:
         rounds = range(run.config.rounds, 0, -1)
         number = next((each for each in rounds if run.manifest(each, pairs)), None)
         if number is None:
-            raise RunError(f"{run.folder.uri} has no {pairs} pairs yet; first do `jsfree {stage}`")
+            raise RunError(f"{run.folder.uri} has no {pairs} pairs yet", f"first do `jsfree {stage}`")
     elif run.manifest(number, pairs) is None:
-        raise RunError(f"{run.folder.uri} has no {pairs} pairs in round {number}; first do `jsfree {stage}`")
+        raise RunError(f"{run.folder.uri} has no {pairs} pairs in round {number}", f"first do `jsfree {stage}`")
     return number
 
 

@@ -161,7 +161,9 @@ def _read_povid(record: Record) -> Parts:
         _turns(record.get(key), key, "from", "value", "human", "gpt") for key in _TALKS
     )
     if prompt != again:
-        raise RowError("malformed", f"keys {_TALKS[0]!r} and {_TALKS[1]!r} ask different questions; make them the same")
+        raise RowError(
+            "malformed", f"keys {_TALKS[0]!r} and {_TALKS[1]!r} ask different questions", "make them the same"
+        )
     return Parts(_id(record, "id"), record.get("image"), prompt, chosen, rejected)
 
 
@@ -188,11 +190,11 @@ def _one(record: Record, key: str) -> Any:
     """The only image of a list of them."""
     images = record.get(key)
     if not isinstance(images, list | tuple):
-        raise RowError("no_image", f"key {key!r} is {_kind(images)}, expected a list of one image; remove the row")
+        raise RowError("no_image", f"key {key!r} is {_kind(images)}, expected a list of one image", "remove the row")
     if not images:
-        raise RowError("no_image", f"key {key!r} is an empty list; a pair has one image, remove the row")
+        raise RowError("no_image", f"key {key!r} is an empty list", "a pair has one image, remove the row")
     if len(images) > 1:
-        raise RowError("several_images", f"key {key!r} has {len(images)} images; a pair has one, remove the row")
+        raise RowError("several_images", f"key {key!r} has {len(images)} images", "a pair has one, remove the row")
     return images[0]
 
 

@@ -51,7 +51,7 @@ def preferences(settings: Imported) -> Iterator[Preference | Unusable]:
             name = sample_id(pair.id, pair.prompt)
             if name in seen:
                 told = printable(repr(pair.id))
-                raise RowError("duplicate_id", f"key 'id' or 'idx' is {told}, as in {seen[name]}; make it unique")
+                raise RowError("duplicate_id", f"key 'id' or 'idx' is {told}, as in {seen[name]}", "make it unique")
         except RowError as error:
             yield Unusable(_name(found), RowError(error.kind, f"{where}: {printable(str(error))}"))
         else:
@@ -60,7 +60,7 @@ def preferences(settings: Imported) -> Iterator[Preference | Unusable]:
             _require_room(embedded, settings)
             yield pair
     if found is None:
-        raise SourceError(f"{settings.path} holds no records; correct 'imported.path'")
+        raise SourceError(f"{settings.path} holds no records", "correct 'imported.path'")
 
 
 def _name(found: Found) -> str:
@@ -79,14 +79,15 @@ def _pair(found: Found, settings: Imported, confinement: Confinement) -> Prefere
     longest = MAX_TOKEN_CHARACTERS * settings.max_tokens
     for key, (what, text) in zip(layout.named, texts.items(), strict=True):
         if not text:
-            raise RowError(f"empty_{what}", f"the {what} (key {key!r}) is empty; remove the row")
+            raise RowError(f"empty_{what}", f"the {what} (key {key!r}) is empty", "remove the row")
         if MARKER in text:
-            raise RowError("image_marker", f"the {what} (key {key!r}) holds {MARKER!r}; remove it")
+            raise RowError("image_marker", f"the {what} (key {key!r}) holds {MARKER!r}", "remove it")
         if len(text) > longest:
             raise RowError(
                 "too_long",
                 f"the {what} (key {key!r}) has {len(text)} characters, the limit is {longest}"
-                f" ({MAX_TOKEN_CHARACTERS} for each of 'imported.max_tokens'); remove the row",
+                f" ({MAX_TOKEN_CHARACTERS} for each of 'imported.max_tokens')",
+                "remove the row",
             )
     start = confinement.folder if settings.images else posixpath.dirname(found.file.address)
     image = _image(name, parts, start, confinement)
@@ -97,7 +98,8 @@ def _require_room(embedded: int, settings: Imported) -> None:
     if embedded > MOST_EMBEDDED_BYTES:
         raise SourceError(
             f"{settings.path} holds more than {MOST_EMBEDDED_BYTES / 1e9:.0f} GB of images, which a run's tables would"
-            " carry; put the images into files and their paths into the records, or import a part of them"
+            " carry",
+            "put the images into files and their paths into the records, or import a part of them",
         )
 
 
@@ -114,7 +116,7 @@ def _image(name: str, parts: Parts, start: str, confinement: Confinement) -> Ima
         return {"id": name, "uri": None, "bytes": content, "sha256": hashlib.sha256(content).hexdigest()}
     path = image.get("path") if isinstance(image, Mapping) else image
     if path is None or path == "":
-        raise RowError("no_image", "the image (key 'image' or 'images') is empty; remove the row")
+        raise RowError("no_image", "the image (key 'image' or 'images') is empty", "remove the row")
     if not isinstance(path, str):
         raise RowError("malformed", f"the image (key 'image' or 'images') is {type(path).__name__}, expected one path")
     path = require_text(path, "the image (key 'image' or 'images')")

@@ -127,10 +127,10 @@ class CaptionTokens:
         special = next((token for token in tokens if token in self._special), None)
         if special is not None:
             name = self._tokenizer.convert_ids_to_tokens(special)
-            raise RowError("special_token", f"holds {name!r}, which is no text for the captioner; remove it")
+            raise RowError("special_token", f"holds {name!r}, which is no text for the captioner", "remove it")
         if len(tokens) >= self._most:
             raise RowError(
-                "too_long", f"has {len(tokens)} tokens, the limit is {self._most}; raise 'imported.max_tokens'"
+                "too_long", f"has {len(tokens)} tokens, the limit is {self._most}", "raise 'imported.max_tokens'"
             )
         return [*tokens, self._end]
 

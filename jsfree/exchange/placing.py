@@ -57,7 +57,7 @@ def _reference(image: ImageRef) -> str:
         return uri
     where = _PLACES[type(part)]
     raise ConfigError(
-        f"--images reference: image {image['id']} is {where}, so there is no file to refer to; use --images copy"
+        f"--images reference: image {image['id']} is {where}, so there is no file to refer to", "use --images copy"
     )
 
 

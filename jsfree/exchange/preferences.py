@@ -67,7 +67,9 @@ def without_marker(text: str, key: str) -> str:
         RowError: it has places for several images.
     """
     if text.count(MARKER) > 1:
-        raise RowError("several_images", f"key {key!r} has {text.count(MARKER)} times {MARKER!r}; a pair has one image")
+        raise RowError(
+            "several_images", f"key {key!r} has {text.count(MARKER)} times {MARKER!r}", "a pair has one image"
+        )
     return text.replace(MARKER, "").strip()
 
 

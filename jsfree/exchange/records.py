@@ -108,7 +108,7 @@ def _files(settings: Imported) -> list[File]:
     unknown = next((name for name in names if not name.endswith(SUFFIXES)), None)
     if unknown or not names:
         what = f"is no {', '.join(SUFFIXES)} file" if unknown else f"holds no {', '.join(SUFFIXES)} files"
-        raise SourceError(f"{path} {what}; let 'imported.path' name the records, or a folder of them")
+        raise SourceError(f"{path} {what}", "let 'imported.path' name the records, or a folder of them")
     return [File(name, address(filesystem, each), filesystem, each) for name, each in names.items()]
 
 
@@ -131,12 +131,12 @@ def _table(file: File, columns: Iterable[str]) -> Iterator[Record | RowError]:
         try:
             table = pq.ParquetFile(content)
         except pa.ArrowException as error:
-            raise SourceError(f"{file.shown} is no Parquet file ({error}); copy it again, or remove it") from error
+            raise SourceError(f"{file.shown} is no Parquet file ({error})", "copy it again, or remove it") from error
         names = table.schema_arrow.names
         wanted = [name for name in names if name in columns]
         twice = next((name for name in wanted if wanted.count(name) > 1), None)
         if twice is not None:
-            raise SourceError(f"{file.shown} has two columns {twice!r}; rename or remove one of them")
+            raise SourceError(f"{file.shown} has two columns {twice!r}", "rename or remove one of them")
         if not wanted:
             yield dict.fromkeys(names)  # its keys tell what it is instead
             return
@@ -159,10 +159,12 @@ def _require_format(first: list[Found], settings: Imported) -> None:
     odd = (found or first)[0]
     where = f"{odd.file.shown}, row {odd.row}"
     if isinstance(odd.record, RowError):
-        raise SourceError(f"{where} {odd.record}; 'imported.path' must name files of {settings.format} records")
+        raise SourceError(f"{where} {odd.record}", f"'imported.path' must name files of {settings.format} records")
     keys = list(odd.record)
     missing = next(key for key in wanted if key not in keys)
     fits = fitting(keys)
     remedy = f"set 'imported.format' to {' or '.join(fits)}" if fits else "no format of jsfree has these keys"
     named = printable(", ".join(keys))
-    raise SourceError(f"{where} has no key {missing!r}, so it is no {settings.format} record; it has {named}: {remedy}")
+    raise SourceError(
+        f"{where} has no key {missing!r}, so it is no {settings.format} record", f"it has {named}: {remedy}"
+    )

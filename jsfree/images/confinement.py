@@ -157,6 +157,7 @@ def _outside(name: str, confinement: Confinement) -> RowError:
     folder, section = confinement.folder, confinement.section
     return RowError(
         "outside",
-        f"the image {name[:200]!r} is outside {folder}; move it there, set '{section}.images' to a folder that holds"
+        f"the image {name[:200]!r} is outside {folder}",
+        f"move it there, set '{section}.images' to a folder that holds"
         f" all images, or set '{section}.allow_outside' if you trust the records",
     )

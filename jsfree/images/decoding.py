@@ -61,8 +61,8 @@ def load_image(image: ImageRef, limits: Source) -> tuple[Image.Image, str]:
     if image["sha256"] not in (None, sha256):
         raise RowError(
             "changed",
-            f"image {name} is not the file that was read before (SHA-256 {image['sha256']}); restore it, or redo the"
-            " round with --restart samples",
+            f"image {name} is not the file that was read before (SHA-256 {image['sha256']})",
+            "restore it, or redo the round with --restart samples",
         )
     return _by_pixels(content, lambda encoded: _decode(encoded, name, limits)), sha256
 
@@ -100,7 +100,7 @@ def _content(image: ImageRef, name: str, max_bytes: int) -> bytes:
     elif image["uri"]:
         content = _read(image["uri"], name, max_bytes)
     else:
-        raise RowError("missing", f"image {name} has neither a path nor bytes; remove the row")
+        raise RowError("missing", f"image {name} has neither a path nor bytes", "remove the row")
     if len(content) > max_bytes:
         raise _too_large(name, len(content), max_bytes)
     return content
@@ -144,7 +144,8 @@ def _read_part(part: Part, name: str, max_bytes: int) -> bytes:
     if len(content) != part.length:
         raise RowError(
             "undecodable",
-            f"image {name} is cut off ({len(content)} of {part.length} bytes); copy {part.file} again",
+            f"image {name} is cut off ({len(content)} of {part.length} bytes)",
+            f"copy {part.file} again",
         )
     return content
 
@@ -163,12 +164,14 @@ def _read_cell(cell: Cell, name: str) -> bytes:
     """The bytes in a cell of a Parquet table."""
     content = read_cell(cell)
     if content is None:
-        raise RowError("missing", f"image {name} is an empty cell; remove the row")
+        raise RowError("missing", f"image {name} is an empty cell", "remove the row")
     return content
 
 
 def _too_large(name: str, size: int, limit: int) -> RowError:
-    return RowError("too_many_bytes", f"image {name} has {size} bytes or more, the limit is {limit}; raise 'max_bytes'")
+    return RowError(
+        "too_many_bytes", f"image {name} has {size} bytes or more, the limit is {limit}", "raise 'max_bytes'"
+    )
 
 
 def _by_pixels(content: bytes, use: Callable[[bytes], Result]) -> Result:
@@ -190,7 +193,7 @@ def _decode(content: bytes, name: str, limits: Source) -> Image.Image:
         encoded.load()
         return upright_rgb(encoded)
     except (Image.DecompressionBombError, *DAMAGED) as error:
-        raise RowError("undecodable", f"image {name} is damaged ({_reason(error)}); replace or remove it") from error
+        raise RowError("undecodable", f"image {name} is damaged ({_reason(error)})", "replace or remove it") from error
 
 
 def _check(content: bytes, name: str, limits: Source, formats: tuple[str, ...]) -> Image.Image:
@@ -216,11 +219,11 @@ def _open(content: bytes, name: str, formats: tuple[str, ...]) -> Image.Image:
             warnings.simplefilter("ignore")
             return Image.open(io.BytesIO(content), formats=formats)
     except Image.DecompressionBombError as error:
-        raise RowError("too_many_pixels", f"image {name} has too many pixels for Pillow; scale it down") from error
+        raise RowError("too_many_pixels", f"image {name} has too many pixels for Pillow", "scale it down") from error
     except UnidentifiedImageError as error:
         raise _unidentified(content, name, formats) from error
     except DAMAGED as error:
-        raise RowError("undecodable", f"image {name} is damaged ({_reason(error)}); replace or remove it") from error
+        raise RowError("undecodable", f"image {name} is damaged ({_reason(error)})", "replace or remove it") from error
 
 
 def _unidentified(content: bytes, name: str, formats: tuple[str, ...]) -> RowError:
@@ -229,12 +232,14 @@ def _unidentified(content: bytes, name: str, formats: tuple[str, ...]) -> RowErr
     prefix = content[:PREFIX].ljust(PREFIX, b"\0")
     known = by_content(prefix)  # HEIC, for which Pillow has no decoder
     if known is not None and known not in FORMATS:
-        return RowError("unsupported_format", f"image {name} is {known}; convert it to one of {', '.join(formats)}")
+        return RowError("unsupported_format", f"image {name} is {known}", f"convert it to one of {', '.join(formats)}")
     for kind, (_, accept) in sorted(Image.OPEN.items()):
         if kind not in formats and accept is not None and accept(prefix):
-            return RowError("unsupported_format", f"image {name} is {kind}; convert it to one of {', '.join(formats)}")
+            return RowError(
+                "unsupported_format", f"image {name} is {kind}", f"convert it to one of {', '.join(formats)}"
+            )
     what = "is empty" if not content else "is no image, or damaged"
-    return RowError("undecodable", f"image {name} {what}; replace or remove it")
+    return RowError("undecodable", f"image {name} {what}", "replace or remove it")
 
 
 def _check_size(size: tuple[int, int], name: str, limits: Source) -> None:
@@ -245,14 +250,16 @@ def _check_size(size: tuple[int, int], name: str, limits: Source) -> None:
     if min(size) < least:
         raise RowError(
             "too_small",
-            f"image {name} has {width} x {height} pixels, its short side must be {least} at least; remove it",
+            f"image {name} has {width} x {height} pixels, its short side must be {least} at least",
+            "remove it",
         )
 
 
 def _too_many_pixels(name: str, size: str, limits: Source) -> RowError:
     return RowError(
         "too_many_pixels",
-        f"image {name} has {size} pixels, the limit is {limits.max_pixels}; scale it down or raise 'max_pixels'",
+        f"image {name} has {size} pixels, the limit is {limits.max_pixels}",
+        "scale it down or raise 'max_pixels'",
     )
 
 

@@ -39,7 +39,7 @@ def folder_images(source: Source) -> Iterator[Entry]:
     with explained(path):
         if not filesystem.isdir(folder):
             kinds = "llava_json, parquet or webdataset"
-            raise SourceError(f"{path} is a file, not a folder; set 'source.kind' to {kinds} to read it")
+            raise SourceError(f"{path} is a file, not a folder", f"set 'source.kind' to {kinds} to read it")
     root = address(filesystem, folder.rstrip("/"))
     place, found, others = Place(f"{root}/"), 0, Counter[str]()
     with explained(path, Exception):
@@ -103,10 +103,10 @@ def _local_prefix(path: str) -> bytes:
 
 def _nothing(path: str, named: str, *, has_tars: bool) -> SourceError:
     if has_tars:
-        return SourceError(f"{path} holds .tar files and no images; set 'source.kind' to webdataset to read them")
+        return SourceError(f"{path} holds .tar files and no images", "set 'source.kind' to webdataset to read them")
     if named:
         return SourceError(
             f"{path} holds {named} files, which are not read, and no {', '.join(FORMATS)};"
             " convert them, for example by `magick mogrify -format jpg`"
         )
-    return SourceError(f"{path} holds no images (looked for {', '.join(EXTENSIONS)}); correct 'source.path'")
+    return SourceError(f"{path} holds no images (looked for {', '.join(EXTENSIONS)})", "correct 'source.path'")

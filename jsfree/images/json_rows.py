@@ -55,10 +55,10 @@ def json_rows(
         yield from _list(text) if first == "[" and not text.is_first_of_lines() else _lines(text)
     except _InvalidJsonError as error:
         raise SourceError(
-            f"{path} is no valid JSON (row {text.row}: {error}); it must be one list of rows, or have a row a line"
+            f"{path} is no valid JSON (row {text.row}: {error})", "it must be one list of rows, or have a row a line"
         ) from error
     except _BadRowError as error:
-        raise SourceError(f"{path}: row {text.row} {error}; remove it") from error
+        raise SourceError(f"{path}: row {text.row} {error}", "remove it") from error
 
 
 class _BadRowError(Exception):
@@ -71,7 +71,7 @@ class _InvalidJsonError(_BadRowError):
 
 def _unusable(error: _BadRowError) -> RowError:
     what = f"is no valid JSON ({error})" if isinstance(error, _InvalidJsonError) else str(error)
-    return RowError("malformed", f"{what}; correct or remove the row")
+    return RowError("malformed", f"{what}", "correct or remove the row")
 
 
 class _DuplicateKeyError(ValueError):
@@ -122,7 +122,7 @@ class _Window:
         try:
             more = self._decoder.decode(content, final=self._ended)
         except UnicodeDecodeError as error:
-            raise SourceError(f"{self._path} is no valid JSON ({error}); save it as UTF-8") from error
+            raise SourceError(f"{self._path} is no valid JSON ({error})", "save it as UTF-8") from error
         self.text = self.text[self.position :] + more
         self.position = 0
 

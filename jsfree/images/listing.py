@@ -67,7 +67,7 @@ def opened(path: str, setting: str = "'source.path' (or 'evaluate.source.path')"
         if filesystem.exists(inner):
             return filesystem, inner
     at = "" if "://" in path or os.path.isabs(os.path.expanduser(path)) else f" in {os.getcwd()}"
-    raise SourceError(f"{path} does not exist{at}; correct {setting}")
+    raise SourceError(f"{path} does not exist{at}", f"correct {setting}")
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def explained(path: str, *errors: type[Exception]) -> Iterator[None]:
     except SourceError:
         raise
     except expected as error:
-        raise SourceError(f"{path} cannot be read: {reason(error)}; check the path and your access to it") from error
+        raise SourceError(f"{path} cannot be read: {reason(error)}", "check the path and your access to it") from error
 
 
 def beside(source: Source, path: str) -> str:
@@ -156,7 +156,8 @@ def image_uri(name: str, root: str, confinement: Confinement) -> str:
         shown = f"a text of {len(name)} characters that begins with {name[:20]!r}"
         raise RowError(
             "malformed",
-            f"the image is {shown}, not a path; if it is base64, decode it into a column of bytes or into files",
+            f"the image is {shown}, not a path",
+            "if it is base64, decode it into a column of bytes or into files",
         )
     uri = located(root, require_text(name, "the image's path"))
     check_spelling(uri, confinement, name)

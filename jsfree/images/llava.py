@@ -25,7 +25,7 @@ def llava_images(source: Source) -> Iterator[Entry | Unusable]:
     filesystem, inner = opened(path)
     with explained(path):
         if filesystem.isdir(inner):
-            raise SourceError(f"{path} is a folder; 'source.path' of llava_json is the JSON file")
+            raise SourceError(f"{path} is a folder", "'source.path' of llava_json is the JSON file")
     uri = address(filesystem, inner)
     root, confinement = beside(source, uri), confinement_of(source)
     name, number, images, row = readable(posixpath.basename(inner)), -1, 0, None
@@ -45,7 +45,7 @@ def llava_images(source: Source) -> Iterator[Entry | Unusable]:
             f"{path}: expected a list of rows with the key 'image', found {type(row).__name__} without it"
         )
     if not images:
-        raise SourceError(f"{path}: none of its {number + 1} rows has the key 'image'; nothing to caption")
+        raise SourceError(f"{path}: none of its {number + 1} rows has the key 'image'", "nothing to caption")
 
 
 def _image_of(row: Any) -> str | None:
@@ -58,7 +58,7 @@ def _image_of(row: Any) -> str | None:
         raise row
     if not isinstance(row, dict):
         kind = "null" if row is None else type(row).__name__
-        raise RowError("malformed", f"is {kind}, expected keys 'id', 'image', 'conversations'; remove it")
+        raise RowError("malformed", f"is {kind}, expected keys 'id', 'image', 'conversations'", "remove it")
     image = row.get("image")
     if image is None or image == "":
         return None

@@ -60,7 +60,7 @@ def read_hashes(uri: str) -> frozenset[str]:
         StorageError: the table is missing or cannot be read: nothing is trained on that was not compared.
     """
     if not Folder(uri).shards():
-        raise StorageError(f"{uri} holds no hashes of evaluation images; make them again with --restart evaluation")
+        raise StorageError(f"{uri} holds no hashes of evaluation images", "make them again with --restart evaluation")
     parts = scan(Folder(uri), schemas.EVALUATION_HASHES, ["sha256"])
     return frozenset(found for part in parts for found in part["sha256"].to_pylist() if found is not None)
 

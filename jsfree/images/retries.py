@@ -80,8 +80,8 @@ def read_error(error: Exception, name: str) -> RowError:
     """What a failed read is for the image ``name``: ``missing`` if it is known not to exist, else ``unreadable``."""
     status = status_of(error)
     if status in MISSING_STATUSES or (status is None and _is_not_found(error)):
-        return RowError("missing", f"image {name} does not exist; restore it or remove it from the source")
-    return RowError("unreadable", f"image {name} cannot be read ({_told(error, status)}); {_remedy(error, status)}")
+        return RowError("missing", f"image {name} does not exist", "restore it or remove it from the source")
+    return RowError("unreadable", f"image {name} cannot be read ({_told(error, status)})", f"{_remedy(error, status)}")
 
 
 def status_of(error: BaseException) -> int | None:

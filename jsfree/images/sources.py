@@ -149,7 +149,7 @@ def _require_evaluation(config: RunConfig, there: int) -> None:
 
 def _scenes(source: Source, key: str) -> int:
     if source.count is None:
-        raise SourceError(f"MiniWorld has no end of scenes; set '{key}.count' to how many to draw")
+        raise SourceError("MiniWorld has no end of scenes", f"set '{key}.count' to how many to draw")
     return source.count
 
 
@@ -175,7 +175,8 @@ def _require_other_scenes(config: RunConfig) -> None:
     if trained < evaluated.stop and evaluated.start < trained + config.rounds * _scenes(training, "source"):
         raise SourceError(
             f"MiniWorld's {evaluation.split!r} scenes from {max(trained, evaluated.start)} on are both trained and"
-            " evaluated on; set 'evaluate.source.split' to another split"
+            " evaluated on",
+            "set 'evaluate.source.split' to another split",
         )
 
 

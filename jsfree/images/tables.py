@@ -68,11 +68,11 @@ def table_images(source: Source) -> Iterator[Entry | Unusable]:
             yield from table.entries(content)
         rows, empty = rows + table.rows, empty + table.empty
     if table is None or not rows:
-        raise SourceError(f"{path} holds no Parquet rows; correct 'source.path'")
+        raise SourceError(f"{path} holds no Parquet rows", "correct 'source.path'")
     if empty == rows:
         others = f"one of {', '.join(table.alternatives)}" if table.alternatives else "a column of images"
         raise SourceError(
-            f"{path}: column {source.column!r} is empty in all of its {rows} rows; set 'source.column' to {others}"
+            f"{path}: column {source.column!r} is empty in all of its {rows} rows", f"set 'source.column' to {others}"
         )
 
 
@@ -157,7 +157,7 @@ def image_column(schema: pa.Schema, name: str, uri: str) -> Column:
     """
     names = ", ".join(dict.fromkeys(each for each in schema.names if each != name)) or "that of the images"
     if not _is_there(schema, name, uri):
-        raise SourceError(f"{uri} has no column {name!r}; set 'source.column' to one of {names}")
+        raise SourceError(f"{uri} has no column {name!r}", f"set 'source.column' to one of {names}")
     field = schema.field(name)
     if (column := _leaves(field)) is None:
         raise SourceError(
@@ -169,7 +169,7 @@ def image_column(schema: pa.Schema, name: str, uri: str) -> Column:
 
 def _is_there(schema: pa.Schema, name: str, uri: str) -> bool:
     if (count := schema.names.count(name)) > 1:
-        raise SourceError(f"{uri} has {count} columns {name!r}; rename or drop all but one of them")
+        raise SourceError(f"{uri} has {count} columns {name!r}", "rename or drop all but one of them")
     return bool(count)
 
 
@@ -300,7 +300,7 @@ def _value(row: pa.Array | pa.RecordBatch) -> Any:
         return row.to_pylist()[0]
     except _NO_VALUE as error:
         shown = f" of {error.object!r:.80}" if isinstance(error, UnicodeDecodeError) else ""
-        return RowError("malformed", f"cannot be read ({error}{shown}); correct or remove the row")
+        return RowError("malformed", f"cannot be read ({error}{shown})", "correct or remove the row")
 
 
 @contextmanager
@@ -313,4 +313,4 @@ def parquet(content: Any, uri: str, footer: pq.FileMetaData | None = None) -> It
     try:
         yield pq.ParquetFile(content, metadata=footer, buffer_size=BUFFER, pre_buffer=False)
     except pa.ArrowException as error:
-        raise SourceError(f"{uri} is no Parquet file ({error}); remove it or correct 'source.path'") from error
+        raise SourceError(f"{uri} is no Parquet file ({error})", "remove it or correct 'source.path'") from error

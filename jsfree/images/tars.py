@@ -66,7 +66,7 @@ def tar_images(source: Source) -> Iterator[Entry]:
             found += 1
             yield Entry(name, place, f"#offset={offset}&length={length}")
     if not found:
-        raise SourceError(f"{path} holds no images (looked for {', '.join(EXTENSIONS)}); correct 'source.path'")
+        raise SourceError(f"{path} holds no images (looked for {', '.join(EXTENSIONS)})", "correct 'source.path'")
 
 
 def _listed(filesystem: Any, shards: dict[str, str]) -> Iterator[tuple[str, Iterable[_Member]]]:
@@ -114,7 +114,7 @@ def _shards(path: str) -> tuple[Any, dict[str, str]]:
         raise _compressed(address(filesystem, compressed[0]), "compressed")
     names = {file[len(root) :].lstrip("/"): file for file in sorted(set(found)) if _is_tar(file)}
     if not names:
-        raise SourceError(f"{path} names no .tar file; correct 'source.path'")
+        raise SourceError(f"{path} names no .tar file", "correct 'source.path'")
     return filesystem, {name.removesuffix(".tar"): file for name, file in names.items()}
 
 
@@ -146,7 +146,7 @@ def _matching(filesystem: Any, folder: str, pattern: str, path: str) -> list[str
     """Files that a pattern names; those that braces spell out need not exist, and are missed when read."""
     names = list(islice(expanded(pattern), MOST_SHARDS + 1))
     if len(names) > MOST_SHARDS:
-        raise SourceError(f"{path} names more than {MOST_SHARDS} shards; correct the braces of 'source.path'")
+        raise SourceError(f"{path} names more than {MOST_SHARDS} shards", "correct the braces of 'source.path'")
     plain = [f"{folder}/{name}" for name in names if not _GLOB.search(name)]
     wild = [name for name in names if _GLOB.search(name)]
     return plain + [file for name in wild for file in _globbed(filesystem, folder, name)]
@@ -199,7 +199,7 @@ def _opened(filesystem: Any, path: str, uri: str) -> Any:
             return filesystem.open(path, "rb", block_size=READ_AHEAD)
     except SourceError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            raise SourceError(f"{uri} does not exist; restore the shard or correct 'source.path'") from error
+            raise SourceError(f"{uri} does not exist", "restore the shard or correct 'source.path'") from error
         raise
 
 
@@ -251,7 +251,7 @@ def _members(file: Any, uri: str) -> Iterator[tarfile.TarInfo]:
             _check_end(headers, tar.offset)
     except _DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise SourceError(f"{uri} is no whole tar file ({reason}); copy or pack it again, or remove it") from error
+        raise SourceError(f"{uri} is no whole tar file ({reason})", "copy or pack it again, or remove it") from error
 
 
 def _check_end(headers: _Headers, position: int) -> None:
@@ -277,6 +277,6 @@ def _refuse_compressed(headers: _Headers) -> None:
 
 def _compressed(uri: str, how: str) -> SourceError:
     return SourceError(
-        f"{uri} is {how}, and nothing in it can be read without all before it; uncompress it"
-        " (gunzip, xz -d, zstd -d): images hardly get smaller by compression"
+        f"{uri} is {how}, and nothing in it can be read without all before it",
+        "uncompress it (gunzip, xz -d, zstd -d): images hardly get smaller by compression",
     )

@@ -23,7 +23,7 @@ def picture_sheet(split: str, count: int, path: str | Path) -> None:
         StorageError: ``path`` cannot be written.
     """
     if count < 1:
-        raise ConfigError(f"a sheet of {count} pictures is empty; ask for at least 1")
+        raise ConfigError(f"a sheet of {count} pictures is empty", "ask for at least 1")
     scenes = [world.scene(split, index) for index in range(count)]
     side = SCALE * world.SIZE
     columns = min(COLUMNS, count)

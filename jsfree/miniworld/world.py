@@ -85,9 +85,9 @@ class CaptionNoise:
 def scene(split: str, index: int) -> Scene:
     """The ``index``-th scene of ``split``; raises :class:`ConfigError` for an unknown split."""
     if split not in SPLITS:
-        raise ConfigError(f"unknown MiniWorld split {split!r}; there are {', '.join(SPLITS)}")
+        raise ConfigError(f"unknown MiniWorld split {split!r}", f"there are {', '.join(SPLITS)}")
     if index < 0:
-        raise ConfigError(f"MiniWorld scene index {index} is negative; indices start at 0")
+        raise ConfigError(f"MiniWorld scene index {index} is negative", "indices start at 0")
     rng = random.Random(_digest(f"miniworld/{split}/{index}"))
     low, high = SPLITS[split]
     while True:
@@ -106,7 +106,7 @@ def scene_from_id(scene_id: str) -> Scene:
     world, _, rest = scene_id.partition("-")
     split, _, number = rest.rpartition("-")
     if world != "miniworld" or split not in SPLITS or not number.isdecimal():
-        raise SourceError(f"{scene_id!r} is not the id of a MiniWorld scene; ids look like miniworld-test-000123")
+        raise SourceError(f"{scene_id!r} is not the id of a MiniWorld scene", "ids look like miniworld-test-000123")
     return scene(split, int(number))
 
 
@@ -292,7 +292,7 @@ def _icon(name: str, size: int) -> Image.Image:
     ImageDraw.Draw(mask).text((large, large), glyph, 255, _font(large), anchor="mm")
     box = mask.getbbox()
     if box is None:
-        raise SourceError(f"the icon font has no glyph for {name!r}; reinstall fonticon-materialdesignicons7")
+        raise SourceError(f"the icon font has no glyph for {name!r}", "reinstall fonticon-materialdesignicons7")
     side = max(box[2] - box[0], box[3] - box[1])
     left, top = (box[0] + box[2] - side) // 2, (box[1] + box[3] - side) // 2
     return mask.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BOX)

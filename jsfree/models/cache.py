@@ -60,7 +60,9 @@ class RemoteFolder:
     def __init__(self, uri: str, kind: Kind) -> None:
         self.uri, self.kind = uri, kind
         if uri.startswith(("http://", "https://")):
-            raise ModelError(f"{kind.name} {uri!r}: a web address lists no files; give a hub id, a folder or s3://...")
+            raise ModelError(
+                f"{kind.name} {uri!r}: a web address lists no files", "give a hub id, a folder or s3://..."
+            )
         try:
             self.filesystem, self.path = filesystem_of(uri.rstrip("/"))
             self.filesystem.invalidate_cache()  # it may have been published since this process last looked
@@ -140,5 +142,6 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     if needed and needed + SPARE_BYTES > free:
         raise ModelError(
             f"{what} needs {needed / 1e9:.1f} GB (and {SPARE_BYTES / 1e9:.0f} GB to spare), but the disk of {folder}"
-            f" has {free / 1e9:.1f} GB free; delete old models there, or name a larger disk with models.cache"
+            f" has {free / 1e9:.1f} GB free",
+            "delete old models there, or name a larger disk with models.cache",
         )

@@ -75,7 +75,7 @@ def require(kind: Kind, where: str, names: Collection[str], read: Callable[[str]
     """
     for group in kind.parts:
         if not set(group) & set(names):
-            raise ModelError(f"{kind.name} {where!r} lacks {' or '.join(group)}; it is no whole model of this kind")
+            raise ModelError(f"{kind.name} {where!r} lacks {' or '.join(group)}", "it is no whole model of this kind")
     if read is not None:
         require_type(kind, where, read)
     _require_weights(kind, where, names, read)
@@ -92,8 +92,8 @@ def require_type(kind: Kind, where: str, read: Callable[[str], bytes]) -> None:
     found = _read_json(read, "config.json", where).get("model_type")
     if found != kind.model_type:
         raise ModelError(
-            f"{kind.name} {where!r} is a model of type {found!r}; jsfree takes LLaVA-1.5 checkpoints"
-            f" (type {kind.model_type!r}, such as llava-hf/llava-1.5-13b-hf)"
+            f"{kind.name} {where!r} is a model of type {found!r}",
+            f"jsfree takes LLaVA-1.5 checkpoints (type {kind.model_type!r}, such as llava-hf/llava-1.5-13b-hf)",
         )
 
 
@@ -126,7 +126,7 @@ def require_folder(kind: Kind, where: str, folder: Path) -> None:
     for name, known in published_checksums(folder, where).items():
         if name not in names:
             raise ModelError(
-                f"{kind.name} {where!r} lacks {name}, which its {CHECKSUMS} names; publish or copy it again"
+                f"{kind.name} {where!r} lacks {name}, which its {CHECKSUMS} names", "publish or copy it again"
             )
         size = (folder / name).stat().st_size
         if size != known["bytes"]:
@@ -157,8 +157,8 @@ def verify_checksums(folder: Path, where: str) -> None:
         if digest != known[name]["sha256"]:
             raise ModelError(
                 f"{where}/{name} came with SHA-256 {digest[:12]}..., but its {CHECKSUMS} says"
-                f" {known[name]['sha256'][:12]}...: it was damaged, or published anew in the meantime; try again,"
-                " then publish it again"
+                f" {known[name]['sha256'][:12]}...: it was damaged, or published anew in the meantime",
+                "try again, then publish it again",
             )
 
 
@@ -184,7 +184,7 @@ def _read_json(read: Callable[[str], bytes], name: str, where: str) -> dict[str,
     try:
         content = json.loads(read(name))
     except ValueError as error:
-        raise ModelError(f"{where}/{name} is no valid JSON ({error}); fetch or publish the model again") from error
+        raise ModelError(f"{where}/{name} is no valid JSON ({error})", "fetch or publish the model again") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{where}/{name} holds no JSON object; fetch or publish the model again")
+        raise ModelError(f"{where}/{name} holds no JSON object", "fetch or publish the model again")
     return content

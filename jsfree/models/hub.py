@@ -208,7 +208,8 @@ def _fetch(model: HubModel, commit: str, kind: Kind, files: ModelFiles) -> Path:
         damaged.unlink(missing_ok=True)
         raise ModelError(
             f"{kind.name} {model.repo!r}: {wrong['path']} came with {wrong['algorithm']} {wrong['actual'][:12]}..., the"
-            f" hub says {wrong['expected'][:12]}...; it was removed from {cache}: try again"
+            f" hub says {wrong['expected'][:12]}...",
+            f"it was removed from {cache}: try again",
         )
     return folder
 
@@ -258,12 +259,12 @@ def _explained(model: HubModel, kind: Kind, files: ModelFiles) -> Iterator[None]
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ModelError(
-            f"{kind.name} {model.repo!r} has no revision {model.revision!r}; see {page}/commits"
+            f"{kind.name} {model.repo!r} has no revision {model.revision!r}", f"see {page}/commits"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise ModelError(
-            f"{kind.name} {model.repo!r}: there is no such folder here and no such model at {page}; check the name, or"
-            " give its token to every node if it is private (HF_TOKEN, or `hf auth login`)"
+            f"{kind.name} {model.repo!r}: there is no such folder here and no such model at {page}",
+            "check the name, or give its token to every node if it is private (HF_TOKEN, or `hf auth login`)",
         ) from error
     except errors.HFValidationError as error:
         raise ModelError(
@@ -271,13 +272,14 @@ def _explained(model: HubModel, kind: Kind, files: ModelFiles) -> Iterator[None]
         ) from error
     except errors.HfHubHTTPError as error:
         raise ModelError(
-            f"{kind.name} {model.repo!r}: {constants.ENDPOINT} answered {error.response.status_code}; try again later"
+            f"{kind.name} {model.repo!r}: {constants.ENDPOINT} answered {error.response.status_code}", "try again later"
         ) from error
     except (httpx2.HTTPError, ConnectionError, errors.LocalEntryNotFoundError) as error:
         raise ModelError(
             f"{kind.name} {model.repo!r}: {constants.ENDPOINT} cannot be reached"
             f" ({' '.join(str(error.__cause__ or error).split())[:120]}), and it is not whole in the cache"
-            f" {_hub_cache(files)}; check the network, or give a folder or URI instead"
+            f" {_hub_cache(files)}",
+            "check the network, or give a folder or URI instead",
         ) from error
     except OSError as error:
         raise ModelError(f"{kind.name} {model.repo!r} cannot be fetched: {error}") from error

@@ -172,7 +172,8 @@ def load_captioner(
     absent = sorted(loaded["missing_keys"])
     if absent:
         raise ModelError(
-            f"captioner {ref!r}: {len(absent)} weights are not in {path}, first {absent[0]}; it is no whole checkpoint"
+            f"captioner {ref!r}: {len(absent)} weights are not in {path}, first {absent[0]}",
+            "it is no whole checkpoint",
         )
     return Captioner((model if laid_out else model.to(device)).eval(), processor, preprocessing)
 
@@ -217,14 +218,15 @@ def clip_source(ref: str, pretrained: str | None) -> tuple[str, bool]:
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained not in tags:
         raise ModelError(
-            f"CLIP {name!r} has no weights {pretrained!r}; set 'clip.pretrained' to one of {', '.join(tags) or 'none'}"
+            f"CLIP {name!r} has no weights {pretrained!r}",
+            f"set 'clip.pretrained' to one of {', '.join(tags) or 'none'}",
         )
     tag = open_clip.get_pretrained_cfg(name, pretrained)
     repo, _, file = tag["hf_hub"].rpartition("/")
     if not repo or (file and not file.endswith(".safetensors")):
         raise ModelError(
-            f"CLIP {name!r} has pickled weights only under {pretrained!r}, which run code when they are loaded; choose"
-            " another 'clip.pretrained', or an hf-hub: model with safetensors"
+            f"CLIP {name!r} has pickled weights only under {pretrained!r}, which run code when they are loaded",
+            "choose another 'clip.pretrained', or an hf-hub: model with safetensors",
         )
     return f"{repo}{at}{revision}", bool(tag.get("quick_gelu", False))
 

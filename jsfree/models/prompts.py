@@ -26,10 +26,12 @@ def conditional_prompt(processor: LlavaProcessor, text: str) -> str:
     image_token: str = processor.image_token
     if image_token in text:
         raise ConfigError(
-            f"the prompt {text!r} holds the image token {image_token!r}; remove it: the image is added by jsfree"
+            f"the prompt {text!r} holds the image token {image_token!r}", "remove it: the image is added by jsfree"
         )
     if processor.chat_template is None:
-        raise ModelError("the processor has no chat template; use a checkpoint of the llava-hf family, which ships one")
+        raise ModelError(
+            "the processor has no chat template", "use a checkpoint of the llava-hf family, which ships one"
+        )
     turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
     rendered: str = processor.apply_chat_template(turn, add_generation_prompt=True)
     if rendered.count(image_token) != 1:

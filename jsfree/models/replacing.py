@@ -87,7 +87,7 @@ def _replace_in_store(target: Folder, local: Path) -> None:
         for name in old - set(names):
             target.remove(name)
     except StorageError as error:
-        raise StorageError(f"{error}; a complete copy of the new content is in {fresh.uri}") from error
+        raise StorageError(f"{error}", f"a complete copy of the new content is in {fresh.uri}") from error
     fresh.remove()
 
 

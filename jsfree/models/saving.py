@@ -44,7 +44,7 @@ def hub_key(name: str) -> str:
     for prefix, published in HUB_PREFIXES.items():
         if name.startswith(prefix):
             return published + name.removeprefix(prefix)
-    raise ModelError(f"parameter {name!r} belongs to no known part of a LLaVA model; cannot be published")
+    raise ModelError(f"parameter {name!r} belongs to no known part of a LLaVA model", "cannot be published")
 
 
 def _addressed(model: LlavaForConditionalGeneration) -> Any:

@@ -135,7 +135,7 @@ def copy_vision_tower(visual: Any, tower: nn.Module) -> None:
         hidden = tower(probe, output_hidden_states=True).hidden_states[READ_LAYER]
     difference = float((hidden - kept[0]).abs().max())
     if difference > 1e-4:
-        raise ModelError(f"the copied vision tower differs from CLIP's by {difference:.1e}; expected rounding only")
+        raise ModelError(f"the copied vision tower differs from CLIP's by {difference:.1e}", "expected rounding only")
 
 
 def vision_weights(visual: Any) -> dict[str, torch.Tensor]:

@@ -100,8 +100,8 @@ def require_parity(found: Parity, folder: str) -> None:
     if not found.holds:
         raise ModelError(
             f"{folder}: its {ADAPTER}/ and its merged weights are two models: logits differ by {found.difference:.1e}"
-            f" of the largest, more than {found.tolerance:.0e} ({found.dtype}); one of them is from another training:"
-            " redo it with --restart train"
+            f" of the largest, more than {found.tolerance:.0e} ({found.dtype})",
+            "one of them is from another training: redo it with --restart train",
         )
 
 

@@ -191,7 +191,7 @@ def _explained(repo: HubRepo) -> Iterator[None]:
     try:
         yield
     except errors.LocalTokenNotFoundError as error:
-        raise ModelError(f"{obstacles(repo)[0]} is missing; tokens are made at {settings}") from error
+        raise ModelError(f"{obstacles(repo)[0]} is missing", f"tokens are made at {settings}") from error
     except errors.RevisionNotFoundError as error:
         raise ModelError(f"{repo.repo!r} has no branch {repo.branch!r}, and none could be made") from error
     except errors.HfHubHTTPError as error:
@@ -199,17 +199,17 @@ def _explained(repo: HubRepo) -> Iterator[None]:
         if code in (401, 403, 404):
             raise ModelError(
                 f"{constants.ENDPOINT} does not let this token write to {repo.repo!r} ({code}): it must have write"
-                f" access to {owner!r} ({settings}), and you a member if that is an organization; or choose"
-                f" another {SCHEME}owner/name"
+                f" access to {owner!r} ({settings}), and you a member if that is an organization",
+                f"or choose another {SCHEME}owner/name",
             ) from error
         raise ModelError(
-            f"{repo.repo!r}: {constants.ENDPOINT} answered {code} ({reason(error)}); run the same command again, it"
-            " goes on where it was"
+            f"{repo.repo!r}: {constants.ENDPOINT} answered {code} ({reason(error)})",
+            "run the same command again, it goes on where it was",
         ) from error
     except (httpx2.HTTPError, ConnectionError) as error:
         raise ModelError(
-            f"{repo.repo!r}: {constants.ENDPOINT} cannot be reached ({reason(error)}); check the network, or"
-            " publish into a folder (--to FOLDER) and upload that from where there is one"
+            f"{repo.repo!r}: {constants.ENDPOINT} cannot be reached ({reason(error)})",
+            "check the network, or publish into a folder (--to FOLDER) and upload that from where there is one",
         ) from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{repo.repo!r} cannot be uploaded: {reason(error)}") from error
@@ -224,15 +224,15 @@ def require_free(target: Folder, source: Folder) -> None:
     """
     option = f"--to {target.uri}"
     if is_within(target, source) or is_within(source, target):
-        raise ConfigError(f"{option}: that is where the model is, {source.uri}; name another folder")
+        raise ConfigError(f"{option}: that is where the model is, {source.uri}", "name another folder")
     require_outside_runs("--to", target)
     names = [name for name in target.names() if not PARTIAL.match(name)]
     if not names and target.is_file():
-        raise ConfigError(f"{option} is a file; name another folder")
+        raise ConfigError(f"{option} is a file", "name another folder")
     foreign = sorted(set(names) - _published(target)) if names else []
     if foreign:
         raise ConfigError(
-            f"{option}: the folder holds something else than a published model ({foreign[0]}); name another"
+            f"{option}: the folder holds something else than a published model ({foreign[0]})", "name another"
         )
 
 
@@ -253,5 +253,5 @@ def copy(local: Path, target: Folder) -> None:
         StorageError: it cannot be written, or the model has no checksums.
     """
     if not (local / CHECKSUMS).is_file():
-        raise StorageError(f"{local}/{CHECKSUMS} does not exist; train the model again, or restore its folder")
+        raise StorageError(f"{local}/{CHECKSUMS} does not exist", "train the model again, or restore its folder")
     replace_folder(target, local)

@@ -94,7 +94,7 @@ def refuse_other_code(expected: CodeVersion, node: str) -> None:
     """
     told = differences(expected, here())
     if told:
-        raise CodeError(f"{node} has other code than the driver: {'; '.join(told)}; {REMEDY}")
+        raise CodeError(f"{node} has other code than the driver: {'; '.join(told)}", f"{REMEDY}")
 
 
 REMEDY = "rebuild the image or run `uv sync --frozen` on the nodes, or submit the code that they have"
@@ -121,7 +121,7 @@ def refuse_unfit_upload(folder: Path) -> None:
             if found.versions[name] != version
         ]
     if told:
-        raise CodeError(f"this environment does not fit the uploaded code: {'; '.join(told)}; {REMEDY}")
+        raise CodeError(f"this environment does not fit the uploaded code: {'; '.join(told)}", f"{REMEDY}")
 
 
 def _locked(lock: Path) -> dict[str, str]:
@@ -130,7 +130,7 @@ def _locked(lock: Path) -> dict[str, str]:
         packages = tomllib.loads(lock.read_text(encoding="utf-8"))["package"]
         versions = {package["name"]: package["version"].partition("+")[0] for package in packages}
     except (tomllib.TOMLDecodeError, KeyError) as error:
-        raise CodeError(f"{lock} is no lock file of uv ({error}); make it with `uv lock`") from error
+        raise CodeError(f"{lock} is no lock file of uv ({error})", "make it with `uv lock`") from error
     spelled = {name: name.replace("_", "-") for name in ("jsfree", *LIBRARIES)}
     return {name: versions[locked] for name, locked in spelled.items() if locked in versions}
 

@@ -228,7 +228,7 @@ class Lease:
             raise
         except TypeError as error:
             raise StorageError(
-                f"{self.folder.uri}/{LEASE} is no lease of this version; delete it if no driver works on the run"
+                f"{self.folder.uri}/{LEASE} is no lease of this version", "delete it if no driver works on the run"
             ) from error
 
     def _write(self) -> None:

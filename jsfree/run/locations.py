@@ -67,7 +67,7 @@ def require_outside_runs(option: str, target: Folder) -> None:
     """
     run = enclosing_run(target)
     if run is not None:
-        raise ConfigError(f"{option} {target.uri}: that folder belongs to the run {run.uri}; name a folder elsewhere")
+        raise ConfigError(f"{option} {target.uri}: that folder belongs to the run {run.uri}", "name a folder elsewhere")
 
 
 def require_outside_sources(option: str, target: Folder, config: RunConfig) -> None:
@@ -85,7 +85,7 @@ def require_outside_sources(option: str, target: Folder, config: RunConfig) -> N
     for key, path in sources.items():
         with suppress(StorageError):  # a filesystem that this installation does not know is not that of the target
             if path is not None and is_within(target, Folder(os.path.expanduser(path))):
-                raise ConfigError(f"{option} {target.uri}: the run reads from there ({key}); name a folder elsewhere")
+                raise ConfigError(f"{option} {target.uri}: the run reads from there ({key})", "name a folder elsewhere")
 
 
 def require_base_from_here(run: Run) -> None:
@@ -122,7 +122,8 @@ def require_own_folder(file: Path, config: RunConfig) -> None:
     if not (is_within(folder, named) and is_within(named, folder)):
         raise ConfigError(
             f"{file} is the configuration of the run in {folder.uri}, but its 'run' is {config.run!r} (it was moved or"
-            f" copied, or is read from another working directory); add --run {shlex.quote(folder.uri)} to work on it"
+            f" copied, or is read from another working directory)",
+            f"add --run {shlex.quote(folder.uri)} to work on it",
         )
 
 

@@ -113,6 +113,6 @@ def _temporary_files() -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"temporary files for sorting in {tempfile.gettempdir()} cannot be used: {reason(error)}; set TMPDIR to a"
-            " folder on a disk with more space"
+            f"temporary files for sorting in {tempfile.gettempdir()} cannot be used: {reason(error)}",
+            "set TMPDIR to a folder on a disk with more space",
         ) from error

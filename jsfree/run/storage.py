@@ -72,7 +72,7 @@ class Folder:
 
     def __init__(self, uri: str) -> None:
         if not uri:
-            raise StorageError("the path of a folder is empty; name a folder or URI")
+            raise StorageError("the path of a folder is empty", "name a folder or URI")
         stripped = uri.rstrip("/")
         uri = uri if stripped in ("", uri.split("://")[0] + ":") else stripped  # a root keeps its slashes
         try:
@@ -185,7 +185,7 @@ class Folder:
             return json.loads(self.read(name))
         except ValueError as error:
             raise StorageError(
-                f"{self.uri}/{name} is no valid JSON ({error}); delete it to have it made anew"
+                f"{self.uri}/{name} is no valid JSON ({error})", "delete it to have it made anew"
             ) from error
 
     def write_json(self, name: str, value: Any) -> None:
@@ -198,7 +198,7 @@ class Folder:
         try:
             return pq.read_table(pa.BufferReader(content)).cast(schema)
         except (pa.ArrowException, ValueError) as error:
-            raise StorageError(f"{self.uri}/{name} is no table of this stage ({error}); restart the stage") from error
+            raise StorageError(f"{self.uri}/{name} is no table of this stage ({error})", "restart the stage") from error
 
     def write_table(
         self, name: str, table: pa.Table, facts: dict[str, Any] | None = None, group_rows: int | None = None
@@ -338,7 +338,8 @@ class Run:
         if inputs is None and (done is not None or any(not name.startswith(".") for name in folder.names())):
             raise RunError(
                 f"{folder.uri} holds files, but no {INPUTS} that says what they were made from (a removal was"
-                f" interrupted, or a copy is not complete); redo the stage with --restart {stage.split('/')[0]}"
+                f" interrupted, or a copy is not complete)",
+                f"redo the stage with --restart {stage.split('/')[0]}",
             )
         if inputs not in (None, fingerprint) or (done is not None and done.fingerprint != fingerprint):
             raise RunError(self._mismatch(number, stage))
@@ -371,7 +372,7 @@ def stored_config(folder: Folder) -> RunConfig:
     """
     if not folder.exists(CONFIG):
         start = f"jsfree run --run {shlex.quote(folder.uri)}"
-        raise RunError(f"{folder.uri} holds no run (no {CONFIG}); start one with `{start}`")
+        raise RunError(f"{folder.uri} holds no run (no {CONFIG})", f"start one with `{start}`")
     return configuration.build(stored_settings(folder), f"{folder.uri}/{CONFIG}")
 
 

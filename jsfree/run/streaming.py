@@ -66,7 +66,7 @@ def _with_schema(table: pa.Table, schema: pa.Schema, folder: Folder, number: int
         return table.cast(schema)
     except (pa.ArrowException, ValueError) as error:
         name = f"{folder.uri}/{shard_name(number)}"
-        raise StorageError(f"{name} does not have the columns of this stage ({error}); restart the stage") from error
+        raise StorageError(f"{name} does not have the columns of this stage ({error})", "restart the stage") from error
 
 
 def _part_rows(metadata: pq.FileMetaData) -> int:

@@ -71,9 +71,10 @@ def check_memory(gpu: Gpu, parameters: Parameters, config: RunConfig) -> None:
         raise DeviceError(
             f"training {parameters.trained / GB:.2f} of {parameters.total / GB:.2f} billion parameters with"
             f" {workers} workers and ZeRO-{train.zero_stage} takes {needed / GB:.0f} GB a GPU before activations, but"
-            f" {gpu.name} has {gpu.memory / GB:.0f} GB; use more workers (train.resources.replicas),"
+            f" {gpu.name} has {gpu.memory / GB:.0f} GB",
+            f"use more workers (train.resources.replicas),"
             f" {'' if train.zero_stage == 3 else 'train.zero_stage: 3, '}keep the optimizer in the nodes' memory"
-            " (train.offload), or train adapters (train.lora) or fewer layers (train.trained_layers)"
+            " (train.offload), or train adapters (train.lora) or fewer layers (train.trained_layers)",
         )
 
 
@@ -115,7 +116,8 @@ def check_disk(needs: list[Need]) -> None:
             raise DeviceError(
                 f"training writes up to {total / GB:.1f} GB to a disk with {free / GB:.1f} GB free ({what}); free"
                 " some, put --run or TMPDIR on a larger disk, lower train.keep, or raise train.checkpoint_every"
-                " (at the number of steps or above, none is written); then run it again: nothing is lost"
+                " (at the number of steps or above, none is written)",
+                "then run it again: nothing is lost",
             )
 
 

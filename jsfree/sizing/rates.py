@@ -105,7 +105,7 @@ def gpu_named(name: str) -> Gpu:
     words = set(re.split(r"[-_ ]", name.lower()))
     found = [(len(each.split()), gpu) for gpu in GPUS.values() for each in gpu.names if set(each.split()) <= words]
     if not found:
-        raise ConfigError(f"no GPU {name!r} is known here; choose one of {', '.join(GPUS)}")
+        raise ConfigError(f"no GPU {name!r} is known here", f"choose one of {', '.join(GPUS)}")
     return max(found, key=lambda each: each[0])[1]
 
 

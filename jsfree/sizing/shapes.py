@@ -120,7 +120,8 @@ def shape_of(config: LlavaConfig) -> LlavaShape:
     if vision.model_type != "clip_vision_model" or language.model_type not in ("llama", "mistral"):
         raise ModelError(
             f"a LLaVA model of {vision.model_type!r} and {language.model_type!r} is none of the LLaVA-1.5 family"
-            " (clip_vision_model and llama); its size cannot be told from its configuration"
+            " (clip_vision_model and llama)",
+            "its size cannot be told from its configuration",
         )
     return LlavaShape(
         language=_stack(language, language.num_key_value_heads),

@@ -237,9 +237,9 @@ def _usable(samples: Sequence[Sample], stage: str, output: StageOutput) -> Itera
     for sample in samples:
         name = sample["sample_id"]
         if name in seen:
-            error = RowError("duplicate_id", f"sample {name} is there more than once; only its first row is used")
+            error = RowError("duplicate_id", f"sample {name} is there more than once", "only its first row is used")
         elif not sample["prompt"].strip():
-            error = RowError("empty_prompt", f"sample {name} has an empty prompt; set 'prompt', or remove the row")
+            error = RowError("empty_prompt", f"sample {name} has an empty prompt", "set 'prompt', or remove the row")
         else:
             seen.add(name)
             yield sample

@@ -47,7 +47,7 @@ def check_room(stage: str, resources: Resources, replicas: int, *, fixed: bool) 
         return f"{asked}; {has}: waiting for nodes"
     setting = f"{SECTIONS.get(stage, stage)}.resources"
     fewer = f"lower {setting}.replicas" + ("" if stage == "train" else f", set {setting}.min_replicas")
-    raise StageError(f"{asked}; {has} and {growth}; {fewer}, ask for less a replica, or add nodes")
+    raise StageError(f"{asked}; {has} and {growth}", f"{fewer}, ask for less a replica, or add nodes")
 
 
 def alive_nodes() -> list[Node]:

@@ -37,7 +37,9 @@ def settled(config: RunConfig) -> RunConfig:
         try:
             os.chdir(home)
         except OSError as error:
-            raise ConfigError(f"{HOME}={home}: {error.strerror}; let it name a folder that all nodes share") from error
+            raise ConfigError(
+                f"{HOME}={home}: {error.strerror}", "let it name a folder that all nodes share"
+            ) from error
     elif not _is_absolute(config.run):
         raise ConfigError(
             f"run {config.run!r} is relative, and a job's folder is temporary: give --run a path that all nodes"

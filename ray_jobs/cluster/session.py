@@ -79,7 +79,7 @@ class Cluster:
         address = self.config.ray.address or os.environ.get("RAY_ADDRESS")
         if address and address.startswith(("http://", "https://")):
             raise ConfigError(
-                f"{address!r} takes submitted jobs, not drivers; unset RAY_ADDRESS to work here, or `ray job submit`"
+                f"{address!r} takes submitted jobs, not drivers", "unset RAY_ADDRESS to work here, or `ray job submit`"
             )
         _require_answer(address)
         local: dict[str, Any] = {}
@@ -91,7 +91,7 @@ class Cluster:
             with _own_sigterm(), _silent_stderr():  # the backend announces its log level there, before it heeds it
                 ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
         except ConnectionError as error:
-            raise StageError(f"no Ray cluster answers at {address!r}: {error}; set ray.address") from error
+            raise StageError(f"no Ray cluster answers at {address!r}: {error}", "set ray.address") from error
         except Exception as error:  # Ray raises whatever its parts do
             with suppress(Exception):
                 ray.shutdown()  # what had started already
@@ -124,7 +124,8 @@ def session_folder() -> str:
             return folder
     raise StageError(
         f"no folder for Ray's sockets: neither {own} nor {shorter[0]} is a folder that can be written with an ASCII"
-        f" path of at most {most} bytes; set TMPDIR to such a folder"
+        f" path of at most {most} bytes",
+        "set TMPDIR to such a folder",
     )
 
 
@@ -153,10 +154,11 @@ def _no_session(address: str | None, error: Exception) -> StageError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     why = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
     if address:
-        return StageError(f"the Ray cluster at {address!r} cannot be joined ({why}); run it with --debug to see more")
+        return StageError(f"the Ray cluster at {address!r} cannot be joined ({why})", "run it with --debug to see more")
     return StageError(
-        f"no Ray session can be started on this machine ({why}); see that TMPDIR, HOME and /dev/shm can be written and"
-        " have free space, and that the machine is not overloaded, or run it with --debug to see more"
+        f"no Ray session can be started on this machine ({why})",
+        "see that TMPDIR, HOME and /dev/shm can be written and"
+        " have free space, and that the machine is not overloaded, or run it with --debug to see more",
     )
 
 
@@ -173,7 +175,7 @@ def _require_answer(address: str | None) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
     except (OSError, OverflowError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
-        raise StageError(f"no Ray cluster answers at {address!r}: {why}; correct ray.address, or start it") from error
+        raise StageError(f"no Ray cluster answers at {address!r}: {why}", "correct ray.address, or start it") from error
 
 
 @contextmanager
@@ -227,7 +229,7 @@ def explained(stage: str) -> Iterator[None]:
             if ours is not None:
                 raise ours from error
         told = _told(_root(error))
-        raise StageError(f"stage {stage!r} failed: {told}; run it again to go on, or with --debug") from error
+        raise StageError(f"stage {stage!r} failed: {told}", "run it again to go on, or with --debug") from error
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -134,10 +134,10 @@ def plan(config: RunConfig, gpu: str | None) -> Preflight:
     """
     images = config.source.count
     if images is None:
-        raise ConfigError("source.count is null, so how much there is to do is not known; --set source.count=N")
+        raise ConfigError("source.count is null, so how much there is to do is not known", "--set source.count=N")
     asking = any(resources.gpus for resources in asked_for(config).values())
     if gpu is not None and not asking:
-        raise ConfigError(f"--gpu {gpu}: the configuration asks for no GPUs; say how many with --gpus")
+        raise ConfigError(f"--gpu {gpu}: the configuration asks for no GPUs", "say how many with --gpus")
     gpu = gpu or _named_gpu(config)
     kind = None if gpu is None else rates.gpu_named(gpu)
     shape, lengths = _shape_without_weights(config)
@@ -160,7 +160,7 @@ def _named_gpu(config: RunConfig) -> str | None:
     asking = [resources for resources in asked_for(config).values() if resources.gpus]
     named = next((resources.accelerator_type for resources in asking if resources.accelerator_type), None)
     if asking and named is None:
-        raise ConfigError(f"the run asks for GPUs; say which with --gpu: {', '.join(rates.GPUS)}")
+        raise ConfigError("the run asks for GPUs", f"say which with --gpu: {', '.join(rates.GPUS)}")
     return named
 
 

@@ -104,7 +104,7 @@ def _trained_round(run: Run, number: int | None) -> int:
     trained = [each for each in range(1, run.config.rounds + 1) if run.manifest(each, "train") is not None]
     if not trained:
         finish = f"jsfree run --run {shlex.quote(run.folder.uri)}"
-        raise RunError(f"{run.folder.uri} has no trained model yet; finish it with `{finish}`")
+        raise RunError(f"{run.folder.uri} has no trained model yet", f"finish it with `{finish}`")
     if number is not None and number not in trained:
         raise RunError(f"--round {number}: {run.folder.uri} has models of rounds {', '.join(map(str, trained))}")
     return trained[-1] if number is None else number

@@ -124,7 +124,7 @@ def _serving(config: RunConfig, application: Any, is_local: bool) -> Iterator[No
     from ray.exceptions import RayError
 
     if ray_serve.status().proxies:
-        raise ServeError("Ray Serve runs on this cluster already; use --write-yaml FILE and `serve deploy FILE`")
+        raise ServeError("Ray Serve runs on this cluster already", "use --write-yaml FILE and `serve deploy FILE`")
     logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # failures come back as exceptions
     answering = False
     try:
@@ -165,8 +165,8 @@ def require_room(config: RunConfig, nodes: Sequence[Node]) -> None:
     if not fits or gpus > sum(node.get("GPU", 0) for node in nodes):
         asked = ", ".join(f"{role}: {model.replicas} x ({describe(model)})" for role, model in models.items())
         raise ServeError(
-            f"the models ask for {asked}; there is room in {inventory(nodes)};"
-            " lower serve.before and serve.after (replicas, cpus, gpus)"
+            f"the models ask for {asked}",
+            f"there is room in {inventory(nodes)}; lower serve.before and serve.after (replicas, cpus, gpus)",
         )
 
 
@@ -188,7 +188,7 @@ def _require_free(config: RunConfig) -> None:
             probe.bind((host, port))
     except OSError as error:
         raise ConfigError(
-            f"cannot listen on {host}:{port} ({error.strerror}); choose another --host or --port"
+            f"cannot listen on {host}:{port} ({error.strerror})", "choose another --host or --port"
         ) from error
 
 

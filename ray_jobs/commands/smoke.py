@@ -37,7 +37,9 @@ def smoke(run: Run, console: Console) -> None:
         for check in failed:
             console.print(Text.assemble((check.name, "bold"), f": {check.remedy}"), soft_wrap=True)
         names = ", ".join(check.name for check in failed)
-        raise StageError(f"{len(failed)} of {len(checks)} smoke checks failed: {names}; see {run.folder.uri}/{RESULT}")
+        raise StageError(
+            f"{len(failed)} of {len(checks)} smoke checks failed: {names}", f"see {run.folder.uri}/{RESULT}"
+        )
 
 
 def reloaded_model(run: Run, number: int) -> Reloaded | JsfreeError:

@@ -65,8 +65,8 @@ class Attempt:
             self._note = _Note(suspects=True, cleared=note.cleared)  # whoever mends the machine may start again
             self._write()
             raise StageError(
-                f"shard {shard} was begun {note.begun} times and no attempt ended, whichever rows ran; its worker has"
-                " too little memory, or its model fails on this machine: see the logs of Ray's workers"
+                f"shard {shard} was begun {note.begun} times and no attempt ended, whichever rows ran",
+                "its worker has too little memory, or its model fails on this machine: see the logs of Ray's workers",
             )
         if note.begun:
             self._judge(died=note.by == after)

@@ -220,7 +220,7 @@ def processed(work: StageClass, rows: list[Any], stage: str, attempt: Attempt) -
         if attempt.is_cleared(name):
             continue
         if attempt.is_quarantined(name):
-            crashed = RowError("crashed", f"sample {name} ended its worker each time it ran alone; look at its image")
+            crashed = RowError("crashed", f"sample {name} ended its worker each time it ran alone", "look at its image")
             outputs.append(StageOutput(errors=[schemas.error_row(name, stage, crashed) for _ in group]))
             continue
         with attempt.alone(name):
@@ -247,7 +247,7 @@ def run_shards(stages: Sequence[ShardedStage], board: Any, counts: Counts, show:
         before = len(left)
         _one_pass(stages, board, left, counts, show)
         if len(left) == before:
-            raise StageError(f"stage {stages[0].name!r}: {before} shards were not done; run it again to go on")
+            raise StageError(f"stage {stages[0].name!r}: {before} shards were not done", "run it again to go on")
 
 
 def _one_pass(stages: Sequence[ShardedStage], board: Any, left: set[Shard], counts: Counts, show: Show) -> None:
@@ -339,7 +339,8 @@ def total(name: str, table: Table, max_failed_fraction: float) -> Manifest:
         messages = (row["message"] for row in errors if row["kind"] != schemas.EVALUATION_IMAGE)
         raise StageError(
             f"stage {name!r}: {failed} of {rows_in} rows failed, more than max_failed_fraction"
-            f" ({max_failed_fraction:g}) allows; first: {next(messages, 'not recorded')}; see {table.errors}"
+            f" ({max_failed_fraction:g}) allows; first: {next(messages, 'not recorded')}",
+            f"see {table.errors}",
         )
     return Manifest(
         "",

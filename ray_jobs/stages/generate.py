@@ -99,7 +99,8 @@ def publish_samples(current: Round, stage: str, samples: Samples) -> Manifest:
     if failed > allowed * samples.listed:
         raise StageError(
             f"stage {stage!r}: {failed} of the {samples.listed} rows of the source failed, more than"
-            f" max_failed_fraction ({allowed:g}) allows; first: {samples.unusable.first}; see {errors.uri}"
+            f" max_failed_fraction ({allowed:g}) allows; first: {samples.unusable.first}",
+            f"see {errors.uri}",
         )
     written = write_samples(samples, current.stage(stage), current.config.shard_rows)
     return replace(written, rows_in=written.rows_out + failed, rows_failed=failed)

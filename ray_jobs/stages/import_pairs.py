@@ -59,7 +59,7 @@ def import_pairs(current: Round, settings: Imported, listed: Manifest, evaluatio
         reader = ImportedPairs(current.config, settings, current.start.ref, excluded)
         manifest = _shards(current, settings, "pairs", schemas.PAIRS, reader)
         if content_hash(settings) != records:
-            raise StageError(f"{settings.path} was changed while it was imported; run the import again")
+            raise StageError(f"{settings.path} was changed while it was imported", "run the import again")
         return manifest
 
     return current.once("pairs", current.fingerprint(listed.fingerprint, current.start.fingerprint), work)
