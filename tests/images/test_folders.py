@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from jsfree.errors import RowError, SourceError
-from jsfree.images import load_image
+from jsfree.images.decoding import load_image
 from jsfree.images.formats import FORMATS, PREFIX, by_content, by_name
 from jsfree.images.ranges import Cell, Escaped, Part, file_at, part_at, uri_of
 from jsfree.run.filesystems import filesystem_of, has_scheme
