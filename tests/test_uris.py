@@ -15,7 +15,7 @@ def test_paths_and_names_have_no_scheme(path):
 
 def test_the_local_filesystem_is_not_remote():
     assert is_remote("s3://bucket/x")
-    assert not is_remote("file:///x") and not is_remote("local:///x") and not is_remote("/x")
+    assert not any(is_remote(path) for path in ("file:///x", "local:///x", "/x"))
     assert local_path("file:///x") == local_path("local:///x") == local_path("/x") == "/x"
 
 
