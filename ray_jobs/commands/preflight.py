@@ -180,7 +180,7 @@ def with_gpus(config: RunConfig, gpus: int) -> RunConfig:
         replicas = gpus * int(1 / each + ROUNDING) if each < 1 else gpus // int(each)
         overrides += [f"{stage}.resources.replicas={max(1, replicas)}", f"{stage}.resources.gpus={each}"]
         overrides.append(f"{stage}.resources.min_replicas=null")
-    return configuration.overridden(config, overrides)
+    return configuration.with_overrides(config, overrides)
 
 
 def _ways(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> list[tuple[str, float, bool]]:

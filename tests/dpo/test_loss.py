@@ -65,11 +65,11 @@ def test_the_gradient_raises_the_chosen_caption():
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"loss": "ipo", "label_smoothing": 0.1}, "'label_smoothing' belongs to 'loss: sigmoid'"),
+        ({"loss": "ipo", "label_smoothing": 0.1}, "'label_smoothing' requires 'loss: sigmoid'"),
         ({"validation": {"pairs": 3}, "resources": {"replicas": 2}}, r"'validation.pairs' \(3\) must be a multiple of"),
-        ({"attention": "flex"}, "computes no gradients on CPUs"),
-        ({"validation": {"publish": "best"}}, "need 'validation.pairs'"),
-        ({"validation": {"patience": 2}}, "need 'validation.pairs'"),
+        ({"attention": "flex"}, "has no gradients on CPUs"),
+        ({"validation": {"publish": "best"}}, "require 'validation.pairs'"),
+        ({"validation": {"patience": 2}}, "require 'validation.pairs'"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, told):

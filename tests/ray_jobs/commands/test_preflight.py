@@ -253,7 +253,7 @@ def test_a_plan_says_which_setting_fits_a_smaller_gpu():
     (problem,) = of(small, Verdict.FAILS)
     assert problem.check == "train"
     changed = [word for word in problem.remedy.split() if "=" in word]
-    better = configuration.overridden(config, [each.strip("'") for each in changed])
+    better = configuration.with_overrides(config, [each.strip("'") for each in changed])
     assert plan(better, "a100-40g").works
 
 
