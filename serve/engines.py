@@ -125,7 +125,7 @@ class Engine:
 
     def _opened(self, content: bytes) -> torch.Tensor:
         reference = {"id": "sent", "uri": None, "bytes": content, "sha256": None}
-        image = load_image(reference, image_limits(self._settings))[0]  # type: ignore[arg-type]
+        image = load_image(reference, image_limits(self._settings)).image  # type: ignore[arg-type]
         return self._captioner.pixels(image)
 
     def _prompt_tokens(self, text: str) -> int | Refusal:

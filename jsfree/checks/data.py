@@ -14,7 +14,7 @@ from jsfree.config import Imported, RunConfig, Source
 from jsfree.errors import RowError
 from jsfree.exchange import Unusable, preferences
 from jsfree.images.decoding import load_image
-from jsfree.images.sources import Look
+from jsfree.images.sources import SourceSummary
 from jsfree.schemas import Sample, sample_id
 
 AREA = "data"
@@ -27,7 +27,7 @@ CERTAINTY = 1.645
 """Standard errors below the share of broken images in the sample at which the lower bound lies (one-sided 95 %)."""
 
 
-def check_look(config: RunConfig, source: Source, name: str, look: Look) -> Iterator[Finding]:
+def check_look(config: RunConfig, source: Source, name: str, look: SourceSummary) -> Iterator[Finding]:
     """What a look at a source tells: its images, ids, and how many of a sample cannot be used."""
     where = source.path or f"MiniWorld, {source.split}"
     asked = "all" if source.count is None else f"{source.count:,}"
@@ -44,7 +44,7 @@ def check_look(config: RunConfig, source: Source, name: str, look: Look) -> Iter
     yield from _sample(config, name, look.samples, source)
 
 
-def _unusable(config: RunConfig, check: str, look: Look) -> Finding:
+def _unusable(config: RunConfig, check: str, look: SourceSummary) -> Finding:
     """What it means that rows of a source name no usable image; all rows were looked at."""
     failed, allowed = look.unusable.total(), config.max_failed_fraction
     said = f"{failed:,} of {look.rows:,} name no usable image ({_kinds(look.unusable)}), such as: {look.first_unusable}"

@@ -13,7 +13,7 @@ import yaml
 
 import jsfree
 from jsfree.config import Decoding, RunConfig, Source
-from jsfree.images.overlap import overlap
+from jsfree.images.overlap import measure_overlap
 from jsfree.models.contents import ADAPTER, CARD
 from jsfree.publishing.base_model import Base, base_of
 from jsfree.report import reading, tables
@@ -190,7 +190,7 @@ def _evaluation(run: Run, number: int) -> str:
     )
     parts = [
         "## Evaluation",
-        f"Images: {_described(config.evaluate.source)}. {overlap(run, number)} {measured} m0 is the base;"
+        f"Images: {_described(config.evaluate.source)}. {measure_overlap(run, number)} {measured} m0 is the base;"
         f" in brackets 95 % intervals (bootstrap over captions). Decoding: {modes}.",
     ]
     for comparison in compared:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jsfree.images.overlap import overlap
+from jsfree.images.overlap import measure_overlap
 from jsfree.report import galleries, reading, sections, summary, tables
 from jsfree.report.scenes import SHADES
 from jsfree.run.storage import Run
@@ -67,7 +67,7 @@ def _content(run: Run) -> dict[str, Any]:
         "scenes_known": scenes_known,
         "label_free": label_free,
         "summary": summary.summarise(truth, label_free),
-        "overlap": overlap(run, done[-1] if done else 0),
+        "overlap": measure_overlap(run, done[-1] if done else 0),
         "excluded_kind": EVALUATION_IMAGE,
         "evaluated": _count(known, "scenes") or _count(unknown, "captions"),
         "low_score": tables.cosine(low_score),

@@ -21,7 +21,7 @@ from jsfree import schemas
 from jsfree.run.storage import Folder, Manifest, Run, shard_name
 from jsfree.run.streaming import scan, scan_shard
 from jsfree.schemas import ImageRef, ScoredCaptionRow, ScoredPair
-from jsfree.stages.preference import identical_and_truncated
+from jsfree.stages.pair_selection import identical_and_truncated
 
 NOTED = ("gap", "inverted", "low.text", "low.finish", "high.text", "high.finish")
 COSINES = 2**20

@@ -15,8 +15,8 @@ from jsfree.checks.libraries import check_libraries
 from jsfree.checks.settings import check_settings
 from jsfree.config import Imported, RunConfig, Source
 from jsfree.errors import ConfigError, JsfreeError, StorageError
-from jsfree.images.drawing import Drawn
-from jsfree.images.sources import Look, images_of_a_round, look_at
+from jsfree.images.drawing import DrawnImages
+from jsfree.images.sources import SourceSummary, images_per_round, summarize_source
 from jsfree.models.contents import CAPTIONER
 from jsfree.run.storage import Run
 from jsfree.sizing import footprint, memory, rates, shapes
@@ -234,8 +234,8 @@ class _Looks:
     """The looks at the images."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, Look] = {}
-        self._listed: dict[object, Drawn] = {}
+        self._seen: dict[str, SourceSummary] = {}
+        self._listed: dict[object, DrawnImages] = {}
 
     def training(self, config: RunConfig) -> Iterator[Finding]:
         """What is trained on: images, or somebody else's pairs."""
@@ -246,14 +246,14 @@ class _Looks:
     def _imported(self, config: RunConfig, settings: Imported | None) -> Iterator[Finding]:
         assert settings is not None
         look = data.look_at_imported(settings)
-        self._seen["source"] = Look(look.pairs, 0, look.samples)
+        self._seen["source"] = SourceSummary(images=look.pairs, repeated=0, samples=look.samples)
         yield from data.check_imported(config, settings, look)
 
     def at(self, config: RunConfig, source: Source, name: str) -> Iterator[Finding]:
         """A look at a source."""
 
         def check() -> Iterator[Finding]:
-            self._seen[name] = look_at(config, source, data.LOOKED_AT, self._listed)
+            self._seen[name] = summarize_source(config, source, data.LOOKED_AT, self._listed)
             yield from data.check_look(config, source, name, self._seen[name])
 
         return attempted(data.AREA, name, check)
@@ -262,7 +262,7 @@ class _Looks:
         """Images of a round; pairs where they are imported."""
         seen = self._seen.get("source")
         there = 0 if seen is None else seen.images
-        return there if config.imported is not None else images_of_a_round(config, there)
+        return there if config.imported is not None else images_per_round(config, there)
 
     @property
     def evaluated(self) -> int | None:

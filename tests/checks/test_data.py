@@ -10,7 +10,7 @@ import pytest
 from jsfree.checks.data import check_look, lower_bound
 from jsfree.checks.findings import Verdict
 from jsfree.config import build
-from jsfree.images.sources import look_at
+from jsfree.images.sources import summarize_source
 
 
 @pytest.mark.parametrize(("broken", "looked_at"), [(1, 64), (16, 64), (63, 64), (2, 5)])
@@ -28,7 +28,7 @@ def looked_at(tmp_path, rows, **settings):
     (tmp_path / "mix.json").write_text(json.dumps(rows))
     source = {"kind": "llava_json", "path": str(tmp_path / "mix.json"), "count": 1}
     config = build({"source": source, "evaluate": {"source": {"kind": "miniworld"}}, **settings}, where="test")
-    return list(check_look(config, config.source, "source", look_at(config, config.source, 64, {})))
+    return list(check_look(config, config.source, "source", summarize_source(config, config.source, 64, {})))
 
 
 @pytest.mark.parametrize(("allowed", "verdict"), [(0.01, Verdict.FAILS), (0.5, Verdict.NOTE)])
@@ -46,5 +46,5 @@ def test_of_a_table_the_first_rows_are_looked_at(tmp_path):
     pq.write_table(pa.table({"image": [b"x"] * 500}), path, row_group_size=50)
     source = {"kind": "parquet", "path": str(path), "count": None}
     config = build({"source": source, "evaluate": {"source": {"kind": "miniworld"}}}, where="test")
-    samples = look_at(config, config.source, 64, {}).samples
+    samples = summarize_source(config, config.source, 64, {}).samples
     assert {sample["image"]["id"] for sample in samples} == {f"x.parquet:{row}" for row in range(64)}

@@ -18,7 +18,7 @@ from jsfree.evaluation import miniworld as metrics
 from jsfree.miniworld import world
 from jsfree.miniworld.world import CaptionNoise
 from jsfree.run.storage import Manifest, Run, shard_name
-from jsfree.stages.preference import select_pairs
+from jsfree.stages.pair_selection import select_pairs
 
 SETTINGS = {"source": {"count": 120}, "evaluate": {"source": {"split": "test", "count": 40}}}
 CARE = {

@@ -208,7 +208,7 @@ def test_too_few_images_for_evaluation_are_found_before_anything_is_trained(tmp_
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     evaluation = {"source": {"kind": "folder", "path": str(tmp_path), "count": 5}}
     (finding,) = of(checked(tmp_path, {"evaluate": evaluation}), Verdict.FAILS)
-    assert "has 1 images, but 'evaluate.source.count' asks for 5" in finding.found
+    assert "has 1 images, but 'evaluate.source.count' is 5" in finding.found
 
 
 def test_a_damaged_tokenizer_is_no_traceback(tmp_path, copy_of):
