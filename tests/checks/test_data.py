@@ -9,7 +9,7 @@ import pytest
 from jsfree.checks.data import check_source
 from jsfree.checks.findings import Verdict
 from jsfree.config import build
-from jsfree.images import look_at
+from jsfree.images.sources import look_at
 
 
 def checked(tmp_path, rows, **settings):
