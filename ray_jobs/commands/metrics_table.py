@@ -41,7 +41,7 @@ def _table(measured: dict[str, Any], after: str) -> Table:
         table.add_column(f"{mode}: m0", justify="right")
         table.add_column(f"{mode}: {after}", justify="right")
     for metric in metrics:
-        if not metric.secondary:
+        if not metric.secondary and metric.name in measured["before"][modes[0]]:  # older runs have fewer
             estimates = [measured[when][mode][metric.name] for mode in modes for when in ("before", "after")]
             table.add_row(metric.label, *(_cell(estimate, metric) for estimate in estimates))
     return table
