@@ -47,7 +47,7 @@ ESTIMATED = Shares(bandwidth=0.8, prefill=0.5, training=0.35, clip=0.3, known="e
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuKind:
     """A kind of GPU, from its maker's data sheet: bytes, bytes a second, and dense bfloat16 operations a second."""
 
     memory: float
@@ -61,18 +61,18 @@ class Gpu:
 
 
 GPUS = {
-    "t4": Gpu(16 * GB, 0.32 * TERA, 65 * TERA, ("t4",), bf16=False),
-    "v100-16g": Gpu(16 * GB, 0.9 * TERA, 125 * TERA, ("v100",), bf16=False),
-    "v100-32g": Gpu(32 * GB, 0.9 * TERA, 125 * TERA, ("v100 32gb", "v100 32g"), bf16=False),
-    "a10g": Gpu(24 * GB, 0.6 * TERA, 70 * TERA, ("a10g",)),
-    "l4": Gpu(24 * GB, 0.3 * TERA, 121 * TERA, ("l4",)),
-    "l40": Gpu(48 * GB, 0.864 * TERA, 181 * TERA, ("l40",)),
-    "l40s": Gpu(48 * GB, 0.864 * TERA, 362 * TERA, ("l40s",)),
-    "a100-40g": Gpu(40 * GB, 1.555 * TERA, 312 * TERA, ("a100 40gb", "a100 40g")),
-    "a100-80g": Gpu(80 * GB, 2.039 * TERA, 312 * TERA, ("a100",)),
-    "h100-80g": Gpu(80 * GB, 3.35 * TERA, 989 * TERA, ("h100",)),
-    "h200": Gpu(141 * GB, 4.8 * TERA, 989 * TERA, ("h200",)),
-    "b200": Gpu(180 * GB, 7.7 * TERA, 2250 * TERA, ("b200",)),
+    "t4": GpuKind(16 * GB, 0.32 * TERA, 65 * TERA, ("t4",), bf16=False),
+    "v100-16g": GpuKind(16 * GB, 0.9 * TERA, 125 * TERA, ("v100",), bf16=False),
+    "v100-32g": GpuKind(32 * GB, 0.9 * TERA, 125 * TERA, ("v100 32gb", "v100 32g"), bf16=False),
+    "a10g": GpuKind(24 * GB, 0.6 * TERA, 70 * TERA, ("a10g",)),
+    "l4": GpuKind(24 * GB, 0.3 * TERA, 121 * TERA, ("l4",)),
+    "l40": GpuKind(48 * GB, 0.864 * TERA, 181 * TERA, ("l40",)),
+    "l40s": GpuKind(48 * GB, 0.864 * TERA, 362 * TERA, ("l40s",)),
+    "a100-40g": GpuKind(40 * GB, 1.555 * TERA, 312 * TERA, ("a100 40gb", "a100 40g")),
+    "a100-80g": GpuKind(80 * GB, 2.039 * TERA, 312 * TERA, ("a100",)),
+    "h100-80g": GpuKind(80 * GB, 3.35 * TERA, 989 * TERA, ("h100",)),
+    "h200": GpuKind(141 * GB, 4.8 * TERA, 989 * TERA, ("h200",)),
+    "b200": GpuKind(180 * GB, 7.7 * TERA, 2250 * TERA, ("b200",)),
 }
 
 
@@ -96,7 +96,7 @@ class StageTime:
     known: str
 
 
-def gpu_named(name: str) -> Gpu:
+def gpu_named(name: str) -> GpuKind:
     """A kind of GPU by its name here, or by that of torch or Ray.
 
     Raises:
@@ -110,7 +110,7 @@ def gpu_named(name: str) -> Gpu:
 
 
 def stage_times(
-    config: RunConfig, work: Work, shape: LlavaShape, lengths: Lengths, gpu: Gpu | None, slots: int
+    config: RunConfig, work: Work, shape: LlavaShape, lengths: Lengths, gpu: GpuKind | None, slots: int
 ) -> list[StageTime]:
     """Every stage's time. Of stages without GPUs only MiniWorld's rates are known.
 
@@ -132,7 +132,7 @@ def stage_times(
 
 
 def _on_gpu(
-    config: RunConfig, work: Work, shape: LlavaShape, lengths: Lengths, gpu: Gpu, slots: int
+    config: RunConfig, work: Work, shape: LlavaShape, lengths: Lengths, gpu: GpuKind, slots: int
 ) -> dict[str, StageTime]:
     generate, score, train = config.generate.resources, config.score.resources, config.train.resources
     load = BYTES[config.captioner.dtype] * memory.parameters(shape).total / LOAD_BYTES_A_SECOND + START_SECONDS
@@ -161,7 +161,9 @@ def _timed(stage: str, what: str, resources: Resources, seconds: float | None, s
     return StageTime(stage, what, devices, wall, wall * replicas * gpus, known)
 
 
-def caption_seconds(config: RunConfig, work: Work, shape: LlavaShape, lengths: Lengths, gpu: Gpu, slots: int) -> float:
+def caption_seconds(
+    config: RunConfig, work: Work, shape: LlavaShape, lengths: Lengths, gpu: GpuKind, slots: int
+) -> float:
     """One replica's time for all pairs: prefills, and decoding steps that read weights, keys and values."""
     mixed = memory.decoding_shape(config).mixed
     prefill = work.images * _prefill_seconds(shape, lengths, gpu)
@@ -169,7 +171,7 @@ def caption_seconds(config: RunConfig, work: Work, shape: LlavaShape, lengths: L
 
 
 def _evaluation_seconds(
-    config: RunConfig, work: Work, shape: LlavaShape, lengths: Lengths, gpu: Gpu, slots: int
+    config: RunConfig, work: Work, shape: LlavaShape, lengths: Lengths, gpu: GpuKind, slots: int
 ) -> float:
     """The same for captions of evaluation, each of an image of its own, with one path; and their CLIP scores."""
     prefill = work.evaluated * _prefill_seconds(shape, lengths, gpu)
@@ -177,7 +179,7 @@ def _evaluation_seconds(
     return prefill + steps + score_seconds(work.evaluated, config, gpu)
 
 
-def _prefill_seconds(shape: LlavaShape, lengths: Lengths, gpu: Gpu) -> float:
+def _prefill_seconds(shape: LlavaShape, lengths: Lengths, gpu: GpuKind) -> float:
     return 2 * memory.parameters(shape).total * lengths.prefix / (gpu.shares.prefill * gpu.flops)
 
 
@@ -185,7 +187,7 @@ def _steps_seconds(
     config: RunConfig,
     shape: LlavaShape,
     lengths: Lengths,
-    gpu: Gpu,
+    gpu: GpuKind,
     slots: int,
     mixed: float,
     captions: int,
@@ -198,12 +200,12 @@ def _steps_seconds(
     return steps * read / (gpu.shares.bandwidth * gpu.bandwidth)
 
 
-def score_seconds(images: int, config: RunConfig, gpu: Gpu) -> float:
+def score_seconds(images: int, config: RunConfig, gpu: GpuKind) -> float:
     reading = READ_SECONDS / max(1.0, config.score.resources.cpus)
     return images * max(reading, CLIP_FLOPS / (gpu.shares.clip * gpu.flops))
 
 
-def train_seconds(config: RunConfig, work: Work, shape: LlavaShape, lengths: Lengths, gpu: Gpu) -> float:
+def train_seconds(config: RunConfig, work: Work, shape: LlavaShape, lengths: Lengths, gpu: GpuKind) -> float:
     """Operations a position and weight: 2 forward, 2 or 4 backward, 2 for what checkpointing computes again; and once
     2 for the reference log-probabilities."""
     train = config.train

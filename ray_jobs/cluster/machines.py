@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
+from jsfree import gpus
 from jsfree.checks import devices
 from jsfree.checks.devices import Device
-from jsfree.checks.findings import Finding, fails, note, ok, run_check
-from jsfree.checks.libraries import check_arithmetic, check_drivers
+from jsfree.checks.findings import Finding, fails, from_error, note, ok, run_check
+from jsfree.checks.libraries import check_drivers
 from jsfree.config import Resources, RunConfig
-from jsfree.errors import ConfigError
-from jsfree.gpus import why_no_cuda
+from jsfree.errors import ConfigError, DeviceError
+from jsfree.gpus import check_dtype, cuda_error
 from jsfree.sizing import rates
-from jsfree.sizing.rates import Gpu
+from jsfree.sizing.rates import GpuKind
 from jsfree.sizing.work import Work
 from ray_jobs.cluster.capacity import check_room, describe, fitting, inventory
 from ray_jobs.cluster.session import Cluster, session_folder
@@ -40,7 +41,7 @@ class Machines:
     def __init__(self, cluster: Cluster, left: set[str], work: Work) -> None:
         self._cluster, self.left, self._work = cluster, left, work
         self._gpus: list[_NodeGpu] = []
-        self.gpu: Gpu | None = None
+        self.gpu: GpuKind | None = None
 
     def check(self, config: RunConfig) -> Iterator[Finding]:
         """Whether there is room for every stage that is left.
@@ -132,7 +133,10 @@ class Machines:
             yield note(CLUSTER, "GPU", f"the rates of {device.name} are not known: times are not told")
             return
         yield ok(CLUSTER, "GPU", f"{device.name}, {device.memory / devices.GB:.0f} GB")
-        yield from check_arithmetic(config, device.name, self.gpu)
+        try:
+            check_dtype(gpus.Gpu(device.name, device.memory, self.gpu.bf16), config.captioner.dtype)
+        except DeviceError as error:
+            yield from_error(CLUSTER, "GPU", error)
 
 
 def asked_for(config: RunConfig) -> dict[str, Resources]:
@@ -155,7 +159,7 @@ def _here(stage: str, resources: Resources, node: dict[str, int], replicas: int)
         return fails(
             CLUSTER,
             stage,
-            f"asks for {told}, and this machine has {node['GPU']} GPUs" + ("" if node["GPU"] else f": {why_no_cuda()}"),
+            f"asks for {told}, and this machine has {node['GPU']} GPUs" + ("" if node["GPU"] else f": {cuda_error()}"),
             f"set ray.address to a cluster's, submit the run to one, or lower {stage}.resources",
         )
     if resources.cpus * replicas > node["CPU"]:
