@@ -33,7 +33,7 @@ from PIL import Image
 
 from jsfree.config import RunConfig
 from jsfree.images import draw_training, load_image
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 from ray_jobs.stages.generate import write_samples
 
 COUNT = 50_000

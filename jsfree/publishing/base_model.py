@@ -18,7 +18,7 @@ from jsfree.errors import StorageError
 from jsfree.models.contents import CARD
 from jsfree.models.hub import HubModel, card_data
 from jsfree.models.references import PACKAGED, hub_model
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 
 LICENCE_KEYS = ("license", "license_name", "license_link")
 """Keys of a card's front matter that say what a model may be used for; the hub's spelling."""

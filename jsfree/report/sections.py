@@ -14,7 +14,7 @@ from jsfree.dpo.loss import first_loss
 from jsfree.report import figures, reading, tables
 from jsfree.report.figures import Series
 from jsfree.report.reading import Scored, StageCost
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
 
 # What a stage does, in the page's words.
 STAGES = {

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
 
 SHOWN = {
     "response_hallucination": ("Responses with an absent object", "%"),

@@ -15,7 +15,7 @@ from PIL import Image
 
 from jsfree import config, schemas
 from jsfree.images import evaluation_samples, load_image, tables, training_samples
-from jsfree.run.storage import Folder, shard_name
+from jsfree.run.folder import Folder, shard_name
 from tests.support import ROOT
 
 GUIDE = (ROOT / "docs" / "data.md").read_text()

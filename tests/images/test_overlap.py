@@ -15,7 +15,7 @@ from jsfree.images.overlap import Overlap, hash_images, overlap, read_hashes, sh
 from jsfree.miniworld import world
 from jsfree.publishing.model_card import card
 from jsfree.report.page import render
-from jsfree.run.storage import Folder, shard_name
+from jsfree.run.folder import Folder, shard_name
 from jsfree.stages.captioning import PairGenerator
 from jsfree.stages.scored_captioning import ScoredPairGenerator
 from tests.support import example_run
