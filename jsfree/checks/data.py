@@ -13,7 +13,8 @@ from jsfree.checks.findings import Finding, fails, note, ok
 from jsfree.config import Imported, RunConfig, Source
 from jsfree.errors import RowError
 from jsfree.exchange import Unusable, preferences
-from jsfree.images import Look, load_image
+from jsfree.images.decoding import load_image
+from jsfree.images.sources import Look
 from jsfree.schemas import Sample, sample_id
 
 AREA = "data"

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from jsfree import schemas
 from jsfree.config import Source
 from jsfree.errors import RowError, StorageError
-from jsfree.images import load_image
+from jsfree.images.decoding import load_image
 from jsfree.run.folder import Folder
 from jsfree.run.run import Run
 from jsfree.run.streaming import scan, scan_shard

@@ -15,11 +15,11 @@ import jsfree
 from jsfree.config import Decoding, RunConfig, Source
 from jsfree.images.overlap import overlap
 from jsfree.models.contents import ADAPTER, CARD
-from jsfree.models.references import PATHS
 from jsfree.publishing.base_model import Base, base_of
 from jsfree.report import reading, tables
 from jsfree.report.tables import Comparison, Line
 from jsfree.run.run import Run
+from jsfree.uris import has_scheme, is_written_as_path
 
 PAPER = "[arXiv 2411.17760](https://arxiv.org/abs/2411.17760)"
 TAGS = ("jsfree", "dpo", "image-captioning", "hallucination", "arxiv:2411.17760")
@@ -259,7 +259,7 @@ def _decoded(decoding: Decoding) -> str:
 
 def _public(ref: str) -> str:
     """A reference as others may know it: of a path or URI the last part alone."""
-    return _last(ref) if "://" in ref or ref.startswith(PATHS) else ref
+    return _last(ref) if has_scheme(ref) or is_written_as_path(ref) else ref
 
 
 def _last(path: str) -> str:

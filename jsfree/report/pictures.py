@@ -10,7 +10,7 @@ from PIL import Image
 
 from jsfree.config import Source
 from jsfree.errors import JsfreeError
-from jsfree.images import load_image
+from jsfree.images.decoding import load_image
 from jsfree.schemas import ImageRef
 
 SIDE = 256

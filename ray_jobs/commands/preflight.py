@@ -15,8 +15,8 @@ from jsfree.checks.libraries import check_libraries
 from jsfree.checks.settings import check_settings
 from jsfree.config import Imported, RunConfig, Source
 from jsfree.errors import ConfigError, JsfreeError, StorageError
-from jsfree.images import Look, images_of_a_round, look_at
 from jsfree.images.drawing import Drawn
+from jsfree.images.sources import Look, images_of_a_round, look_at
 from jsfree.models.contents import CAPTIONER
 from jsfree.run.run import Run
 from jsfree.sizing import footprint, memory, rates, shapes

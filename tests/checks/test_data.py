@@ -10,7 +10,7 @@ import pytest
 from jsfree.checks.data import check_look, lower_bound
 from jsfree.checks.findings import Verdict
 from jsfree.config import build
-from jsfree.images import look_at
+from jsfree.images.sources import look_at
 
 
 @pytest.mark.parametrize(("broken", "looked_at"), [(1, 64), (16, 64), (63, 64), (2, 5)])

@@ -11,7 +11,8 @@ from PIL import Image
 
 from jsfree.config import RunConfig, Source
 from jsfree.errors import RowError
-from jsfree.images import load_image, training_samples
+from jsfree.images.decoding import load_image
+from jsfree.images.sources import training_samples
 
 LIMITS = Source(min_side=4, max_pixels=10_000, max_bytes=100_000)
 

@@ -151,7 +151,7 @@ BROKEN = {
     "run in a file": (a_file_for_a_folder, "cannot be written", ""),
     "disk too small": (settings(source={"count": 10**9}), "GB free", "larger disk"),
     "no captioner": (settings(captioner={"ref": "/nowhere/llava"}), "there is no folder", ""),
-    "half the weights": (half_a_file, "its header says", "copy it again"),
+    "half the weights": (half_a_file, "not a complete safetensors file", "copy it again"),
     "a tensor missing": (without_a_tensor, "first multi_modal_projector.linear_2.bias", "publish it again"),
     "no chat template": (without_a_template, "no chat template", "llava-hf"),
     "small vocabulary": (small_vocabulary, "the language model 20", "one checkpoint"),
