@@ -29,7 +29,8 @@ from jsfree.errors import JsfreeError, StageError
 from jsfree.evaluation.statistics import mean_interval
 from jsfree.models.loading import load_captioner
 from jsfree.models.saving import hub_key
-from jsfree.run.storage import Folder, Run, shard_name
+from jsfree.run.folder import Folder, shard_name
+from jsfree.run.run import Run
 from jsfree.run.streaming import scan
 from jsfree.schemas import Sample
 from jsfree.stages.captioning import CaptionWriter

@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from jsfree.dpo.batching import PairBatch, prefetched
 from jsfree.dpo.pairs import Pairs, each
 from jsfree.dpo.reference_logps import Load, collective_device
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 from jsfree.schemas import SelectedPair
 
 NAME = "features"
@@ -68,7 +68,7 @@ class VisionFeatures:
                 self.folder.write(name, save({NAME: features.contiguous()}))
         dist.barrier()
         if rank == 0:
-            self.folder.sweep()
+            self.folder.remove_partial_files()
 
     def _missing(self, pairs: Pairs) -> NDArray[np.int64]:
         """Positions of pairs whose images' features are to be computed, in the order of their files' names."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from jsfree import schemas
 from jsfree.dpo.batching import length_of, require_context
 from jsfree.models.loading import Captioner
-from jsfree.run.storage import READERS, Folder, shard_name
+from jsfree.run.folder import READERS, Folder, shard_name
 from jsfree.run.streaming import read_group, scan
 from jsfree.schemas import SelectedPair
 

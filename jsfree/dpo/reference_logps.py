@@ -20,7 +20,7 @@ from jsfree.dpo.batching import PairBatch, prefetched
 from jsfree.dpo.loss import PairLogps
 from jsfree.dpo.pairs import Pairs, each
 from jsfree.errors import StageError
-from jsfree.run.storage import Folder, shard_name
+from jsfree.run.folder import Folder, shard_name
 from jsfree.run.streaming import scan
 
 TABLE = shard_name(0)
@@ -120,7 +120,7 @@ def _write(folder: Folder, pairs: Pairs, values: NDArray[np.float64], origin: Ma
 
 
 def _read(folder: Folder, pairs: Pairs, origin: Mapping[str, str]) -> ReferenceLogps:
-    noted = folder.table_facts(TABLE).get("origin", {})
+    noted = folder.table_metadata(TABLE).get("origin", {})
     other = [name for name, value in origin.items() if noted.get(name) != value]
     if other:
         raise StageError(

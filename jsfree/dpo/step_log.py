@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 
 STEPS = "steps.json"
 TENSORBOARD = "tensorboard"

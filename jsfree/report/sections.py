@@ -15,7 +15,7 @@ from jsfree.evaluation.metrics import MISSING
 from jsfree.report import figures, reading, tables
 from jsfree.report.figures import Series
 from jsfree.report.reading import Scored, StageCost
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
 
 STAGE_DESCRIPTIONS = {
     "samples": "images listed",
