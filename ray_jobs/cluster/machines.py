@@ -18,7 +18,7 @@ from jsfree.gpus import check_dtype, cuda_error
 from jsfree.run.environment import Machine
 from jsfree.sizing import rates
 from jsfree.sizing.rates import GpuKind
-from jsfree.sizing.work import Work
+from jsfree.sizing.workload import Workload
 from ray_jobs.cluster.capacity import check_room, describe, fitting, inventory
 from ray_jobs.cluster.nodes import add_new_nodes
 from ray_jobs.cluster.session import Cluster, session_folder
@@ -39,7 +39,7 @@ class _NodeGpu:
 class Machines:
     """What the run will have to work with: this machine, or the cluster that ``ray.address`` names."""
 
-    def __init__(self, cluster: Cluster, left: set[str], work: Work) -> None:
+    def __init__(self, cluster: Cluster, left: set[str], work: Workload) -> None:
         self._cluster, self.left, self._work = cluster, left, work
         self._gpus: list[_NodeGpu] = []
         self.gpu: GpuKind | None = None
