@@ -18,7 +18,7 @@ from tests.support import ROOT
 SOURCES = [path for package in ("jsfree", "ray_jobs", "serve") for path in sorted((ROOT / package).rglob("*.py"))]
 LAYERS = (
     {"errors"},
-    {"schemas", "gpus", "texts"},
+    {"schemas", "gpus", "schedules", "texts"},
     {"config"},
     {"run", "miniworld"},
     {"images", "models"},
