@@ -34,7 +34,7 @@ from jsfree.dpo import loop
 from jsfree.dpo.batching import epoch_order, micro_batches, pair_length
 from jsfree.dpo.loop import Folders, Hooks, Models, learning_rate, train
 from jsfree.models.loading import load_captioner
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 from jsfree.schemas import SelectedPair
 
 TARGETS = {"trl_pairs_per_second": 2.5, "trl_peak_memory_cost": 1 / 3, "second_epoch": 1.3}

@@ -40,7 +40,7 @@ from measuring import MemoryGrowth
 
 from jsfree import schemas
 from jsfree.config import RunConfig, Select
-from jsfree.run.storage import Folder, shard_name
+from jsfree.run.folder import Folder, shard_name
 from jsfree.run.streaming import scan
 from jsfree.stages.selection import select_shards
 

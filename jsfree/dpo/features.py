@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from jsfree.dpo.batching import PairBatch, prefetch
 from jsfree.dpo.pairs import Pairs, iterate
 from jsfree.dpo.reference_logps import LoadBatch, collective_device
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 from jsfree.schemas import SelectedPair
 
 TENSOR = "features"
@@ -75,7 +75,7 @@ class VisionFeatures:
                 self.folder.write(name, save({TENSOR: features.contiguous()}))
         dist.barrier()
         if rank == 0:
-            self.folder.sweep()
+            self.folder.remove_partial_files()
 
     def _missing(self, pairs: Pairs) -> NDArray[np.int64]:
         """Positions of one pair for each image without cached features, in the order of the files' names."""

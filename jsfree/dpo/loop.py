@@ -36,7 +36,7 @@ from jsfree.models.loading import DTYPES, load_captioner
 from jsfree.models.references import hub_model
 from jsfree.models.replacing import replace_folder
 from jsfree.models.saving import publish_captioner
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 from jsfree.schedules import warmup_cosine
 
 log = logging.getLogger(__name__)

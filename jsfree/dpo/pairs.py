@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from jsfree import schemas
 from jsfree.dpo.batching import check_context_length, pair_length
 from jsfree.models.loading import Captioner
-from jsfree.run.storage import READERS, Folder, shard_name
+from jsfree.run.folder import READERS, Folder, shard_name
 from jsfree.run.streaming import read_group, scan
 from jsfree.schemas import SelectedPair
 

@@ -20,7 +20,7 @@ from jsfree.dpo.batching import PairBatch, prefetch
 from jsfree.dpo.loss import PairLogps
 from jsfree.dpo.pairs import Pairs, iterate
 from jsfree.errors import StageError
-from jsfree.run.storage import Folder, shard_name
+from jsfree.run.folder import Folder, shard_name
 from jsfree.run.streaming import scan
 
 TABLE = shard_name(0)
@@ -130,7 +130,7 @@ def _write(folder: Folder, pairs: Pairs, logps: ReferenceLogps, origin: Mapping[
 
 
 def _read(folder: Folder, pairs: Pairs, origin: Mapping[str, str]) -> ReferenceLogps:
-    stored = folder.table_facts(TABLE).get("origin", {})
+    stored = folder.table_metadata(TABLE).get("origin", {})
     differing = [name for name, value in origin.items() if stored.get(name) != value]
     if differing:
         raise StageError(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter

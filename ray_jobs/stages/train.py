@@ -15,7 +15,8 @@ from jsfree.config import Resources, RunConfig
 from jsfree.dpo.loop import Folders, Hooks, Models, steps_per_epoch, train
 from jsfree.dpo.pairs import PairTable
 from jsfree.dpo.step_log import STEPS, ChosenLogpWarning, Step, step_log, summary_line
-from jsfree.run.storage import Folder, Manifest
+from jsfree.run.folder import Folder
+from jsfree.run.run import Manifest
 from jsfree.sizing.guards import check_training
 from ray_jobs.cluster.nccl import COLLECTIVE_SECONDS, worker_environment
 from ray_jobs.cluster.same_code import carried
@@ -109,7 +110,9 @@ def _run(current: Round, job: TrainJob, pairs: int, fingerprint: str) -> Manifes
         current.reporter.say(f"  train stopped early, after {len(steps)} of {total} steps (train.validation.patience)")
     seconds = sum(step["seconds"] for step in steps) * config.train.resources.replicas
     tokens = int(sum(step["tokens"] for step in steps))
-    return Manifest("", pairs, len(steps) * config.train.pairs_per_step, 0, 0.0, seconds, tokens)
+    return Manifest(
+        rows_in=pairs, rows_out=len(steps) * config.train.pairs_per_step, device_seconds=seconds, tokens=tokens
+    )
 
 
 def _check(job: TrainJob, pairs: int, steps: int) -> None:

@@ -16,10 +16,10 @@ from jsfree.dpo import loop, reference_logps
 from jsfree.dpo.loop import Folders, Hooks, Models, split_held_out, train
 from jsfree.dpo.pairs import PairTable
 from jsfree.errors import ConfigError, StageError
-from jsfree.images import training_samples
+from jsfree.images.sources import training_samples
 from jsfree.models.loading import load_captioner
 from jsfree.models.saving import hub_key
-from jsfree.run.storage import Folder, shard_name
+from jsfree.run.folder import Folder, shard_name
 from jsfree.stages.captioning import PairGenerator
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("one_worker")]  # DeepSpeed warns
@@ -189,7 +189,7 @@ def test_log_probabilities_of_something_else_are_refused(whole, pairs, tmp_path,
 def test_a_wrong_reference_is_found_at_the_first_step(whole, pairs, tmp_path):
     shutil.copytree(whole.path / "reference", tmp_path / "reference")
     folder = Folder(str(tmp_path / "reference"))
-    facts, table = folder.table_facts(shard_name(0)), folder.read_table(shard_name(0), schemas.REFERENCE)
+    facts, table = folder.table_metadata(shard_name(0)), folder.read_table(shard_name(0), schemas.REFERENCE)
     rows = [{**row, "chosen": row["chosen"] - 5} for row in table.to_pylist()]
     folder.write_table(shard_name(0), table.from_pylist(rows, schema=schemas.REFERENCE), facts)
     with pytest.raises(StageError, match=r"not 0\.69315: policy and reference disagree"):

@@ -15,7 +15,7 @@ from jsfree.dpo import pairs as pairs_module
 from jsfree.dpo.loop import split_held_out
 from jsfree.dpo.pairs import CACHED_GROUPS, PairIndex, PairTable, iterate
 from jsfree.errors import StageError, StorageError
-from jsfree.run.storage import Folder, shard_name
+from jsfree.run.folder import Folder, shard_name
 
 
 def caption(rng):

@@ -11,7 +11,7 @@ from jsfree import schemas
 from jsfree.dpo.loss import PairLogps
 from jsfree.dpo.reference_logps import TABLE, load_or_compute
 from jsfree.errors import StageError
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 
 pytestmark = pytest.mark.usefixtures("one_worker")
 ORIGIN = {"model": "m0", "pairs": "digest"}

@@ -4,7 +4,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from jsfree.dpo.step_log import STEPS, TENSORBOARD, ChosenLogpWarning, step_log, summary_line
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 
 
 def step(number: int, **figures: float) -> dict[str, float]:
