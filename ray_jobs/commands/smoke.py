@@ -15,7 +15,8 @@ from jsfree.config import RunConfig
 from jsfree.errors import JsfreeError, StageError
 from jsfree.gpus import device_of
 from jsfree.run.storage import Run, shard_name
-from ray_jobs.cluster.session import Cluster, explained
+from ray_jobs.cluster.failures import unwrap_errors
+from ray_jobs.cluster.session import Cluster
 
 RESULT = "smoke.json"
 
@@ -50,7 +51,7 @@ def reloaded_model(run: Run, number: int) -> Reloaded | JsfreeError:
     before = run.stage(number - 1, "model").uri if number > 1 else config.captioner.versioned_ref
     task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1)(_reload)
     try:
-        with explained("smoke"):
+        with unwrap_errors("smoke"):
             found: Reloaded = ray.get(
                 task.options(accelerator_type=resources.accelerator_type).remote(config, number, before)
             )

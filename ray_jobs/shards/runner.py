@@ -30,8 +30,8 @@ from jsfree.gpus import device_of
 from jsfree.run.storage import READERS, Folder, Manifest, shard_name
 from jsfree.run.streaming import scan
 from jsfree.schemas import StageOutput
-from ray_jobs.cluster.same_code import carried_actor
-from ray_jobs.cluster.session import explained
+from ray_jobs.cluster.failures import unwrap_errors
+from ray_jobs.cluster.same_code import checked_actor
 from ray_jobs.shards.attempts import Attempt
 from ray_jobs.shards.board import Member, Shard
 from ray_jobs.shards.progress import Clock, Counts, Show, shown
@@ -263,7 +263,7 @@ def _one_pass(stages: Sequence[ShardedStage], board: Any, left: set[Shard], coun
     # More turns than shards: in the last ones actors wait for what one that is lost, with its turns, may leave.
     turns = len(left) + min(resources.replicas, len(left)) * TURNS_AHEAD * at_once
     receipts = ray.data.range(turns, override_num_blocks=turns).map_batches(
-        carried_actor(partial(ShardActor, stages, board, work)),
+        checked_actor(partial(ShardActor, stages, board, work), stages[0].name),
         batch_size=1,
         compute=compute,
         num_cpus=resources.cpus,
@@ -272,7 +272,7 @@ def _one_pass(stages: Sequence[ShardedStage], board: Any, left: set[Shard], coun
     )
     let_go = threading.Timer(SETTLE_SECONDS, _kill_all, (board, work))
     try:
-        with explained(stages[0].name), shown(counts, board, work, show):
+        with unwrap_errors(stages[0].name), shown(counts, board, work, show):
             for row in _rows(receipts):
                 shard = row["stage"], row["shard"]
                 board.done.remote(work, shard)
