@@ -15,7 +15,7 @@ import pyarrow as pa
 from jsfree.config import Resources, RunConfig
 from jsfree.errors import StorageError
 from jsfree.run.storage import Folder, Manifest, Run
-from ray_jobs.cluster.capacity import check_room
+from ray_jobs.cluster.capacity import check_capacity
 from ray_jobs.cluster.session import Cluster
 from ray_jobs.commands.console import Reporter
 from ray_jobs.describe import note_progress, note_stage, see_nodes
@@ -170,7 +170,7 @@ class Round:
             StageError: the cluster neither has the room nor can come to have it.
         """
         self.cluster.ensure()
-        waiting = check_room(stage, resources, replicas, fixed=self.cluster.is_local)
+        waiting = check_capacity(stage, resources, replicas, fixed=self.cluster.is_local)
         if waiting:
             self.reporter.say(f"  {waiting}")
 

@@ -1,4 +1,4 @@
-"""A run's metrics before and after, as a table or as JSON."""
+"""The metrics of a run before and after training, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHOWN = {
 
 
 def show_metrics(run: Run, console: Console, as_json: bool, number: int | None = None) -> None:
-    """Print a round's metrics, the last one's unless told: with truth where it is known, label-free elsewhere."""
+    """Print the metrics of round ``number``, by default the last: against MiniWorld's truth, or else label-free."""
     rounds = range(1, run.config.rounds + 1) if number is None else [number]
     done = [number for number in rounds if run.round(number).exists("label_free.json")]
     if not done:

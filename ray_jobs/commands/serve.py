@@ -19,7 +19,7 @@ from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, JsfreeError, ServeError, StorageError
 from jsfree.run.locations import require_outside_runs
 from jsfree.run.storage import Folder, Run
-from ray_jobs.cluster.capacity import Node, alive_nodes, describe, fitting, inventory
+from ray_jobs.cluster.capacity import Node, alive_nodes, describe, inventory, replicas_on
 from ray_jobs.cluster.failures import first_line
 from ray_jobs.cluster.session import Cluster
 from ray_jobs.signals import interrupt_on_signals
@@ -164,7 +164,7 @@ def require_capacity(config: RunConfig, nodes: Sequence[Node]) -> None:
     """
     models = {"before": config.serve.before, "after": config.serve.after}
     gpus = sum(model.replicas * model.gpus for model in models.values())
-    fits = all(sum(fitting(node, model) for node in nodes) >= model.replicas for model in models.values())
+    fits = all(sum(replicas_on(node, model) for node in nodes) >= model.replicas for model in models.values())
     if not fits or gpus > sum(node.get("GPU", 0) for node in nodes):
         required = ", ".join(f"{role}: {model.replicas} x ({describe(model)})" for role, model in models.items())
         raise ServeError(

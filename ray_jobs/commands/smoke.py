@@ -1,4 +1,4 @@
-"""The end of ``jsfree run --smoke``: measures the published models where the GPUs are and shows the checks."""
+"""``jsfree run --smoke``: loads each round's model in a worker, measures it, and checks the run's results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RESULT = "smoke.json"
 
 
 def smoke(run: Run, console: Console) -> None:
-    """Check a finished run, show the checks as a table and keep them in ``smoke.json``.
+    """Check a finished run, print the checks as a table and write them to ``smoke.json``.
 
     Raises:
         StageError: a check failed.
@@ -34,9 +34,9 @@ def smoke(run: Run, console: Console) -> None:
     run.folder.write_json(RESULT, [asdict(check) for check in checks])
     console.print(table(checks))
     failed = [check for check in checks if not check.passed]
+    for check in failed:
+        console.print(Text.assemble((check.name, "bold"), f": {check.remedy}"), soft_wrap=True)
     if failed:
-        for check in failed:
-            console.print(Text.assemble((check.name, "bold"), f": {check.remedy}"), soft_wrap=True)
         names = ", ".join(check.name for check in failed)
         raise StageError(
             f"{len(failed)} of {len(checks)} smoke checks failed: {names}", f"see {run.folder.uri}/{RESULT}"
@@ -44,7 +44,7 @@ def smoke(run: Run, console: Console) -> None:
 
 
 def reloaded_model(run: Run, number: int) -> Reloaded | JsfreeError:
-    """What the model of a round does when a worker of generation loads it again."""
+    """Load the model of a round in a generation worker and measure it; an error is returned."""
     import ray
 
     config, resources = run.config, run.config.generate.resources
@@ -52,16 +52,15 @@ def reloaded_model(run: Run, number: int) -> Reloaded | JsfreeError:
     task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1)(_reload)
     try:
         with unwrap_errors("smoke"):
-            found: Reloaded = ray.get(
-                task.options(accelerator_type=resources.accelerator_type).remote(config, number, before)
-            )
-            return found
+            options = task.options(accelerator_type=resources.accelerator_type)
+            reloaded: Reloaded = ray.get(options.remote(config, number, before))
+            return reloaded
     except JsfreeError as error:
         return error
 
 
 def _reload(config: RunConfig, number: int, before: str) -> Reloaded:
-    """In a worker: the first shard of the evaluation, as it was captioned."""
+    """In a worker: measure the model on the first shard of the evaluation set."""
     run = Run(config)
     samples = run.stage(1, "evaluation").read_table(shard_name(0), schemas.SAMPLES).to_pylist()
     device = device_of(config.generate.resources.gpus)
@@ -70,11 +69,11 @@ def _reload(config: RunConfig, number: int, before: str) -> Reloaded:
 
 def table(checks: Sequence[Check]) -> Table:
     """The checks as a table."""
-    shown = Table(title="Smoke run", title_justify="left")
-    shown.add_column("check", no_wrap=True)
-    shown.add_column("")
-    shown.add_column("finding")
+    result = Table(title="Smoke run", title_justify="left")
+    result.add_column("check", no_wrap=True)
+    result.add_column("")
+    result.add_column("finding")
     for check in checks:
         verdict = Text("pass", "green") if check.passed else Text("FAIL", "bold red")
-        shown.add_row(Text(check.name), verdict, Text(check.finding))
-    return shown
+        result.add_row(Text(check.name), verdict, Text(check.finding))
+    return result
