@@ -28,9 +28,10 @@ check: lint types ## lint, types and all tests: what CI runs
 	$(QUICK)
 	$(BIN)/pytest -m slow
 
-lint: setup ## ruff
+lint: setup ## ruff and spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/typos
 
 types: setup ## mypy, strict
 	$(BIN)/mypy

@@ -18,7 +18,7 @@ from jsfree.dpo.engine import adamw, prepare_policy
 from jsfree.dpo.loop import first_loss_tolerance
 from jsfree.dpo.loss import PairLogps, first_loss
 from jsfree.dpo.policy import FLEX, PairModel
-from jsfree.images import training_samples
+from jsfree.images.sources import training_samples
 from jsfree.models.loading import DTYPES, Captioner, load_captioner
 from jsfree.stages.captioning import PairGenerator
 

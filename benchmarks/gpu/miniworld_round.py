@@ -18,7 +18,7 @@ from jsfree.dpo.batching import collate, length_of, micro_batches, order_of_epoc
 from jsfree.dpo.engine import adamw, prepare_policy
 from jsfree.dpo.loop import learning_rate
 from jsfree.evaluation import miniworld as metrics
-from jsfree.images import evaluation_samples, training_samples
+from jsfree.images.sources import evaluation_samples, training_samples
 from jsfree.miniworld import world
 from jsfree.models.loading import load_captioner
 from jsfree.models.saving import publish_captioner

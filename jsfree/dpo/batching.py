@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from jsfree.config import Source
 from jsfree.errors import StageError
-from jsfree.images import load_image
+from jsfree.images.decoding import load_image
 from jsfree.models.loading import Captioner
 from jsfree.schemas import SelectedPair
 

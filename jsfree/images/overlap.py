@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from jsfree import schemas
 from jsfree.config import Source
 from jsfree.errors import RowError, StorageError
-from jsfree.images import load_image
+from jsfree.images.decoding import load_image
 from jsfree.run.storage import Folder, Run
 from jsfree.run.streaming import scan, scan_shard
 from jsfree.schemas import EVALUATION_IMAGE, ImageRef, Sample, StageOutput, error_row

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, JsfreeError, RunError, StorageError
-from jsfree.run.filesystems import LOCAL_SCHEMES, filesystem_of, has_scheme
+from jsfree.run.filesystems import filesystem_of
 from jsfree.run.storage import ABOUT, CONFIG, Folder, Run, stored_settings
+from jsfree.uris import has_scheme, is_remote
 
 OWN_SECTIONS = {"run", "captioner", "clip", "train"}
 """Keys of every run's ``config.yaml``, which tell it from the ``config.yaml`` of something else."""
@@ -35,7 +36,7 @@ def is_same_place(path: str, other: str) -> bool:
 
     URIs of a store are the same if they are spelled alike, apart from a slash at the end.
     """
-    stores = [has_scheme(each) and not each.startswith(LOCAL_SCHEMES) for each in (path, other)]
+    stores = [is_remote(each) for each in (path, other)]
     if any(stores):
         return all(stores) and path.rstrip("/") == other.rstrip("/")
     return _is_same(*(os.path.realpath(filesystem_of(each)[1]) for each in (path, other)))
@@ -95,7 +96,7 @@ def require_base_from_here(run: Run) -> None:
         RunError: ``captioner.ref`` is relative to the folder in which the run was started.
     """
     ref, folder = run.config.captioner.ref, run.folder
-    if "://" in ref or Path(ref).expanduser().is_absolute() or Path(ref).is_dir() or not folder.exists(ABOUT):
+    if has_scheme(ref) or Path(ref).expanduser().is_absolute() or Path(ref).is_dir() or not folder.exists(ABOUT):
         return
     started = folder.read_json(ABOUT).get("directory")
     if started is not None and Path(started, ref).is_dir():

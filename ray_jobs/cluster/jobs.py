@@ -12,7 +12,7 @@ from pathlib import Path
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError
 from jsfree.run.code_version import refuse_unfit_upload
-from jsfree.run.filesystems import has_scheme
+from jsfree.uris import has_scheme
 
 HOME = "JSFREE_HOME"
 SET_BY_RAY = "RAY_JOB_CONFIG_JSON_ENV_VAR"

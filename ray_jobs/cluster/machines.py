@@ -9,7 +9,7 @@ from functools import partial
 
 from jsfree.checks import devices
 from jsfree.checks.devices import Device
-from jsfree.checks.findings import Finding, attempted, fails, note, ok
+from jsfree.checks.findings import Finding, fails, note, ok, run_check
 from jsfree.checks.libraries import check_arithmetic, check_drivers
 from jsfree.config import Resources, RunConfig
 from jsfree.errors import ConfigError
@@ -96,7 +96,7 @@ class Machines:
         for stage, resources in stage_resources(config).items():
             if stage in self._used:
                 replicas = self._replicas(config, stage, resources)
-                yield from attempted(CLUSTER, stage, partial(_check_on_cluster, stage, resources, replicas))
+                yield from run_check(CLUSTER, stage, partial(_check_on_cluster, stage, resources, replicas))
         self._gpus = [gpu for node in nodes.values() for gpu in _gpus_of(node)]
         yield from self._identify_gpu(config)
 

@@ -10,13 +10,13 @@ from typing import Any
 from jsfree import config as configuration
 from jsfree.checks import data, devices, findings, models, places
 from jsfree.checks.devices import Device
-from jsfree.checks.findings import Finding, attempted, ok
+from jsfree.checks.findings import Finding, ok, run_check
 from jsfree.checks.libraries import check_libraries
 from jsfree.checks.settings import check_settings
 from jsfree.config import Imported, RunConfig, Source
 from jsfree.errors import ConfigError, JsfreeError, StorageError
-from jsfree.images import Look, images_of_a_round, look_at
 from jsfree.images.drawing import Drawn
+from jsfree.images.sources import Look, images_of_a_round, look_at
 from jsfree.models.contents import CAPTIONER
 from jsfree.run.storage import Run
 from jsfree.sizing import footprint, memory, rates, shapes
@@ -43,7 +43,7 @@ class Preflight:
     @property
     def works(self) -> bool:
         """Whether no check failed."""
-        return findings.works(self.findings)
+        return findings.none_fails(self.findings)
 
     def as_json(self) -> dict[str, Any]:
         """The output of ``--json``."""
@@ -62,8 +62,8 @@ def preflight(config: RunConfig) -> Preflight:
     """
     result = Preflight()
     add = result.findings.extend
-    add(attempted("libraries", "versions", lambda: check_libraries(config)))
-    add(attempted("storage", "run folder", lambda: places.check_folder(config), places.REMEDY))
+    add(run_check("libraries", "versions", lambda: check_libraries(config)))
+    add(run_check("storage", "run folder", lambda: places.check_folder(config), places.REMEDY))
     remaining = remaining_stages(config)
     if not remaining:
         add([ok("stages", "remaining", "none: all rounds are done")])
@@ -80,9 +80,9 @@ def preflight(config: RunConfig) -> Preflight:
     add(checked.check())
     with Cluster(config) as cluster:
         machines = Machines(cluster, remaining, work)
-        add(attempted(CLUSTER, "resources", lambda: machines.check(checked.config)))
+        add(run_check(CLUSTER, "resources", lambda: machines.check(checked.config)))
     if checked.shape is not None and checked.lengths is not None:
-        add(attempted("memory", "captioner", lambda: _sizes(checked, result, work, machines, images)))
+        add(run_check("memory", "captioner", lambda: _sizes(checked, result, work, machines, images)))
     return result
 
 
@@ -221,8 +221,8 @@ class _Models:
         """Check CLIP, then the captioner."""
         with suppress(JsfreeError):  # the check of each model reports the error
             self.config = with_models(self.config)
-        yield from attempted("models", "CLIP", lambda: models.check_clip(self.config), models.REMEDY)
-        yield from attempted("models", "captioner", self._captioner, models.REMEDY)
+        yield from run_check("models", "CLIP", lambda: models.check_clip(self.config), models.REMEDY)
+        yield from run_check("models", "captioner", self._captioner, models.REMEDY)
 
     def _captioner(self) -> Iterator[Finding]:
         config, ref = self.config, self.config.captioner.versioned_ref
@@ -248,11 +248,11 @@ class _Images:
         """Check the images to train on, or the imported pairs."""
         if config.imported is None:
             return self.check(config, config.source, "source")
-        return attempted(data.AREA, "imported", lambda: self._check_imported(config, config.imported))
+        return run_check(data.AREA, "imported", lambda: self._check_imported(config, config.imported))
 
     def _check_imported(self, config: RunConfig, settings: Imported | None) -> Iterator[Finding]:
         assert settings is not None
-        look = data.look_at_imported(settings)
+        look = data.sample_imported(settings)
         self._looks["source"] = Look(look.pairs, 0, look.samples)
         yield from data.check_imported(config, settings, look)
 
@@ -260,10 +260,10 @@ class _Images:
         """Check an image source."""
 
         def look() -> Iterator[Finding]:
-            self._looks[name] = look_at(config, source, data.LOOKED_AT, self._listed)
-            yield from data.check_look(config, source, name, self._looks[name])
+            self._looks[name] = look_at(config, source, data.DECODED_IMAGES, self._listed)
+            yield from data.check_source(config, source, name, self._looks[name])
 
-        return attempted(data.AREA, name, look)
+        return run_check(data.AREA, name, look)
 
     def per_round(self, config: RunConfig) -> int:
         """Number of images of a round, or of imported pairs."""
@@ -286,4 +286,4 @@ class _Images:
 
 def broken(error: ConfigError) -> Preflight:
     """The result for a configuration that cannot be loaded: one failed check."""
-    return Preflight([findings.failed("settings", "values", error)])
+    return Preflight([findings.from_error("settings", "values", error)])

@@ -69,7 +69,7 @@ def _findings(findings: list[Finding]) -> Table:
         remedy = (f"\n-> {finding.remedy}" if finding.remedy else "", "dim")
         new_area = "" if finding.area == area else finding.area
         verdict = Text(str(finding.verdict), STYLES[finding.verdict])
-        table.add_row(verdict, new_area, Text(finding.check), Text.assemble(finding.found, remedy))
+        table.add_row(verdict, new_area, Text(finding.name), Text.assemble(finding.found, remedy))
         area = finding.area
     return table
 

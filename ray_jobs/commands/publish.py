@@ -143,7 +143,7 @@ def _publish(plan: Publication, console: Console, *, private: bool) -> dict[str,
         else:
             message = f"m{plan.number} of jsfree, fingerprint {plan.run.config.own_fingerprint}"
             result["address"] = upload(local, plan.repo, message)
-    console.print(f"Published: {told['address']}", soft_wrap=True)
+    console.print(f"Published: {result['address']}", soft_wrap=True)
     return result
 
 

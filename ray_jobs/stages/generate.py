@@ -11,8 +11,9 @@ import pyarrow as pa
 from jsfree import schemas
 from jsfree.config import RunConfig
 from jsfree.errors import StageError
-from jsfree.images import Samples, draw_training
 from jsfree.images.overlap import read_hashes, shards_with
+from jsfree.images.samples import Samples
+from jsfree.images.sources import draw_training
 from jsfree.run.storage import Folder, Manifest, shard_name
 from jsfree.schemas import Sample
 from jsfree.stages.captioning import PairGenerator

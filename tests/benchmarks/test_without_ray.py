@@ -20,7 +20,7 @@ from jsfree.dpo import loop
 from jsfree.dpo.batching import collate
 from jsfree.dpo.engine import adamw, prepare_policy
 from jsfree.dpo.loss import Lengths, dpo
-from jsfree.images import training_samples
+from jsfree.images.sources import training_samples
 from jsfree.models.loading import load_captioner
 
 torch.set_num_threads(1)

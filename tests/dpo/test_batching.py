@@ -9,7 +9,7 @@ from jsfree.dpo.engine import deepspeed_config
 from jsfree.dpo.loop import learning_rate, steps_per_epoch
 from jsfree.dpo.policy import PairModel
 from jsfree.errors import StageError
-from jsfree.images import training_samples
+from jsfree.images.sources import training_samples
 from jsfree.stages.captioning import PairGenerator
 
 SMALL = build({"source": {"count": 6}}, where="test")
@@ -24,7 +24,7 @@ def pairs():
 
 def alone(captioner, pair, role):
     """Log-probability of one caption: one unpadded forward, summed token by token in float64."""
-    from jsfree.images import load_image
+    from jsfree.images.decoding import load_image
 
     prompt = captioner.prompt_ids(pair["prompt"], image=True)
     tokens = pair[role]["token_ids"]

@@ -10,7 +10,7 @@ from jsfree.dpo.engine import checkpoint_gradients, gathered_weights, start_engi
 from jsfree.dpo.policy import PairModel
 from jsfree.dpo.trained import trained_names
 from jsfree.errors import ModelError
-from jsfree.images import training_samples
+from jsfree.images.sources import training_samples
 from jsfree.models.loading import DTYPES, load_captioner
 from jsfree.models.references import WEIGHTS
 from jsfree.models.saving import hub_key

@@ -16,7 +16,7 @@ from jsfree.dpo import loop, reference_logps
 from jsfree.dpo.loop import Folders, Hooks, Models, split, train
 from jsfree.dpo.pairs import PairTable
 from jsfree.errors import ConfigError, StageError
-from jsfree.images import training_samples
+from jsfree.images.sources import training_samples
 from jsfree.models.loading import load_captioner
 from jsfree.models.saving import hub_key
 from jsfree.run.storage import Folder, shard_name

@@ -11,7 +11,8 @@ from jsfree.dpo.batching import PADDING, attention_mask, collate, sees
 from jsfree.dpo.loss import Lengths, PairLogps, dpo
 from jsfree.dpo.policy import CompletionHead, PairModel
 from jsfree.errors import ModelError
-from jsfree.images import load_image, training_samples
+from jsfree.images.decoding import load_image
+from jsfree.images.sources import training_samples
 from jsfree.models.loading import load_captioner
 from jsfree.stages.captioning import PairGenerator
 

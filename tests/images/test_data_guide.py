@@ -14,7 +14,9 @@ import yaml
 from PIL import Image
 
 from jsfree import config, schemas
-from jsfree.images import evaluation_samples, load_image, tables, training_samples
+from jsfree.images import tables
+from jsfree.images.decoding import load_image
+from jsfree.images.sources import evaluation_samples, training_samples
 from jsfree.run.storage import Folder, shard_name
 from tests.support import ROOT
 

@@ -203,7 +203,7 @@ def test_preflight_says_for_which_stage_a_cluster_has_no_room(box, tmp_path):
         "train": train,
     }
     found = {
-        each.check: each for each in preflight(config.build(settings, where="test")).findings if each.area == "cluster"
+        each.name: each for each in preflight(config.build(settings, where="test")).findings if each.area == "cluster"
     }
     assert (found["generate"].verdict, found["score"].verdict) == (Verdict.OK, Verdict.OK)
     assert found["train"].verdict is Verdict.FAILS

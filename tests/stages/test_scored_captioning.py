@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from jsfree import config
-from jsfree.images import decoding, training_samples
+from jsfree.images import decoding
+from jsfree.images.sources import training_samples
 from jsfree.stages.captioning import PairGenerator
 from jsfree.stages.scored_captioning import ScoredPairGenerator
 from jsfree.stages.scoring import ClipScorer

@@ -31,11 +31,11 @@ def test_brackets_and_names_in_colons_are_printed_literally(capsys):
 def test_the_table_of_metrics_prints_a_mode_literally(capsys):
     estimate = {"value": 0.5, "low": 0.4, "high": 0.6}
     metrics = {when: {"[x]": {"recall": estimate, "words": estimate}} for when in ("before", "after")}
-    plain_or_live().print(_table({**metrics, "captions": 3}, "m1"))
+    plain_or_live().print(_table({**metrics, "scenes": 3}, "m1"))
     shown = capsys.readouterr().out
     assert "[x]: m0" in shown
     assert "50.0 40.0-60.0" in shown
-    assert "0.50 0.40-0.60" in shown
+    assert "0.5 0.4-0.6" in shown
 
 
 def test_a_failure_to_print_is_logged_once_and_ends_no_stage(caplog):
