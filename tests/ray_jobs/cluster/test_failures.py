@@ -1,6 +1,7 @@
 """An error of a worker reaches the driver whole, through the wrappers of Ray's tasks, Ray Data and Ray Train."""
 
 import json
+import sys
 from functools import partial
 
 import pytest
@@ -10,6 +11,8 @@ from jsfree.errors import CodeError, JsfreeError, RowError, StageError, StorageE
 from jsfree.run import code_version
 from ray_jobs.cluster.failures import stage_error, unwrap_errors
 from ray_jobs.cluster.same_code import checked_actor, checked_function
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 OURS = StorageError("s3://bucket/x: cannot be read; [it said: no]", "check: the path; the key")
 
@@ -24,7 +27,7 @@ def building(function):
 
 
 def by_task(function) -> None:
-    ray.get(ray.remote(num_cpus=0)(function).remote())
+    ray.get(ray.remote(num_cpus=0)(lambda: function()).remote())
 
 
 def by_ray_data(function) -> None:
@@ -41,7 +44,6 @@ def by_ray_train(function, folder) -> None:
     TorchTrainer(function, scaling_config=scaling, run_config=RunConfig(storage_path=str(folder))).fit()
 
 
-@pytest.mark.slow
 def test_an_error_is_raised_on_the_driver_as_in_the_worker(ray_session, tmp_path):
     for way in (by_task, by_ray_data, partial(by_ray_train, folder=tmp_path)):
         with pytest.raises(JsfreeError) as raised, unwrap_errors("test"):
@@ -53,7 +55,6 @@ def test_an_error_is_raised_on_the_driver_as_in_the_worker(ray_session, tmp_path
         )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("error", [ValueError("first\nsecond"), KeyError("k"), OSError(28, "No space left on device")])
 def test_another_error_is_named_with_its_type_and_first_line(ray_session, error):
     expected = f"stage 'test' failed: {type(error).__name__}: {str(error).splitlines()[0]}"
@@ -64,7 +65,6 @@ def test_another_error_is_named_with_its_type_and_first_line(ray_session, error)
         assert "--debug" in raised.value.remedy
 
 
-@pytest.mark.slow
 def test_a_worker_with_other_code_is_a_code_error_for_tasks_and_actors(ray_session, tmp_path, monkeypatch):
     monkeypatch.setattr(code_version, "installed", lambda name: "0.0.1")
     checked = checked_function(partial(json.dumps, 1))
@@ -81,14 +81,15 @@ def test_a_worker_with_other_code_is_a_code_error_for_tasks_and_actors(ray_sessi
             way()
 
 
-@pytest.mark.slow
-def test_a_worker_with_code_too_old_to_compare_is_a_code_error(ray_session, tmp_path):
-    (tmp_path / "jsfree").mkdir()
-    (tmp_path / "jsfree" / "__init__.py").write_text("")
+def test_a_worker_with_code_too_old_to_compare_is_a_code_error(ray_session):
     checked = checked_function(partial(json.dumps, 1))
-    old = ray.remote(num_cpus=0, runtime_env={"env_vars": {"PYTHONPATH": str(tmp_path)}})(checked)
-    with pytest.raises(CodeError, match=r"has other code .*: No module named 'jsfree\.run'"), unwrap_errors("test"):
-        ray.get(old.remote())
+
+    def without_code_version() -> str:
+        sys.modules["jsfree.run"] = None
+        return checked()
+
+    with pytest.raises(CodeError, match=r"has other code .*jsfree\.run.*; install the driver's"), unwrap_errors("test"):
+        by_task(without_code_version)
 
 
 def test_a_row_error_keeps_its_kind():
