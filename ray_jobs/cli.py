@@ -26,7 +26,7 @@ from jsfree.errors import ConfigError, JsfreeError
 from jsfree.exchange.exporting import Pairs
 from jsfree.exchange.formats import Placement
 from jsfree.run.locations import require_own_folder
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
 from jsfree.uris import has_scheme
 from ray_jobs.cluster.jobs import prepare_for_job
 from ray_jobs.commands import miniworld

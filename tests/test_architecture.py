@@ -19,7 +19,7 @@ from tests.support import ROOT
 SOURCES = [path for package in ("jsfree", "ray_jobs", "serve") for path in sorted((ROOT / package).rglob("*.py"))]
 LAYERS = (
     {"errors"},
-    {"schemas", "gpus", "texts", "uris"},
+    {"schemas", "gpus", "schedules", "texts", "uris"},
     {"config"},
     {"run", "miniworld"},
     {"images", "models"},
@@ -184,7 +184,7 @@ def test_light_modules_import_nothing_heavy():
     import sys
 
     code = (
-        "import sys, jsfree.config, jsfree.schemas, jsfree.run.storage, jsfree.miniworld.world;"
+        "import sys, jsfree.config, jsfree.schemas, jsfree.run.run, jsfree.miniworld.world;"
         "import jsfree.exchange, jsfree.stages.preference;"
         "print([name for name in ('torch', 'transformers', 'open_clip', 'deepspeed', 'ray') if name in sys.modules])"
     )

@@ -19,7 +19,7 @@ from jsfree.models.contents import ADAPTER, CARD
 from jsfree.publishing.base_model import Base, base_of
 from jsfree.report import reading, tables
 from jsfree.report.tables import Comparison, Line
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
 from jsfree.uris import has_scheme, is_written_as_path
 
 PAPER = "[arXiv 2411.17760](https://arxiv.org/abs/2411.17760)"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jsfree.report import pictures, reading, scenes, tables
 from jsfree.report.reading import Caption, Scored
 from jsfree.report.scenes import Choice, Piece, SceneChooser
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
 from jsfree.schemas import ScoredCaption, ScoredPair
 
 

@@ -13,7 +13,7 @@ from jsfree.evaluation.metrics import LABEL_FREE, TRUTH
 from jsfree.images.overlap import overlap
 from jsfree.report import galleries, reading, sections, summary, tables
 from jsfree.report.scenes import SHADES
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
 from jsfree.schemas import EVALUATION_IMAGE
 
 

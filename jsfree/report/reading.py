@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jsfree import schemas
-from jsfree.run.storage import Folder, Manifest, Run, shard_name
+from jsfree.run.folder import Folder, shard_name
+from jsfree.run.run import Manifest, Run
 from jsfree.run.streaming import scan, scan_shard
 from jsfree.schemas import ImageRef, ScoredCaptionRow, ScoredPair
 from jsfree.stages.preference import identical_and_truncated

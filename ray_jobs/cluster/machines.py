@@ -14,12 +14,13 @@ from jsfree.checks.libraries import check_arithmetic, check_drivers
 from jsfree.config import Resources, RunConfig
 from jsfree.errors import ConfigError
 from jsfree.gpus import why_no_cuda
+from jsfree.run.environment import Machine
 from jsfree.sizing import rates
 from jsfree.sizing.rates import Gpu
 from jsfree.sizing.work import Work
 from ray_jobs.cluster.capacity import check_capacity, describe, inventory, replicas_on
+from ray_jobs.cluster.nodes import add_new_nodes
 from ray_jobs.cluster.session import Cluster, session_folder
-from ray_jobs.describe import Machine, see_nodes
 
 CLUSTER = "cluster"
 MIB = 2**20
@@ -89,7 +90,7 @@ class Machines:
         import ray
 
         nodes: dict[str, Machine] = {}
-        see_nodes(nodes)
+        add_new_nodes(nodes)
         yield ok(CLUSTER, "nodes", inventory([node["Resources"] for node in ray.nodes() if node["Alive"]]))
         drivers = [(str(node["host"]), node["nvidia_driver"]) for node in nodes.values() if "gpus" in node]
         yield from check_drivers(drivers)

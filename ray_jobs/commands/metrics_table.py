@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jsfree.evaluation.metrics import LABEL_FREE, TRUTH, Metric
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
 
 
 def show_metrics(run: Run, console: Console, as_json: bool, number: int | None = None) -> None:

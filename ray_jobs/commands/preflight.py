@@ -18,7 +18,7 @@ from jsfree.errors import ConfigError, JsfreeError, StorageError
 from jsfree.images.drawing import Drawn
 from jsfree.images.sources import Look, images_of_a_round, look_at
 from jsfree.models.contents import CAPTIONER
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
 from jsfree.sizing import footprint, memory, rates, shapes
 from jsfree.sizing import work as works_out
 from jsfree.sizing.memory import Lengths

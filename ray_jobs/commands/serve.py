@@ -17,8 +17,9 @@ from rich.text import Text
 
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, JsfreeError, ServeError, StorageError
+from jsfree.run.folder import Folder
 from jsfree.run.locations import require_outside_runs
-from jsfree.run.storage import Folder, Run
+from jsfree.run.run import Run
 from ray_jobs.cluster.capacity import Node, alive_nodes, describe, inventory, replicas_on
 from ray_jobs.cluster.failures import first_line
 from ray_jobs.cluster.session import Cluster

@@ -14,7 +14,8 @@ from jsfree.checks.smoke import Reloaded, examine, reload
 from jsfree.config import RunConfig
 from jsfree.errors import JsfreeError, StageError
 from jsfree.gpus import device_of
-from jsfree.run.storage import Run, shard_name
+from jsfree.run.folder import shard_name
+from jsfree.run.run import Run
 from ray_jobs.cluster.failures import unwrap_errors
 from ray_jobs.cluster.session import Cluster
 

@@ -15,7 +15,8 @@ from jsfree.evaluation import labelfree
 from jsfree.images.overlap import hash_images
 from jsfree.images.sources import draw_evaluation
 from jsfree.publishing.model_card import write_card
-from jsfree.run.storage import Manifest, shard_name
+from jsfree.run.folder import shard_name
+from jsfree.run.run import Manifest
 from jsfree.run.streaming import scan
 from jsfree.schemas import Sample, ScoredCaptionRow
 from jsfree.stages.captioning import CaptionWriter

@@ -17,7 +17,8 @@ from jsfree.errors import ModelError
 from jsfree.models.loading import load_captioner
 from jsfree.models.saving import publish_captioner
 from jsfree.report.page import build_report
-from jsfree.run.storage import Run, shard_name
+from jsfree.run.folder import shard_name
+from jsfree.run.run import Run
 from tests.support import example_run
 
 STAGES, CAPTIONS, HALLUCINATION, GAP, LN2, MARGIN, CHOSEN, CHANGED, AGAIN = (check.name for check in smoke.CHECKS)

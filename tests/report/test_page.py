@@ -12,7 +12,8 @@ from PIL import Image
 from jsfree import config, schemas
 from jsfree.evaluation.metrics import TRUTH
 from jsfree.report.page import build_report, render
-from jsfree.run.storage import Run, shard_name
+from jsfree.run.folder import shard_name
+from jsfree.run.run import Run
 from tests.support import example_run
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}

@@ -17,7 +17,8 @@ from jsfree.evaluation import labelfree
 from jsfree.evaluation import miniworld as metrics
 from jsfree.miniworld import world
 from jsfree.miniworld.world import CaptionNoise
-from jsfree.run.storage import Manifest, Run, shard_name
+from jsfree.run.folder import shard_name
+from jsfree.run.run import Manifest, Run
 from jsfree.stages.preference import select_pairs
 
 SETTINGS = {"source": {"count": 120}, "evaluate": {"source": {"split": "test", "count": 40}}}
@@ -49,7 +50,15 @@ def write_rows(run: Run, number: int, stage: str, rows: list[Any], schema: pa.Sc
         run.stage(number, stage).write_table(shard_name(shard), table)
     seconds = {"pairs": 9.2, "scored": 0.6, "selected": 0.02, "samples": 0.4}.get(stage, 1.7)
     tokens = 57 * len(rows) if stage != "samples" else 0
-    manifest = Manifest("f" * 16, len(rows), len(rows), 0, seconds * 1.3, seconds * 1.8, tokens, facts)
+    manifest = Manifest(
+        fingerprint="f" * 16,
+        rows_in=len(rows),
+        rows_out=len(rows),
+        seconds=seconds * 1.3,
+        device_seconds=seconds * 1.8,
+        tokens=tokens,
+        facts=facts,
+    )
     run.finish(number, stage, manifest)
 
 
@@ -125,7 +134,11 @@ def _write_training(run: Run, number: int) -> None:
             }
         )
     run.stage(number, "train").write_json("steps.json", steps)
-    run.finish(number, "train", Manifest("f" * 16, 480, 960, 0, 14.0, 21.5, 108_000))
+    run.finish(
+        number,
+        "train",
+        Manifest(fingerprint="f" * 16, rows_in=480, rows_out=960, seconds=14.0, device_seconds=21.5, tokens=108_000),
+    )
 
 
 def _write_evaluation(run: Run, number: int, truth: bool) -> None:
