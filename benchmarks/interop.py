@@ -25,7 +25,7 @@ from measuring import publish
 from jsfree import config as configuration
 from jsfree.config import RunConfig
 from jsfree.evaluation.statistics import wilson
-from jsfree.images import evaluation_samples
+from jsfree.images.sources import evaluation_samples
 from jsfree.models.loading import load_captioner
 from jsfree.models.saving import publish_captioner
 from jsfree.schemas import Sample

@@ -32,8 +32,9 @@ from measuring import MemoryGrowth, publish
 from PIL import Image
 
 from jsfree.config import RunConfig
-from jsfree.images import draw_training, load_image
-from jsfree.run.storage import Folder
+from jsfree.images.decoding import load_image
+from jsfree.images.sources import draw_training
+from jsfree.run.folder import Folder
 from ray_jobs.stages.generate import write_samples
 
 COUNT = 50_000

@@ -36,7 +36,7 @@ import psutil
 import pyarrow as pa
 
 from jsfree.config import Resources, RunConfig
-from jsfree.run.storage import Folder, shard_name
+from jsfree.run.folder import Folder, shard_name
 from jsfree.schemas import StageOutput
 from ray_jobs.cluster.session import QUIET, Cluster
 from ray_jobs.shards.progress import Counts, Figures

@@ -27,7 +27,8 @@ from jsfree.errors import ConfigError, JsfreeError
 from jsfree.exchange.exporting import Pairs
 from jsfree.exchange.formats import Placement
 from jsfree.run.locations import require_own_folder
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
+from jsfree.uris import has_scheme
 from ray_jobs.cluster.jobs import settled
 from ray_jobs.commands.metrics_table import show_metrics
 from ray_jobs.signals import STOPPED, leave, stopper
@@ -247,7 +248,7 @@ def import_pairs(
     console = plain_or_live()
     pipeline.run_stage(resolved, Reporter(console), "generate", 1)
     command = ["jsfree", "score"]
-    if "://" in resolved.run:
+    if has_scheme(resolved.run):
         options = [configuration.as_override(key, value) for key, value in imported.items()]
         command += ["--run", resolved.run, *(part for option in options for part in ("--set", option))]
         _print_next(console, command, "with the same options")
@@ -379,7 +380,7 @@ def _print_next(console: Console, command: Sequence[str], remark: str = "") -> N
 
 def _absolute(path: str) -> str:
     """A path that means the same wherever the run is taken up."""
-    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+    return path if has_scheme(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def _log(debug: bool) -> None:

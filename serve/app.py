@@ -28,7 +28,7 @@ from jsfree.errors import ConfigError, RunError
 from jsfree.models.contents import CAPTIONER
 from jsfree.models.references import look_up
 from jsfree.run.locations import require_base_from_here
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
 from serve.http import routes as api
 from serve.http.protocol import AFTER, BEFORE, Answer, CaptionModel, Question, Refusal, RunModel
 

@@ -19,7 +19,7 @@ from jsfree.decoding.loop import DecodingLoop
 from jsfree.decoding.requests import Caption, Request
 from jsfree.decoding.sampling import noise_key
 from jsfree.errors import DecodingError, DeviceError, NoTokenError, RowError, ServeError
-from jsfree.images import load_image
+from jsfree.images.decoding import load_image
 from jsfree.models.loading import load_captioner
 from serve.http.protocol import Answer, Choice, Question, Refusal
 from serve.http.security import image_limits, image_problem

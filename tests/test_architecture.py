@@ -1,6 +1,7 @@
 """The house rules that a machine can hold: imports go one way, budgets are kept, everything imports."""
 
 import ast
+import graphlib
 import importlib
 import pkgutil
 import statistics
@@ -18,7 +19,7 @@ from tests.support import ROOT
 SOURCES = [path for package in ("jsfree", "ray_jobs", "serve") for path in sorted((ROOT / package).rglob("*.py"))]
 LAYERS = (
     {"errors"},
-    {"schemas", "gpus", "texts"},
+    {"schemas", "gpus", "schedules", "texts", "uris"},
     {"config"},
     {"run", "miniworld"},
     {"images", "models"},
@@ -111,6 +112,35 @@ def test_every_part_of_the_method_has_a_layer():
     assert parts == LAYER_OF.keys()
 
 
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def import_graph(package: str) -> dict[str, set[str]]:
+    """The modules of a package and those of its own that each imports, also inside functions.
+
+    Python runs a package's ``__init__`` before each of its modules. One that imports any of them therefore counts as
+    importing all, so that a module that imports names from it closes a circle.
+    """
+    paths = {module_of(path): path for path in SOURCES}
+    own = {name: path for name, path in paths.items() if name == package or name.startswith(f"{package}.")}
+    graph: dict[str, set[str]] = {}
+    for name, path in own.items():
+        named = imported_modules(path)
+        graph[name] = {found for full in named if (found := full if full in own else full.rpartition(".")[0]) in own}
+        graph[name].discard(name)
+        if path.name == "__init__.py" and graph[name]:
+            graph[name] = {other for other in own if other.startswith(f"{name}.")}
+    return graph
+
+
+@pytest.mark.parametrize(
+    "package", [info.name for info in pkgutil.iter_modules(jsfree.__path__, "jsfree.") if info.ispkg]
+)
+def test_modules_of_a_package_do_not_import_each_other_in_a_circle(package):
+    graphlib.TopologicalSorter(import_graph(package)).prepare()
+
+
 @pytest.mark.parametrize("path", [p for p in SOURCES if name_of(p).startswith("serve/")], ids=name_of)
 def test_serving_knows_no_jobs(path):
     assert "ray_jobs" not in imports(path)
@@ -154,7 +184,7 @@ def test_light_modules_import_nothing_heavy():
     import sys
 
     code = (
-        "import sys, jsfree.config, jsfree.schemas, jsfree.run.storage, jsfree.miniworld.world;"
+        "import sys, jsfree.config, jsfree.schemas, jsfree.run.run, jsfree.miniworld.world;"
         "import jsfree.exchange, jsfree.stages.preference;"
         "print([name for name in ('torch', 'transformers', 'open_clip', 'deepspeed', 'ray') if name in sys.modules])"
     )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -16,7 +15,7 @@ from jsfree.checks.findings import Finding, fails, note, ok
 from jsfree.config import ModelFiles, RunConfig
 from jsfree.errors import ModelError
 from jsfree.models import prompts
-from jsfree.models.contents import CAPTIONER, CLIP, Kind, require_folder, require_type
+from jsfree.models.contents import CAPTIONER, CLIP, Kind, require_folder, require_type, tensor_shapes
 from jsfree.models.hub import is_offline
 from jsfree.models.loading import clip_source
 from jsfree.models.prompts import visual_tokens
@@ -127,7 +126,7 @@ def _weights(config: RunConfig, model: Description) -> Iterator[Finding]:
                 AREA, "weights", f"listed by the hub or store; each node fetches {size:.0f} GB when a stage starts"
             )
         return
-    there = {name for path in files for name in tensor_names(path)}
+    there = {name for path in files for name in tensor_shapes(path)}
     needed = set(shapes.tensors(shapes.shape_of(model.config)))
     if model.config.tie_word_embeddings:
         needed -= {"language_model.lm_head.weight"}
@@ -151,26 +150,6 @@ def _is_whole(ref: str, folder: Path) -> bool:
     except ModelError:
         return False
     return True
-
-
-def tensor_names(path: Path) -> list[str]:
-    """Names of the tensors in a safetensors file, by its header.
-
-    Raises:
-        ModelError: it is none, or shorter than its header says.
-    """
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header: dict[str, Any] = json.loads(file.read(length)) if length < size else {}
-        names = [name for name in header if name != "__metadata__"]
-        end = 8 + length + max(header[name]["data_offsets"][1] for name in names)
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path} is no safetensors file", "fetch or copy it again") from error
-    if size < end:
-        raise ModelError(f"{path} has {size:,} bytes, its header says {end:,}", "it was copied in part: copy it again")
-    return names
 
 
 def _image_tokens(model: Description, prompt: str) -> Iterator[Finding]:

@@ -14,7 +14,8 @@ from jsfree.checks.findings import Finding, fails, note, ok
 from jsfree.config import RunConfig
 from jsfree.errors import JsfreeError, StorageError
 from jsfree.run.filesystems import nearest_existing
-from jsfree.run.storage import Folder, stored_config
+from jsfree.run.folder import Folder
+from jsfree.run.run import stored_config
 
 AREA = "storage"
 GB = 1e9

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from jsfree.checks.findings import Finding, fails, note, ok
 from jsfree.config import RunConfig
 from jsfree.sizing.work import Work
+from jsfree.uris import has_scheme
 
 AREA = "settings"
 FEW_STEPS = 10
@@ -95,7 +96,7 @@ def _generation(config: RunConfig) -> Iterator[Finding]:
 def _placement(config: RunConfig) -> Iterator[Finding]:
     if (
         (config.ray.address or os.environ.get("RAY_ADDRESS"))
-        and "://" not in config.run
+        and not has_scheme(config.run)
         and not config.run.startswith("/")
     ):
         yield note(

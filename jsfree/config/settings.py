@@ -15,6 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from jsfree.uris import is_hub_syntax
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -128,7 +130,7 @@ class Imported(Section):
 
 
 def _check_revision(ref: str, revision: str | None) -> None:
-    if revision is not None and ("://" in ref or ref.startswith(("miniworld:", "/", "./", "../", "~"))):
+    if revision is not None and not is_hub_syntax(ref):
         raise ValueError(f"'revision' belongs to a model of the hub; {ref!r} is none")
 
 

@@ -13,11 +13,12 @@ from jsfree.errors import RowError, SourceError
 from jsfree.exchange.formats import FORMATS, Parts
 from jsfree.exchange.preferences import MARKER, Preference, without_marker
 from jsfree.exchange.records import Found, configured_folder, records
-from jsfree.images.confinement import Confinement, absolute, check_links, local_path
+from jsfree.images.confinement import Confinement, absolute, check_links
 from jsfree.images.listing import image_uri
 from jsfree.images.tables import MOST_EMBEDDED_BYTES
 from jsfree.schemas import ImageRef, sample_id
 from jsfree.texts import printable, require_text
+from jsfree.uris import local_path
 
 MAX_TOKEN_CHARACTERS = 256
 """Characters that a token may stand for; longer texts are refused before a tokenizer has to read them."""
@@ -53,7 +54,9 @@ def preferences(settings: Imported) -> Iterator[Preference | Unusable]:
                 told = printable(repr(pair.id))
                 raise RowError("duplicate_id", f"key 'id' or 'idx' is {told}, as in {seen[name]}", "make it unique")
         except RowError as error:
-            yield Unusable(_name(found), RowError(error.kind, f"{where}: {printable(str(error))}"))
+            yield Unusable(
+                _name(found), RowError(error.kind, f"{where}: {printable(error.problem)}", printable(error.remedy))
+            )
         else:
             seen[name] = where
             embedded += len(pair.image["bytes"] or b"")

@@ -1,30 +1,7 @@
-"""Images of a run: which there are and which are drawn (``sources``), and how one is opened (``decoding``).
+"""Image sources: listing, sampling and decoding images.
 
-Each kind of source has its lister (``folders``, ``llava``, ``tables``, ``tars``), which yields entries (``listing``);
-``drawing`` puts them in the order of the seed. ``ranges`` has the addresses of images inside larger files, ``cells``
-reads those in tables, and ``confinement`` keeps the paths of data files inside the folder that was configured.
+One lister per kind of source (``folders``, ``llava``, ``tables``, ``tars``) yields entries (``listing``), ``drawing``
+sorts them by a hash keyed with the seed, and ``sources`` selects the images of each round and of the evaluation.
+``decoding`` reads one image. ``ranges`` defines addresses of images inside larger files, ``cells`` reads images from
+Parquet tables, and ``confinement`` restricts the paths in a data file to the configured folder.
 """
-
-from jsfree.images.decoding import load_image
-from jsfree.images.samples import Samples
-from jsfree.images.sources import (
-    Look,
-    draw_evaluation,
-    draw_training,
-    evaluation_samples,
-    images_of_a_round,
-    look_at,
-    training_samples,
-)
-
-__all__ = [
-    "Look",
-    "Samples",
-    "draw_evaluation",
-    "draw_training",
-    "evaluation_samples",
-    "images_of_a_round",
-    "load_image",
-    "look_at",
-    "training_samples",
-]

@@ -20,7 +20,8 @@ from fsspec.core import split_protocol
 from jsfree.config import Source
 from jsfree.errors import RowError
 from jsfree.images.ranges import Cell, Part, file_of, part_at
-from jsfree.run.filesystems import LOCAL_SCHEMES, filesystem_of, has_scheme, is_chain
+from jsfree.run.filesystems import filesystem_of, is_chain
+from jsfree.uris import has_scheme, is_remote, local_path
 
 KINDS = ("llava_json", "parquet")
 """Kinds of sources whose data name paths."""
@@ -68,7 +69,7 @@ def check_links(uri: str, confinement: Confinement, name: str) -> None:
     file, folder = file_of(uri), confinement.folder
     if file != uri:
         check_spelling(file, confinement, name)
-    if not _is_remote(folder) and not _is_below(_real(file), _real(folder)):
+    if not is_remote(folder) and not _is_below(_real(file), _real(folder)):
         raise _outside(name, confinement)
 
 
@@ -93,7 +94,7 @@ def confining_folder(source: Source) -> str:
     if source.images:
         return absolute(source.images)
     path = str(source.path)
-    if _is_remote(path):
+    if is_remote(path):
         is_folder = source.kind == "parquet" and not path.endswith(".parquet")
         return path.rstrip("/") if is_folder else posixpath.dirname(path)
     path = filesystem_of(path)[1]
@@ -107,11 +108,11 @@ def absolute(folder: str) -> str:
 
 def is_inside(uri: str, folder: str) -> bool:
     """Whether an absolute path or URI lies in ``folder`` by its spelling."""
-    if _is_remote(folder):
+    if is_remote(folder):
         return has_scheme(uri) and _is_remote_inside(uri, folder)
     if uri.startswith(f"{folder}/") and ".." not in uri:
         return True
-    if _is_remote(uri):
+    if is_remote(uri):
         return False
     path, local = posixpath.normpath(local_path(uri)), local_path(folder)
     return _is_below(path, posixpath.normpath(local)) or _is_below(path, os.path.realpath(local))
@@ -136,17 +137,6 @@ def _is_remote_inside(uri: str, folder: str) -> bool:
 
 def _is_below(path: str, folder: str) -> bool:
     return path.startswith(folder.rstrip("/") + "/")
-
-
-def _is_remote(uri: str) -> bool:
-    return has_scheme(uri) and not uri.startswith(LOCAL_SCHEMES)
-
-
-def local_path(uri: str) -> str:
-    """A path without the scheme of the local filesystem."""
-    for scheme in LOCAL_SCHEMES:
-        uri = uri.removeprefix(scheme)
-    return uri
 
 
 def _real(path: str) -> str:

@@ -22,8 +22,9 @@ from jsfree.config import Source
 from jsfree.errors import RowError, SourceError
 from jsfree.images.confinement import Confinement, absolute, check_spelling
 from jsfree.images.ranges import uri_of
-from jsfree.run.filesystems import filesystem_of, has_scheme, reason
+from jsfree.run.filesystems import filesystem_of, reason
 from jsfree.texts import require_text
+from jsfree.uris import has_scheme
 
 Content = TypeVar("Content")
 LONGEST_PATH = 4096
@@ -66,7 +67,7 @@ def opened(path: str, setting: str = "'source.path' (or 'evaluate.source.path')"
         filesystem, inner = filesystem_of(path)
         if filesystem.exists(inner):
             return filesystem, inner
-    at = "" if "://" in path or os.path.isabs(os.path.expanduser(path)) else f" in {os.getcwd()}"
+    at = "" if has_scheme(path) or os.path.isabs(os.path.expanduser(path)) else f" in {os.getcwd()}"
     raise SourceError(f"{path} does not exist{at}", f"correct {setting}")
 
 

@@ -11,8 +11,8 @@ from jsfree.errors import RowError, SourceError
 from jsfree.images.confinement import confinement_of
 from jsfree.images.json_rows import json_rows
 from jsfree.images.listing import Entry, Unusable, address, beside, entry_of, explained, opened
-from jsfree.run.filesystems import has_scheme
 from jsfree.texts import readable
+from jsfree.uris import has_scheme
 
 
 def llava_images(source: Source) -> Iterator[Entry | Unusable]:

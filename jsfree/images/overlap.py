@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 from jsfree import schemas
 from jsfree.config import Source
 from jsfree.errors import RowError, StorageError
-from jsfree.images import load_image
-from jsfree.run.storage import Folder, Run
+from jsfree.images.decoding import load_image
+from jsfree.run.folder import Folder
+from jsfree.run.run import Run
 from jsfree.run.streaming import scan, scan_shard
 from jsfree.schemas import EVALUATION_IMAGE, ImageRef, Sample, StageOutput, error_row
 

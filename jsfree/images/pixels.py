@@ -107,4 +107,4 @@ def _numbers(band: Image.Image) -> Any:
     """The levels of a band as an array of float64, NaN and infinity as 0."""
     import numpy as np
 
-    return np.nan_to_num(np.asarray(band).astype(np.float64), posinf=0, neginf=0)
+    return np.nan_to_num(np.asarray(band).astype(np.float64), copy=False, posinf=0, neginf=0)

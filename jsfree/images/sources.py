@@ -219,8 +219,8 @@ def _require(config: RunConfig, there: int, rounds: int, held_out: int) -> None:
         parts = f"{rounds} x {config.source.count or 1} for training"
         parts += f" and {evaluation} for evaluation" if evaluation else ""
         raise SourceError(
-            f"{config.source.path} has {there} images, but {training + evaluation} are needed ({parts});"
-            " lower 'source.count', 'rounds' or 'evaluate.source.count', or add images"
+            f"{config.source.path} has {there} images, but {training + evaluation} are needed ({parts})",
+            "lower 'source.count', 'rounds' or 'evaluate.source.count', or add images",
         )
 
 

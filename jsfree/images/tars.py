@@ -28,8 +28,9 @@ from jsfree.errors import SourceError
 from jsfree.images.formats import EXTENSIONS, PREFIX, by_name, is_read
 from jsfree.images.listing import Entry, Place, address, explained, files_below, opened, read_ahead
 from jsfree.images.ranges import uri_of
-from jsfree.run.filesystems import filesystem_of, has_scheme
+from jsfree.run.filesystems import filesystem_of
 from jsfree.texts import readable
+from jsfree.uris import has_scheme
 
 COMPRESSED_NAMES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}

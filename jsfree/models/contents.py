@@ -136,6 +136,21 @@ def require_folder(kind: Kind, where: str, folder: Path) -> None:
             )
 
 
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read the names and shapes of the tensors in a safetensors file from its header.
+
+    Raises:
+        ModelError: the file is not in this format, or its size is not the one that its header gives.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise ModelError(f"{path} is not a complete safetensors file ({error})", "fetch or copy it again") from error
+
+
 def write_checksums(folder: Path) -> None:
     """Write ``checksums.json`` for all files of a folder, but for its model card."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name not in (CHECKSUMS, CARD))

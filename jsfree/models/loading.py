@@ -22,7 +22,8 @@ from jsfree.models import prompts
 from jsfree.models.contents import CAPTIONER, CLIP
 from jsfree.models.padding import pad_to_square
 from jsfree.models.prompts import visual_tokens
-from jsfree.models.references import PACKAGED, local_folder, look_up
+from jsfree.models.references import local_folder, look_up
+from jsfree.uris import is_hub_syntax
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -209,7 +210,7 @@ def clip_source(ref: str, pretrained: str | None) -> tuple[str, bool]:
     if ref.startswith("hf-hub:"):
         return ref.removeprefix("hf-hub:"), False
     name, at, revision = ref.partition("@")
-    if "://" in ref or ref.startswith(PACKAGED) or Path(ref).is_dir():
+    if not is_hub_syntax(ref) or Path(ref).is_dir():
         return ref, False
     import open_clip
 

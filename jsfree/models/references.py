@@ -19,9 +19,8 @@ from jsfree.errors import ModelError
 from jsfree.models.cache import RemoteFolder, fetched
 from jsfree.models.contents import Kind, require_folder
 from jsfree.models.hub import HubModel, commit_of, hub_description, hub_folder
+from jsfree.uris import PACKAGED, has_scheme, is_hub_syntax, is_written_as_path
 
-PACKAGED = "miniworld:"
-PATHS = ("/", "./", "../", "~")
 WEIGHTS = Path(__file__).parents[1] / "miniworld" / "weights"
 
 
@@ -35,7 +34,7 @@ def local_folder(ref: str, kind: Kind, files: ModelFiles | None = None) -> Path:
     found = _on_this_machine(ref, kind)
     if found is not None:
         return found
-    return fetched(ref, kind, files) if "://" in ref else hub_folder(HubModel.parse(ref), kind, files)
+    return fetched(ref, kind, files) if has_scheme(ref) else hub_folder(HubModel.parse(ref), kind, files)
 
 
 @contextmanager
@@ -49,7 +48,7 @@ def description_folder(ref: str, kind: Kind, files: ModelFiles | None = None) ->
     found = _on_this_machine(ref, kind)
     if found is not None:
         yield found
-    elif "://" not in ref:
+    elif not has_scheme(ref):
         yield hub_description(HubModel.parse(ref), kind, files)
     else:
         with TemporaryDirectory(prefix="jsfree-model-") as folder:
@@ -68,7 +67,7 @@ def look_up(ref: str, kind: Kind, files: ModelFiles | None = None) -> dict[str, 
     files = files or ModelFiles()
     if _on_this_machine(ref, kind) is not None:
         return {}
-    if "://" in ref:
+    if has_scheme(ref):
         RemoteFolder(ref, kind).require()
         return {}
     commit = commit_of(HubModel.parse(ref), kind, files)
@@ -77,7 +76,7 @@ def look_up(ref: str, kind: Kind, files: ModelFiles | None = None) -> dict[str, 
 
 def hub_model(ref: str, files: ModelFiles) -> HubModel | None:
     """The model of the hub that a reference names, at the commit that the run keeps to; None for all others."""
-    if "://" in ref or ref.startswith((PACKAGED, *PATHS)) or Path(ref).is_dir():
+    if not is_hub_syntax(ref) or Path(ref).is_dir():
         return None
     model = HubModel.parse(ref)
     return HubModel(model.repo, files.commits.get(ref, model.revision))
@@ -89,7 +88,7 @@ def _on_this_machine(ref: str, kind: Kind) -> Path | None:
         path = WEIGHTS / ref.removeprefix(PACKAGED)
     elif ref.startswith("file://"):
         path = Path(ref.removeprefix("file://"))
-    elif "://" not in ref and (ref.startswith(PATHS) or Path(ref).is_dir()):
+    elif not has_scheme(ref) and (is_written_as_path(ref) or Path(ref).is_dir()):
         path = Path(ref).expanduser()
     else:
         return None

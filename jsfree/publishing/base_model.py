@@ -17,8 +17,9 @@ from jsfree.config import ModelFiles
 from jsfree.errors import StorageError
 from jsfree.models.contents import CARD
 from jsfree.models.hub import HubModel, card_data
-from jsfree.models.references import PACKAGED, hub_model
-from jsfree.run.storage import Folder
+from jsfree.models.references import hub_model
+from jsfree.run.folder import Folder
+from jsfree.uris import PACKAGED, has_scheme
 
 LICENCE_KEYS = ("license", "license_name", "license_link")
 """Keys of a card's front matter that say what a model may be used for; the hub's spelling."""
@@ -60,7 +61,7 @@ def front_matter(card: str) -> Mapping[str, Any]:
 
 def _card_beside(ref: str) -> str:
     try:
-        folder = Folder(str(Path(ref).expanduser()) if "://" not in ref else ref)
+        folder = Folder(str(Path(ref).expanduser()) if not has_scheme(ref) else ref)
         return folder.read(CARD).decode(errors="replace") if folder.exists(CARD) else ""
     except StorageError:
         return ""

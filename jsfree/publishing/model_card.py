@@ -13,13 +13,14 @@ import yaml
 
 import jsfree
 from jsfree.config import Decoding, RunConfig, Source
+from jsfree.evaluation.metrics import LABEL_FREE, MISSING, TRUTH
 from jsfree.images.overlap import overlap
 from jsfree.models.contents import ADAPTER, CARD
-from jsfree.models.references import PATHS
 from jsfree.publishing.base_model import Base, base_of
 from jsfree.report import reading, tables
 from jsfree.report.tables import Comparison, Line
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
+from jsfree.uris import has_scheme, is_written_as_path
 
 PAPER = "[arXiv 2411.17760](https://arxiv.org/abs/2411.17760)"
 TAGS = ("jsfree", "dpo", "image-captioning", "hallucination", "arxiv:2411.17760")
@@ -123,7 +124,7 @@ def _data(run: Run, number: int) -> str:
         samples, pairs, selected = (run.manifest(each, stage) for stage in ("samples", "pairs", "selected"))
         facts = {} if selected is None else selected.facts
         counts = [samples and samples.rows_out, pairs and pairs.rows_out, facts.get("inverted"), facts.get("kept")]
-        rows.append([f"{each}", *(tables.MISSING if count is None else f"{count:,}" for count in counts)])
+        rows.append([f"{each}", *(MISSING if count is None else f"{count:,}" for count in counts)])
     imported = run.config.imported
     told = (
         f"Only images were used, each listed image once: {_described(run.config.source)}. The captions are the model's"
@@ -202,9 +203,9 @@ def _evaluation(run: Run, number: int) -> str:
 def _comparisons(run: Run, number: int) -> tuple[list[Comparison], bool]:
     """Before against after in every mode, and whether it is with truth."""
     folder, modes = run.round(number), list(run.config.evaluate.modes)
-    for name, metrics in (("metrics.json", tables.TRUTH), ("label_free.json", tables.LABEL_FREE)):
+    for name, metrics in (("metrics.json", TRUTH), ("label_free.json", LABEL_FREE)):
         if folder.exists(name):
-            return tables.comparisons([(number, folder.read_json(name))], metrics, modes), metrics is tables.TRUTH
+            return tables.comparisons([(number, folder.read_json(name))], metrics, modes), metrics is TRUTH
     return [], False
 
 
@@ -212,7 +213,7 @@ def _measured(line: Line) -> list[str]:
     unit = f" ({line.metric.unit})" if line.metric.unit else ""
     cells = [f"{cell.value} ({cell.interval})" if cell.interval else cell.value for cell in line.cells]
     clear = " (unclear)" if line.change.verdict == "unclear" else ""
-    return [f"{line.metric.name}{unit}: {line.metric.meaning}", *cells, line.change.text + clear]
+    return [f"{line.metric.label}{unit}: {line.metric.meaning}", *cells, line.change.text + clear]
 
 
 def _limits(run: Run, number: int, base: Base) -> str:
@@ -259,7 +260,7 @@ def _decoded(decoding: Decoding) -> str:
 
 def _public(ref: str) -> str:
     """A reference as others may know it: of a path or URI the last part alone."""
-    return _last(ref) if "://" in ref or ref.startswith(PATHS) else ref
+    return _last(ref) if has_scheme(ref) or is_written_as_path(ref) else ref
 
 
 def _last(path: str) -> str:

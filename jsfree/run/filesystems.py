@@ -15,18 +15,12 @@ from typing import Any
 import fsspec
 from fsspec.core import split_protocol
 
+from jsfree.uris import has_scheme
+
 EXTRAS = {"s3": "aws", "s3a": "aws"}
 """The extra of this project that holds a protocol's package."""
-LOCAL_SCHEMES = ("file://", "local://")
-"""What a path of this machine may begin with."""
-_SCHEME = re.compile(r"(?:[a-z][a-z0-9+.-]*::)*[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 # fsspec takes every '::' for a chain of filesystems, also one within the name of a file.
 _CHAIN = re.compile(r"::(?:/|[a-z][a-z0-9+.-]*(?:::|://))", re.IGNORECASE)
-
-
-def has_scheme(path: str) -> bool:
-    """Whether ``path`` is a URI such as ``s3://bucket/x``, as opposed to a local path."""
-    return "://" in path and _SCHEME.match(path) is not None
 
 
 def is_chain(uri: str) -> bool:

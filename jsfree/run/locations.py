@@ -11,8 +11,11 @@ from pathlib import Path
 
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, JsfreeError, RunError, StorageError
-from jsfree.run.filesystems import LOCAL_SCHEMES, filesystem_of, has_scheme
-from jsfree.run.storage import ABOUT, CONFIG, Folder, Run, stored_settings
+from jsfree.run.filesystems import filesystem_of
+from jsfree.run.folder import Folder
+from jsfree.run.record import RECORD
+from jsfree.run.run import CONFIG, Run, stored_settings
+from jsfree.uris import has_scheme, is_remote
 
 OWN_SECTIONS = {"run", "captioner", "clip", "train"}
 """Keys of every run's ``config.yaml``, which tell it from the ``config.yaml`` of something else."""
@@ -35,7 +38,7 @@ def is_same_place(path: str, other: str) -> bool:
 
     URIs of a store are the same if they are spelled alike, apart from a slash at the end.
     """
-    stores = [has_scheme(each) and not each.startswith(LOCAL_SCHEMES) for each in (path, other)]
+    stores = [is_remote(each) for each in (path, other)]
     if any(stores):
         return all(stores) and path.rstrip("/") == other.rstrip("/")
     return _is_same(*(os.path.realpath(filesystem_of(each)[1]) for each in (path, other)))
@@ -95,9 +98,9 @@ def require_base_from_here(run: Run) -> None:
         RunError: ``captioner.ref`` is relative to the folder in which the run was started.
     """
     ref, folder = run.config.captioner.ref, run.folder
-    if "://" in ref or Path(ref).expanduser().is_absolute() or Path(ref).is_dir() or not folder.exists(ABOUT):
+    if has_scheme(ref) or Path(ref).expanduser().is_absolute() or Path(ref).is_dir() or not folder.exists(RECORD):
         return
-    started = folder.read_json(ABOUT).get("directory")
+    started = folder.read_json(RECORD).get("directory")
     if started is not None and Path(started, ref).is_dir():
         raise RunError(
             f"{folder.uri}: 'captioner.ref' is {ref!r}, a path relative to the folder in which the run was started;"
@@ -131,7 +134,7 @@ def _is_run(folder: Folder) -> bool:
     try:
         if not folder.exists(CONFIG):
             return False
-        return folder.exists(ABOUT) or set(stored_settings(folder)) >= OWN_SECTIONS
+        return folder.exists(RECORD) or set(stored_settings(folder)) >= OWN_SECTIONS
     except JsfreeError:  # not readable, or not YAML
         return False
 

@@ -20,9 +20,7 @@ Read in DeepSpeed 0.19.8; the checkpoints are measured in tests/dpo/test_engine.
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +28,7 @@ from typing import Any
 
 from jsfree.config import Lora
 from jsfree.dpo.trained import trained_names
-from jsfree.models.contents import CAPTIONER
+from jsfree.models.contents import CAPTIONER, tensor_shapes
 from jsfree.models.prompts import visual_tokens
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -54,7 +52,7 @@ def count_parameters(folder: Path, trained_layers: int | None, lora: Lora | None
     """
     shapes: dict[str, Sequence[int]] = {}
     for path in sorted(folder.glob(CAPTIONER.weights)):
-        shapes |= {name: entry["shape"] for name, entry in _header(path).items() if name != "__metadata__"}
+        shapes |= tensor_shapes(path)
     return parameters_of(shapes, trained_layers, lora)
 
 
@@ -147,11 +145,3 @@ def checkpoints_held(steps: int, every: int, keep: int) -> int:
     """Most checkpoints on the disk at once in a training of ``steps``: those kept and the one being written."""
     written = (steps - 1) // every
     return min(keep + 1, written)
-
-
-def _header(path: Path) -> dict[str, dict[str, list[int]]]:
-    """A safetensors file begins with the length of its JSON header, 8 bytes little-endian, and the header."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header: dict[str, dict[str, list[int]]] = json.loads(file.read(length))
-        return header

@@ -17,7 +17,7 @@ from jsfree.gpus import Gpu, check_dtype, visible_gpu
 from jsfree.models.contents import CAPTIONER
 from jsfree.models.references import local_folder
 from jsfree.run.filesystems import nearest_existing
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 from jsfree.sizing import footprint
 from jsfree.sizing.footprint import Parameters
 

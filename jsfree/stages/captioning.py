@@ -24,7 +24,7 @@ from jsfree.decoding.mixing import NAMED, contrast_of
 from jsfree.decoding.requests import Caption, Request
 from jsfree.decoding.sampling import noise_key
 from jsfree.errors import NoTokenError, RowError
-from jsfree.images import load_image
+from jsfree.images.decoding import load_image
 from jsfree.images.overlap import read_hashes, require_not_evaluated
 from jsfree.models.loading import Captioner, load_captioner
 from jsfree.schemas import ImageRef, Sample, StageOutput

@@ -21,7 +21,7 @@ import torch
 
 from jsfree.errors import RowError
 from jsfree.gpus import bisected
-from jsfree.images import load_image
+from jsfree.images.decoding import load_image
 from jsfree.models.loading import load_clip
 from jsfree.schemas import ScoredCaption, SentenceScore, StageOutput, error_row
 from jsfree.stages.sentences import sentences, sub_sentences

@@ -12,6 +12,7 @@ from pathlib import Path
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError
 from jsfree.run.code_version import refuse_unfit_upload
+from jsfree.uris import has_scheme
 
 HOME = "JSFREE_HOME"
 SET_BY_RAY = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -49,4 +50,4 @@ def settled(config: RunConfig) -> RunConfig:
 
 
 def _is_absolute(path: str) -> bool:
-    return "://" in path or os.path.isabs(path)
+    return has_scheme(path) or os.path.isabs(path)

@@ -9,17 +9,18 @@ from functools import partial
 
 from jsfree.checks import devices
 from jsfree.checks.devices import Device
-from jsfree.checks.findings import Finding, attempted, fails, note, ok
+from jsfree.checks.findings import Finding, fails, note, ok, run_check
 from jsfree.checks.libraries import check_arithmetic, check_drivers
 from jsfree.config import Resources, RunConfig
 from jsfree.errors import ConfigError
 from jsfree.gpus import why_no_cuda
+from jsfree.run.environment import Machine
 from jsfree.sizing import rates
 from jsfree.sizing.rates import Gpu
 from jsfree.sizing.work import Work
 from ray_jobs.cluster.capacity import check_room, describe, fitting, inventory
+from ray_jobs.cluster.nodes import add_new_nodes
 from ray_jobs.cluster.session import Cluster, session_folder
-from ray_jobs.describe import Machine, see_nodes
 
 CLUSTER = "cluster"
 MIB = 2**20
@@ -78,14 +79,14 @@ class Machines:
         import ray
 
         nodes: dict[str, Machine] = {}
-        see_nodes(nodes)
+        add_new_nodes(nodes)
         yield ok(CLUSTER, "nodes", inventory([node["Resources"] for node in ray.nodes() if node["Alive"]]))
         drivers = [(str(node["host"]), node["nvidia_driver"]) for node in nodes.values() if "gpus" in node]
         yield from check_drivers(drivers)
         for stage, resources in asked_for(config).items():
             if stage in self._needed:
                 replicas = self._replicas(config, stage, resources)
-                yield from attempted(CLUSTER, stage, partial(_room, stage, resources, replicas))
+                yield from run_check(CLUSTER, stage, partial(_room, stage, resources, replicas))
         self._gpus = [gpu for node in nodes.values() for gpu in _gpus_of(node)]
         yield from self._know(config)
 

@@ -10,15 +10,15 @@ from typing import Any
 from jsfree import config as configuration
 from jsfree.checks import data, devices, findings, models, places
 from jsfree.checks.devices import Device
-from jsfree.checks.findings import Finding, attempted, ok
+from jsfree.checks.findings import Finding, ok, run_check
 from jsfree.checks.libraries import check_libraries
 from jsfree.checks.settings import check_settings
 from jsfree.config import Imported, RunConfig, Source
 from jsfree.errors import ConfigError, JsfreeError, StorageError
-from jsfree.images import Look, images_of_a_round, look_at
 from jsfree.images.drawing import Drawn
+from jsfree.images.sources import Look, images_of_a_round, look_at
 from jsfree.models.contents import CAPTIONER
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
 from jsfree.sizing import footprint, memory, rates, shapes
 from jsfree.sizing import work as works_out
 from jsfree.sizing.memory import Lengths
@@ -43,7 +43,7 @@ class Preflight:
     @property
     def works(self) -> bool:
         """Whether nothing stands in the way."""
-        return findings.works(self.findings)
+        return findings.none_fails(self.findings)
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -62,8 +62,8 @@ def preflight(config: RunConfig) -> Preflight:
     """
     result = Preflight()
     take = result.findings.extend
-    take(attempted("libraries", "versions", lambda: check_libraries(config)))
-    take(attempted("storage", "run folder", lambda: places.check_folder(config), places.REMEDY))
+    take(run_check("libraries", "versions", lambda: check_libraries(config)))
+    take(run_check("storage", "run folder", lambda: places.check_folder(config), places.REMEDY))
     left = stages_left(config)
     if not left:
         take([ok("stages", "left", "none: all rounds are done")])
@@ -80,9 +80,9 @@ def preflight(config: RunConfig) -> Preflight:
     take(known.check())
     with Cluster(config) as cluster:
         machines = Machines(cluster, left, work)
-        take(attempted(CLUSTER, "resources", lambda: machines.check(known.config)))
+        take(run_check(CLUSTER, "resources", lambda: machines.check(known.config)))
     if known.shape is not None and known.lengths is not None:
-        take(attempted("memory", "captioner", lambda: _sizes(known, result, work, machines, looks)))
+        take(run_check("memory", "captioner", lambda: _sizes(known, result, work, machines, looks)))
     return result
 
 
@@ -214,8 +214,8 @@ class _Models:
         """Look at CLIP, then at the captioner."""
         with suppress(JsfreeError):  # each model's own check says what is wrong
             self.config = with_models(self.config)
-        yield from attempted("models", "CLIP", lambda: models.check_clip(self.config), models.REMEDY)
-        yield from attempted("models", "captioner", self._captioner, models.REMEDY)
+        yield from run_check("models", "CLIP", lambda: models.check_clip(self.config), models.REMEDY)
+        yield from run_check("models", "captioner", self._captioner, models.REMEDY)
 
     def _captioner(self) -> Iterator[Finding]:
         config, ref = self.config, self.config.captioner.versioned_ref
@@ -241,11 +241,11 @@ class _Looks:
         """What is trained on: images, or somebody else's pairs."""
         if config.imported is None:
             return self.at(config, config.source, "source")
-        return attempted(data.AREA, "imported", lambda: self._imported(config, config.imported))
+        return run_check(data.AREA, "imported", lambda: self._imported(config, config.imported))
 
     def _imported(self, config: RunConfig, settings: Imported | None) -> Iterator[Finding]:
         assert settings is not None
-        look = data.look_at_imported(settings)
+        look = data.sample_imported(settings)
         self._seen["source"] = Look(look.pairs, 0, look.samples)
         yield from data.check_imported(config, settings, look)
 
@@ -253,10 +253,10 @@ class _Looks:
         """A look at a source."""
 
         def check() -> Iterator[Finding]:
-            self._seen[name] = look_at(config, source, data.LOOKED_AT, self._listed)
-            yield from data.check_look(config, source, name, self._seen[name])
+            self._seen[name] = look_at(config, source, data.DECODED_IMAGES, self._listed)
+            yield from data.check_source(config, source, name, self._seen[name])
 
-        return attempted(data.AREA, name, check)
+        return run_check(data.AREA, name, check)
 
     def images(self, config: RunConfig) -> int:
         """Images of a round; pairs where they are imported."""
@@ -279,4 +279,4 @@ class _Looks:
 
 def broken(error: ConfigError) -> Preflight:
     """A configuration that cannot even be built, as a table of one row."""
-    return Preflight([findings.failed("settings", "values", error)])
+    return Preflight([findings.from_error("settings", "values", error)])

@@ -68,7 +68,7 @@ def _findings(found: list[Finding]) -> Table:
         remedy = (f"\n-> {finding.remedy}" if finding.remedy else "", "dim")
         shown = "" if finding.area == area else finding.area
         verdict = Text(str(finding.verdict), STYLES[finding.verdict])
-        table.add_row(verdict, shown, Text(finding.check), Text.assemble(finding.found, remedy))
+        table.add_row(verdict, shown, Text(finding.name), Text.assemble(finding.found, remedy))
         area = finding.area
     return table
 

@@ -26,8 +26,9 @@ from jsfree.publishing.upload import (
     upload,
     verify,
 )
+from jsfree.run.folder import Folder
 from jsfree.run.locations import require_base_from_here, require_outside_sources
-from jsfree.run.storage import Folder, Run
+from jsfree.run.run import Run
 
 if TYPE_CHECKING:
     from jsfree.publishing.parity import Parity

@@ -20,8 +20,8 @@ from rich.text import Text
 
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, ServeError, StorageError
+from jsfree.run.folder import Folder
 from jsfree.run.locations import require_outside_runs
-from jsfree.run.storage import Folder
 from ray_jobs.cluster.capacity import Node, alive_nodes, describe, fitting, inventory
 from ray_jobs.cluster.session import Cluster
 from serve.deploy import NAME, deploy_yaml, http_options
@@ -58,7 +58,7 @@ def write_yaml(run: str, overrides: list[str], file: Path, console: Console) -> 
     Raises:
         JsfreeError: there is no finished run, a setting is wrong, or the file cannot be written.
     """
-    from jsfree.run.storage import Run
+    from jsfree.run.run import Run
     from serve.app import served_models, serving_config
 
     config = serving_config(run, overrides)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from jsfree import schemas
-from jsfree.checks.smoke import Check, Reloaded, examine, reload
+from jsfree.checks.findings import Finding, Verdict
+from jsfree.checks.smoke import Reloaded, examine, reload
 from jsfree.config import RunConfig
 from jsfree.errors import JsfreeError, StageError
 from jsfree.gpus import device_of
-from jsfree.run.storage import Run, shard_name
+from jsfree.run.folder import shard_name
+from jsfree.run.run import Run
 from ray_jobs.cluster.session import Cluster, explained
 
 RESULT = "smoke.json"
@@ -29,17 +30,22 @@ def smoke(run: Run, console: Console) -> None:
     with Cluster(run.config) as cluster:
         cluster.ensure()
         reloaded = {number: reloaded_model(run, number) for number in range(1, run.config.rounds + 1)}
-    checks = examine(run, reloaded)
-    run.folder.write_json(RESULT, [asdict(check) for check in checks])
-    console.print(table(checks))
-    failed = [check for check in checks if not check.passed]
+    findings = examine(run, reloaded)
+    run.folder.write_json(RESULT, [_as_json(finding) for finding in findings])
+    console.print(table(findings))
+    failed = [finding for finding in findings if finding.verdict is Verdict.FAILS]
     if failed:
-        for check in failed:
-            console.print(Text.assemble((check.name, "bold"), f": {check.remedy}"), soft_wrap=True)
-        names = ", ".join(check.name for check in failed)
+        for finding in failed:
+            console.print(Text.assemble((finding.name, "bold"), f": {finding.remedy}"), soft_wrap=True)
+        names = ", ".join(finding.name for finding in failed)
         raise StageError(
-            f"{len(failed)} of {len(checks)} smoke checks failed: {names}", f"see {run.folder.uri}/{RESULT}"
+            f"{len(failed)} of {len(findings)} smoke checks failed: {names}", f"see {run.folder.uri}/{RESULT}"
         )
+
+
+def _as_json(finding: Finding) -> dict[str, str | bool]:
+    passed = finding.verdict is not Verdict.FAILS
+    return {"name": finding.name, "passed": passed, "finding": finding.found, "remedy": finding.remedy}
 
 
 def reloaded_model(run: Run, number: int) -> Reloaded | JsfreeError:
@@ -67,13 +73,13 @@ def _reload(config: RunConfig, number: int, before: str) -> Reloaded:
     return reload(config, before, run.stage(number, "model").uri, samples, f"m{number}", device)
 
 
-def table(checks: Sequence[Check]) -> Table:
-    """The checks as a table."""
+def table(findings: Sequence[Finding]) -> Table:
+    """The findings as a table."""
     shown = Table(title="Smoke run", title_justify="left")
     shown.add_column("check", no_wrap=True)
     shown.add_column("")
     shown.add_column("finding")
-    for check in checks:
-        verdict = Text("pass", "green") if check.passed else Text("FAIL", "bold red")
-        shown.add_row(Text(check.name), verdict, Text(check.finding))
+    for finding in findings:
+        verdict = Text("FAIL", "bold red") if finding.verdict is Verdict.FAILS else Text("pass", "green")
+        shown.add_row(Text(finding.name), verdict, Text(finding.found))
     return shown

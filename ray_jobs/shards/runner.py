@@ -27,7 +27,8 @@ from jsfree import schemas
 from jsfree.config import Resources
 from jsfree.errors import JsfreeError, RowError, StageError
 from jsfree.gpus import device_of
-from jsfree.run.storage import READERS, Folder, Manifest, shard_name
+from jsfree.run.folder import READERS, Folder, shard_name
+from jsfree.run.run import Manifest
 from jsfree.run.streaming import scan
 from jsfree.schemas import StageOutput
 from ray_jobs.cluster.same_code import carried_actor
@@ -94,13 +95,13 @@ class Table:
     def receipt(self, number: int) -> Receipt | None:
         """The receipt of a shard; None if it is not finished."""
         folder, name = Folder(self.uri), shard_name(number)
-        return Receipt(**folder.table_facts(name)) if folder.exists(name) else None
+        return Receipt(**folder.table_metadata(name)) if folder.exists(name) else None
 
     def receipts(self) -> list[Receipt]:
         """Receipts of all finished shards."""
         folder = Folder(self.uri)
         with ThreadPoolExecutor(READERS) as readers:  # a store takes its time for each
-            return [Receipt(**facts) for facts in readers.map(folder.table_facts, map(shard_name, folder.shards()))]
+            return [Receipt(**facts) for facts in readers.map(folder.table_metadata, map(shard_name, folder.shards()))]
 
 
 @dataclass(frozen=True)
@@ -346,14 +347,12 @@ def total(name: str, table: Table, max_failed_fraction: float) -> Manifest:
             f"see {table.errors}",
         )
     return Manifest(
-        "",
-        rows_in,
-        sum(r.rows_out for r in receipts),
-        failed,
-        0.0,
-        sum(r.device_seconds for r in receipts),
-        sum(r.tokens for r in receipts),
-        {"excluded": excluded} if (excluded := sum(r.rows_excluded for r in receipts)) else {},
+        rows_in=rows_in,
+        rows_out=sum(r.rows_out for r in receipts),
+        rows_failed=failed,
+        device_seconds=sum(r.device_seconds for r in receipts),
+        tokens=sum(r.tokens for r in receipts),
+        facts={"excluded": excluded} if (excluded := sum(r.rows_excluded for r in receipts)) else {},
     )
 
 

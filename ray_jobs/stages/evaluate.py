@@ -12,10 +12,11 @@ from typing import Any
 from jsfree import schemas
 from jsfree.config import RunConfig
 from jsfree.evaluation import labelfree
-from jsfree.images import draw_evaluation
 from jsfree.images.overlap import hash_images
+from jsfree.images.sources import draw_evaluation
 from jsfree.publishing.model_card import write_card
-from jsfree.run.storage import Manifest, shard_name
+from jsfree.run.folder import shard_name
+from jsfree.run.run import Manifest
 from jsfree.run.streaming import scan
 from jsfree.schemas import Sample, ScoredCaptionRow
 from jsfree.stages.captioning import CaptionWriter

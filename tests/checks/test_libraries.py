@@ -11,8 +11,8 @@ from jsfree.sizing.rates import GPUS
 
 def test_a_library_that_is_missing_or_of_another_version_is_named():
     missing, other = libraries._unfit([Requirement("no-such-library>=1"), Requirement("torch<1")])
-    assert (missing.check, missing.found) == ("no-such-library", "is not installed")
-    assert other.check == "torch"
+    assert (missing.name, missing.found) == ("no-such-library", "is not installed")
+    assert other.name == "torch"
     assert other.found.endswith("<1 is needed")
     assert list(libraries._unfit([Requirement("torch>=2")])) == []
 

@@ -9,7 +9,7 @@ from jsfree.errors import RowError
 from jsfree.exchange import Unusable
 from jsfree.exchange.pairs import CaptionTokens, ImportedPairs, samples
 from jsfree.exchange.preferences import Preference
-from jsfree.images import training_samples
+from jsfree.images.sources import training_samples
 from jsfree.models.references import WEIGHTS
 from jsfree.schemas import sample_id
 from jsfree.stages.captioning import PairGenerator

@@ -11,8 +11,9 @@ import pytest
 
 from jsfree.config import RunConfig
 from jsfree.errors import RowError, SourceError
-from jsfree.images import draw_training, load_image
 from jsfree.images.confinement import is_inside
+from jsfree.images.decoding import load_image
+from jsfree.images.sources import draw_training
 from tests.support.example_tars import ids, picture
 
 

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jsfree.config import RunConfig
-from jsfree.images import drawing, evaluation_samples, training_samples
+from jsfree.images import drawing
 from jsfree.images.listing import Entry, Place
+from jsfree.images.sources import evaluation_samples, training_samples
 from jsfree.schemas import SAMPLES, sample_id
 from tests.support.example_tars import packed
 

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from jsfree.errors import RowError, SourceError
-from jsfree.images import load_image
+from jsfree.images.decoding import load_image
 from jsfree.images.formats import FORMATS, PREFIX, by_content, by_name
 from jsfree.images.ranges import Cell, Escaped, Part, file_at, part_at, uri_of
-from jsfree.run.filesystems import filesystem_of, has_scheme
+from jsfree.run.filesystems import filesystem_of
+from jsfree.uris import has_scheme
 from tests.support.example_tars import LIMITS, ids, packed, picture, samples
 
 ODD_NAMES = [

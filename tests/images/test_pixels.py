@@ -20,7 +20,7 @@ MEASURE = """
 import json, os, resource, sys
 from PIL import Image
 from jsfree.config import Source
-from jsfree.images import load_image
+from jsfree.images.decoding import load_image
 
 def peak(path):
     content = open(path, "rb").read()

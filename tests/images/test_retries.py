@@ -14,7 +14,8 @@ from PIL import Image
 
 from jsfree.config import Source
 from jsfree.errors import RowError
-from jsfree.images import load_image, retries
+from jsfree.images import retries
+from jsfree.images.decoding import load_image
 from jsfree.images.ranges import Part
 
 LIMITS = Source(min_side=4, max_pixels=10_000, max_bytes=100_000)

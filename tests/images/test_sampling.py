@@ -11,8 +11,8 @@ from PIL import Image
 
 from jsfree.config import RunConfig, Source
 from jsfree.errors import RowError, SourceError
-from jsfree.images import evaluation_samples, load_image, training_samples
-from jsfree.images.decoding import image_bytes
+from jsfree.images.decoding import image_bytes, load_image
+from jsfree.images.sources import evaluation_samples, training_samples
 
 ROWS, COUNT = 66_500, 10_000  # a tenth of LLaVA's 665k rows and of the 100k images the paper draws
 

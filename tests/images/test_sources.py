@@ -16,7 +16,8 @@ from PIL import Image
 
 from jsfree.config import RunConfig, Source
 from jsfree.errors import RowError, SourceError
-from jsfree.images import evaluation_samples, load_image, training_samples
+from jsfree.images.decoding import load_image
+from jsfree.images.sources import evaluation_samples, training_samples
 from jsfree.schemas import SAMPLES, sample_id
 
 LIMITS = Source(min_side=4, max_pixels=10_000, max_bytes=100_000)

@@ -13,8 +13,10 @@ import pytest
 
 from jsfree.config import RunConfig
 from jsfree.errors import SourceError
-from jsfree.images import cells, draw_training, load_image, tables
+from jsfree.images import cells, tables
+from jsfree.images.decoding import load_image
 from jsfree.images.ranges import Cell
+from jsfree.images.sources import draw_training
 from tests.support.example_tars import LIMITS, failure, ids, picture
 
 PICTURES = [picture(number) for number in range(4)]

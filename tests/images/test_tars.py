@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from jsfree.config import RunConfig, Source
-from jsfree.images import load_image
+from jsfree.images.decoding import load_image
 from jsfree.images.tars import expanded
 from tests.support.example_tars import LIMITS, failure, ids, packed, picture, samples
 

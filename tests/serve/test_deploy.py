@@ -8,7 +8,7 @@ import yaml
 
 from jsfree import config
 from jsfree.errors import ConfigError, ModelError, RunError, ServeError
-from jsfree.run.storage import Manifest, Run
+from jsfree.run.run import Manifest, Run
 from ray_jobs.commands import serve as serve_models
 from serve import deploy
 from serve.app import Arguments, build, served_models, serving_config
@@ -20,7 +20,7 @@ def unserved(tmp_path, **settings) -> Run:
 
 
 def finish(run: Run, number: int) -> None:
-    run.finish(number, "train", Manifest("x", 1, 1, 0, 1.0, 1.0, 1))
+    run.finish(number, "train", Manifest(fingerprint="x", rows_in=1, rows_out=1))
 
 
 def test_the_last_finished_model_is_after(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from jsfree.config import RunConfig, build
 from jsfree.errors import ConfigError, DeviceError
 from jsfree.gpus import Gpu
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 from jsfree.sizing import footprint, shapes
 from jsfree.sizing.guards import Need, check_disk, check_memory, check_training, disk_needs
 

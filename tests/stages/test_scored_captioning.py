@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from jsfree import config
-from jsfree.images import decoding, evaluation_samples, training_samples
+from jsfree.images import decoding
+from jsfree.images.sources import evaluation_samples, training_samples
 from jsfree.stages.captioning import CaptionWriter, PairGenerator
 from jsfree.stages.scored_captioning import ScoredCaptionWriter, ScoredPairGenerator
 from jsfree.stages.scoring import ClipScorer

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from typing import Any
 
 from PIL import Image
 
@@ -25,24 +26,24 @@ def picture_url(width: int, height: int, kind: str = "png") -> str:
     return data_url(file.getvalue(), kind)
 
 
-def user(*parts) -> list[dict]:
+def user(*parts: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"role": "user", "content": list(parts)}]
 
 
-def image(url: str | None = None) -> dict:
+def image(url: str | None = None) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url or scene_url()}}
 
 
-def text(words: str = world.PROMPT) -> dict:
+def text(words: str = world.PROMPT) -> dict[str, Any]:
     return {"type": "text", "text": words}
 
 
-def chat(url: str | None = None, **fields) -> dict:
+def chat(url: str | None = None, **fields: Any) -> dict[str, Any]:
     """A request for one short greedy caption, with changed fields."""
     return {"model": "before", "messages": user(image(url), text()), "temperature": 0, "max_tokens": 12, **fields}
 
 
-def _without(field: str) -> dict:
+def _without(field: str) -> dict[str, Any]:
     return {name: value for name, value in chat().items() if name != field}
 
 
@@ -91,7 +92,7 @@ BAD_CHATS = {
     "half a pair in a stop": (chat(stop=["a", "\udfff"]), "stop.1", "invalid_unicode"),
     "half a pair in the address": (chat("data:image/png;base64,\ud800"), URL, "invalid_unicode"),
     "half a pair in the user": (chat(user="\ude00\ud83d"), "user", "invalid_unicode"),
-    "half a pair in a key": (chat(**{"\ud800": 1}), None, "invalid_unicode"),
+    "half a pair in a key": (chat() | {"\ud800": 1}, None, "invalid_unicode"),
     "half a pair in a key below": (chat(metadata={"\ud800": 1}), "metadata", "invalid_unicode"),
     "null in a list": (chat(messages=[None]), "messages.0", "invalid_value"),
     "no address": (chat(messages=user({"type": "image_url", "image_url": {"url": None}}, text())), URL, MISSING),

@@ -6,7 +6,7 @@ import zlib
 from PIL import Image
 
 from jsfree.config import Source
-from jsfree.images import load_image
+from jsfree.images.decoding import load_image
 
 
 def load(content: bytes) -> Image.Image:

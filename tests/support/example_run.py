@@ -8,6 +8,7 @@ import hashlib
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -16,7 +17,8 @@ from jsfree.evaluation import labelfree
 from jsfree.evaluation import miniworld as metrics
 from jsfree.miniworld import world
 from jsfree.miniworld.world import CaptionNoise
-from jsfree.run.storage import Manifest, Run, shard_name
+from jsfree.run.folder import shard_name
+from jsfree.run.run import Manifest, Run
 from jsfree.stages.preference import select_pairs
 
 SETTINGS = {"source": {"count": 120}, "evaluate": {"source": {"split": "test", "count": 40}}}
@@ -28,7 +30,7 @@ CARE = {
 SHARD = 50
 
 
-def build(folder: Path, rounds: int = 1, truth: bool = True, errors: bool = True, **settings) -> Run:
+def build(folder: Path, rounds: int = 1, truth: bool = True, errors: bool = True, **settings: Any) -> Run:
     """A finished run of ``rounds`` rounds in ``folder``; ``settings`` override the configuration's sections."""
     run = Run.open(config.build({**SETTINGS, "run": str(folder), "rounds": rounds, **settings}, where="test"))
     for number in range(1, rounds + 1):
@@ -41,18 +43,26 @@ def build(folder: Path, rounds: int = 1, truth: bool = True, errors: bool = True
     return run
 
 
-def write_rows(run: Run, number: int, stage: str, rows: list, schema: pa.Schema, **facts) -> None:
+def write_rows(run: Run, number: int, stage: str, rows: list[Any], schema: pa.Schema, **facts: Any) -> None:
     """Publish rows as the shards of a stage, and its manifest."""
     for shard, start in enumerate(range(0, len(rows), SHARD)):
         table = pa.Table.from_pylist(rows[start : start + SHARD], schema=schema)
         run.stage(number, stage).write_table(shard_name(shard), table)
     seconds = {"pairs": 9.2, "scored": 0.6, "selected": 0.02, "samples": 0.4}.get(stage, 1.7)
     tokens = 57 * len(rows) if stage != "samples" else 0
-    manifest = Manifest("f" * 16, len(rows), len(rows), 0, seconds * 1.3, seconds * 1.8, tokens, facts)
+    manifest = Manifest(
+        fingerprint="f" * 16,
+        rows_in=len(rows),
+        rows_out=len(rows),
+        seconds=seconds * 1.3,
+        device_seconds=seconds * 1.8,
+        tokens=tokens,
+        facts=facts,
+    )
     run.finish(number, stage, manifest)
 
 
-def sample(run: Run, split: str, index: int) -> dict:
+def sample(run: Run, split: str, index: int) -> dict[str, Any]:
     """One sample as the sources make it."""
     scene = world.scene(split, index)
     content = world.png_bytes(scene)
@@ -64,21 +74,21 @@ def sample(run: Run, split: str, index: int) -> dict:
     }
 
 
-def _spoken(text: str, scene: world.Scene, rng: random.Random) -> dict:
+def _spoken(text: str, scene: world.Scene, rng: random.Random) -> dict[str, Any]:
     """The columns of a scored caption of ``text``."""
     sentences = [part.strip() + "." for part in text.split(".") if part.strip()]
-    scores = []
+    scores: list[dict[str, Any]] = []
     for sentence in sentences:
         false = bool(metrics.hallucinated_mentions(scene, sentence))
         scores.append({"text": sentence, "score": rng.gauss(0.225 if false else 0.292, 0.022)})
-    mean = sum(item["score"] for item in scores) / max(1, len(scores))
+    mean = sum(float(item["score"]) for item in scores) / max(1, len(scores))
     return {"text": text, "token_ids": [5] * len(text.split()), "finish": "stop", "sentences": scores, "score": mean}
 
 
 def _write_pairs(run: Run, number: int) -> None:
-    count = run.config.source.count
+    count = run.config.source.count or 0
     samples = [sample(run, "unlabelled", index) for index in range((number - 1) * count, number * count)]
-    rows = []
+    rows: list[Any] = []
     for row in samples:
         scene, rng = world.scene_from_id(row["image"]["id"]), random.Random(row["sample_id"])
         ratio = min(1.0, max(0.0, rng.gauss(0.5, 0.15)))
@@ -98,7 +108,7 @@ def _write_pairs(run: Run, number: int) -> None:
     write_rows(run, number, "selected", selection.rows, schemas.SELECTED, **selection.facts)
 
 
-def _only(row: dict, schema: pa.Schema) -> dict:
+def _only(row: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
     return {name: row[name] for name in schema.names}
 
 
@@ -124,13 +134,17 @@ def _write_training(run: Run, number: int) -> None:
             }
         )
     run.stage(number, "train").write_json("steps.json", steps)
-    run.finish(number, "train", Manifest("f" * 16, 480, 960, 0, 14.0, 21.5, 108_000))
+    run.finish(
+        number,
+        "train",
+        Manifest(fingerprint="f" * 16, rows_in=480, rows_out=960, seconds=14.0, device_seconds=21.5, tokens=108_000),
+    )
 
 
 def _write_evaluation(run: Run, number: int, truth: bool) -> None:
-    samples = [sample(run, "test", index) for index in range(run.config.evaluate.source.count)]
+    samples = [sample(run, "test", index) for index in range(run.config.evaluate.source.count or 0)]
     models = {f"m{number}": "after", "m0": "before"}
-    scored: dict = {"before": {}, "after": {}}
+    scored: dict[str, Any] = {"before": {}, "after": {}}
     for model, when in models.items():
         for mode in run.config.evaluate.modes:
             rows = [_caption(row, model, mode) for row in samples]
@@ -147,7 +161,7 @@ def _write_evaluation(run: Run, number: int, truth: bool) -> None:
         run.round(number).write_json("metrics.json", {**counted, "scenes": len(samples)})
 
 
-def _caption(row: dict, model: str, mode: str) -> dict:
+def _caption(row: dict[str, Any], model: str, mode: str) -> dict[str, Any]:
     scene, rng = world.scene_from_id(row["image"]["id"]), random.Random(f"{row['sample_id']}/{model}/{mode}")
     care = CARE[int(model[1:])]
     if mode == "sampled":
@@ -156,7 +170,7 @@ def _caption(row: dict, model: str, mode: str) -> dict:
     return {**row, "model": model, "mode": mode, **_spoken(world.noisy_caption(scene, rng, care), scene, rng)}
 
 
-def _counted(rows: list) -> dict:
+def _counted(rows: list[Any]) -> dict[str, Any]:
     counts = [metrics.count_caption(world.scene_from_id(row["image"]["id"]), row["text"]) for row in rows]
     return metrics.summarise(counts, 200)
 
@@ -170,7 +184,7 @@ def _write_errors(run: Run, number: int) -> None:
         folder.write_table(shard_name(shard), pa.Table.from_pylist([row], schema=schemas.ERRORS))
 
 
-def _about(rounds: int) -> dict:
+def _about(rounds: int) -> dict[str, Any]:
     return {
         "jsfree": "0.1.0",
         "created": "2026-11-21T09:30:00+00:00",

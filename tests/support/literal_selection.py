@@ -1,12 +1,17 @@
 """Selection as the paper tells it, on rows in memory: the oracle for the one that reads columns."""
 
 import hashlib
+from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
+from jsfree.config import Select
 from jsfree.stages.sentences import repeated
 
+Row = dict[str, Any]
 
-def select(scored, settings, seed):
+
+def select(scored: Sequence[Any], settings: Select, seed: int) -> tuple[list[Row], Row] | None:
     """The selected rows and the facts, or None where no pair is left."""
     facts = {"pairs": len(scored), "inverted": sum(pair["inverted"] for pair in scored)}
     facts["inverted_share"] = facts["inverted"] / len(scored) if scored else 0.0
@@ -32,26 +37,26 @@ def select(scored, settings, seed):
     return (rows, facts) if rows else None
 
 
-def _truncated(pair):
+def _truncated(pair: Row) -> bool:
     return "length" in (pair["low"]["finish"], pair["high"]["finish"])
 
 
-def _teaches_repetition(row):
+def _teaches_repetition(row: Row) -> bool:
     chosen, rejected = (repeated([each["text"] for each in row[role]["sentences"]]) for role in ("chosen", "rejected"))
     return chosen > rejected
 
 
-def _with_roles(pair, settings):
+def _with_roles(pair: Row, settings: Select) -> Row:
     swap = pair["inverted"] and settings.inverted == "swap"
     chosen, rejected = (pair["high"], pair["low"]) if swap else (pair["low"], pair["high"])
     return {**pair, "gap": chosen["score"] - rejected["score"], "chosen": chosen, "rejected": rejected}
 
 
-def _ticket(seed, sample_id):
+def _ticket(seed: int, sample_id: str) -> bytes:
     return hashlib.blake2b(f"{seed}/{sample_id}".encode(), digest_size=16).digest()
 
 
-def _described(number, ranked):
+def _described(number: int, ranked: Sequence[Row]) -> Row:
     gaps = [row["gap"] for row in ranked if row["split"] == number]
     low, high, mean = (min(gaps), max(gaps), fmean(gaps)) if gaps else (None, None, None)
     return {"split": number, "pairs": len(gaps), "low_gap": low, "high_gap": high, "mean_gap": mean}

@@ -17,6 +17,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 from jsfree.publishing.base_model import front_matter
@@ -53,7 +55,7 @@ class Repo:
     """Branch and message of each commit that was uploaded; all branches are one here."""
 
     @property
-    def about(self) -> dict:
+    def about(self) -> dict[str, Any]:
         """What the hub says of the repository."""
         card = front_matter(self.files.get("README.md", b"").decode())
         return {"sha": self.commit, "siblings": [], "cardData": dict(card)}
@@ -63,7 +65,7 @@ class Repo:
         hashes = sorted((name, git_hash(content)) for name, content in self.files.items())
         return hashlib.sha1(repr(hashes).encode()).hexdigest()
 
-    def entry(self, name: str) -> dict:
+    def entry(self, name: str) -> dict[str, Any]:
         content = self.files[name]
         entry = {"type": "file", "path": name, "size": len(content), "oid": git_hash(content)}
         if name.endswith((".safetensors", ".bin")):
@@ -72,31 +74,31 @@ class Repo:
 
     def etag(self, name: str) -> str:
         entry = self.entry(name)
-        return entry.get("lfs", entry)["oid"]
+        return str(entry.get("lfs", entry)["oid"])
 
 
 @dataclass
 class LocalHub:
     repos: dict[str, Repo] = field(default_factory=dict)
-    served: Counter = field(default_factory=Counter)
-    tokens: set = field(default_factory=set)
+    served: Counter[str] = field(default_factory=Counter)
+    tokens: set[str] = field(default_factory=set)
     owners: dict[str, str] = field(default_factory=dict)
     listed: int = 0
     seconds: float = 0.0
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
+            def do_GET(self) -> None:
                 hub.answer(self)
 
             do_HEAD = do_GET
 
-            def do_POST(self):
+            def do_POST(self) -> None:
                 hub.take(self)
 
-            def log_message(self, *args):
+            def log_message(self, *args: Any) -> None:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -104,16 +106,16 @@ class LocalHub:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
 
-    def environment(self, home, **more) -> dict:
+    def environment(self, home: Path, **more: str) -> dict[str, str]:
         """The environment of a process that has this hub and no other, and nothing in its cache."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "JSFREE_"))}
         return {**kept, "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HOME": str(home), **more}
 
-    def ask(self, home, *requests, **environment) -> list[dict]:
+    def ask(self, home: Path, *requests: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
         """What a fresh process gets for its requests, one after the other."""
         process = self.start(home, **environment)
         told, errors = process.communicate("".join(json.dumps(request) + "\n" for request in requests), timeout=60)
@@ -121,9 +123,10 @@ class LocalHub:
         assert len(answers) == len(requests), errors
         return answers
 
-    def start(self, home, **environment) -> subprocess.Popen:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([sys.executable, "-c", ASK], env=self.environment(home, **environment), **pipes)
+    def start(self, home: Path, **environment: str) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        command, env = [sys.executable, "-c", ASK], self.environment(home, **environment)
+        return subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         path = unquote(urlsplit(request.path).path)
@@ -171,7 +174,7 @@ class LocalHub:
             return _send(request, 200, {}, json.dumps({"files": modes}).encode())
         return self._commit(request, name, branch, [json.loads(line) for line in body.splitlines()])
 
-    def _make(self, request: BaseHTTPRequestHandler, owner: str, told: dict) -> None:
+    def _make(self, request: BaseHTTPRequestHandler, owner: str, told: dict[str, Any]) -> None:
         name = f"{told['organization']}/{told['name']}"
         if told["organization"] != owner:
             return _send(request, 403, {})
@@ -181,7 +184,7 @@ class LocalHub:
         self.repos[name] = Repo({}, private=bool(told.get("private")) or told.get("visibility") == "private")
         return _send(request, 200, {}, address)
 
-    def _commit(self, request: BaseHTTPRequestHandler, name: str, branch: str, lines: list[dict]) -> None:
+    def _commit(self, request: BaseHTTPRequestHandler, name: str, branch: str, lines: list[dict[str, Any]]) -> None:
         repo = self.repos[name]
         if branch not in repo.branches:
             return _send(request, 404, {"X-Error-Code": "RevisionNotFound"})
@@ -218,7 +221,7 @@ def git_hash(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def _send(request: BaseHTTPRequestHandler, status: int, headers: dict, content: bytes = b"") -> None:
+def _send(request: BaseHTTPRequestHandler, status: int, headers: dict[str, str], content: bytes = b"") -> None:
     request.send_response(status)
     for name, value in {**headers, "Content-Length": str(len(content))}.items():
         request.send_header(name, value)

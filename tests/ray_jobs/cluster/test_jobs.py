@@ -22,7 +22,8 @@ import psutil
 import pytest
 
 from jsfree import schemas
-from jsfree.run.storage import Run, shard_name
+from jsfree.run.folder import shard_name
+from jsfree.run.run import Run
 from tests.support import ROOT
 
 RAY = str(Path(sys.executable).with_name("ray"))

@@ -31,11 +31,11 @@ def test_brackets_and_names_in_colons_are_printed(capsys):
 def test_a_mode_of_any_name_is_in_the_table_of_metrics(capsys):
     estimate = {"value": 0.5, "low": 0.4, "high": 0.6}
     metrics = {when: {"[x]": {"recall": estimate, "words": estimate}} for when in ("before", "after")}
-    plain_or_live().print(_table({**metrics, "captions": 3}, "m1"))
+    plain_or_live().print(_table({**metrics, "scenes": 3}, "m1"))
     shown = capsys.readouterr().out
     assert "[x]: m0" in shown
     assert "50.0 40.0-60.0" in shown
-    assert "0.50 0.40-0.60" in shown
+    assert "0.5 0.4-0.6" in shown
 
 
 def test_a_log_that_cannot_be_written_ends_no_stage(caplog):

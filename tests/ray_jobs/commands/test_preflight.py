@@ -151,7 +151,7 @@ BROKEN = {
     "run in a file": (a_file_for_a_folder, "cannot be written", ""),
     "disk too small": (settings(source={"count": 10**9}), "GB free", "larger disk"),
     "no captioner": (settings(captioner={"ref": "/nowhere/llava"}), "there is no folder", ""),
-    "half the weights": (half_a_file, "its header says", "copy it again"),
+    "half the weights": (half_a_file, "not a complete safetensors file", "copy it again"),
     "a tensor missing": (without_a_tensor, "first multi_modal_projector.linear_2.bias", "publish it again"),
     "no chat template": (without_a_template, "no chat template", "llava-hf"),
     "small vocabulary": (small_vocabulary, "the language model 20", "one checkpoint"),
@@ -188,7 +188,7 @@ def test_what_a_person_should_know_does_not_stop_a_run(tmp_path, copy_of):
     greedy = {"generate": {"decoding": {"temperature": 0}}}
     result = checked(tmp_path, {**other_patches, **odd, **greedy})
     assert result.works
-    noted = {finding.check: finding.found for finding in of(result, Verdict.NOTE)}
+    noted = {finding.name: finding.found for finding in of(result, Verdict.NOTE)}
     assert set(noted) >= {"padding side", "serve.host", "train.cache_vision_features", "generate.decoding.temperature"}
     assert "64 image tokens into the prompt, the vision tower gives 16" in noted["image tokens"]
 
@@ -225,7 +225,7 @@ def test_an_image_listed_twice_is_said(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     source = {"kind": "llava_json", "path": str(tmp_path / "rows.json"), "count": 1}
     result = checked(tmp_path, {"source": source})
-    assert "2 entries name an image" in next(each.found for each in result.findings if each.check == "source: ids")
+    assert "2 entries name an image" in next(each.found for each in result.findings if each.name == "source: ids")
 
 
 def test_the_command_exits_with_1_and_names_an_unknown_key(tmp_path):
@@ -251,7 +251,7 @@ def test_a_plan_says_which_setting_fits_a_smaller_gpu():
     config = with_gpus(config, 4)
     small = plan(config, "a100-40g")
     (problem,) = of(small, Verdict.FAILS)
-    assert problem.check == "train"
+    assert problem.name == "train"
     changed = [word for word in problem.remedy.split() if "=" in word]
     better = configuration.overridden(config, [each.strip("'") for each in changed])
     assert plan(better, "a100-40g").works

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from jsfree import config, schemas
 from jsfree.errors import StageError
-from jsfree.images import draw_training
+from jsfree.images.sources import draw_training
 from jsfree.report import reading
-from jsfree.run.storage import Folder, Manifest, Run, shard_name
+from jsfree.run.folder import Folder, shard_name
+from jsfree.run.run import Manifest, Run
 from ray_jobs.cluster.session import Cluster
 from ray_jobs.commands.console import Reporter
 from ray_jobs.rounds import Model, Round
@@ -169,7 +170,7 @@ def test_evaluation_samples_too(pictures, tmp_path):
 
 
 def test_names_that_are_not_utf8_reach_the_tables_and_are_read(pictures, tmp_path):
-    from jsfree.images import load_image
+    from jsfree.images.decoding import load_image
 
     os.rename(pictures / "3.png", os.fsencode(pictures) + b"/caf\xe9.png")
     chosen = settings(tmp_path, path=str(pictures), count=60)
