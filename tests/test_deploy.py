@@ -18,7 +18,7 @@ import yaml
 
 import jsfree
 from jsfree import config
-from ray_jobs.cluster.capacity import most_room
+from ray_jobs.cluster.capacity import max_replicas
 from tests.support import ROOT
 
 CLUSTERS = ("cluster.yaml", "deploy/cluster-local.yaml")
@@ -176,8 +176,8 @@ def test_the_autoscaler_starts_the_node_type_that_each_stage_requests():
     assert launched(cluster, requests_of(settings.score.resources), together=False) == {"generate": 1}
     # The project's own forecast, made before a stage waits for nodes, knows the same limits.
     kinds = {"any": "head"}
-    assert most_room(settings.train.resources, kinds, prepared(cluster)) == settings.train.resources.replicas
-    assert most_room(settings.generate.resources, kinds, prepared(cluster)) == settings.generate.resources.replicas
+    assert max_replicas(settings.train.resources, kinds, prepared(cluster)) == settings.train.resources.replicas
+    assert max_replicas(settings.generate.resources, kinds, prepared(cluster)) == settings.generate.resources.replicas
 
 
 # --- the image ---
