@@ -15,7 +15,7 @@ from gpu.scale import Scale
 from gpu.training import Forward, train_step, two_forwards
 from jsfree import config
 from jsfree.dpo.batching import PADDING, PairBatch
-from jsfree.dpo.engine import adamw, checkpoint_gradients, prepare_policy
+from jsfree.dpo.engine import adamw, enable_gradient_checkpointing, prepare_policy
 from jsfree.dpo.policy import FLEX
 from jsfree.sizing import memory, rates
 from jsfree.sizing.memory import Lengths
@@ -74,7 +74,7 @@ class Policy:
         """Shared prefix and two forwards, activations kept and computed again."""
         shared, plain = self.model, two_forwards(self.model)
         self._compare("shared prefix", shared, "two forwards", plain)
-        checkpoint_gradients(self.captioner.model)
+        enable_gradient_checkpointing(self.captioner.model)
         self._compare("shared prefix, checkpointed", shared, "two forwards, checkpointed", plain)
 
     def _compare(self, name: str, forward: Forward, other_name: str, other: Forward) -> None:

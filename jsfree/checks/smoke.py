@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from jsfree import schemas
 from jsfree.checks.findings import Finding, Verdict, from_error
 from jsfree.config import RunConfig
-from jsfree.dpo.loop import first_loss_tolerance
-from jsfree.dpo.loss import first_loss
+from jsfree.dpo.loop import initial_loss_tolerance
+from jsfree.dpo.loss import initial_loss
 from jsfree.dpo.trained import trained_names
 from jsfree.errors import JsfreeError, StageError
 from jsfree.evaluation.statistics import mean_interval
@@ -235,10 +235,10 @@ def _gap(run: Run, number: int, _: Reloads) -> Result:
 
 
 def _first_loss(run: Run, number: int, _: Reloads) -> Result:
-    loss, expected = _steps(run, number)[0]["loss"], first_loss(run.config.train)
+    loss, expected = _steps(run, number)[0]["loss"], initial_loss(run.config.train.beta, run.config.train.loss)
     if number > 1 and run.config.train.reference == "seed":
         return True, f"{loss:.5f}; the reference is m0, so it need not be {expected:.5f}"
-    tolerance = first_loss_tolerance(run.config)
+    tolerance = initial_loss_tolerance(run.config)
     return abs(loss - expected) <= tolerance, f"{loss:.5f}; expected {expected:.5f} ± {tolerance:g}"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from jsfree.config import Train
-from jsfree.dpo.loss import first_loss
+from jsfree.dpo.loss import initial_loss
 from jsfree.evaluation.metrics import MISSING
 from jsfree.report import figures, reading, tables
 from jsfree.report.figures import Series
@@ -174,7 +174,7 @@ def _curves(steps: Sequence[Mapping[str, Any]], settings: Train) -> list[Markup]
     logps = [series(f"{role}_logp", role, kind) for role, kind in zip(both, ("after", "before"), strict=True)]
     held_out = any("validation_loss" in step for step in steps)
     losses = [series("loss"), *([series("validation_loss", "held out", "before")] if held_out else [])]
-    start = (first_loss(settings), "ln 2" if settings.loss == "sigmoid" else "equal models")
+    start = (initial_loss(settings.beta, settings.loss), "ln 2" if settings.loss == "sigmoid" else "equal models")
     return [
         figures.curve("Loss", at, losses, start),
         figures.curve("Implicit rewards", at, rewards, (0.0, "")),

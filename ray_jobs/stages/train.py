@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from jsfree.config import Resources, RunConfig
 from jsfree.dpo.loop import Folders, Hooks, Models, steps_per_epoch, train
 from jsfree.dpo.pairs import PairTable
-from jsfree.dpo.step_log import STEPS, Alarm, Step, described, step_log
+from jsfree.dpo.step_log import STEPS, ChosenLogpWarning, Step, step_log, summary_line
 from jsfree.run.folder import Folder
 from jsfree.run.run import Manifest
 from jsfree.sizing.guards import check_training
+from ray_jobs.cluster.failures import unwrap_errors
 from ray_jobs.cluster.nccl import COLLECTIVE_SECONDS, worker_environment
-from ray_jobs.cluster.same_code import carried
-from ray_jobs.cluster.session import explained
+from ray_jobs.cluster.same_code import checked_function
 from ray_jobs.commands.console import Update
 from ray_jobs.rounds import Model, Round
 
@@ -96,11 +96,11 @@ def _run(current: Round, job: TrainJob, pairs: int, fingerprint: str) -> Manifes
     config = current.config
     total = steps_per_epoch(pairs, config) * config.train.epochs
     current.claim("train", config.train.resources, config.train.resources.replicas)
-    alarm = Alarm(config.train.chosen_alarm, current.reporter.say)
+    alarm = ChosenLogpWarning(config.train.chosen_alarm, current.reporter.say)
     with (
         current.reporter.progress("train", total) as update,
         _watched(Folder(job.output), update, alarm),
-        explained("train"),
+        unwrap_errors("train"),
     ):
         _check(job, pairs, total)
         _beside(lambda: _fit(job, fingerprint))
@@ -140,7 +140,7 @@ def _fit(job: TrainJob, fingerprint: str) -> None:
 
     resources = job.config.train.resources
     TorchTrainer(
-        carried(partial(worker_loop, job)),
+        checked_function(partial(worker_loop, job)),
         torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo", timeout_s=COLLECTIVE_SECONDS),
         scaling_config=scaling(resources),
         run_config=RunConfig(
@@ -184,7 +184,7 @@ def _beside(work: Callable[[], object]) -> None:
 
 
 @contextmanager
-def _watched(folder: Folder, update: Update, alarm: Alarm) -> Iterator[None]:
+def _watched(folder: Folder, update: Update, alarm: ChosenLogpWarning) -> Iterator[None]:
     """Follow the step log from a thread while the workers train."""
     ended = threading.Event()
 
@@ -192,7 +192,7 @@ def _watched(folder: Folder, update: Update, alarm: Alarm) -> Iterator[None]:
         while not ended.wait(LOOK_SECONDS):
             if folder.exists(STEPS):
                 steps: list[Step] = folder.read_json(STEPS)
-                update(len(steps), described(steps))
+                update(len(steps), summary_line(steps))
                 alarm(steps)
 
     update(0, "starting workers")
