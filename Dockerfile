@@ -1,23 +1,23 @@
-# The one environment of all nodes, head and workers: Python, the packages of uv.lock, and jsfree itself.
+# The environment of all nodes, head and workers: Python, the packages of uv.lock, and jsfree.
 #
 #   docker build -t <registry>/jsfree:0.1.0-ray2.60.0 .
 #
-# A slim Python is enough: torch's wheel brings the CUDA libraries (runtime, cuBLAS, cuDNN, NCCL) as packages of
-# its own, so no CUDA base image. From the host come the NVIDIA driver (release 580 or newer, for CUDA 13) and the
-# NVIDIA container toolkit, which puts the driver's libraries into the container.
+# No CUDA base image is needed: torch's wheel installs the CUDA libraries (runtime, cuBLAS, cuDNN, NCCL) as packages.
+# The host must have the NVIDIA driver (release 580 or newer, for CUDA 13) and the NVIDIA container toolkit, which
+# mounts the driver's libraries into the container.
 
 FROM python:3.11.13-slim-bookworm AS environment
 ENV UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1
 RUN pip install --no-cache-dir uv==0.13.9
 WORKDIR /opt/jsfree
-# First what changes seldom, so that a change of code moves megabytes to the nodes, not gigabytes.
+# Dependencies first: a change of code then invalidates megabytes of layers, not gigabytes.
 COPY pyproject.toml uv.lock ./
 RUN uv sync --frozen --no-dev --extra aws --no-install-project
 
 FROM python:3.11.13-slim-bookworm
-# What is used at run time: ssh and rsync by `ray up`, wget by KubeRay's probes, a C compiler by Triton when
-# torch.compile makes its first kernel, and the libraries under libfabric that EFA and InfiniBand need.
-# Debian keeps no old package versions, so these cannot be pinned; the base image's tag pins the release.
+# Used at run time: ssh and rsync by `ray up`, wget by KubeRay's probes, a C compiler by Triton when torch.compile
+# builds its first kernel, and libraries that libfabric needs for EFA and InfiniBand.
+# Not pinned, since Debian removes old package versions; the base image's tag pins the release.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends \
@@ -25,8 +25,8 @@ RUN apt-get update \
         openssh-client procps rsync wget \
     && rm -rf /var/lib/apt/lists/*
 
-# uid 1000 is also the user of the cloud images that ssh lands on: files they mount are readable here.
-# Login shells, which `ray up` and KubeRay use, forget PATH: profile.d tells them again.
+# uid 1000 is also the login user of the hosts' cloud images, so files mounted from there are readable.
+# Login shells, which `ray up` and KubeRay use, reset PATH: profile.d restores it.
 RUN useradd --create-home --uid 1000 --user-group --shell /bin/bash jsfree \
     && install -d -o jsfree -g jsfree /runs /data /scratch \
     && echo "export PATH=/opt/jsfree/.venv/bin:\$PATH" > /etc/profile.d/jsfree.sh
@@ -42,7 +42,7 @@ WORKDIR /opt/jsfree
 COPY --from=environment /opt/jsfree/.venv .venv
 COPY LICENSE README.md ./
 COPY configs configs
-# The project itself as one more package, beside the others: `python -m ray_jobs.cli` works from any folder.
+# Install the project as a package, so that `python -m ray_jobs.cli` works from any folder.
 RUN --mount=type=bind,from=environment,source=/usr/local/bin/uv,target=/usr/local/bin/uv \
     --mount=type=bind,target=/source \
     cp -r /source /tmp/source \

@@ -31,10 +31,10 @@ from measuring import MemoryGrowth, publish, ratio
 from jsfree import config
 from jsfree.config import RunConfig
 from jsfree.dpo import loop
-from jsfree.dpo.batching import length_of, micro_batches, order_of_epoch
+from jsfree.dpo.batching import epoch_order, micro_batches, pair_length
 from jsfree.dpo.loop import Folders, Hooks, Models, learning_rate, train
 from jsfree.models.loading import load_captioner
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 from jsfree.schemas import SelectedPair
 
 TARGETS = {"trl_pairs_per_second": 2.5, "trl_peak_memory_cost": 1 / 3, "second_epoch": 1.3}
@@ -100,7 +100,7 @@ class Ours:
             self.loss = [step["loss"] for step in history]
             after()
 
-        def prepare(trainer: loop._Trainer, *arguments: Any) -> None:
+        def prepare(trainer: loop.Trainer, *arguments: Any) -> None:
             started = time.process_time()
             PREPARE(trainer, *arguments)
             self.preparing = time.process_time() - started
@@ -108,7 +108,7 @@ class Ours:
         folders = Folders(*(Folder(f"{self.folder}/{name}") for name in ("reference", "features", "model")))
         models = Models(str(self.policy), str(self.policy), "m0")
         hooks = Hooks(progress, lambda *_: None, None)
-        with mock.patch.object(loop._Trainer, "prepare", prepare):
+        with mock.patch.object(loop.Trainer, "prepare", prepare):
             train(settings, pairs, models, folders, hooks, "cpu")
         return self
 
@@ -117,7 +117,7 @@ class Ours:
         return (self.after_step[last] - self.after_step[first]) / (last - first)
 
 
-PREPARE = loop._Trainer.prepare
+PREPARE = loop.Trainer.prepare
 
 
 def speeds(folder: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -166,7 +166,7 @@ def speeds(folder: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
     figures = {
         "milliseconds_a_pair": {name: 1000 * statistics.median(values) for name, values in seconds.items()},
         "prefix_tokens": len(captioner.prompt_ids(pairs[0]["prompt"], image=True)),
-        "tokens_a_caption": statistics.mean(length_of(pair) / 2 for pair in pairs),
+        "tokens_a_caption": statistics.mean(pair_length(pair) / 2 for pair in pairs),
         "losses": curves,
         "losses_apart": {"most": apart, "target": CURVE},
     }
@@ -175,10 +175,10 @@ def speeds(folder: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def in_our_order(settings: RunConfig, pairs: Sequence[SelectedPair]) -> list[int]:
     """The pairs as one worker of ours takes them, over all epochs."""
-    size, lengths = settings.train.pairs_per_step, [length_of(pair) for pair in pairs]
+    size, lengths = settings.train.pairs_per_step, [pair_length(pair) for pair in pairs]
     taken = []
     for epoch in range(settings.train.epochs):
-        order = order_of_epoch(len(pairs), settings.seed, epoch)
+        order = epoch_order(len(pairs), settings.seed, epoch)
         for start in range(0, len(pairs), size):
             for micro in micro_batches(lengths, order[start : start + size], MICRO, rank=0, world=1):
                 taken += micro
@@ -246,14 +246,14 @@ def worker(folder: str, rank: int, workers: int, name: str) -> dict[str, float]:
     pairs, _ = drawn_pairs(path / f"images-{name}-{rank}", 32, captioner)
     chosen = settings(len(pairs), workers, checkpoint_every=1000)
     seen: list[float] = []
-    step = loop._Trainer.step
+    step = loop.Trainer.step
 
-    def timed(trainer: loop._Trainer, *arguments: int) -> dict[str, float]:
+    def timed(trainer: loop.Trainer, *arguments: int) -> dict[str, float]:
         figures = step(trainer, *arguments)
         seen.append(time.process_time())
         return figures
 
-    with one_worker(path / f"store-{name}", rank, workers), mock.patch.object(loop._Trainer, "step", timed):
+    with one_worker(path / f"store-{name}", rank, workers), mock.patch.object(loop.Trainer, "step", timed):
         Ours(path / f"run-{name}", path / "policy").run(chosen, pairs)
     return {"seconds": seen[-1] - seen[0]}
 

@@ -19,15 +19,15 @@ from typing import Any
 from measuring import publish
 
 from jsfree import config as configuration
+from jsfree.evaluation.metrics import TRUTH
 from jsfree.evaluation.statistics import wilson
-from jsfree.run.storage import Run
+from jsfree.run.record import read_record
+from jsfree.run.run import Run
 from ray_jobs import pipeline
 from ray_jobs.commands.console import Reporter
-from ray_jobs.describe import about
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"default": "miniworld.yaml", "paper": "miniworld-paper.yaml"}
-REPORTED = ("response_hallucination", "mention_hallucination", "recall", "precision", "f1", "duplicates", "words")
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     for name, file in SETTINGS.items():
         if name in arguments.settings:
             runs = [loop(name, file, seed, arguments) for seed in arguments.seeds]
-            started = [about(run)["created"] for run in runs]
+            started = [read_record(run)["created"] for run in runs]
             figures[name] = {"seeds": arguments.seeds, "created": started, **summary(runs)}
             created += started
     loads.append(os.getloadavg()[0])
@@ -79,7 +79,7 @@ def summary(runs: list[Run]) -> dict[str, Any]:
                 "after": spread([m["after"][mode][key]["value"] for m in metrics]),
                 "after_intervals": [[m["after"][mode][key]["low"], m["after"][mode][key]["high"]] for m in metrics],
             }
-            for key in REPORTED
+            for key in [metric.name for metric in TRUTH if not metric.secondary]
         }
         for mode in metrics[0]["before"]
     }

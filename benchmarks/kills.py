@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from jsfree import config, schemas
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 
 KINDS = ("worker", "raylet", "driver")
 TABLES = {"pairs": schemas.PAIRS, "scored": schemas.SCORED, "selected": schemas.SELECTED}

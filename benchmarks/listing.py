@@ -34,7 +34,7 @@ from PIL import Image
 from jsfree.config import RunConfig
 from jsfree.images.decoding import load_image
 from jsfree.images.sources import training_samples
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 from ray_jobs.stages.generate import write_samples
 
 COUNT = 50_000

@@ -88,7 +88,7 @@ def settings(case: str) -> RunConfig:
 def predicted(case: str, size: str) -> float:
     """Bytes, by the functions that preflight uses."""
     run, shape = settings(case), shape_of(size)
-    lengths = memory.Lengths(prefix=shape.image_tokens + 25, lead=25, caption=CAPTION, most=CAPTION)
+    lengths = memory.Lengths(prefix=shape.image_tokens + 25, text_prefix=25, caption=CAPTION, maximum=CAPTION)
     if case == "generate":
         return memory.generation(shape, run, lengths, slots=run.generate.slots).total
     return memory.training(shape, run.train, "float32", lengths, on_cpu=True).total
@@ -131,7 +131,7 @@ def _train(case: str, size: str) -> None:
     from dpo_pairs import random_batch
 
     from jsfree.dpo.engine import start_engine
-    from jsfree.dpo.loss import Lengths, PairLogps, dpo
+    from jsfree.dpo.loss import Lengths, PairLogps, preference_loss
 
     captioner, run = _captioner(size), settings(case)
     engine = start_engine(captioner, run, 1)
@@ -140,7 +140,7 @@ def _train(case: str, size: str) -> None:
     for _ in range(STEPS + 1):
         logps = engine(batch)
         reference = PairLogps(logps.chosen.detach(), logps.rejected.detach())
-        engine.backward(dpo(logps, reference, lengths, run.train).loss.mean())
+        engine.backward(preference_loss(logps, reference, lengths, beta=run.train.beta).loss.mean())
         engine.step()
 
 

@@ -49,7 +49,7 @@ from jsfree.config import Decoding, RunConfig
 from jsfree.decoding.requests import Request, Step
 from jsfree.decoding.sampling import noise_key
 from jsfree.images.sources import training_samples
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 from jsfree.schemas import Sample, StageOutput
 from jsfree.stages.captioning import PairGenerator
 from ray_jobs.cluster.session import Cluster

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jsfree.run.storage import Folder, shard_name
+from jsfree.run.folder import Folder, shard_name
 from ray_jobs.shards.board import Board
 
 SHARDS = (1_000, 10_000, 100_000)
@@ -82,7 +82,7 @@ def files() -> dict[str, float]:
         started = time.perf_counter()
         assert len(folder.shards()) == FILES
         listed = time.perf_counter()
-        assert folder.rows() == FILES
+        assert folder.count_rows() == FILES
         ended = time.perf_counter()
     return {
         "list_microseconds_a_shard": 1e6 * (listed - started) / FILES,

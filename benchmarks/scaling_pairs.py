@@ -40,7 +40,7 @@ from measuring import MemoryGrowth
 
 from jsfree import schemas
 from jsfree.config import RunConfig, Select
-from jsfree.run.storage import Folder, shard_name
+from jsfree.run.folder import Folder, shard_name
 from jsfree.run.streaming import scan
 from jsfree.stages.shard_selection import select_shards
 
@@ -236,7 +236,9 @@ def prepared(folder: str, pairs: int) -> dict[str, float]:
     table = PairTable(Folder(f"{folder}/selected"))
     digest = PairIndex.of(table, load_captioner("miniworld:captioner")).digest
     origin = reference_logps.origin("given", "float32", "crop", digest)
-    reference_logps._write(Folder(f"{folder}/reference"), table, np.full((len(table), 2), -300.0), origin)
+    values = np.full(len(table), -300.0)
+    logps = reference_logps.ReferenceLogps(chosen=values, rejected=values)
+    reference_logps._write(Folder(f"{folder}/reference"), table, logps, origin)
     return {"pairs": len(table)}
 
 

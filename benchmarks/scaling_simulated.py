@@ -36,9 +36,10 @@ import psutil
 import pyarrow as pa
 
 from jsfree.config import Resources, RunConfig
-from jsfree.run.storage import Folder, shard_name
+from jsfree.run.folder import Folder, shard_name
 from jsfree.schemas import StageOutput
-from ray_jobs.cluster.session import QUIET, Cluster
+from ray_jobs.cluster.session import Cluster
+from ray_jobs.quiet import ENVIRONMENT
 from ray_jobs.shards.progress import Counts, Figures
 from ray_jobs.shards.runner import ShardedStage, StageClass, Table, run_shards
 from ray_jobs.stages.generate import at_once
@@ -203,7 +204,7 @@ def simulated(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, 
     from ray.cluster_utils import Cluster as Raylets
 
     # Raylets would start a worker a logical CPU beforehand, and their agents have nobody to report to.
-    os.environ.update(QUIET, RAY_enable_worker_prestart="0", RAY_prestart_worker_first_driver="0")
+    os.environ.update(ENVIRONMENT, RAY_enable_worker_prestart="0", RAY_prestart_worker_first_driver="0")
     counts = sorted(arguments.nodes)
     tried: dict[int, list[dict[str, float]]] = {}
     raylets = Raylets(

@@ -17,12 +17,13 @@ from rich.text import Text
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, RunError, StageError
 from jsfree.models.loading import look_up_models
+from jsfree.run.folder import Folder
 from jsfree.run.invalidation import discard
 from jsfree.run.lease import Lease
-from jsfree.run.storage import Folder, Manifest, Run, stored_config
+from jsfree.run.record import read_record, recorded, stage_states, update_record
+from jsfree.run.run import Manifest, Run, stored_config
 from ray_jobs.cluster.session import Cluster
 from ray_jobs.commands.console import Reporter
-from ray_jobs.describe import about, described, note, stages
 from ray_jobs.rounds import Model, Round
 from ray_jobs.stages.evaluate import evaluate_model, hash_evaluation_images
 from ray_jobs.stages.generate import generate_pairs, list_samples
@@ -94,9 +95,9 @@ def run(config: RunConfig, reporter: Reporter, restart: str | None = None) -> st
     started = time.monotonic()
     with _session(config, reporter) as first:
         if restart is not None:
-            note(first.run, rounds_done=0)
+            update_record(first.run, rounds_done=0)
             remove_from(first.run, restart)
-            note(first.run, stages=stages(first.run))
+            update_record(first.run, stages=stage_states(first.run))
         model = first.seed
         for number in range(1, config.rounds + 1):
             model = improve(replace(first, number=number, start=model))
@@ -150,7 +151,7 @@ def _session(config: RunConfig, reporter: Reporter) -> Iterator[Round]:
     config = with_models(config)
     current_run = Run.open(config)
     seed = Model("m0", config.captioner.versioned_ref, config.fingerprint("captioner.ref", "captioner.revision"))
-    with Lease(current_run.folder) as lease, described(current_run, lease), Cluster(config) as cluster:
+    with Lease(current_run.folder) as lease, recorded(current_run, lease), Cluster(config) as cluster:
         yield Round(current_run, 1, seed, seed, cluster, reporter)
 
 
@@ -226,7 +227,7 @@ def remove_from(current_run: Run, stage: str) -> None:
 
 
 def _count_round(current_run: Run, number: int) -> None:
-    note(current_run, rounds_done=max(number, about(current_run).get("rounds_done", 0)))
+    update_record(current_run, rounds_done=max(number, read_record(current_run).get("rounds_done", 0)))
 
 
 def _report(current_run: Run) -> str:

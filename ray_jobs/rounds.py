@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -14,11 +14,13 @@ import pyarrow as pa
 
 from jsfree.config import Resources, RunConfig
 from jsfree.errors import StorageError
-from jsfree.run.storage import Folder, Manifest, Run
-from ray_jobs.cluster.capacity import check_room
+from jsfree.run.folder import Folder
+from jsfree.run.record import record_progress, record_stage
+from jsfree.run.run import Manifest, Run
+from ray_jobs.cluster.capacity import check_capacity
+from ray_jobs.cluster.nodes import add_new_nodes
 from ray_jobs.cluster.session import Cluster
 from ray_jobs.commands.console import Reporter
-from ray_jobs.describe import note_progress, note_stage, see_nodes
 from ray_jobs.shards.progress import Counts, Figures, Gauges, Show, harmless
 from ray_jobs.shards.runner import ShardedStage, StageClass, Table, run_shards, total
 
@@ -89,7 +91,7 @@ class Round:
             self._tell(name, done, "done before")
             return done
         started = time.monotonic()
-        note_stage(self.run, self.number, name, "running", self.cluster.nodes)
+        record_stage(self.run, self.number, name, "running", self.cluster.nodes)
         manifest = work()
         manifest = replace(manifest, fingerprint=fingerprint, seconds=time.monotonic() - started)
         self._tell(name, self._finish(self.number, name, manifest), "")
@@ -110,12 +112,12 @@ class Round:
         if missing:
             resources = requests[0].resources
             self.claim(title, resources, min(resources.min_replicas or resources.replicas, missing))
-            rows = sum(Folder(stage.source).rows() for stage in waiting.values())
+            rows = sum(Folder(stage.source).count_rows() for stage in waiting.values())
             running = [request for request in requests if request.name in waiting]
             for request in running:
                 if request.beside is not None:
                     self.run.begin(request.beside.number, request.beside.name, request.beside.fingerprint)
-                note_stage(self.run, request.number, request.name, "running", self.cluster.nodes)
+                record_stage(self.run, request.number, request.name, "running", self.cluster.nodes)
             with self.reporter.counting(title) as show:
                 told = self._telling(title, running, show)
                 run_shards(list(waiting.values()), self.cluster.board, Counts(rows), told)
@@ -124,8 +126,8 @@ class Round:
         for stage in waiting.values():
             Folder(stage.attempts).remove()
             for table in filter(None, (stage.target, stage.beside)):
-                Folder(table.uri).sweep()
-                Folder(table.errors).sweep()
+                Folder(table.uri).remove_partial_files()
+                Folder(table.errors).remove_partial_files()
         work = sum(manifest.device_seconds for manifest in totals.values()) or 1.0
         manifests = []
         for request in requests:
@@ -149,7 +151,7 @@ class Round:
             if time.monotonic() - noted[0] >= NOTE_SECONDS:
                 noted[0] = time.monotonic()
                 with suppress(StorageError):  # the stage itself will say what is wrong with the run's folder
-                    note_progress(self.run, [(request.number, request.name) for request in running], figures)
+                    record_progress(self.run, [(request.number, request.name) for request in running], asdict(figures))
 
         displays = [
             harmless(show, "progress"),
@@ -170,15 +172,15 @@ class Round:
             StageError: the cluster neither has the room nor can come to have it.
         """
         self.cluster.ensure()
-        waiting = check_room(stage, resources, replicas, fixed=self.cluster.is_local)
+        waiting = check_capacity(stage, resources, replicas, fixed=self.cluster.is_local)
         if waiting:
             self.reporter.say(f"  {waiting}")
 
     def _finish(self, number: int, name: str, manifest: Manifest) -> Manifest:
         """Publish the manifest of a stage, and enter it and the nodes that are there in ``run.json``."""
         self.run.finish(number, name, manifest)
-        see_nodes(self.cluster.nodes)
-        note_stage(self.run, number, name, manifest, self.cluster.nodes)
+        add_new_nodes(self.cluster.nodes)
+        record_stage(self.run, number, name, manifest, self.cluster.nodes)
         return manifest
 
     def _placed(self, request: StageRequest) -> ShardedStage:

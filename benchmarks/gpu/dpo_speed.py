@@ -15,11 +15,11 @@ from gpu.scale import Scale
 from gpu.training import Forward, train_step, two_forwards
 from jsfree import config
 from jsfree.dpo.batching import PADDING, PairBatch
-from jsfree.dpo.engine import adamw, checkpoint_gradients, prepare_policy
+from jsfree.dpo.engine import adamw, enable_gradient_checkpointing, prepare_policy
 from jsfree.dpo.policy import FLEX
 from jsfree.sizing import memory, rates
 from jsfree.sizing.memory import Lengths
-from jsfree.sizing.work import work_of
+from jsfree.sizing.workload import workload_of
 
 
 def measure_lora(scale: Scale, report: Report) -> None:
@@ -74,7 +74,7 @@ class Policy:
         """Shared prefix and two forwards, activations kept and computed again."""
         shared, plain = self.model, two_forwards(self.model)
         self._compare("shared prefix", shared, "two forwards", plain)
-        checkpoint_gradients(self.captioner.model)
+        enable_gradient_checkpointing(self.captioner.model)
         self._compare("shared prefix, checkpointed", shared, "two forwards, checkpointed", plain)
 
     def _compare(self, name: str, forward: Forward, other_name: str, other: Forward) -> None:
@@ -140,8 +140,8 @@ class Policy:
         lengths = Lengths(prefix, lead, scale.caption, scale.caption)
         if peak.beyond is not None:
             predicted = memory.training(scale.shape_7b, train, "bfloat16", lengths)
-            self.report.predict(f"{name}: activations", predicted.passing["activations"], peak.beyond, "bytes")
-        work = work_of(settings, 1000)
+            self.report.predict(f"{name}: activations", predicted.transient["activations"], peak.beyond, "bytes")
+        work = workload_of(settings, 1000)
         seconds = rates.train_seconds(settings, work, scale.shape_7b, lengths, device.kind(scale))
         # The prediction counts a reference pass too, which the measurement leaves out.
         self.report.predict(f"{name}: pairs, reference included", work.pairs / seconds, pairs_per_second, "pairs/s")

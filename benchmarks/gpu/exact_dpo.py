@@ -15,8 +15,8 @@ from jsfree import config
 from jsfree.config import RunConfig
 from jsfree.dpo.batching import PairBatch, collate
 from jsfree.dpo.engine import adamw, prepare_policy
-from jsfree.dpo.loop import first_loss_tolerance
-from jsfree.dpo.loss import PairLogps, first_loss
+from jsfree.dpo.loop import initial_loss_tolerance
+from jsfree.dpo.loss import PairLogps, initial_loss
 from jsfree.dpo.policy import FLEX, PairModel
 from jsfree.images.sources import training_samples
 from jsfree.models.loading import DTYPES, Captioner, load_captioner
@@ -87,8 +87,8 @@ def compare(model: PairModel, batch: PairBatch, attention: str, settings: RunCon
     with torch.no_grad():
         reference = model(batch)
     loss = float(loss_of(model(batch), reference, batch, settings.train).detach())
-    off = abs(loss - first_loss(settings.train))
-    report.check(f"{name}: the first loss from ln 2", off, first_loss_tolerance(settings))
+    off = abs(loss - initial_loss(settings.train.beta, settings.train.loss))
+    report.check(f"{name}: the first loss from ln 2", off, initial_loss_tolerance(settings))
 
 
 def _with_gradients(

@@ -14,7 +14,7 @@ from gpu.scale import Scale
 from gpu.training import train_step
 from jsfree import config
 from jsfree.config import RunConfig
-from jsfree.dpo.batching import collate, length_of, micro_batches, order_of_epoch
+from jsfree.dpo.batching import collate, epoch_order, micro_batches, pair_length
 from jsfree.dpo.engine import adamw, prepare_policy
 from jsfree.dpo.loop import learning_rate
 from jsfree.evaluation import miniworld as metrics
@@ -79,12 +79,12 @@ def train(settings: RunConfig, pairs: list[Any], folder: str, scale: Scale) -> l
     captioner = load_captioner(CAPTIONER, scale.device)
     model, size = prepare_policy(captioner, settings), settings.train.pairs_per_step
     optimizer = adamw(model, settings, fused=scale.device == "cuda")
-    lengths = [length_of(pair) for pair in pairs]
+    lengths = [pair_length(pair) for pair in pairs]
     steps = len(pairs) // size
     chosen = [
         micro
         for epoch in range(settings.train.epochs)
-        for order in [order_of_epoch(len(pairs), settings.seed, epoch)]
+        for order in [epoch_order(len(pairs), settings.seed, epoch)]
         for step in range(steps)
         for micro in micro_batches(lengths, order[step * size : (step + 1) * size], size, rank=0, world=1)
     ]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from jsfree.config import Train
 from jsfree.dpo.batching import CHOSEN, PREFIX, REJECTED, PairBatch
-from jsfree.dpo.loss import Lengths, PairLogps, dpo
+from jsfree.dpo.loss import Lengths, PairLogps, preference_loss
 from jsfree.dpo.policy import PairModel
 
 Forward = Callable[[PairBatch], PairLogps]
@@ -18,7 +18,11 @@ Forward = Callable[[PairBatch], PairLogps]
 def loss_of(logps: PairLogps, reference: PairLogps, batch: PairBatch, settings: Train) -> torch.Tensor:
     """The mean loss of a batch."""
     chosen, rejected = torch.tensor(batch.lengths, device=logps.chosen.device).chunk(2)
-    return dpo(logps, reference, Lengths(chosen, rejected), settings).loss.mean()
+    lengths = Lengths(chosen, rejected)
+    terms = preference_loss(
+        logps, reference, lengths, beta=settings.beta, label_smoothing=settings.label_smoothing, kind=settings.loss
+    )
+    return terms.loss.mean()
 
 
 def train_step(

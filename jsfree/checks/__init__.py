@@ -1,5 +1,5 @@
-"""What will not work is found out before anything is spent: settings, libraries, storage, models, images, memory, time.
+"""Checks of a configuration before a run (preflight) and of a finished run (smoke).
 
-A check yields findings; one that fails names the cause and the remedy. Nothing here needs a GPU, loads a model's
-weights or starts a cluster; what a Ray cluster has is looked at in ``ray_jobs/commands/preflight.py``.
+Preflight checks settings, libraries, storage, models, images, memory and time without a GPU, without loading weights
+and without starting a cluster; ``ray_jobs/commands/preflight.py`` adds what a Ray cluster offers.
 """

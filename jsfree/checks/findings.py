@@ -1,4 +1,4 @@
-"""What a check found, and how a check that cannot be made becomes a finding itself."""
+"""The result of a check, for preflight and for the smoke run alike."""
 
 from __future__ import annotations
 
@@ -11,63 +11,66 @@ from jsfree.errors import JsfreeError
 
 
 class Verdict(StrEnum):
-    """How a check ended."""
+    """The outcome of a check."""
 
     OK = "ok"
     NOTE = "note"
-    """It works, but a person should know."""
+    """Not an obstacle, but worth knowing."""
     FAILS = "fails"
-    """The run cannot work so."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A line of the table: what was looked at, what was found, and what to do about it."""
+    """One check: its area and name, the verdict, what was found, and how to remedy it."""
 
     area: str
-    check: str
+    name: str
     verdict: Verdict
     found: str
     remedy: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return {**asdict(self), "verdict": str(self.verdict)}
+        """The finding as ``jsfree preflight --json`` prints it."""
+        values = asdict(self)
+        return {"area": values.pop("area"), "check": values.pop("name"), **values, "verdict": str(self.verdict)}
 
 
-def ok(area: str, check: str, found: str) -> Finding:
-    """A check that passed."""
-    return Finding(area, check, Verdict.OK, found)
+def ok(area: str, name: str, found: str) -> Finding:
+    """A passed check."""
+    return Finding(area, name, Verdict.OK, found)
 
 
-def note(area: str, check: str, found: str, remedy: str = "") -> Finding:
-    """Something to know."""
-    return Finding(area, check, Verdict.NOTE, found, remedy)
+def note(area: str, name: str, found: str, remedy: str = "") -> Finding:
+    """A passed check with something worth knowing."""
+    return Finding(area, name, Verdict.NOTE, found, remedy)
 
 
-def fails(area: str, check: str, found: str, remedy: str) -> Finding:
-    """Something that cannot work."""
-    return Finding(area, check, Verdict.FAILS, found, remedy)
+def fails(area: str, name: str, found: str, remedy: str) -> Finding:
+    """A failed check."""
+    return Finding(area, name, Verdict.FAILS, found, remedy)
 
 
-def failed(area: str, check: str, error: JsfreeError, remedy: str = "") -> Finding:
-    """An error of ours as a finding: its message says what is wrong, and behind the last semicolon what to do."""
-    found, semicolon, told = str(error).rpartition("; ")
-    return Finding(area, check, Verdict.FAILS, found if semicolon else told, told if semicolon else remedy)
-
-
-def attempted(area: str, check: str, work: Callable[[], Iterable[Finding]], remedy: str = "") -> Iterator[Finding]:
-    """The findings of a check; one that raises an error of ours ends in it.
+def from_error(area: str, name: str, error: JsfreeError, remedy: str = "") -> Finding:
+    """A failed check whose problem and remedy are those of an error.
 
     Args:
-        remedy: what to do about an error that does not say it.
+        remedy: used if the error has none.
+    """
+    return fails(area, name, error.problem, error.remedy or remedy)
+
+
+def run_check(area: str, name: str, check: Callable[[], Iterable[Finding]], remedy: str = "") -> Iterator[Finding]:
+    """Yield the findings of ``check``; a ``JsfreeError`` that it raises becomes the last one.
+
+    Args:
+        remedy: used for an error that has none.
     """
     try:
-        yield from work()
+        yield from check()
     except JsfreeError as error:
-        yield failed(area, check, error, remedy)
+        yield from_error(area, name, error, remedy)
 
 
-def works(findings: Iterable[Finding]) -> bool:
-    """Whether nothing stands in the way."""
+def none_fails(findings: Iterable[Finding]) -> bool:
+    """Whether no check failed."""
     return all(finding.verdict is not Verdict.FAILS for finding in findings)

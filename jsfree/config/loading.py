@@ -102,7 +102,8 @@ def build(settings: Mapping[str, Any], where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(f"{where}: " + "; ".join(_explain(problem) for problem in error.errors())) from None
+        problems, remedies = zip(*map(_explain, error.errors()), strict=True)
+        raise ConfigError(f"{where}: {'; '.join(problems)}", "; ".join(filter(None, remedies))) from None
 
 
 def _check_texts(value: Any, where: str) -> None:
@@ -146,20 +147,20 @@ def _apply(settings: dict[str, Any], overrides: Sequence[str], values: Mapping[s
         section[last] = value
 
 
-def _explain(problem: Mapping[str, Any]) -> str:
-    """Describe a pydantic error in one line: the key, the problem and the remedy."""
+def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
+    """Describe a pydantic error: the problem, with the key, and the remedy, which may be empty."""
     location = [part for part in problem["loc"] if isinstance(part, str)]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         valid = _sibling_keys(location)
         nearest = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid keys: {', '.join(valid)}"
-        return f"unknown key {key!r}; {hint}"
+        return f"unknown key {key!r}", hint
     message = problem["msg"].removeprefix("Value error, ")
     value = problem.get("input")
     shown = f" (got {value!r})" if isinstance(value, str | int | float | bool | date | None) else ""
-    hint = "; put it in quotes" if problem["type"] == "string_type" and shown and value is not None else ""
-    return f"{key or 'configuration'}: {message}{shown}{hint}"
+    hint = "put it in quotes" if problem["type"] == "string_type" and shown and value is not None else ""
+    return f"{key or 'configuration'}: {message}{shown}", hint
 
 
 def _sibling_keys(location: Sequence[str]) -> list[str]:

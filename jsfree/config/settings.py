@@ -293,8 +293,9 @@ class Score(Section):
     """Stage 2: CLIP similarity between each sentence and the image."""
 
     with_generation: Annotated[bool, Placement()] = False
-    """Score pairs in the replicas that generate them. Each image is read once, and the scores are the same, but
-    captioner and CLIP must fit on one GPU together. ``resources`` then applies only to captions of the evaluation."""
+    """Score captions, of pairs and of the evaluation, in the replicas that generate them. Each image is read once, and
+    the scores are the same, but captioner and CLIP must fit on one GPU together. ``resources`` then applies only to
+    captions that were generated without scores."""
     resources: Annotated[Resources, Placement()] = Resources()
 
 

@@ -1,9 +1,9 @@
-"""From selected pairs to tensors: both captions of a pair after one prefix, in one row.
+"""Tensors of preference pairs: both captions of a pair in one row, after one shared prefix.
 
-A row is [prompt with image | chosen | rejected], padded on the right. Both captions see the prefix and themselves, not
-each other, and both begin at the position after the prefix, so the row gives what two rows of their own would give,
-and the prefix, most of it visual tokens, is computed once. Completion tokens are the very tokens that were generated
-(a stored caption is never tokenised again); the end token belongs to the completion.
+A row is [prompt with image | chosen | rejected], padded on the right. Each caption attends to the prefix and to
+itself, not to the other caption, and both start at the position after the prefix. So a row gives the same
+log-probabilities as two separate rows, while the prefix, which is mostly visual tokens, is computed once. Completion
+tokens are those that were generated, never a stored text tokenised again; they include the end token.
 
 Shape suffixes: B pairs (rows), L positions of a row, T completion tokens of the batch.
 """
@@ -35,8 +35,8 @@ PREFIX, CHOSEN, REJECTED, PADDING = range(4)
 class PairBatch:
     """Pairs as tensors.
 
-    The images are ``pixels`` (B, 3, height, width), or ``features`` (B, visual tokens, width) where the vision tower
-    has seen them already.
+    The images are either ``pixels`` (B, 3, height, width), or ``features`` (B, visual tokens, width): outputs of the
+    vision tower that were computed earlier.
     """
 
     ids_BL: torch.Tensor
@@ -44,20 +44,21 @@ class PairBatch:
     segments_BL: torch.Tensor
     """``PREFIX``, ``CHOSEN``, ``REJECTED`` or ``PADDING``."""
     rows_T: torch.Tensor
-    sources_T: torch.Tensor
-    """Where in its row the model predicts a completion token."""
+    """Row of each completion token."""
+    columns_T: torch.Tensor
+    """Column whose hidden state predicts the completion token."""
     targets_T: torch.Tensor
-    """The completion tokens: of all chosen captions, then of all rejected ones."""
+    """The completion tokens: those of all chosen captions, then those of all rejected ones."""
     lengths: list[int]
     """Tokens of each caption, in the order of ``targets_T``, (2 B)."""
     pixels: torch.Tensor | None = None
     features: torch.Tensor | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> PairBatch:
-        """The batch on a device, its images in the model's dtype."""
+        """Move the batch to a device and convert its images to the model's dtype."""
 
-        def images(tensor: torch.Tensor | None) -> torch.Tensor | None:
-            return None if tensor is None else tensor.to(device=device, dtype=dtype)
+        def converted(images: torch.Tensor | None) -> torch.Tensor | None:
+            return None if images is None else images.to(device=device, dtype=dtype)
 
         return replace(
             self,
@@ -65,33 +66,33 @@ class PairBatch:
             positions_BL=self.positions_BL.to(device),
             segments_BL=self.segments_BL.to(device),
             rows_T=self.rows_T.to(device),
-            sources_T=self.sources_T.to(device),
+            columns_T=self.columns_T.to(device),
             targets_T=self.targets_T.to(device),
-            pixels=images(self.pixels),
-            features=images(self.features),
+            pixels=converted(self.pixels),
+            features=converted(self.features),
         )
 
 
 def attention_mask(segments_BL: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What is added to attention's scores, (B, 1, L, L): 0 where a position sees another, the lowest number elsewhere.
+    """Additive attention mask, (B, 1, L, L): 0 where a query may attend to a key, else the dtype's lowest number.
 
-    A position sees those up to itself in the prefix and in its own caption.
+    A position attends to earlier positions of the prefix and of its own caption, and to itself.
     """
     length = segments_BL.shape[1]
     keys, queries = segments_BL[:, None, None, :], segments_BL[:, None, :, None]
-    earlier = torch.ones(length, length, dtype=torch.bool, device=segments_BL.device).tril()
-    seen = earlier & ((keys == PREFIX) | (keys == queries))
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments_BL.device).tril()
+    visible = causal & ((keys == PREFIX) | (keys == queries))
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
-def sees(segments_BL: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """The same as a rule (row, head, query, key) for flex attention, which skips blocks that nobody sees."""
+def flex_mask(segments_BL: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """``attention_mask`` as a ``mask_mod(row, head, query, key)`` of flex attention, which skips masked blocks."""
 
-    def rule(row: torch.Tensor, _: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    def mask_mod(row: torch.Tensor, _: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         segment = segments_BL[row, key]
         return (key <= query) & ((segment == PREFIX) | (segment == segments_BL[row, query]))
 
-    return rule
+    return mask_mod
 
 
 def collate(
@@ -100,16 +101,19 @@ def collate(
     limits: Source,
     features: Sequence[torch.Tensor] | None = None,
 ) -> PairBatch:
-    """Tensors of ``pairs``, on the CPU; of any thread.
+    """Build the batch of some pairs, on the CPU. Thread-safe.
 
     Args:
-        features: what the vision tower makes of each image; the images are not read then.
+        pairs: the pairs.
+        captioner: its processor prepares prompts and images.
+        limits: what an image file may have (``Source.max_pixels`` and others).
+        features: vision features of each image, (visual tokens, width); the images are not read then.
 
     Raises:
         RowError: an image that could be loaded when its captions were generated cannot be loaded now.
     """
     prompts = [captioner.prompt_ids(pair["prompt"], image=True) for pair in pairs]
-    batch = _in_rows(pairs, prompts)
+    batch = _pack(pairs, prompts)
     if features is not None:
         return replace(batch, features=torch.stack(list(features)))
     # One decoded image at a time: each may take hundreds of megabytes.
@@ -118,65 +122,66 @@ def collate(
     )
 
 
-def _in_rows(pairs: Sequence[SelectedPair], prompts: Sequence[Sequence[int]]) -> PairBatch:
-    length = max(map(length_of, pairs, prompts))
+def _pack(pairs: Sequence[SelectedPair], prompts: Sequence[Sequence[int]]) -> PairBatch:
+    """Lay out token ids, positions and segments; the batch has no images yet."""
+    length = max(map(pair_length, pairs, prompts))
     ids = torch.zeros(len(pairs), length, dtype=torch.int64)
     positions = torch.zeros_like(ids)
     segments = torch.full_like(ids, PADDING)
-    predicted: dict[int, list[tuple[int, list[int], list[int]]]] = {CHOSEN: [], REJECTED: []}
+    completions: dict[int, list[tuple[int, list[int], list[int]]]] = {CHOSEN: [], REJECTED: []}
     for row, (pair, prompt) in enumerate(zip(pairs, prompts, strict=True)):
         first = len(prompt)
         ids[row, :first] = torch.tensor(prompt)
         positions[row, :first] = torch.arange(first)
         segments[row, :first] = PREFIX
-        at = first
+        start = first
         for segment, caption in ((CHOSEN, pair["chosen"]), (REJECTED, pair["rejected"])):
             tokens = list(caption["token_ids"])
-            end = at + len(tokens)
-            ids[row, at:end] = torch.tensor(tokens)
-            positions[row, at:end] = torch.arange(first, first + len(tokens))
-            segments[row, at:end] = segment
-            # The last of the prefix predicts the first token, each token the next one.
-            predicted[segment].append((row, [first - 1, *range(at, end - 1)], tokens))
-            at = end
-    every = [*predicted[CHOSEN], *predicted[REJECTED]]
+            end = start + len(tokens)
+            ids[row, start:end] = torch.tensor(tokens)
+            positions[row, start:end] = torch.arange(first, first + len(tokens))
+            segments[row, start:end] = segment
+            # The last prefix token predicts the first completion token, each completion token the next one.
+            completions[segment].append((row, [first - 1, *range(start, end - 1)], tokens))
+            start = end
+    ordered = [*completions[CHOSEN], *completions[REJECTED]]
     return PairBatch(
-        ids,
-        positions,
-        segments,
-        rows_T=torch.tensor([row for row, _, tokens in every for _ in tokens]),
-        sources_T=torch.tensor([source for _, sources, _ in every for source in sources]),
-        targets_T=torch.tensor([token for _, _, tokens in every for token in tokens]),
-        lengths=[len(tokens) for _, _, tokens in every],
+        ids_BL=ids,
+        positions_BL=positions,
+        segments_BL=segments,
+        rows_T=torch.tensor([row for row, _, tokens in ordered for _ in tokens]),
+        columns_T=torch.tensor([column for _, columns, _ in ordered for column in columns]),
+        targets_T=torch.tensor([token for _, _, tokens in ordered for token in tokens]),
+        lengths=[len(tokens) for _, _, tokens in ordered],
     )
 
 
-def length_of(pair: SelectedPair, prompt: Sequence[int] = ()) -> int:
-    """Positions that a pair takes in its row; without the prompt, what tells it from others."""
+def pair_length(pair: SelectedPair, prompt: Sequence[int] = ()) -> int:
+    """Tokens of both captions of a pair, and of its prompt where that is given."""
     return len(prompt) + len(pair["chosen"]["token_ids"]) + len(pair["rejected"]["token_ids"])
 
 
-def require_context(pairs: Sequence[SelectedPair], captioner: Captioner) -> None:
-    """See that the model has a position for every token: nothing of a pair is ever cut.
+def check_context_length(pairs: Sequence[SelectedPair], captioner: Captioner) -> None:
+    """Check that every pair fits into the model's context; pairs are never truncated.
 
     Raises:
         StageError: a caption with its image and prompt is longer than the model's context.
     """
-    room = int(captioner.model.config.get_text_config().max_position_embeddings)
+    context = int(captioner.model.config.get_text_config().max_position_embeddings)
     prefixes = {prompt: len(captioner.prompt_ids(prompt, image=True)) for prompt in {pair["prompt"] for pair in pairs}}
     for pair in pairs:
         prefix, caption = prefixes[pair["prompt"]], max(len(pair[role]["token_ids"]) for role in ("chosen", "rejected"))
-        if prefix + caption > room:
+        if prefix + caption > context:
             raise StageError(
                 f"pair {pair['sample_id']}: image and prompt take {prefix} positions and a caption {caption}, more than"
-                f" the {room} of the model",
+                f" the {context} of the model",
                 "generate shorter captions (generate.decoding.max_new_tokens), or import"
                 " none that long (imported.max_tokens)",
             )
 
 
-def order_of_epoch(pairs: int, seed: int, epoch: int) -> array[int]:
-    """Order of the pairs in an epoch: a function of (pairs, seed, epoch), not of what happened before."""
+def epoch_order(pairs: int, seed: int, epoch: int) -> array[int]:
+    """Order of the pairs in an epoch: a pure function of its arguments, so that a resumed run repeats it."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return array("q", torch.randperm(pairs, generator=generator).numpy().tobytes())
 
@@ -184,28 +189,31 @@ def order_of_epoch(pairs: int, seed: int, epoch: int) -> array[int]:
 def micro_batches(
     lengths: Sequence[int] | NDArray[np.int32], step_indices: Sequence[int], micro: int, rank: int, world: int
 ) -> list[list[int]]:
-    """Indices of the pairs that worker ``rank`` of ``world`` takes in a step, ``micro`` at a time.
+    """Split a step's pairs into micro batches; those of one worker.
 
-    Pairs of like length go together, over all workers, so that there is little padding and nobody waits: which pairs a
-    step has is settled before, and its gradient is their mean however they are grouped.
+    Pairs of similar length are grouped across all workers, which limits padding and waiting. The gradient of a step is
+    the mean over its pairs, however they are grouped.
 
     Args:
-        lengths: of all pairs.
-        step_indices: the step's pairs.
+        lengths: tokens of all pairs.
+        step_indices: indices of the step's pairs.
+        micro: pairs in a micro batch.
+        rank: the worker.
+        world: number of workers.
     """
     ordered = sorted(step_indices, key=lambda index: (-lengths[index], index))
-    together = micro * world
-    return [ordered[start : start + together][rank::world] for start in range(0, len(ordered), together)]
+    group = micro * world
+    return [ordered[start : start + group][rank::world] for start in range(0, len(ordered), group)]
 
 
-def prefetched(load: Callable[[Item], Loaded], items: Iterable[Item]) -> Iterator[Loaded]:
-    """``load`` of each item, the next one in a thread while its user works with this one."""
+def prefetch(load: Callable[[Item], Loaded], items: Iterable[Item]) -> Iterator[Loaded]:
+    """Yield ``load(item)`` for each item, loading the next one in a thread meanwhile."""
     with ThreadPoolExecutor(1) as loader:
-        waiting = None
+        pending = None
         for item in items:
             following = loader.submit(load, item)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()

@@ -1,7 +1,7 @@
-"""What the frozen vision tower makes of the images, computed once and kept on disk (``train.cache_vision_features``).
+"""A disk cache of the frozen vision tower's outputs (``train.cache_vision_features``).
 
-A file an image, ``features/<origin>/<image>.safetensors``, beside the round's tables: an image's features in the
-model's dtype, (visual tokens, width). For LLaVA-1.5 they are 1.2 MB an image (576 x 1,024 in bfloat16).
+One file per image, ``features/<origin>/<image>.safetensors`` in the round's folder: the image's features in the
+model's dtype, (visual tokens, width). LLaVA-1.5 takes 1.2 MB an image (576 x 1,024 in bfloat16).
 """
 
 from __future__ import annotations
@@ -16,84 +16,92 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from safetensors.torch import load, save
 
-from jsfree.dpo.batching import PairBatch, prefetched
-from jsfree.dpo.pairs import Pairs, each
-from jsfree.dpo.reference_logps import Load, collective_device
-from jsfree.run.storage import Folder
+from jsfree.dpo.batching import PairBatch, prefetch
+from jsfree.dpo.pairs import Pairs, iterate
+from jsfree.dpo.reference_logps import LoadBatch, collective_device
+from jsfree.run.folder import Folder
 from jsfree.schemas import SelectedPair
 
-NAME = "features"
+TENSOR = "features"
 SUFFIX = ".safetensors"
 FILE = re.compile(rf"([0-9a-f]{{32}}){re.escape(SUFFIX)}")
 DIGEST = "V16"
-"""An image's digest, the hexadecimal form of which is the name of its file, in an array."""
+"""numpy dtype of an image's digest, which in hexadecimal is the name of its file."""
 
 
 class VisionFeatures:
-    """The features of a round's images. ``origin`` is what they depend on: model, dtype and preprocessing."""
+    """The cached features of a round's images."""
 
     def __init__(self, folder: Folder, origin: Mapping[str, str]) -> None:
-        depends = "\0".join(f"{name}={value}" for name, value in sorted(origin.items()) if name != "pairs")
-        self.folder = folder / hashlib.sha256(depends.encode()).hexdigest()[:16]
+        """Open the cache.
 
-    def of(self, pair: SelectedPair) -> torch.Tensor:
-        """The features of a pair's image, from the disk; of any thread."""
-        return load(self.folder.read(_name(pair)))[NAME]
+        Args:
+            folder: folder of all caches.
+            origin: as of ``reference_logps.origin``; all of it but the pairs identifies the cache.
+        """
+        key = "\0".join(f"{name}={value}" for name, value in sorted(origin.items()) if name != "pairs")
+        self.folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
 
-    def prepare(
+    def load(self, pair: SelectedPair) -> torch.Tensor:
+        """Read the features of a pair's image, (visual tokens, width). Thread-safe."""
+        return load(self.folder.read(_file_name(pair)))[TENSOR]
+
+    def compute_missing(
         self,
         pairs: Pairs,
-        load_batch: Load,
+        load_batch: LoadBatch,
         forward: Callable[[torch.Tensor | None], torch.Tensor],
         micro: int,
     ) -> None:
-        """Have all workers compute together what is not there yet.
+        """Compute the features that are not cached yet, split among all workers; every worker must call.
 
         Args:
-            load_batch: makes a batch with pixels of the pairs at some positions.
+            pairs: all pairs.
+            load_batch: builds a batch with pixels from positions in ``pairs``.
             forward: the vision tower: pixels to features.
             micro: images in one forward pass.
         """
         rank, world = dist.get_rank(), dist.get_world_size()
-        missing = self._shared(self._missing(pairs) if rank == 0 else None)
-        share = -(-len(missing) // world)  # all make as many forward passes: ZeRO-3 needs it
-        mine = [missing[(rank + world * turn) % len(missing)] for turn in range(share)]
-        parts = [mine[at : at + micro] for at in range(0, share, micro)]
+        missing = _broadcast(self._missing(pairs) if rank == 0 else None)
+        share = -(-len(missing) // world)  # ZeRO-3 needs as many forward passes on every worker
+        positions = [missing[(rank + world * number) % len(missing)] for number in range(share)]
+        parts = [positions[start : start + micro] for start in range(0, share, micro)]
 
-        def named(part: list[int]) -> tuple[list[str], PairBatch]:
-            return [_name(pairs[position]) for position in part], load_batch(part)
+        def load_named(part: list[int]) -> tuple[list[str], PairBatch]:
+            return [_file_name(pairs[position]) for position in part], load_batch(part)
 
-        for names, batch in prefetched(named, parts):
+        for names, batch in prefetch(load_named, parts):
             for name, features in zip(names, forward(batch.pixels).cpu(), strict=True):
-                self.folder.write(name, save({NAME: features.contiguous()}))
+                self.folder.write(name, save({TENSOR: features.contiguous()}))
         dist.barrier()
         if rank == 0:
-            self.folder.sweep()
+            self.folder.remove_partial_files()
 
     def _missing(self, pairs: Pairs) -> NDArray[np.int64]:
-        """Positions of pairs whose images' features are to be computed, in the order of their files' names."""
-        names = bytearray()
-        for pair in each(pairs, ["sample_id", "image.sha256"]):
-            names += _digest(pair)
-        present = b"".join(bytes.fromhex(found[1]) for found in map(FILE.fullmatch, self.folder.names()) if found)
-        needed, there = (np.frombuffer(bytes(digests), DIGEST) for digests in (names, present))
-        # Of pairs with the same image the last one stands for all.
-        _, last = np.unique(needed[::-1], return_index=True)
-        positions = len(needed) - 1 - last
-        return positions[~np.isin(needed[positions], there)]
-
-    def _shared(self, missing: NDArray[np.int64] | None) -> list[int]:
-        """What rank 0 found, for all workers: what one sees in a store another may not see yet."""
-        device = collective_device()
-        count = torch.tensor(0 if missing is None else len(missing), device=device)
-        dist.broadcast(count, src=0)
-        positions = torch.zeros(int(count), dtype=torch.int64) if missing is None else torch.from_numpy(missing)
-        positions = positions.to(device)
-        dist.broadcast(positions, src=0)
-        return positions.tolist()
+        """Positions of one pair for each image without cached features, in the order of the files' names."""
+        digests = bytearray()
+        for pair in iterate(pairs, ["sample_id", "image.sha256"]):
+            digests += _digest(pair)
+        cached = b"".join(bytes.fromhex(match[1]) for match in map(FILE.fullmatch, self.folder.names()) if match)
+        required, available = (np.frombuffer(bytes(joined), DIGEST) for joined in (digests, cached))
+        # np.unique on the reversed array gives the last pair of each image.
+        _, last = np.unique(required[::-1], return_index=True)
+        positions = len(required) - 1 - last
+        return positions[~np.isin(required[positions], available)]
 
 
-def _name(pair: SelectedPair) -> str:
+def _broadcast(positions: NDArray[np.int64] | None) -> list[int]:
+    """Send rank 0's positions to all workers, since they may not see the same files yet in an object store."""
+    device = collective_device()
+    count = torch.tensor(0 if positions is None else len(positions), device=device)
+    dist.broadcast(count, src=0)
+    exchanged = torch.zeros(int(count), dtype=torch.int64) if positions is None else torch.from_numpy(positions)
+    exchanged = exchanged.to(device)
+    dist.broadcast(exchanged, src=0)
+    return exchanged.tolist()
+
+
+def _file_name(pair: SelectedPair) -> str:
     return _digest(pair).hex() + SUFFIX
 
 

@@ -1,14 +1,12 @@
-"""The training loop of one worker: DPO on selected pairs with a DeepSpeed engine, checkpointed.
+"""The training loop of one worker: DPO on selected pairs with a DeepSpeed engine, with checkpoints.
 
-It knows torch.distributed, which its caller has initialised, and no Ray: checkpoints and progress leave
-through the ``Hooks`` it is given.
+The caller initialises torch.distributed. The loop does not import Ray: checkpoints and progress go through ``Hooks``.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,39 +20,40 @@ import torch.distributed as dist
 
 from jsfree.config import RunConfig
 from jsfree.dpo import reference_logps
-from jsfree.dpo.batching import PairBatch, collate, micro_batches, order_of_epoch, prefetched
-from jsfree.dpo.engine import gathered_weights, start_engine
+from jsfree.dpo.batching import PairBatch, collate, epoch_order, micro_batches, prefetch
+from jsfree.dpo.engine import gather_weights, start_engine
 from jsfree.dpo.features import VisionFeatures
-from jsfree.dpo.figures import FIGURES, peak_memory, summed
-from jsfree.dpo.lora import merged
-from jsfree.dpo.loss import Lengths, PairLogps, anchor, dpo, first_loss
+from jsfree.dpo.figures import Sums, add_sums, mean_figures, peak_memory, sum_figures, zero_sums
+from jsfree.dpo.lora import merge_adapters
+from jsfree.dpo.loss import Lengths, PairLogps, chosen_nll, initial_loss, preference_loss
 from jsfree.dpo.pairs import PairIndex, Pairs, Subset
 from jsfree.dpo.policy import PairModel
 from jsfree.dpo.step_log import Step
-from jsfree.dpo.validation import Validation
+from jsfree.dpo.validation import EarlyStopping
 from jsfree.errors import StageError
 from jsfree.models.contents import ADAPTER
 from jsfree.models.loading import DTYPES, load_captioner
 from jsfree.models.references import hub_model
 from jsfree.models.replacing import replace_folder
 from jsfree.models.saving import publish_captioner
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
+from jsfree.schedules import warmup_cosine
 
 log = logging.getLogger(__name__)
 
-FIRST_LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
-"""By how much the first loss may differ from ln 2, at beta 0.1."""
+INITIAL_LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+"""Largest allowed difference of the first loss from ln 2, by dtype, at beta 0.1."""
 WORKERS = "workers.json"
 """File of a checkpoint with the number of workers whose shards it holds."""
+HELD_OUT_EPOCH = -1
+"""The epoch whose order draws the held-out pairs."""
 Batch = tuple[Sequence[int], PairBatch]
 """Positions of pairs, and the pairs as tensors."""
-HELD_OUT = -1
-"""The epoch whose order draws the pairs that are held out."""
 
 
 @dataclass(frozen=True)
 class Models:
-    """References of the model a round starts from and of its frozen reference, and the latter's fingerprint."""
+    """References of the policy's start model and of the frozen reference model, and the fingerprint of the latter."""
 
     policy: str
     reference: str
@@ -63,7 +62,7 @@ class Models:
 
 @dataclass(frozen=True)
 class Folders:
-    """Where training keeps the reference's log-probabilities and images' features, and publishes the model."""
+    """Folders of reference log-probabilities, cached vision features and the published model."""
 
     reference: Folder
     features: Folder
@@ -72,112 +71,107 @@ class Folders:
 
 @dataclass(frozen=True)
 class Hooks:
-    """How a worker reaches its surroundings.
-
-    ``progress`` gets all steps so far and how many there will be (rank 0 only); ``save`` gets a folder with this
-    rank's part of a checkpoint and the step's number (every rank); ``restore`` is the folder of a checkpoint to
-    go on from.
-    """
+    """Callbacks of the loop, and the checkpoint it resumes from."""
 
     progress: Callable[[Sequence[Step], int], None]
+    """Receives all steps so far and the total number of steps; called on rank 0 only."""
     save: Callable[[str, int], None]
+    """Receives the folder with this rank's part of a checkpoint and the number of steps done; called on every rank."""
     restore: str | None
+    """Folder of the checkpoint to resume from."""
 
 
 def steps_per_epoch(pairs: int, config: RunConfig) -> int:
-    """Optimizer steps of an epoch; pairs that do not fill a step wait for another epoch's order.
+    """Optimizer steps per epoch; pairs that do not fill a last step are left out of that epoch.
 
     Args:
-        pairs: selected pairs, those that are held out included.
+        pairs: number of selected pairs, including held-out ones.
+        config: the run's settings.
 
     Raises:
-        StageError: there are fewer pairs to train on than one step takes.
+        StageError: there are fewer training pairs than ``train.pairs_per_step``.
     """
     held_out = config.train.validation.pairs
     steps = (pairs - held_out) // config.train.pairs_per_step
     if steps < 1:
         without = f" without the {held_out} that are held out (train.validation.pairs)" if held_out else ""
         raise StageError(
-            f"{pairs} selected pairs{without} do not fill one step of {config.train.pairs_per_step};"
-            " use more images (source.count), keep more splits, or lower train.pairs_per_step"
+            f"{pairs} selected pairs{without} do not fill one step of {config.train.pairs_per_step}",
+            "use more images (source.count), keep more splits, or lower train.pairs_per_step",
         )
     return steps
 
 
-def first_loss_tolerance(config: RunConfig) -> float:
-    """By how much the first loss may differ from ``loss.first_loss``.
+def initial_loss_tolerance(config: RunConfig) -> float:
+    """Largest allowed difference of the first loss from ``loss.initial_loss``.
 
-    In bfloat16 the noise is that of the margin, which beta weighs; that of ``ipo`` grows with 1 / beta.
+    In bfloat16 the margin is noisy, and the loss scales that noise by beta. The noise of ``ipo`` grows with 1 / beta.
     """
-    tolerance, train = FIRST_LOSS_TOLERANCE[config.captioner.dtype], config.train
+    tolerance, train = INITIAL_LOSS_TOLERANCE[config.captioner.dtype], config.train
     if train.loss == "ipo":
         return tolerance / train.beta
     return tolerance * max(1.0, train.beta / 0.1) if config.captioner.dtype == "bfloat16" else tolerance
 
 
 def learning_rate(step: int, total: int, config: RunConfig) -> float:
-    """Linear warm-up, then a cosine to zero at the end of training."""
+    """Learning rate at ``step`` of ``total``: linear warm-up, then a cosine to zero."""
     warmup = max(1, round(config.train.warmup_fraction * total))
-    if step < warmup:
-        return config.train.learning_rate * (step + 1) / warmup
-    return config.train.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+    return config.train.learning_rate * warmup_cosine(step, total, warmup)
 
 
-def train(
-    config: RunConfig,
-    pairs: Pairs,
-    models: Models,
-    folders: Folders,
-    hooks: Hooks,
-    device: str,
-) -> None:
-    """Train the policy and publish it.
+def train(config: RunConfig, pairs: Pairs, models: Models, folders: Folders, hooks: Hooks, device: str) -> None:
+    """Train the policy and publish it; every worker must call.
 
     Args:
-        pairs: the selected pairs, in one order on all workers: a list, or a table that is read when a batch needs it.
+        config: the run's settings.
+        pairs: the selected pairs, in the same order on all workers.
+        models: where policy and reference start.
+        folders: what training reads and writes.
+        hooks: callbacks, and the checkpoint to resume from.
+        device: torch device of this worker.
 
     Raises:
-        StageError: too few pairs, or a loss at the first step that is not that of equal models.
+        StageError: there are too few pairs, or the loss at the first step is not that of equal models.
     """
     steps = steps_per_epoch(len(pairs), config)
-    trained, held_out = split(pairs, config)
+    training, held_out = split_held_out(pairs, config)
     torch.manual_seed(config.seed)
-    trainer = _Trainer(config, trained, models, device)
+    trainer = Trainer(config, training, models, device)
     trainer.prepare(held_out, folders, models)
-    history = trainer.restore(hooks.restore)
+    history = trainer.load_checkpoint(hooks.restore)
     total = steps * config.train.epochs
-    guard = Validation(config.train, history)
+    stopping = EarlyStopping(config.train, history)
     batches = trainer.batches(len(history), total, steps)
-    for step in range(len(history), total):
-        figures = trainer.step(batches, step, steps, total)
-        if step == 0:
-            _check_first_loss(figures, config, models)
-        if len(held_out) and guard.due(step, total):
-            figures |= trainer.validated()
-        history.append(figures)
-        stops = guard.stops(figures)
-        ended = stops or step + 1 == total
+    for number in range(len(history), total):
+        step = trainer.step(batches, number, steps, total)
+        if number == 0:
+            _check_initial_loss(step, config, models)
+        if len(held_out) and stopping.is_due(number, total):
+            step |= trainer.validate()
+        history.append(step)
+        stop = stopping.should_stop(step)
+        is_last = stop or number + 1 == total
         if trainer.rank == 0:
-            hooks.progress(history, len(history) if ended else total)
-        if guard.publishes(figures, ended=ended):
+            hooks.progress(history, len(history) if is_last else total)
+        if stopping.should_publish(step, is_last=is_last):
             trainer.publish(folders.model)
-        if ended:
-            guard.check()
+        if is_last:
+            stopping.check_finite()
             break
-        if (step + 1) % config.train.checkpoint_every == 0:
-            trainer.save(history, hooks)
+        if (number + 1) % config.train.checkpoint_every == 0:
+            trainer.save_checkpoint(history, hooks)
 
 
-def split(pairs: Pairs, config: RunConfig) -> tuple[Subset, Subset]:
-    """The pairs that are trained on, and those that are held out (``train.validation.pairs``), drawn by the seed."""
-    drawn = order_of_epoch(len(pairs), config.seed, HELD_OUT)[: config.train.validation.pairs]
+def split_held_out(pairs: Pairs, config: RunConfig) -> tuple[Subset, Subset]:
+    """Split into training pairs and held-out pairs (``train.validation.pairs``), drawn by the seed."""
+    drawn = epoch_order(len(pairs), config.seed, HELD_OUT_EPOCH)[: config.train.validation.pairs]
     held_out = np.zeros(len(pairs), np.bool_)
     held_out[drawn] = True
     return Subset(pairs, np.flatnonzero(~held_out)), Subset(pairs, np.flatnonzero(held_out))
 
 
-class _Trainer:
-    """Engine, pairs and reference of one worker."""
+class Trainer:
+    """Engine, pairs and reference log-probabilities of one worker."""
 
     def __init__(self, config: RunConfig, pairs: Subset, models: Models, device: str) -> None:
         self.config = config
@@ -193,23 +187,24 @@ class _Trainer:
         self.features: VisionFeatures | None = None
 
     def prepare(self, held_out: Subset, folders: Folders, models: Models) -> None:
-        """Have the pairs' index, images' features and the reference's log-probabilities ready."""
+        """Load or compute the pairs' index, the cached vision features and the reference log-probabilities."""
         settings, files = self.config.captioner, self.config.models
         pairs = self.pairs.table
         index = PairIndex.of(pairs, self.captioner)
         self.lengths = index.lengths[self.pairs.positions]
-        self.held_out = self._share(held_out, index)
+        self.held_out = self._own_share(held_out, index)
         origin = reference_logps.origin(
             models.reference_fingerprint or models.reference, settings.dtype, settings.preprocessing, index.digest
         )
         if self.config.train.cache_vision_features:
-            features = VisionFeatures(folders.features, origin)  # the policy's tower is the reference's: it is frozen
-            features.prepare(pairs, self._load, self._tower, self.micro)
+            # The vision tower is frozen, so policy and reference share the features.
+            features = VisionFeatures(folders.features, origin)
+            features.compute_missing(pairs, self._load_batch, self._vision_features, self.micro)
             self.features = features
 
         @cache
-        def forward() -> Callable[[PairBatch], PairLogps]:
-            """The policy before its first step, or a model that is loaded only where it is needed."""
+        def reference() -> Callable[[PairBatch], PairLogps]:
+            """The policy before its first step, or another model, which is loaded on first use."""
             if models.reference == models.policy:
                 engine: Callable[[PairBatch], PairLogps] = self.engine
                 return engine
@@ -217,36 +212,36 @@ class _Trainer:
             other = load_captioner(models.reference, device, settings.dtype, settings.preprocessing, files=files)
             return PairModel(other.model)
 
-        self.reference = reference_logps.reference_logps(
+        self.reference = reference_logps.load_or_compute(
             folders.reference,
             pairs,
             index.lengths,
             origin,
-            self._load,
-            lambda batch: forward()(self._placed(batch)),
+            self._load_batch,
+            lambda batch: reference()(self._to_device(batch)),
             self.micro,
         )
 
-    def _share(self, held_out: Subset, index: PairIndex) -> list[int]:
-        """The positions of the held-out pairs that this worker looks at, longest first."""
-        ids = {int(position): held_out[at]["sample_id"] for at, position in enumerate(held_out.positions)}
+    def _own_share(self, held_out: Subset, index: PairIndex) -> list[int]:
+        """Positions of the held-out pairs that this worker evaluates, longest first."""
+        ids = {int(position): pair["sample_id"] for position, pair in zip(held_out.positions, held_out, strict=True)}
         ordered = sorted(ids, key=lambda position: (-index.lengths[position], ids[position]))
         return ordered[self.rank :: self.world]
 
     def batches(self, first: int, total: int, steps: int) -> Iterator[Batch]:
-        """This worker's micro batches of all steps from ``first`` on, one ahead, ``steps`` an epoch."""
+        """This worker's micro batches of the steps ``first`` to ``total``, with ``steps`` per epoch; prefetched."""
         size, seed = self.config.train.pairs_per_step, self.config.seed
 
-        def chosen() -> Iterator[list[int]]:
+        def positions() -> Iterator[list[int]]:
             for epoch in range(first // steps, -(-total // steps)):
-                order = order_of_epoch(len(self.pairs), seed, epoch)
+                order = epoch_order(len(self.pairs), seed, epoch)
                 for step in range(max(first, epoch * steps), min(total, (epoch + 1) * steps)):
-                    within = step - epoch * steps
-                    taken = order[within * size : (within + 1) * size]
-                    for indices in micro_batches(self.lengths, taken, self.micro, self.rank, self.world):
+                    start = (step - epoch * steps) * size
+                    step_indices = order[start : start + size]
+                    for indices in micro_batches(self.lengths, step_indices, self.micro, self.rank, self.world):
                         yield self.pairs.positions[indices].tolist()
 
-        return self._prefetched(chosen())
+        return self._prefetch(positions())
 
     def step(self, batches: Iterator[Batch], step: int, steps: int, total: int) -> Step:
         """One optimizer step on the next of ``batches``; its figures, averaged over all pairs of the step."""
@@ -254,11 +249,11 @@ class _Trainer:
         rate = learning_rate(step, total, self.config)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        sums = torch.zeros(len(FIGURES), dtype=torch.float64)
+        sums = zero_sums(self.captioner.device)
         for _ in range(self.config.train.pairs_per_step // (self.micro * self.world)):
             positions, batch = next(batches)
-            sums += self._micro_step(positions, self._placed(batch))
-        means, tokens = self._means(sums)
+            sums = add_sums(sums, self._micro_step(positions, self._to_device(batch)))
+        means, tokens = mean_figures(sums)
         seconds = time.perf_counter() - started
         return {
             "step": step,
@@ -272,117 +267,113 @@ class _Trainer:
             "seconds": seconds,
         }
 
-    def validated(self) -> Step:
+    def validate(self) -> Step:
         """Figures of the held-out pairs, averaged over them."""
-        mine = self.held_out
-        sums = torch.zeros(len(FIGURES), dtype=torch.float64)
-        parts = (mine[at : at + self.micro] for at in range(0, len(mine), self.micro))
-        for positions, batch in self._prefetched(parts):
+        own = self.held_out
+        sums = zero_sums(self.captioner.device)
+        parts = (own[start : start + self.micro] for start in range(0, len(own), self.micro))
+        for positions, batch in self._prefetch(parts):
             with torch.no_grad():
-                placed = self._placed(batch)
-                sums += self._terms(positions, placed, self.engine(placed))[1]
-        means, _ = self._means(sums)
+                moved = self._to_device(batch)
+                sums = add_sums(sums, self._loss_and_sums(positions, moved, self.engine(moved))[1])
+        means, _ = mean_figures(sums)
         return {f"validation_{name}": means[name] for name in ("loss", "accuracy", "margin", "chosen_reward")}
 
-    def _micro_step(self, positions: Sequence[int], batch: PairBatch) -> torch.Tensor:
-        """Forward and backward of one micro batch, and the optimizer where a step is full; summed figures."""
+    def _micro_step(self, positions: Sequence[int], batch: PairBatch) -> Sums:
+        """Forward and backward pass of a micro batch; the engine updates the weights once a step is complete."""
         policy = self.engine(batch)
-        loss, sums = self._terms(positions, batch, policy)
+        loss, sums = self._loss_and_sums(positions, batch, policy)
         self.engine.backward(loss)
         self.engine.step()
         return sums
 
-    def _terms(
+    def _loss_and_sums(
         self, positions: Sequence[int], batch: PairBatch, policy: PairLogps
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is minimised, and the batch's summed figures."""
-        settings, device = self.config.train, self.captioner.device
+    ) -> tuple[torch.Tensor, Sums]:
+        """The mean loss of a batch, with its SFT term, and the batch's summed figures."""
+        train, device = self.config.train, self.captioner.device
         chosen, rejected = torch.tensor(batch.lengths, device=device).chunk(2)
         lengths = Lengths(chosen, rejected)
-        terms = dpo(policy, self.reference.of(positions, device), lengths, settings)
+        reference = self.reference.select(positions, device)
+        terms = preference_loss(
+            policy, reference, lengths, beta=train.beta, label_smoothing=train.label_smoothing, kind=train.loss
+        )
         loss = terms.loss.mean()
-        if settings.sft_weight:
-            loss = loss + settings.sft_weight * anchor(policy, lengths).mean()
-        return loss, summed(terms, policy, lengths, settings.beta)
+        if train.sft_weight:
+            loss = loss + train.sft_weight * chosen_nll(policy, lengths).mean()
+        return loss, sum_figures(terms, policy, lengths, train.beta)
 
-    def _means(self, sums: torch.Tensor) -> tuple[Step, float]:
-        """Figures averaged over the pairs of all workers, and the number of completion tokens."""
-        moved = sums.to(self.captioner.device, torch.float32)
-        dist.all_reduce(moved)
-        figures = dict(zip(FIGURES, moved.tolist(), strict=True))
-        count = figures.pop("pairs")
-        means = {name: value / count for name, value in figures.items()}
-        tokens = figures["chosen_length"] + figures["rejected_length"]
-        return {**means, "margin": means["chosen_reward"] - means["rejected_reward"]}, tokens
+    def _prefetch(self, parts: Iterable[Sequence[int]]) -> Iterator[Batch]:
+        """Positions and batches, each batch loaded in a thread while the one before is used."""
+        return prefetch(lambda positions: (positions, self._load_batch(positions)), parts)
 
-    def _prefetched(self, parts: Iterable[Sequence[int]]) -> Iterator[Batch]:
-        """Batches of the pairs at some positions, one ahead, and these positions."""
-        return prefetched(lambda positions: (positions, self._load(positions)), parts)
-
-    def _load(self, positions: Sequence[int]) -> PairBatch:
-        """A batch on the CPU; of any thread."""
+    def _load_batch(self, positions: Sequence[int]) -> PairBatch:
+        """The pairs at some positions as a batch on the CPU. Thread-safe."""
         pairs = [self.pairs.table[position] for position in positions]
-        features = None if self.features is None else [self.features.of(pair) for pair in pairs]
+        features = None if self.features is None else [self.features.load(pair) for pair in pairs]
         return collate(pairs, self.captioner, self.config.source, features)
 
-    def _placed(self, batch: PairBatch) -> PairBatch:
+    def _to_device(self, batch: PairBatch) -> PairBatch:
         return batch.to(self.captioner.device, DTYPES[self.config.captioner.dtype])
 
-    def _tower(self, pixels: torch.Tensor | None) -> torch.Tensor:
+    def _vision_features(self, pixels: torch.Tensor | None) -> torch.Tensor:
         assert pixels is not None
-        placed = pixels.to(self.captioner.device, DTYPES[self.config.captioner.dtype])
-        features: torch.Tensor = self.engine.module.features(placed)
+        moved = pixels.to(self.captioner.device, DTYPES[self.config.captioner.dtype])
+        features: torch.Tensor = self.engine.module.vision_features(moved)
         return features
 
-    def save(self, history: Sequence[Step], hooks: Hooks) -> None:
-        """Write this rank's part of a checkpoint and hand it over."""
+    def save_checkpoint(self, history: Sequence[Step], hooks: Hooks) -> None:
+        """Write this rank's part of a checkpoint and pass its folder to ``hooks.save``."""
         with tempfile.TemporaryDirectory() as directory:
             self.engine.save_checkpoint(directory, tag="state", client_state={"history": list(history)})
             if self.rank == 0:
                 (Path(directory) / WORKERS).write_text(json.dumps(self.world), encoding="utf-8")
             hooks.save(directory, len(history))
 
-    def restore(self, directory: str | None) -> list[Step]:
-        """Steps done so far; weights and optimizer come from the checkpoint, if there is one.
+    def load_checkpoint(self, directory: str | None) -> list[Step]:
+        """Load weights and optimizer state from a checkpoint, if one is given; the steps done before it.
 
         Raises:
-            StageError: another number of workers wrote it.
+            StageError: the checkpoint was written by another number of workers.
         """
         if directory is None:
             return []
         written_by = json.loads((Path(directory) / WORKERS).read_text(encoding="utf-8"))
         if written_by != self.world:
             raise StageError(
-                f"the checkpoint that training would go on from holds the shards of {written_by} workers, not of"
-                f" {self.world}",
-                f"set train.resources.replicas: {written_by}, or begin anew with --restart train",
+                f"the checkpoint to resume from holds the shards of {written_by} workers, not of {self.world}",
+                f"set train.resources.replicas: {written_by}, or start over with --restart train",
             )
         _, state = self.engine.load_checkpoint(directory, tag="state")
         history: list[Step] = state["history"]
-        log.info("going on from step %d", len(history))
+        log.info("resuming from step %d", len(history))
         return history
 
     def publish(self, folder: Folder) -> None:
-        """Rank 0 publishes the trained model; the others help to gather it."""
-        weights = gathered_weights(self.engine)
+        """Gather the weights from all workers and publish the trained model from rank 0; every worker must call."""
+        weights = gather_weights(self.engine)
         if self.rank == 0:
             with tempfile.TemporaryDirectory() as directory:
                 if self.config.train.lora is not None:
                     settings = self.config.captioner
                     base = load_captioner(self.policy, "cpu", settings.dtype, files=self.config.models)
                     known = hub_model(self.policy, self.config.models)
-                    weights = merged(weights, base.model, self.config.train.lora, Path(directory) / ADAPTER, known)
+                    weights = merge_adapters(
+                        weights, base.model, self.config.train.lora, Path(directory) / ADAPTER, known
+                    )
                 publish_captioner(self.captioner.model, self.captioner.processor, directory, weights)
                 replace_folder(folder, Path(directory))
         dist.barrier()
 
 
-def _check_first_loss(step: Step, config: RunConfig, models: Models) -> None:
-    """Before any update policy and reference are one model, so the DPO loss must be ln 2 (another for ``ipo``)."""
-    expected = first_loss(config.train)
-    if models.policy != models.reference:
-        return
-    if abs(step["loss"] - expected) > first_loss_tolerance(config):
+def _check_initial_loss(step: Step, config: RunConfig, models: Models) -> None:
+    """Check that policy and reference agree before the first update, where they are the same model.
+
+    Raises:
+        StageError: the loss differs from ``initial_loss``.
+    """
+    expected = initial_loss(config.train.beta, config.train.loss)
+    if models.policy == models.reference and abs(step["loss"] - expected) > initial_loss_tolerance(config):
         raise StageError(
             f"the loss at step 0 is {step['loss']:.5f}, not {expected:.5f}: policy and reference disagree before"
             " training",

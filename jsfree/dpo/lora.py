@@ -1,4 +1,4 @@
-"""LoRA through peft: small trained factors beside the frozen weights, merged into them when training ends."""
+"""LoRA through peft (arXiv 2106.09685): low-rank adapters on frozen weights, merged into them after training."""
 
 from __future__ import annotations
 
@@ -19,80 +19,82 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration
 
 PREFIX = "base_model.model."
-"""What peft puts before the names of the model it wraps."""
+"""Prefix that peft adds to the parameter names of a wrapped model."""
 HEAD = "lm_head"
-"""It gets no adapter: training computes log-probabilities from its weight alone."""
+"""Cannot have an adapter: training computes log-probabilities from its weight directly (``CompletionHead``)."""
 SETTINGS = "adapter_config.json"
-"""peft's name for what it must know of an adapter."""
+"""File name of peft's adapter configuration."""
 
 
 def peft_config(settings: Lora) -> LoraConfig:
-    """peft's configuration; the vision tower is left alone, whose layers have the same names."""
+    """peft's configuration. The vision tower is excluded, since its layers have the same names."""
     from peft import LoraConfig
 
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
-        lora_dropout=0.0,  # the policy must begin as the reference
+        lora_dropout=0.0,  # at step 0 the policy must equal the reference
         target_modules=list(settings.targets),
         exclude_modules=r".*vision_tower.*",
     )
 
 
 def add_adapters(model: LlavaForConditionalGeneration, settings: Lora) -> None:
-    """Put adapters into a model; they alone require gradients.
+    """Insert adapters into a model in place; only they require gradients.
 
     Raises:
-        ConfigError: the model has no linear layer of a name, but for the vision tower's and the head.
+        ConfigError: a target names no linear layer of the language model or the projector.
     """
     from peft import inject_adapter_in_model
 
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    there = {name.split(".")[-1] for name in linear if "vision_tower" not in name and name != HEAD}
+    available = {name.split(".")[-1] for name in linear if "vision_tower" not in name and name != HEAD}
     for target in settings.targets:
-        if target not in there:
+        if target not in available:
             raise ConfigError(
-                f"train.lora.targets: adapters can be put beside {', '.join(sorted(there))}, not beside {target!r}"
+                f"train.lora.targets: the captioner has no linear layer {target!r}",
+                f"choose from {', '.join(sorted(available))}",
             )
     model.requires_grad_(False)
     inject_adapter_in_model(peft_config(settings), model)
 
 
-def merged(
+def merge_adapters(
     weights: Mapping[str, torch.Tensor],
     model: LlavaForConditionalGeneration,
     settings: Lora,
     adapter: Path,
     base: HubModel | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Weights with the adapters in them.
+    """Merge trained adapters into the weights, and write the adapter alone as peft loads it.
 
     Args:
-        weights: of a model with adapters, whole, by its names.
-        model: the model that training began with; it is changed.
-        adapter: folder into which the adapter is written, as peft loads it.
-        base: what others know that model by, if they can know it.
+        weights: state dict of the model with adapters, unsharded.
+        model: the model that training started from; changed in place.
+        settings: the adapters' settings.
+        adapter: folder for the adapter.
+        base: the start model's repository and revision on the hub; None if it is not there.
     """
     from peft import get_peft_model
 
     wrapped: Any = get_peft_model(model, peft_config(settings), autocast_adapter_dtype=False)
     wrapped.load_state_dict({PREFIX + name: tensor for name, tensor in weights.items()})
     wrapped.save_pretrained(str(adapter))
-    _address(adapter, base)
-    whole: dict[str, torch.Tensor] = wrapped.merge_and_unload(safe_merge=True).state_dict()
-    return whole
+    _rewrite_config(adapter, base)
+    merged: dict[str, torch.Tensor] = wrapped.merge_and_unload(safe_merge=True).state_dict()
+    return merged
 
 
-def _address(adapter: Path, base: HubModel | None) -> None:
-    """Have an adapter name its base as others know it, and be the same bytes whenever it is written.
+def _rewrite_config(adapter: Path, base: HubModel | None) -> None:
+    """Make an adapter's folder portable and reproducible.
 
-    peft names the folder that the base was loaded from on this node, also in a model card that says nothing else, and
-    writes the names of layers in the order of a set.
+    peft records the local folder of the base model, also in an otherwise empty model card, and writes layer names in
+    the order of a set.
     """
     (adapter / CARD).unlink(missing_ok=True)
-    told = json.loads((adapter / SETTINGS).read_text(encoding="utf-8"))
-    told["target_modules"] = sorted(told["target_modules"])
-    told["base_model_name_or_path"] = None if base is None else base.repo
-    told["revision"] = None if base is None else base.revision
-    (adapter / SETTINGS).write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    config = json.loads((adapter / SETTINGS).read_text(encoding="utf-8"))
+    config["target_modules"] = sorted(config["target_modules"])
+    config["base_model_name_or_path"] = None if base is None else base.repo
+    config["revision"] = None if base is None else base.revision
+    (adapter / SETTINGS).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     write_checksums(adapter)

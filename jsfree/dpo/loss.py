@@ -1,14 +1,18 @@
-"""The DPO loss (Eq. 1-2) and its variants, as pure functions."""
+"""The DPO loss (paper, Eq. 1-2) and its variants, as pure functions of log-probabilities.
+
+Every tensor is (B,): one number a pair.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch.nn import functional as F
 
-from jsfree.config import Train
+LossKind = Literal["sigmoid", "ipo"]
 
 
 @dataclass(frozen=True)
@@ -36,31 +40,49 @@ class DPOTerms:
     rejected_reward: torch.Tensor
 
 
-def dpo(policy: PairLogps, reference: PairLogps, lengths: Lengths, settings: Train) -> DPOTerms:
-    """The loss of each pair, as ``train.loss`` names it.
+def preference_loss(
+    policy: PairLogps,
+    reference: PairLogps,
+    lengths: Lengths,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+    kind: LossKind = "sigmoid",
+) -> DPOTerms:
+    """Loss of each pair.
 
-    With m the margin log pi(y_w)/pi_0(y_w) - log pi(y_l)/pi_0(y_l) and e ``train.label_smoothing``:
+    With policy pi, reference pi_0, chosen y_w, rejected y_l, the margin
+    m = log pi(y_w)/pi_0(y_w) - log pi(y_l)/pi_0(y_l) and the label smoothing e:
 
-    - ``sigmoid``: -(1 - e) log sigmoid(beta m) - e log sigmoid(-beta m). e = 0 is Eq. 1-2, with beta = 1 there; e > 0
-      takes that share of the pairs for inverted (conservative DPO).
-    - ``ipo``: (m' - 1 / (2 beta))^2 (arXiv 2310.12036, Eq. 17), m' of log-probabilities averaged over tokens.
+    - ``sigmoid``: -(1 - e) log sigmoid(beta m) - e log sigmoid(-beta m). e = 0 is Eq. 1-2, which has beta = 1; e > 0
+      assumes that this share of the labels is flipped (conservative DPO).
+    - ``ipo``: (m' - 1 / (2 beta))^2 (arXiv 2310.12036, Eq. 17), with m' computed from log-probabilities averaged over
+      tokens.
+
+    Args:
+        policy: log-probabilities under the policy, with gradient.
+        reference: log-probabilities under the frozen reference.
+        lengths: tokens of each completion; read by ``ipo`` only.
+        beta: strength of the pull towards the reference, above 0.
+        label_smoothing: e, in [0, 0.5); ignored by ``ipo``.
+        kind: which loss.
     """
-    chosen = policy.chosen - reference.chosen
-    rejected = policy.rejected - reference.rejected
-    beta, smoothing = settings.beta, settings.label_smoothing
-    if settings.loss == "ipo":
-        loss = (chosen / lengths.chosen - rejected / lengths.rejected - 1 / (2 * beta)) ** 2
+    chosen_logratio = policy.chosen - reference.chosen
+    rejected_logratio = policy.rejected - reference.rejected
+    if kind == "ipo":
+        margin = chosen_logratio / lengths.chosen - rejected_logratio / lengths.rejected
+        loss = (margin - 1 / (2 * beta)) ** 2
     else:
-        margin = beta * (chosen - rejected)
-        loss = -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
-    return DPOTerms(loss, beta * chosen.detach(), beta * rejected.detach())
+        logits = beta * (chosen_logratio - rejected_logratio)
+        loss = -(1 - label_smoothing) * F.logsigmoid(logits) - label_smoothing * F.logsigmoid(-logits)
+    return DPOTerms(loss, beta * chosen_logratio.detach(), beta * rejected_logratio.detach())
 
 
-def first_loss(settings: Train) -> float:
-    """The loss while policy and reference are one model: the margin is 0."""
-    return 1 / (2 * settings.beta) ** 2 if settings.loss == "ipo" else math.log(2)
+def initial_loss(beta: float, kind: LossKind = "sigmoid") -> float:
+    """Loss before the first update where policy and reference are one model, so that the margin is 0."""
+    return 1 / (2 * beta) ** 2 if kind == "ipo" else math.log(2)
 
 
-def anchor(policy: PairLogps, lengths: Lengths) -> torch.Tensor:
-    """Negative log-likelihood of the chosen captions, averaged over their tokens, (B,)."""
+def chosen_nll(policy: PairLogps, lengths: Lengths) -> torch.Tensor:
+    """Negative log-likelihood of the chosen completions, averaged over their tokens, (B,)."""
     return -policy.chosen / lengths.chosen

@@ -1,4 +1,4 @@
-"""The selected pairs as training reads them: an index of them in memory, whole pairs only when a batch needs them."""
+"""Access to the selected pairs in training: an index in memory, full pairs read from disk for each batch."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from jsfree import schemas
-from jsfree.dpo.batching import length_of, require_context
+from jsfree.dpo.batching import check_context_length, pair_length
 from jsfree.models.loading import Captioner
-from jsfree.run.storage import READERS, Folder, shard_name
+from jsfree.run.folder import READERS, Folder, shard_name
 from jsfree.run.streaming import read_group, scan
 from jsfree.schemas import SelectedPair
 
-READ = ("sample_id", "image", "prompt", "chosen.token_ids", "rejected.token_ids")
-"""What training reads of a pair."""
-INDEXED = ("sample_id", "image.sha256", "prompt", "chosen.token_ids", "rejected.token_ids")
-"""What the index is made of: no image."""
+COLUMNS = ("sample_id", "image", "prompt", "chosen.token_ids", "rejected.token_ids")
+"""Columns of a pair that training reads."""
+INDEX_COLUMNS = ("sample_id", "image.sha256", "prompt", "chosen.token_ids", "rejected.token_ids")
+"""Columns that the index is built from: all but the image itself."""
 CACHED_GROUPS = 8
-"""Row groups that a table keeps in memory; selection writes groups of at most 4 MiB."""
-INDEXED_AT_ONCE = 512
+"""Row groups that a ``PairTable`` keeps in memory; selection writes groups of at most 4 MiB."""
+INDEX_CHUNK = 512
+"""Pairs that are read and checked together while the index is built."""
 
 
 class Pairs(Protocol):
-    """Selected pairs by their positions: a list, or a ``PairTable``."""
+    """A sequence of selected pairs: a list or a ``PairTable``."""
 
     def __len__(self) -> int: ...
 
@@ -44,13 +45,13 @@ class Pairs(Protocol):
 
 
 class PairTable:
-    """The selected pairs of a round, read from their shards when they are asked for; of any thread.
+    """The selected pairs of a round, read from their shards on access. Thread-safe.
 
-    A pair has the columns ``READ`` alone: nothing of its sentences and scores.
+    A pair has only the columns ``COLUMNS``, without sentences and scores.
     """
 
     def __init__(self, folder: Folder) -> None:
-        """Read the footers of the shards in ``folder``.
+        """Read the footers of all shards in ``folder``.
 
         Raises:
             StorageError: a shard cannot be read.
@@ -69,16 +70,16 @@ class PairTable:
     def __getitem__(self, position: int, /) -> SelectedPair:
         if not 0 <= position < len(self):
             raise IndexError(f"pair {position} of {len(self)}")
-        at = int(np.searchsorted(self._ends, position, side="right"))
-        group = self._group(at)
-        rows = group.slice(group.num_rows - (int(self._ends[at]) - position), 1).to_pylist()
+        number = int(np.searchsorted(self._ends, position, side="right"))
+        group = self._group(number)
+        rows = group.slice(group.num_rows - (int(self._ends[number]) - position), 1).to_pylist()
         return cast(SelectedPair, rows[0])
 
     def __iter__(self) -> Iterator[SelectedPair]:
-        return self.scan(READ)
+        return self.scan(COLUMNS)
 
     def scan(self, columns: Sequence[str]) -> Iterator[SelectedPair]:
-        """All pairs in order, with some of their columns only, such as ``chosen.token_ids``."""
+        """Iterate over all pairs in order, reading only ``columns``, such as ``chosen.token_ids``."""
         for table in scan(self._folder, schemas.SELECTED, columns):
             yield from table.to_pylist()
 
@@ -87,14 +88,14 @@ class PairTable:
             metadata = pq.read_metadata(file)
             return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
-    def _read_group(self, at: int) -> pa.Table:
-        shard, group = self._groups[at]
-        return read_group(self._folder, shard, group, schemas.SELECTED, READ)
+    def _read_group(self, number: int) -> pa.Table:
+        shard, group = self._groups[number]
+        return read_group(self._folder, shard, group, schemas.SELECTED, COLUMNS)
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Some of the pairs, by their ``positions`` in ``table``."""
+    """The pairs at some ``positions`` of ``table``, in that order."""
 
     table: Pairs
     positions: NDArray[np.int64]
@@ -102,44 +103,44 @@ class Subset:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, at: int, /) -> SelectedPair:
-        return self.table[int(self.positions[at])]
+    def __getitem__(self, position: int, /) -> SelectedPair:
+        return self.table[int(self.positions[position])]
 
     def __iter__(self) -> Iterator[SelectedPair]:
-        return (self[at] for at in range(len(self)))
+        return (self[position] for position in range(len(self)))
 
 
 @dataclass(frozen=True)
 class PairIndex:
-    """What is kept in memory of every pair: its ``length_of``; and a ``digest`` of all pairs."""
+    """``pair_length`` of every pair, and a digest of all pairs."""
 
     lengths: NDArray[np.int32]
     digest: str
 
     @classmethod
     def of(cls, pairs: Pairs, captioner: Captioner) -> PairIndex:
-        """Read all pairs once, without their images.
+        """Build the index, reading all pairs once without their images.
 
         Raises:
             StageError: a pair is longer than the captioner's context.
         """
         lengths, digest = array("i"), hashlib.sha256(b"[")
-        found = each(pairs, INDEXED)
-        while part := list(islice(found, INDEXED_AT_ONCE)):
-            require_context(part, captioner)
-            for pair in part:
-                digest.update((", " if lengths else "").encode() + json.dumps(_trained_on(pair)).encode())
-                lengths.append(length_of(pair))
+        iterator = iterate(pairs, INDEX_COLUMNS)
+        while chunk := list(islice(iterator, INDEX_CHUNK)):
+            check_context_length(chunk, captioner)
+            for pair in chunk:
+                digest.update((", " if lengths else "").encode() + json.dumps(_digested(pair)).encode())
+                lengths.append(pair_length(pair))
         digest.update(b"]")
         return cls(np.array(lengths, np.int32), digest.hexdigest()[:16])
 
 
-def each(pairs: Pairs, columns: Sequence[str]) -> Iterator[SelectedPair]:
-    """All pairs in order; where they are a table, only ``columns`` of them are read."""
+def iterate(pairs: Pairs, columns: Sequence[str]) -> Iterator[SelectedPair]:
+    """Iterate over all pairs in order; of a ``PairTable`` only ``columns`` are read."""
     return pairs.scan(columns) if isinstance(pairs, PairTable) else iter(pairs)
 
 
-def _trained_on(pair: SelectedPair) -> list[object]:
-    """What of a pair reference log-probabilities depend on."""
+def _digested(pair: SelectedPair) -> list[object]:
+    """The fields of a pair that reference log-probabilities depend on."""
     tokens = [pair[role]["token_ids"] for role in ("chosen", "rejected")]
     return [pair["sample_id"], pair["prompt"], pair["image"]["sha256"], *tokens]

@@ -1,4 +1,4 @@
-"""A LLaVA model as DPO needs it: from a batch of pairs to the log-probabilities of their captions.
+"""The policy: maps a batch of pairs to the log-probabilities of their captions.
 
 Shape suffixes: B pairs (rows), L positions of a row, T completion tokens, V vocabulary, D width, N visual tokens.
 """
@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from jsfree.dpo.batching import PairBatch, attention_mask, sees
+from jsfree.dpo.batching import PairBatch, attention_mask, flex_mask
 from jsfree.dpo.loss import PairLogps
 from jsfree.errors import ModelError
 
@@ -20,30 +20,31 @@ if TYPE_CHECKING:
 
 FLEX = "flex_attention"
 HEAD_CHUNK = 1024
-"""Completion tokens whose logits are in memory at a time."""
+"""Completion tokens whose logits are in memory at a time, in each forward and backward pass."""
 
 
 class CompletionHead(torch.nn.Linear):
-    """An LM head that can also tell log-probabilities alone, without keeping the logits of all tokens.
+    """An LM head that can also return log-probabilities of given tokens, without keeping the logits of all of them.
 
-    One call, however many tokens: under ZeRO-3 its weight is gathered once a call, by all workers together.
+    It is called once a forward pass, however many tokens there are: under ZeRO-3 every call gathers its weight from
+    all workers.
     """
 
     @classmethod
     def of(cls, head: torch.nn.Linear) -> CompletionHead:
-        """The head with the same parameters."""
+        """A head that shares the parameters of ``head``."""
         own = cls(head.in_features, head.out_features, bias=head.bias is not None, device="meta")
         own.weight, own.bias = head.weight, head.bias
         return own
 
     def forward(self, hidden_TD: torch.Tensor, targets_T: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits; with ``targets`` the log-probability of each in float32, (T,)."""
+        """Logits (T, V), or log-probabilities of ``targets_T``, (T,) float32."""
         if targets_T is None:
             return super().forward(hidden_TD)
         if len(targets_T) <= HEAD_CHUNK:
             return self._logps(hidden_TD, targets_T)
         chunks = zip(torch.split(hidden_TD, HEAD_CHUNK), torch.split(targets_T, HEAD_CHUNK), strict=True)
-        # The backward pass computes a chunk's logits again.
+        # Checkpointed: the backward pass recomputes the logits of one chunk at a time.
         return torch.cat([checkpoint(self._logps, *chunk, use_reentrant=False) for chunk in chunks])
 
     def _logps(self, hidden_TD: torch.Tensor, targets_T: torch.Tensor) -> torch.Tensor:
@@ -52,7 +53,7 @@ class CompletionHead(torch.nn.Linear):
 
 
 class PairModel(torch.nn.Module):
-    """The module that is trained; ``llava`` is the model itself."""
+    """The module that is trained: ``llava`` with a ``CompletionHead`` in place of its LM head."""
 
     def __init__(self, llava: LlavaForConditionalGeneration) -> None:
         super().__init__()
@@ -63,10 +64,10 @@ class PairModel(torch.nn.Module):
         """Summed log-probabilities of both captions of each pair (Eq. 1-2), float32.
 
         Raises:
-            ModelError: an image has another number of visual tokens than the prompt holds.
+            ModelError: the prompts' image tokens do not match the images' visual tokens in number.
         """
         model: Any = self.llava.model
-        features_BND = batch.features if batch.features is not None else self.features(batch.pixels)
+        features_BND = batch.features if batch.features is not None else self.vision_features(batch.pixels)
         visual_BND = model.multi_modal_projector(features_BND)
         embedded_BLD = model.get_input_embeddings()(batch.ids_BL)
         is_image_BL = batch.ids_BL == self.llava.config.image_token_index
@@ -74,7 +75,7 @@ class PairModel(torch.nn.Module):
             raise ModelError(
                 f"{int(is_image_BL.sum())} image tokens in the prompts, but {visual_BND.shape[0]} images of"
                 f" {visual_BND.shape[1]} visual tokens",
-                "the processor's patch size is not that of the vision tower",
+                "give the processor the patch size of the vision tower",
             )
         embedded_BLD = embedded_BLD.masked_scatter(is_image_BL[..., None], visual_BND.to(embedded_BLD.dtype))
         hidden_BLD = model.language_model(
@@ -83,28 +84,28 @@ class PairModel(torch.nn.Module):
             position_ids=batch.positions_BL,
             use_cache=False,
         ).last_hidden_state
-        logps_T = self.llava.lm_head(hidden_BLD[batch.rows_T, batch.sources_T], batch.targets_T)
-        sums = torch.stack([each.sum() for each in torch.split(logps_T, batch.lengths)])
+        logps_T = self.llava.lm_head(hidden_BLD[batch.rows_T, batch.columns_T], batch.targets_T)
+        sums = torch.stack([caption_T.sum() for caption_T in torch.split(logps_T, batch.lengths)])
         chosen, rejected = sums.chunk(2)
         return PairLogps(chosen, rejected)
 
     def _mask(self, segments_BL: torch.Tensor, dtype: torch.dtype) -> Any:
-        """Who sees whom, as the language model's attention wants it told."""
+        """The pairs' attention mask in the form that the language model's attention kernel takes."""
         if self.llava.config.text_config._attn_implementation != FLEX:
             return attention_mask(segments_BL, dtype)
         from torch.nn.attention.flex_attention import create_block_mask
 
         rows, length = segments_BL.shape
-        return create_block_mask(sees(segments_BL), rows, None, length, length, device=segments_BL.device)
+        return create_block_mask(flex_mask(segments_BL), rows, None, length, length, device=segments_BL.device)
 
-    def features(self, pixels: torch.Tensor | None) -> torch.Tensor:
-        """What the frozen vision tower makes of images, before the projector, (B, N, D)."""
+    def vision_features(self, pixels: torch.Tensor | None) -> torch.Tensor:
+        """Features of images from the frozen vision tower, before the projector, (B, N, D)."""
         assert pixels is not None
         config = self.llava.config
         layers = config.vision_feature_layer
         with torch.no_grad():
             states = self.llava.model.vision_tower(pixels, output_hidden_states=True).hidden_states
-        chosen = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
+        selected = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
         if config.vision_feature_select_strategy == "default":
-            chosen = [state[:, 1:] for state in chosen]  # without the class token
-        return torch.cat(chosen, dim=-1)
+            selected = [state[:, 1:] for state in selected]  # without the class token
+        return torch.cat(selected, dim=-1)

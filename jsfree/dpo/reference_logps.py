@@ -1,7 +1,7 @@
 """Log-probabilities under the frozen reference, computed once before the first step.
 
-They are a table of the run (``reference/``), one row a selected pair in the same order, so that no reference model is
-in memory while the policy is trained and a resumed run does not compute them again.
+They are stored in a table of the run (``reference/``), one row per selected pair in the same order. So the reference
+model is not in memory while the policy is trained, and a resumed run does not compute them again.
 """
 
 from __future__ import annotations
@@ -16,126 +16,136 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from jsfree import schemas
-from jsfree.dpo.batching import PairBatch, prefetched
+from jsfree.dpo.batching import PairBatch, prefetch
 from jsfree.dpo.loss import PairLogps
-from jsfree.dpo.pairs import Pairs, each
+from jsfree.dpo.pairs import Pairs, iterate
 from jsfree.errors import StageError
-from jsfree.run.storage import Folder, shard_name
+from jsfree.run.folder import Folder, shard_name
 from jsfree.run.streaming import scan
 
 TABLE = shard_name(0)
-Load = Callable[[Sequence[int]], PairBatch]
-"""Makes a batch of the pairs at some positions."""
+REDO = "compute them again with --restart train"
+LoadBatch = Callable[[Sequence[int]], PairBatch]
+"""Builds the batch of the pairs at some positions."""
 
 
 @dataclass(frozen=True)
 class ReferenceLogps:
-    """Sums of log-probabilities under the reference, a row a pair: (chosen, rejected)."""
+    """Summed log-probabilities of the chosen and the rejected caption of each pair, (pairs,) each."""
 
-    values: NDArray[np.float64]
+    chosen: NDArray[np.float64]
+    rejected: NDArray[np.float64]
 
-    def of(self, positions: Sequence[int], device: torch.device) -> PairLogps:
-        """Those of some pairs, (B,) each."""
-        chosen, rejected = torch.tensor(self.values[positions], dtype=torch.float32, device=device).unbind(1)
+    def select(self, positions: Sequence[int], device: torch.device) -> PairLogps:
+        """Log-probabilities of the pairs at some positions, (B,) each, float32."""
+        chosen, rejected = (
+            torch.tensor(values[positions], dtype=torch.float32, device=device)
+            for values in (self.chosen, self.rejected)
+        )
         return PairLogps(chosen, rejected)
 
 
 def origin(model: str, dtype: str, preprocessing: str, pairs: str) -> dict[str, str]:
-    """What reference log-probabilities depend on, as it is noted with the table.
+    """Everything that reference log-probabilities depend on; stored with the table.
 
     Args:
         model: fingerprint of the reference model.
+        dtype: dtype of its weights.
+        preprocessing: ``captioner.preprocessing``.
         pairs: digest of the pairs.
     """
     return {"model": model, "captioner.dtype": dtype, "captioner.preprocessing": preprocessing, "pairs": pairs}
 
 
-def reference_logps(
+def load_or_compute(
     folder: Folder,
     pairs: Pairs,
     lengths: NDArray[np.int32],
     origin: Mapping[str, str],
-    load: Load,
+    load_batch: LoadBatch,
     forward: Callable[[PairBatch], PairLogps],
     micro: int,
 ) -> ReferenceLogps:
-    """Read the table, or have all workers compute it together and rank 0 publish it.
+    """Read the stored table, or compute it on all workers and store it; every worker must call.
 
     Args:
-        lengths: ``length_of`` each pair.
-        origin: what the table depends on, as ``origin`` makes it.
-        load: makes a batch of pairs.
+        folder: folder of the table.
+        pairs: all selected pairs.
+        lengths: ``pair_length`` of each pair.
+        origin: as of ``origin``.
+        load_batch: builds a batch of pairs.
         forward: the reference: the engine before its first step, or a model.
         micro: pairs in one forward pass.
 
     Raises:
-        StageError: the table that is there was computed of something else.
+        StageError: the stored table has another origin or other pairs.
     """
     rank, device = dist.get_rank(), collective_device()
-    present = torch.tensor([folder.exists(TABLE) if rank == 0 else False], device=device).int()
-    dist.broadcast(present, src=0)
-    if not present.item():
-        values = _computed(lengths, load, forward, micro)
+    stored = torch.tensor([folder.exists(TABLE) if rank == 0 else False], device=device).int()
+    dist.broadcast(stored, src=0)
+    if not stored.item():
+        logps = _compute(lengths, load_batch, forward, micro)
         if rank == 0:
-            _write(folder, pairs, values, origin)
+            _write(folder, pairs, logps, origin)
         dist.barrier()
     return _read(folder, pairs, origin)
 
 
 def collective_device() -> torch.device:
-    """Where tensors must be that workers exchange."""
+    """Device on which tensors must be for collective operations."""
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
-def _computed(
-    lengths: NDArray[np.int32], load: Load, forward: Callable[[PairBatch], PairLogps], micro: int
-) -> NDArray[np.float64]:
-    """Each worker takes every world-th pair; all workers make the same number of forward passes (ZeRO-3 needs it)."""
+def _compute(
+    lengths: NDArray[np.int32], load_batch: LoadBatch, forward: Callable[[PairBatch], PairLogps], micro: int
+) -> ReferenceLogps:
+    """Compute every world-th pair on each worker, sorted by length, and gather the results.
+
+    Shares wrap around so that all workers make the same number of forward passes, which ZeRO-3 needs.
+    """
     rank, world = dist.get_rank(), dist.get_world_size()
-    alike = np.argsort(-lengths, kind="stable")
+    by_length = np.argsort(-lengths, kind="stable")
     turns = np.arange(-(-len(lengths) // world))
-    shares = [alike[(each + world * turns) % len(lengths)] for each in range(world)]
-    mine = torch.empty(len(turns), 2, dtype=torch.float64)
+    shares = [by_length[(worker + world * turns) % len(lengths)] for worker in range(world)]
     parts = (shares[rank][start : start + micro].tolist() for start in range(0, len(turns), micro))
-    done = 0
-    for batch in prefetched(load, parts):
+    chosen, rejected = [], []
+    for batch in prefetch(load_batch, parts):
         with torch.no_grad():
             logps = forward(batch)
-        part = mine[done : done + len(logps.chosen)]
-        part[:, 0], part[:, 1] = logps.chosen, logps.rejected
-        done += len(part)
-    mine = mine.to(collective_device())
-    everyone = [torch.empty_like(mine) for _ in range(world)]
-    dist.all_gather(everyone, mine)
-    values = np.empty((len(lengths), 2))
-    for share, found in zip(shares, everyone, strict=True):
-        values[share] = found.cpu().numpy()
-    return values
+        chosen.append(logps.chosen.double())
+        rejected.append(logps.rejected.double())
+    own = torch.stack((torch.cat(chosen), torch.cat(rejected))).to(collective_device())
+    gathered = [torch.empty_like(own) for _ in range(world)]
+    dist.all_gather(gathered, own)
+    values = np.empty((2, len(lengths)))
+    for share, computed in zip(shares, gathered, strict=True):
+        values[:, share] = computed.cpu().numpy()
+    return ReferenceLogps(*values)
 
 
-def _write(folder: Folder, pairs: Pairs, values: NDArray[np.float64], origin: Mapping[str, str]) -> None:
-    ids = pa.array((pair["sample_id"] for pair in each(pairs, ["sample_id"])), pa.string())
-    table = pa.table([ids, *values.T], schema=schemas.REFERENCE)
-    folder.write_table(TABLE, table, {"origin": dict(origin)})
+def _write(folder: Folder, pairs: Pairs, logps: ReferenceLogps, origin: Mapping[str, str]) -> None:
+    ids = pa.array((pair["sample_id"] for pair in iterate(pairs, ["sample_id"])), pa.string())
+    columns = {"sample_id": ids, "chosen": logps.chosen, "rejected": logps.rejected}
+    folder.write_table(TABLE, pa.table(columns, schema=schemas.REFERENCE), {"origin": dict(origin)})
 
 
 def _read(folder: Folder, pairs: Pairs, origin: Mapping[str, str]) -> ReferenceLogps:
-    noted = folder.table_facts(TABLE).get("origin", {})
-    other = [name for name, value in origin.items() if noted.get(name) != value]
-    if other:
+    stored = folder.table_metadata(TABLE).get("origin", {})
+    differing = [name for name, value in origin.items() if stored.get(name) != value]
+    if differing:
         raise StageError(
-            f"the reference log-probabilities in {folder.uri} were computed with other {', '.join(other)}",
-            "--restart train computes them anew",
+            f"the reference log-probabilities in {folder.uri} were computed with other {', '.join(differing)}", REDO
         )
-    values, start = np.empty((len(pairs), 2)), 0
-    expected = (pair["sample_id"] for pair in each(pairs, ["sample_id"]))
+    chosen, rejected, start = np.empty(len(pairs)), np.empty(len(pairs)), 0
+    expected = (pair["sample_id"] for pair in iterate(pairs, ["sample_id"]))
     for table in scan(folder, schemas.REFERENCE):
         for sample_id in table["sample_id"].to_pylist():
             if sample_id != next(expected, None):
-                raise StageError(f"{folder.uri} holds rows of other pairs, such as {sample_id!r}", "--restart train")
-        values[start : start + table.num_rows] = np.stack((table["chosen"], table["rejected"]), 1)
-        start += table.num_rows
+                raise StageError(f"{folder.uri} has rows of other pairs, such as {sample_id!r}", REDO)
+        end = start + table.num_rows
+        chosen[start:end], rejected[start:end] = table["chosen"], table["rejected"]
+        start = end
     missing = next(expected, None)
     if missing is not None:
-        raise StageError(f"{folder.uri} holds no reference of {missing!r}", "--restart train")
-    return ReferenceLogps(values)
+        raise StageError(f"{folder.uri} has no row of pair {missing!r}", REDO)
+    return ReferenceLogps(chosen, rejected)

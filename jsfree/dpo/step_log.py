@@ -1,4 +1,4 @@
-"""What a training tells while it goes on: a log of its steps, TensorBoard, a few words, and an alarm."""
+"""Progress of a training: its step log, TensorBoard, a line for the console, and a warning."""
 
 from __future__ import annotations
 
@@ -6,85 +6,115 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 STEPS = "steps.json"
 TENSORBOARD = "tensorboard"
 LOG_SECONDS = 1.0
+"""Seconds between two writes of ``steps.json``."""
 UPLOAD_SECONDS = 60.0
-"""Between two uploads of TensorBoard's files, where the run is not on a local path."""
-ALARM_STEPS = 3
+"""Seconds between two uploads of TensorBoard's files, where the run is not on a local path."""
+WARNING_STEPS = 3
 """Steps over which the chosen captions' change is averaged."""
 Step = dict[str, float]
 
 
+class StepLog:
+    """Publishes steps: ``steps.json`` at most once a second and after the last step, and every step to TensorBoard."""
+
+    def __init__(self, folder: Folder, scratch: str) -> None:
+        """Prepare.
+
+        Args:
+            folder: folder of the training.
+            scratch: local folder for TensorBoard's files where ``folder`` is not local.
+        """
+        self._folder, self._events = folder, folder / TENSORBOARD
+        self._directory = self._events.path if self._events.is_local else scratch
+        self._written, self._uploaded = 0.0, time.monotonic()
+        self._writer: SummaryWriter | None = None
+
+    def __call__(self, history: Sequence[Step], total: int) -> None:
+        """Publish the last step of ``history``, of ``total`` steps."""
+        new = history[-1:]
+        if self._writer is None:  # a resumed training repeats all steps: its predecessor may not have written them
+            from tensorboardX import SummaryWriter
+
+            self._writer, new = SummaryWriter(self._directory), history
+        for step in new:
+            for name, value in step.items():
+                if name not in ("step", "epoch"):
+                    tag = f"train/{name}".replace("train/validation_", "validation/")
+                    self._writer.add_scalar(tag, value, int(step["step"]))
+        if len(history) == total or time.monotonic() - self._written >= LOG_SECONDS:
+            self._written = time.monotonic()
+            self._folder.write_json(STEPS, list(history))
+        if not self._events.is_local and time.monotonic() - self._uploaded >= UPLOAD_SECONDS:
+            self._uploaded = time.monotonic()
+            self._writer.flush()
+            self._events.upload(self._directory)
+
+    def close(self) -> None:
+        """Write what TensorBoard's writer still buffers."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def upload(self) -> None:
+        """Upload TensorBoard's files where the run is not on a local path."""
+        if self._writer is not None and not self._events.is_local:
+            self._events.upload(self._directory)
+
+
 @contextmanager
-def step_log(folder: Folder) -> Iterator[Callable[[Sequence[Step], int], None]]:
-    """Publish steps: ``steps.json`` at most once a second and after the last one, and each to TensorBoard."""
-    from tensorboardX import SummaryWriter
-
-    published, uploaded = [0.0], [time.monotonic()]
-    writers: list[Any] = []
-    with tempfile.TemporaryDirectory() as away:
-        events = folder / TENSORBOARD
-        directory = events.path if events.is_local else away
-
-        def publish(history: Sequence[Step], total: int) -> None:
-            fresh = history[-1:]
-            if not writers:  # a resumed training tells all again: its predecessor may not have come to it
-                writers.append(SummaryWriter(directory))
-                fresh = history
-            for figures in fresh:
-                for name, value in figures.items():
-                    if name not in ("step", "epoch"):
-                        tag = f"train/{name}".replace("train/validation_", "validation/")
-                        writers[0].add_scalar(tag, value, int(figures["step"]))
-            if len(history) == total or time.monotonic() - published[0] >= LOG_SECONDS:
-                published[0] = time.monotonic()
-                folder.write_json(STEPS, list(history))
-            if not events.is_local and time.monotonic() - uploaded[0] >= UPLOAD_SECONDS:
-                uploaded[0] = time.monotonic()
-                writers[0].flush()
-                events.upload(directory)
-
+def step_log(folder: Folder) -> Iterator[StepLog]:
+    """A step log that is closed, and uploaded unless an error is raised, at the end of the block."""
+    with tempfile.TemporaryDirectory() as scratch:
+        log = StepLog(folder, scratch)
         try:
-            yield publish
+            yield log
         finally:
-            for writer in writers:
-                writer.close()
-        if writers and not events.is_local:
-            events.upload(directory)
+            log.close()
+        log.upload()
 
 
-def described(steps: Sequence[Step]) -> str:
-    """The last step in a few words."""
+def summary_line(steps: Sequence[Step]) -> str:
+    """The figures of the last step in one line."""
     last = steps[-1]
-    words = [f"loss {last['loss']:.3f}", f"accuracy {last['accuracy']:.2f}", f"margin {last['margin']:+.2f}"]
-    looked = [step["validation_loss"] for step in steps if "validation_loss" in step]
-    if looked:
-        words.append(f"held out {looked[-1]:.3f}")
-    return "  ".join([*words, f"{last['tokens_per_second']:,.0f} tokens/s"])
+    parts = [f"loss {last['loss']:.3f}", f"accuracy {last['accuracy']:.2f}", f"margin {last['margin']:+.2f}"]
+    validation = [step["validation_loss"] for step in steps if "validation_loss" in step]
+    if validation:
+        parts.append(f"held out {validation[-1]:.3f}")
+    return "  ".join([*parts, f"{last['tokens_per_second']:,.0f} tokens/s"])
 
 
-class Alarm:
-    """Warns, once, when the chosen captions themselves become unlikely, which the DPO loss does not see."""
+class ChosenLogpWarning:
+    """Warns once if the chosen captions become less likely in absolute terms, which the DPO loss does not penalise."""
 
-    def __init__(self, threshold: float | None, say: Callable[[str], None]) -> None:
-        self.threshold = threshold
-        self._say = say
+    def __init__(self, threshold: float | None, warn: Callable[[str], None]) -> None:
+        """Prepare.
+
+        Args:
+            threshold: ``train.chosen_alarm``, nats of log-probability lost a token; None never warns.
+            warn: receives the message.
+        """
+        self._threshold = threshold
+        self._warn = warn
 
     def __call__(self, steps: Sequence[Step]) -> None:
-        """Look at all steps so far."""
-        if self.threshold is None:
+        """Check all steps so far."""
+        if self._threshold is None:
             return
-        for at in range(ALARM_STEPS, len(steps) + 1):
-            lost = -sum(step["chosen_change"] for step in steps[at - ALARM_STEPS : at]) / ALARM_STEPS
-            if lost > self.threshold:
-                self._say(
-                    f"  warning: at step {at} the chosen captions have lost {lost:.2f} of log-probability a token"
-                    f" (train.chosen_alarm: {self.threshold:g}); raise train.sft_weight or lower train.learning_rate"
+        for end in range(WARNING_STEPS, len(steps) + 1):
+            lost = -sum(step["chosen_change"] for step in steps[end - WARNING_STEPS : end]) / WARNING_STEPS
+            if lost > self._threshold:
+                self._warn(
+                    f"  warning: at step {end} the chosen captions have lost {lost:.2f} of log-probability a token"
+                    f" (train.chosen_alarm: {self._threshold:g}); raise train.sft_weight or lower train.learning_rate"
                 )
-                self.threshold = None
+                self._threshold = None
                 return

@@ -1,4 +1,4 @@
-"""When held-out pairs are looked at, when training stops for their sake, and which weights are published. Pure."""
+"""Held-out pairs: when to evaluate them, when to stop early, and which weights to publish. Pure."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from jsfree.errors import StageError
 LOSS = "validation_loss"
 
 
-class Validation:
-    """What the losses of held-out pairs so far mean; a function of the history, so that a resumed run goes on alike."""
+class EarlyStopping:
+    """Tracks the loss of the held-out pairs. Its state is a function of the step log, so a resumed run repeats it."""
 
     def __init__(self, settings: Train, history: Sequence[Mapping[str, float]]) -> None:
         self.settings = settings.validation
         self.best = math.inf
-        self.worse = 0
-        for figures in history:
-            self._see(figures)
+        self._since_best = 0
         self._improved = False
+        for step in history:
+            self._record(step)
 
-    def due(self, step: int, total: int) -> bool:
-        """Whether the held-out pairs are looked at after ``step``."""
+    def is_due(self, step: int, total: int) -> bool:
+        """Whether the held-out pairs are evaluated after ``step``, counted from 0, of ``total``."""
         return (step + 1) % self.settings.every == 0 or step + 1 == total
 
-    def stops(self, figures: Mapping[str, float]) -> bool:
-        """Take note of a step; whether training ends with it, because the loss has not fallen for long enough."""
-        self._see(figures)
-        return self.settings.patience is not None and self.worse >= self.settings.patience
+    def should_stop(self, step: Mapping[str, float]) -> bool:
+        """Record a step; whether training stops because the loss has not fallen for ``patience`` evaluations."""
+        self._record(step)
+        return self.settings.patience is not None and self._since_best >= self.settings.patience
 
-    def publishes(self, figures: Mapping[str, float], *, ended: bool) -> bool:
-        """Whether the weights after a step that was noted are those to be published, as far as can be told."""
+    def should_publish(self, step: Mapping[str, float], *, is_last: bool) -> bool:
+        """Whether the weights after the step recorded last are the best so far, or the last."""
         if self.settings.publish == "best" and self.settings.pairs:
-            return LOSS in figures and self._improved
-        return ended
+            return LOSS in step and self._improved
+        return is_last
 
-    def check(self) -> None:
-        """See, at the end, that there were weights to publish.
+    def check_finite(self) -> None:
+        """Check that the held-out loss was a finite number at least once.
 
         Raises:
-            StageError: the held-out loss was never a number.
+            StageError: it never was.
         """
         if self.settings.pairs and not math.isfinite(self.best):
             raise StageError(
@@ -49,11 +49,11 @@ class Validation:
                 "lower train.learning_rate",
             )
 
-    def _see(self, figures: Mapping[str, float]) -> None:
-        if LOSS not in figures:
+    def _record(self, step: Mapping[str, float]) -> None:
+        if LOSS not in step:
             return
-        self._improved = figures[LOSS] < self.best
+        self._improved = step[LOSS] < self.best
         if self._improved:
-            self.best, self.worse = figures[LOSS], 0
+            self.best, self._since_best = step[LOSS], 0
         else:
-            self.worse += 1
+            self._since_best += 1

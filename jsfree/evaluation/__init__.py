@@ -1,1 +1,1 @@
-"""What a model is measured by: metrics without truth, and the statistics behind every interval."""
+"""Evaluation of captions: metrics without labels, metrics against MiniWorld's truth, and their intervals."""

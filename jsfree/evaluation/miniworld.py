@@ -1,8 +1,8 @@
-"""What a caption says of a scene, counted against the scene's exact truth.
+"""Metrics of MiniWorld captions against the exact contents of their scenes.
 
 A mention is a noun of MiniWorld's vocabulary anywhere in the text, in any case, singular or plural, with the
-colour before it and the position around it. Nothing else of the text matters, so that free, cut off or
-garbled captions can be counted too.
+colour before it and the position around it. The rest of the text is ignored, so that free, truncated or garbled
+captions can be counted too.
 """
 
 import re
@@ -13,6 +13,7 @@ from functools import cache
 import numpy as np
 
 from jsfree.errors import ConfigError
+from jsfree.evaluation.metrics import TRUTH
 from jsfree.evaluation.statistics import FloatArray, bootstrap, divide
 from jsfree.miniworld.vocabulary import COLOURS, IRREGULAR_PLURALS, OBJECTS, POSITIONS
 from jsfree.miniworld.world import Scene, fair_positions
@@ -20,7 +21,7 @@ from jsfree.miniworld.world import Scene, fair_positions
 
 @dataclass(frozen=True)
 class Mention:
-    """One object named in a text: ``text[start:end]`` is the noun; colour and position if they are said."""
+    """One object named in a text: ``text[start:end]`` is the noun; colour and position if given."""
 
     noun: str
     start: int
@@ -57,7 +58,7 @@ def mentions(text: str) -> list[Mention]:
         end = min(_sentence_end(text, match.end()), after)
         colours = _colour_pattern().findall(text, start, match.start())
         positions = _position_pattern().findall(text, match.end(), end)
-        # "On the left there is a cup": said before the noun, unless it belongs to the noun before.
+        # "On the left there is a cup": the position precedes the noun, unless it belongs to the previous noun.
         if not positions and start == _sentence_start(text, match.start()):
             positions = _position_pattern().findall(text, start, match.start())
         found.append(
@@ -73,13 +74,13 @@ def mentions(text: str) -> list[Mention]:
 
 
 def hallucinated_mentions(scene: Scene, text: str) -> list[Mention]:
-    """The mentions in ``text`` of objects that are not in ``scene``."""
+    """The mentions of objects that are not in ``scene``."""
     present = {item.name for item in scene.objects}
     return [mention for mention in mentions(text) if mention.noun not in present]
 
 
 def count_caption(scene: Scene, text: str) -> CaptionCounts:
-    """Count ``text`` against the truth of ``scene``."""
+    """Count the mentions and errors of a caption of ``scene``."""
     present = {item.name: item for item in scene.objects}
     found = mentions(text)
     distinct = {mention.noun for mention in found}
@@ -88,8 +89,8 @@ def count_caption(scene: Scene, text: str) -> CaptionCounts:
     for mention in correct:
         item = present[mention.noun]
         wrong_colour = mention.colour not in (None, item.colour)
-        wrong_place = mention.position is not None and mention.position not in fair_positions(item.box)
-        wrong += wrong_colour or wrong_place
+        wrong_position = mention.position is not None and mention.position not in fair_positions(item.box)
+        wrong += wrong_colour or wrong_position
     return CaptionCounts(
         mentions=len(found),
         hallucinated=len(found) - len(correct),
@@ -102,10 +103,10 @@ def count_caption(scene: Scene, text: str) -> CaptionCounts:
 
 
 def summarise(counts: Sequence[CaptionCounts], resamples: int = 1000, seed: int = 0) -> dict[str, dict[str, float]]:
-    """The ten figures of ``metrics.json``, each ``{"value", "low", "high"}`` (95 %, bootstrap over scenes).
+    """The metrics of ``metrics.json``, each ``{"value", "low", "high"}`` (95 %, bootstrap over scenes).
 
-    Rates are fractions of 1 and pooled over captions; the last five are means a caption. A figure that is
-    undefined (a rate of no mentions) is 0 with the interval [0, 0].
+    Rates are fractions of 1, pooled over captions; the last five metrics are means per caption. An undefined metric
+    (a rate of no mentions) is 0 with the interval [0, 0].
 
     Raises:
         ConfigError: there are no counts.
@@ -113,16 +114,13 @@ def summarise(counts: Sequence[CaptionCounts], resamples: int = 1000, seed: int 
     if not counts:
         raise ConfigError("there are no captions to summarise", "count at least one")
     columns = np.array([_columns(count) for count in counts], np.float64)
-    figures = {}
-    for name, statistic in _STATISTICS.items():
-        interval = bootstrap(columns, statistic, resamples, seed)
-        low, value, high = np.nan_to_num((interval.low, interval.value, interval.high)).tolist()
-        figures[name] = {"value": value, "low": low, "high": high}
-    return figures
+    return {metric.name: bootstrap(columns, _STATISTICS[metric.name], resamples, seed).as_json() for metric in TRUTH}
 
 
 # Columns of the bootstrap, in the order of ``_columns``.
-_ONE, _SPOKE, _LIED, _MENTIONS, _HALLUCINATED, _DISTINCT, _CORRECT, _TRUTH, _ATTRIBUTES, _WORDS = range(10)
+_ONE, _WITH_MENTION, _WITH_ABSENT, _MENTIONS, _HALLUCINATED, _DISTINCT, _CORRECT, _TRUTH, _ATTRIBUTES, _WORDS = range(
+    10
+)
 
 
 def _columns(count: CaptionCounts) -> tuple[int, ...]:
@@ -145,7 +143,7 @@ def _ratio(numerator: int, denominator: int) -> Callable[[FloatArray], FloatArra
 
 
 _STATISTICS: dict[str, Callable[[FloatArray], FloatArray]] = {
-    "response_hallucination": _ratio(_LIED, _SPOKE),
+    "response_hallucination": _ratio(_WITH_ABSENT, _WITH_MENTION),
     "mention_hallucination": _ratio(_HALLUCINATED, _MENTIONS),
     "recall": _ratio(_CORRECT, _TRUTH),
     "precision": _ratio(_CORRECT, _DISTINCT),
@@ -199,5 +197,5 @@ def _sentence_start(text: str, at: int) -> int:
 
 
 def _sentence_end(text: str, at: int) -> int:
-    ends = [place for mark in ".!?\n" if (place := text.find(mark, at)) >= 0]
+    ends = [end for mark in ".!?\n" if (end := text.find(mark, at)) >= 0]
     return min(ends, default=len(text))

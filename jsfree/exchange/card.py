@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 import jsfree
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
 from jsfree.schemas import SelectedPair
 
 BINS = 10

@@ -22,8 +22,9 @@ from jsfree.exchange.card import Tally, card, figures
 from jsfree.exchange.formats import FORMATS, Format, Placement
 from jsfree.exchange.placing import Placer
 from jsfree.exchange.preferences import preference
+from jsfree.run.folder import Folder
 from jsfree.run.locations import require_outside_runs, require_outside_sources
-from jsfree.run.storage import Folder, Run
+from jsfree.run.run import Run
 from jsfree.run.streaming import scan
 from jsfree.schemas import SelectedPair
 from jsfree.stages.pair_selection import assign_roles

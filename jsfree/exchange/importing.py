@@ -54,7 +54,9 @@ def preferences(settings: Imported) -> Iterator[Preference | Unusable]:
                 told = printable(repr(pair.id))
                 raise RowError("duplicate_id", f"key 'id' or 'idx' is {told}, as in {seen[name]}", "make it unique")
         except RowError as error:
-            yield Unusable(_name(found), RowError(error.kind, f"{where}: {printable(str(error))}"))
+            yield Unusable(
+                _name(found), RowError(error.kind, f"{where}: {printable(error.problem)}", printable(error.remedy))
+            )
         else:
             seen[name] = where
             embedded += len(pair.image["bytes"] or b"")

@@ -9,7 +9,7 @@ from jsfree.errors import ConfigError
 from jsfree.exchange.formats import Placed, Placement
 from jsfree.images.decoding import check_image, image_bytes
 from jsfree.images.ranges import Cell, Escaped, Part, parse_address
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 from jsfree.schemas import ImageRef
 
 _PLACES = {

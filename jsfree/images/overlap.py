@@ -18,7 +18,8 @@ from jsfree import schemas
 from jsfree.config import Source
 from jsfree.errors import RowError, StorageError
 from jsfree.images.decoding import load_image
-from jsfree.run.storage import Folder, Run
+from jsfree.run.folder import Folder
+from jsfree.run.run import Run
 from jsfree.run.streaming import scan, scan_shard
 from jsfree.schemas import EVALUATION_IMAGE, ImageRef, Sample, StageOutput, error_row
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from jsfree.errors import StorageError
 from jsfree.models.contents import CHECKSUMS
 from jsfree.run.filesystems import reason
-from jsfree.run.storage import PARTIAL, Folder
+from jsfree.run.folder import PARTIAL, Folder
 
 AT_CWD, RENAME_EXCHANGE = -100, 2
 """Of Linux's renameat2(2)."""
@@ -83,7 +83,7 @@ def _replace_in_store(target: Folder, local: Path) -> None:
     names = sorted(fresh.sizes(), key=lambda name: (name != CHECKSUMS, name))
     try:
         for name in names:
-            target.copy_here(fresh, name)
+            target.copy_from(fresh, name)
         for name in old - set(names):
             target.remove(name)
     except StorageError as error:

@@ -3,7 +3,6 @@
 Muon reaches the same loss in about half the steps here, and steps are what two CPU cores lack.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -11,7 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from jsfree.schedules import warmup_cosine
+
 Progress = Callable[[str, int, int, float], None]
+"""Called as ``progress(part, step, steps, loss)`` after every step."""
+WARMUP = 40
+"""Steps of the learning rate's warm-up."""
 
 
 class Optimiser:
@@ -33,7 +37,7 @@ class Optimiser:
             torch.optim.AdamW(others, lr=other_rate, betas=(0.9, 0.98), weight_decay=0.02),
         ]
         self.schedules = [
-            torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_factor(step, steps))
+            torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: warmup_cosine(step, steps, WARMUP))
             for optimiser in self.optimisers
         ]
 
@@ -47,13 +51,6 @@ class Optimiser:
             optimiser.step()
         for schedule in self.schedules:
             schedule.step()
-
-
-def rate_factor(step: int, steps: int, warmup: int = 40) -> float:
-    """Factor of the peak learning rate at ``step`` of ``steps``."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
 
 
 def batches(size: int, batch: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:

@@ -18,7 +18,7 @@ from jsfree.errors import StorageError
 from jsfree.models.contents import CARD
 from jsfree.models.hub import HubModel, card_data
 from jsfree.models.references import hub_model
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 from jsfree.uris import PACKAGED, has_scheme
 
 LICENCE_KEYS = ("license", "license_name", "license_link")

@@ -13,12 +13,13 @@ import yaml
 
 import jsfree
 from jsfree.config import Decoding, RunConfig, Source
+from jsfree.evaluation.metrics import LABEL_FREE, MISSING, TRUTH
 from jsfree.images.overlap import measure_overlap
 from jsfree.models.contents import ADAPTER, CARD
 from jsfree.publishing.base_model import Base, base_of
 from jsfree.report import reading, tables
 from jsfree.report.tables import Comparison, Line
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
 from jsfree.uris import has_scheme, is_written_as_path
 
 PAPER = "[arXiv 2411.17760](https://arxiv.org/abs/2411.17760)"
@@ -123,7 +124,7 @@ def _data(run: Run, number: int) -> str:
         samples, pairs, selected = (run.manifest(each, stage) for stage in ("samples", "pairs", "selected"))
         facts = {} if selected is None else selected.facts
         counts = [samples and samples.rows_out, pairs and pairs.rows_out, facts.get("inverted"), facts.get("kept")]
-        rows.append([f"{each}", *(tables.MISSING if count is None else f"{count:,}" for count in counts)])
+        rows.append([f"{each}", *(MISSING if count is None else f"{count:,}" for count in counts)])
     imported = run.config.imported
     told = (
         f"Only images were used, each listed image once: {_described(run.config.source)}. The captions are the model's"
@@ -202,9 +203,9 @@ def _evaluation(run: Run, number: int) -> str:
 def _comparisons(run: Run, number: int) -> tuple[list[Comparison], bool]:
     """Before against after in every mode, and whether it is with truth."""
     folder, modes = run.round(number), list(run.config.evaluate.modes)
-    for name, metrics in (("metrics.json", tables.TRUTH), ("label_free.json", tables.LABEL_FREE)):
+    for name, metrics in (("metrics.json", TRUTH), ("label_free.json", LABEL_FREE)):
         if folder.exists(name):
-            return tables.comparisons([(number, folder.read_json(name))], metrics, modes), metrics is tables.TRUTH
+            return tables.comparisons([(number, folder.read_json(name))], metrics, modes), metrics is TRUTH
     return [], False
 
 
@@ -212,7 +213,7 @@ def _measured(line: Line) -> list[str]:
     unit = f" ({line.metric.unit})" if line.metric.unit else ""
     cells = [f"{cell.value} ({cell.interval})" if cell.interval else cell.value for cell in line.cells]
     clear = " (unclear)" if line.change.verdict == "unclear" else ""
-    return [f"{line.metric.name}{unit}: {line.metric.meaning}", *cells, line.change.text + clear]
+    return [f"{line.metric.label}{unit}: {line.metric.meaning}", *cells, line.change.text + clear]
 
 
 def _limits(run: Run, number: int, base: Base) -> str:

@@ -17,8 +17,8 @@ from jsfree.errors import ConfigError, ModelError, StorageError
 from jsfree.models.contents import ADAPTER, CAPTIONER, CARD, CHECKSUMS, verify_checksums
 from jsfree.models.replacing import replace_folder
 from jsfree.run.filesystems import reason
+from jsfree.run.folder import PARTIAL, Folder
 from jsfree.run.locations import is_within, require_outside_runs
-from jsfree.run.storage import PARTIAL, Folder
 
 SCHEME = "hf://"
 NEEDED = (

@@ -1,1 +1,1 @@
-"""The report of a run: one self-contained HTML page that says what changed, on what evidence, and at what cost."""
+"""The report of a run: one self-contained HTML page with the metrics, their evidence and the cost."""

@@ -1,9 +1,8 @@
 """The figures of the report, as inline SVG built from plain numbers.
 
-Nothing here names a colour: marks carry classes (``before``, ``after``, ``kept``...) that the page's style
-sheet paints, so one figure serves light, dark and print. What a colour says, a hatch, a dash or a word says too
-(the page holds the one ``hatch`` pattern that the style sheet refers to).
-Lengths are SVG user units; a figure scales with its column.
+Marks have classes (``before``, ``after``, ``kept``...) that the page's style sheet colours, so that one figure serves
+light, dark and print. Nothing is distinguished by colour alone: a hatch, a dash or a word repeats it (the page holds
+the ``hatch`` pattern that the style sheet refers to). Lengths are SVG user units; a figure scales with its column.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-MAX_POINTS = 240  # of a curve: more cannot be told apart on a panel and only make the page heavy
+MAX_POINTS = 240  # of a curve: more are indistinguishable on a panel and enlarge the page
 BINS = 40
 Gaps = Sequence[float] | NDArray[np.float64]
 Flags = Sequence[bool] | NDArray[np.bool_]
@@ -49,7 +48,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Series:
-    """A curve: ``values`` beside the panel's steps (None where nothing was logged); ``kind`` is its class."""
+    """A curve: one value per step of the panel (None where nothing was logged); ``kind`` is its class."""
 
     name: str
     values: Sequence[float | None]
@@ -66,9 +65,9 @@ class Span:
 
 
 def gap_histogram(gaps: Gaps, inverted: Flags, kept: tuple[float, float] | None) -> Markup:
-    """How many pairs have which score gap, stacked by whether CLIP kept or inverted the order of the ratios.
+    """Histogram of the pairs' score gaps, stacked by whether CLIP confirmed or inverted the order of the ratios.
 
-    ``kept`` is the range of gaps that training takes; it is shaded.
+    ``kept`` is the range of gaps trained on, which is shaded.
     """
     width, height, top, base, left = 760.0, 270.0, 26.0, 222.0, 46.0
     low, high = float(min(0.0, min(gaps, default=0.0))), float(max(1e-9, max(gaps, default=0.0)))
@@ -118,7 +117,7 @@ def curve(
 
 
 def shares_bar(parts: Sequence[tuple[str, float, str]]) -> Markup:
-    """One horizontal bar of (name, amount, class) parts; a part wide enough carries its name."""
+    """One horizontal bar of (name, amount, class) parts; a part shows its name if it is wide enough."""
     width, height = 760.0, 44.0
     total = sum(amount for _, amount, _ in parts) or 1.0
     words = ", ".join(f"{name} {100 * amount / total:.1f} %" for name, amount, _ in parts)
@@ -136,7 +135,7 @@ def shares_bar(parts: Sequence[tuple[str, float, str]]) -> Markup:
 
 
 def dumbbell(before: Span, after: Span, label: str) -> Markup:
-    """Two values with their intervals on one scale: hollow before, filled after."""
+    """Two values with their intervals on one scale: a ring before, a dot after."""
     width, height = 190.0, 40.0
     ends = [0.0, before.low, before.high, after.low, after.high, before.value, after.value]
     ceiling = 1.0 if max(ends) <= 1 else max(ends) * 1.1
@@ -173,7 +172,7 @@ def _curve_words(title: str, series: Sequence[Series]) -> str:
 
 
 def _draw_curve(svg: Element, x: Axis, y: Axis, steps: Sequence[float], line: Series) -> None:
-    """The logged values faintly, their running mean firmly; a short log is drawn as it is."""
+    """Draw the logged values thin and their running mean thick; a short log is drawn unsmoothed."""
     points = [(step, value) for step, value in zip(steps, line.values, strict=True) if value is not None]
     points = [point for point in points if math.isfinite(point[1])]
     window = max(1, len(points) // 16)
@@ -205,7 +204,7 @@ def _path(x: Axis, y: Axis, points: Iterable[tuple[float, float]]) -> str:
 
 
 def _key(svg: Element, series: Sequence[Series], right: float) -> None:
-    """Names of several curves in the panel's title line, from the right."""
+    """Write the names of several curves into the panel's title line, from the right."""
     at = right
     for line in reversed(series if len(series) > 1 else ()):
         at -= 6.4 * len(line.name)
@@ -251,12 +250,12 @@ def _finite(value: float | None) -> TypeGuard[float]:
 
 
 def _svg(width: float, height: float, words: str, kind: str) -> Element:
-    """An empty figure whose content is said in ``words`` to those who cannot see it."""
+    """An empty figure; ``words`` describe its content to screen readers."""
     return Element("svg", {"class": kind, "viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria-label": words})
 
 
 def _add(parent: Element, tag: str, text: str | None = None, /, **attributes: str | float) -> Element:
-    """A child element; numbers are rounded to hundredths, ``class_`` and ``stroke_width`` lose the Python in them."""
+    """Add a child element; numbers are rounded to hundredths, ``class_`` and ``stroke_width`` become SVG names."""
     named = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
     written = {name: value if isinstance(value, str) else f"{value:.2f}" for name, value in named.items()}
     child = ElementTree.SubElement(parent, tag, written)
@@ -265,5 +264,5 @@ def _add(parent: Element, tag: str, text: str | None = None, /, **attributes: st
 
 
 def _markup(svg: Element) -> Markup:
-    """The figure as text; ElementTree has escaped all data in it."""
+    """Serialise a figure; ElementTree escapes all data in it."""
     return Markup(ElementTree.tostring(svg, encoding="unicode"))

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from jsfree.report import pictures, reading, scenes, tables
 from jsfree.report.reading import Caption, Scored
-from jsfree.report.scenes import Choice, Chooser, Piece
-from jsfree.run.storage import Run
+from jsfree.report.scenes import Choice, Piece, SceneChooser
+from jsfree.run.run import Run
 from jsfree.schemas import ScoredCaption, ScoredPair
 
 
 @dataclass(frozen=True)
 class Side:
-    """One caption of a scene: its title, remarks about it, and its marked text; ``chosen`` where there is a choice."""
+    """One caption of a scene: title, notes, and marked text; ``chosen`` is None if the scene has no chosen caption."""
 
     title: str
     notes: list[str]
@@ -24,7 +24,7 @@ class Side:
 
 @dataclass(frozen=True)
 class SceneView:
-    """A scene on the page; ``picture`` is a data: URI, or None where the image cannot be read."""
+    """A scene on the page; ``picture`` is a ``data:`` URI, or None if the image cannot be read."""
 
     sample_id: str
     outcome: str
@@ -34,7 +34,7 @@ class SceneView:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Scenes of a round, and the outcomes they were chosen from; ``edges`` part the shades of sentences."""
+    """Scenes of a round, and all outcomes with their shares; ``edges`` separate the shades of sentences."""
 
     round: int
     views: list[SceneView]
@@ -44,13 +44,13 @@ class Gallery:
 
 
 def pair_gallery(run: Run, number: int, scored: Scored, kept: tuple[float, float] | None) -> Gallery:
-    """Scored pairs of round ``number``; ``kept`` is the range of gaps that it trained on."""
-    folder, chooser = run.stage(number, "scored"), Chooser()
+    """A gallery of the scored pairs of round ``number``; ``kept`` is the range of gaps that it trained on."""
+    folder, chooser = run.stage(number, "scored"), SceneChooser()
     selected = reading.selected_ids(run.stage(number, "selected"))
-    for note in reading.pair_notes(folder):
-        chooser.add(note.sample_id, scenes.pair_outcome(note, selected, kept, run.config.select), note.place)
+    for pair in reading.pair_summaries(folder):
+        chooser.add(pair.sample_id, scenes.pair_outcome(pair, selected, kept, run.config.select), pair.position)
     choice = chooser.choice(scenes.PAIR_OUTCOMES)
-    rows = reading.pairs_at(folder, choice.places)
+    rows = reading.pairs_at(folder, choice.positions)
     edges = scenes.shade_edges(scored.cosines)
     views = [
         SceneView(
@@ -65,7 +65,7 @@ def pair_gallery(run: Run, number: int, scored: Scored, kept: tuple[float, float
 
 
 def caption_gallery(run: Run, last_round: int, truth: bool, low_score: float | None) -> Gallery | None:
-    """Captions of the seed and of the last model on the same images, in the first mode that both have."""
+    """A gallery of captions of m0 and of the last model on the same images, in the first mode that both have."""
     for mode in run.config.evaluate.modes:
         first = run.stage(1, f"captions_scored/m0-{mode}")
         before = reading.captions(first)
@@ -77,7 +77,7 @@ def caption_gallery(run: Run, last_round: int, truth: bool, low_score: float | N
     mark, faults, noun = _marking(truth, low_score)
     outcomes = scenes.caption_outcomes(before, after, faults, noun)
     choice = scenes.choose(outcomes, [name.format(noun) for name in scenes.CAPTION_OUTCOMES])
-    images = reading.images_at(first, [before[sample_id].place for sample_id, _ in choice.shown])
+    images = reading.images_at(first, [before[sample_id].position for sample_id, _ in choice.shown])
     titles = (f"Before (m0, {mode})", f"After (m{last_round}, {mode})")
     views = []
     for (sample_id, outcome), image in zip(choice.shown, images, strict=True):
@@ -88,7 +88,7 @@ def caption_gallery(run: Run, last_round: int, truth: bool, low_score: float | N
 
 
 def _pair_sides(row: ScoredPair, edges: Sequence[float], run: Run, outcome: str) -> list[Side]:
-    """Both captions of a pair; which is chosen follows from the scores and the rule for inverted pairs."""
+    """Both captions of a pair; the chosen one follows from the scores and the rule for inverted pairs."""
     has_roles = outcome in scenes.PAIR_OUTCOMES
     swap = row["inverted"] and run.config.select.inverted != "keep"
     sides = []
@@ -105,7 +105,7 @@ def _pair_sides(row: ScoredPair, edges: Sequence[float], run: Run, outcome: str)
 
 
 def _title(role: str, ratio: float | None) -> str:
-    """What a caption of a pair is called; one without a ratio was made by somebody else."""
+    """The title of a pair's caption; a caption without a ratio was imported."""
     if ratio is None:
         return "Imported as chosen" if role == "low" else "Imported as rejected"
     return f"{'Provisional winner' if role == 'low' else 'Provisional loser'}, h = {ratio:.2f}"
@@ -119,7 +119,7 @@ def _pair_notes(caption: ScoredCaption) -> list[str]:
 def _marking(
     truth: bool, low_score: float | None
 ) -> tuple[Callable[[Caption], list[Piece]], Callable[[Caption], int], str]:
-    """How captions are marked, how their faults are counted, and what a fault is called."""
+    """Functions that mark the faults of a caption and count them, and the name of a fault."""
     if truth:
         return scenes.absent_marked, lambda caption: len(scenes.absent_spans(caption)), "absent objects"
     threshold = float("-inf") if low_score is None else low_score

@@ -1,7 +1,7 @@
 """Builds the report: ``build_report(run)`` reads a run's folder and writes ``report/index.html`` into it.
 
-The page is one file without scripts, fonts or links to anywhere: it opens from a disk, an object store or an
-attachment, and the content security policy in it forbids every request. All data in it is escaped by jinja.
+The page is one file without scripts, external fonts or links: it opens from a disk, an object store or an attachment,
+and its content security policy forbids every request. All data in it is escaped by jinja.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jsfree.evaluation.metrics import LABEL_FREE, TRUTH
 from jsfree.images.overlap import measure_overlap
 from jsfree.report import galleries, reading, sections, summary, tables
 from jsfree.report.scenes import SHADES
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
 from jsfree.schemas import EVALUATION_IMAGE
 
 
 def build_report(run: Run) -> str:
-    """Write the page of ``run`` and return where it is (path or URI).
+    """Write the page of ``run`` and return its path or URI.
 
-    Shows whatever the run holds so far; missing parts are left out, or said to be missing.
+    The page shows what the run holds so far; missing parts are left out or marked as missing.
 
     Raises:
         StorageError: a file of the run is damaged, or the page cannot be written.
@@ -45,18 +46,18 @@ def render(run: Run) -> str:
 
 
 def _content(run: Run) -> dict[str, Any]:
-    """All that the template shows."""
+    """The variables of the template."""
     rounds = reading.finished_rounds(run)
     modes = list(run.config.evaluate.modes)
-    known = _measured(run, rounds, "metrics.json")
-    unknown = _measured(run, rounds, "label_free.json")
-    truth = tables.comparisons(known, tables.TRUTH, modes)
-    label_free = tables.comparisons(unknown, tables.LABEL_FREE, modes)
+    with_truth = _measured(run, rounds, "metrics.json")
+    without_truth = _measured(run, rounds, "label_free.json")
+    truth = tables.comparisons(with_truth, TRUTH, modes)
+    label_free = tables.comparisons(without_truth, LABEL_FREE, modes)
     scored = {number: reading.scored_pairs(run.stage(number, "scored")) for number in rounds}
     views = [sections.round_view(run, number, scored[number]) for number in rounds]
     chosen = next((view for view in reversed(views) if view.splits), None)
     scenes_known = bool(truth) and run.config.evaluate.source.kind == "miniworld"
-    low_score = next((found["low_score"] for _, found in reversed(unknown) if "low_score" in found), None)
+    low_score = next((found["low_score"] for _, found in reversed(without_truth) if "low_score" in found), None)
     done = [number for number in rounds if reading.evaluated(run, number)]
     return {
         "config": run.config,
@@ -69,7 +70,7 @@ def _content(run: Run) -> dict[str, Any]:
         "summary": summary.summarise(truth, label_free),
         "overlap": measure_overlap(run, done[-1] if done else 0),
         "excluded_kind": EVALUATION_IMAGE,
-        "evaluated": _count(known, "scenes") or _count(unknown, "captions"),
+        "evaluated": _count(with_truth, "scenes") or _count(without_truth, "captions"),
         "low_score": tables.cosine(low_score),
         "pairs": galleries.pair_gallery(run, chosen.number, scored[chosen.number], chosen.kept) if chosen else None,
         "captions": galleries.caption_gallery(run, done[-1], scenes_known, low_score) if done else None,
@@ -84,5 +85,5 @@ def _measured(run: Run, rounds: Sequence[int], name: str) -> list[tuple[int, dic
 
 
 def _count(measured: Sequence[tuple[int, dict[str, Any]]], key: str) -> int:
-    """How many captions of a model were measured, by the last round that says so."""
+    """The number of captions measured per model in the last round that has it."""
     return next((int(found[key]) for _, found in reversed(measured) if key in found), 0)

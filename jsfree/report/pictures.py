@@ -1,4 +1,4 @@
-"""Pictures for the page: any image of a run as a small data: URI, or nothing when it cannot be read."""
+"""Pictures of the page: an image of a run as a small ``data:`` URI."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _log = logging.getLogger(__name__)
 
 
 def data_uri(image: ImageRef, source: Source) -> str | None:
-    """A JPEG of at most ``SIDE`` pixels a side as a data: URI; None, with a log line, for an unreadable image.
+    """Encode an image as a JPEG of at most ``SIDE`` x ``SIDE`` pixels; None, with a log line, if it cannot be read.
 
-    A scene of MiniWorld is drawn anew, larger than the captioner saw it. ``source`` limits bytes and pixels.
+    A scene of MiniWorld is drawn again, larger than the captioner saw it. ``source`` limits bytes and pixels.
     """
     try:
         picture = _scene(image["id"]) if source.kind == "miniworld" else load_image(image, source).image

@@ -1,7 +1,7 @@
-"""What the page needs of a run's tables and files, read shard by shard.
+"""Reads the tables and files of a run for the page, shard by shard.
 
-A run may hold gigabytes of images and millions of pairs: tables are reduced to a few numbers a row while they are
-read, and whole rows are read again only for the scenes that are shown. What a run does not hold (yet) is empty.
+A run may hold gigabytes of images and millions of pairs: tables are reduced to a few numbers per row while they are
+read, and whole rows are read again only for the scenes that are shown. Missing parts of a run read as empty.
 """
 
 from __future__ import annotations
@@ -18,64 +18,65 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jsfree import schemas
-from jsfree.run.storage import Folder, Manifest, Run, shard_name
+from jsfree.run.folder import Folder, shard_name
+from jsfree.run.run import Manifest, Run
 from jsfree.run.streaming import scan, scan_shard
 from jsfree.schemas import ImageRef, ScoredCaptionRow, ScoredPair
 from jsfree.stages.pair_selection import identical_and_truncated
 
-NOTED = ("gap", "inverted", "low.text", "low.finish", "high.text", "high.finish")
-COSINES = 2**20
-"""Cosines that are kept in memory at most."""
-STAGES = (
+SUMMARY_COLUMNS = ("gap", "inverted", "low.text", "low.finish", "high.text", "high.finish")
+MAX_COSINES = 2**20
+"""Cosines kept in memory."""
+STAGE_ORDER = (
     *("samples", "evaluation", "evaluation_hashes", "pairs", "scored", "selected"),
     *("reference", "train", "captions", "captions_scored"),
 )
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a row is: shard number and row within the shard."""
+class Position:
+    """The position of a row: shard number and row within the shard."""
 
     shard: int
     row: int
 
 
 @dataclass(frozen=True)
-class PairNote:
-    """What decides about a scored pair. ``cut``: a caption ended at the length limit."""
+class PairSummary:
+    """The columns of a scored pair that decide about its selection; ``truncated``: a caption hit the length limit."""
 
     sample_id: str
-    place: Place
+    position: Position
     gap: float
     inverted: bool
     identical: bool
-    cut: bool
+    truncated: bool
 
 
 @dataclass(frozen=True)
 class Scored:
-    """All scored pairs of a round, a few bytes each, and the CLIP cosines of their sentences (of many, a sample)."""
+    """All scored pairs of a round, a few bytes each, and the CLIP cosines of their sentences (a sample if many)."""
 
     gaps: NDArray[np.float64]
     inverted: NDArray[np.bool_]
     identical: NDArray[np.bool_]
-    cut: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
     cosines: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.gaps)
 
 
-class Thinned:
-    """Numbers that come by, evenly thinned: all of them while they are few, then every second, every fourth..."""
+class EvenSample:
+    """An even sample of a stream of numbers: all of them up to ``limit``, then every second, every fourth..."""
 
-    def __init__(self, limit: int = COSINES) -> None:
+    def __init__(self, limit: int = MAX_COSINES) -> None:
         self._limit = limit
         self._stride, self._seen = 1, 0
         self._kept: NDArray[np.float64] = np.empty(0)
 
     def add(self, values: NDArray[np.float64]) -> None:
-        """Take numbers."""
+        """Add the next numbers of the stream."""
         self._kept = np.concatenate((self._kept, values[-self._seen % self._stride :: self._stride]))
         self._seen += len(values)
         while len(self._kept) > self._limit:
@@ -83,12 +84,12 @@ class Thinned:
 
     @property
     def values(self) -> NDArray[np.float64]:
-        """What is kept, in the order in which it came."""
+        """The sample, in the order of the stream."""
         return self._kept
 
 
 class SampleIds:
-    """A set of ids that takes eight bytes each: their hashes."""
+    """A set of ids, stored as hashes of eight bytes each."""
 
     def __init__(self, ids: Iterable[str]) -> None:
         self._hashes = np.sort(np.fromiter(map(hash, ids), np.int64))
@@ -100,15 +101,15 @@ class SampleIds:
 
 @dataclass(frozen=True)
 class Caption:
-    """An evaluation caption without its image, which stays at ``place``."""
+    """An evaluation caption without its image, which is read from ``position``."""
 
     row: ScoredCaptionRow
-    place: Place
+    position: Position
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Rows that failed in one stage for one kind of reason, with one of the messages."""
+    """The number of rows that failed in one stage with one kind of error, and one of the messages."""
 
     stage: str
     kind: str
@@ -126,7 +127,7 @@ class StageCost:
 
 
 def finished_rounds(run: Run) -> list[int]:
-    """Numbers of the rounds that have something to show."""
+    """Numbers of the rounds with scored pairs or metrics."""
     return [number for number in run.rounds() if run.manifest(number, "scored") or evaluated(run, number)]
 
 
@@ -136,12 +137,12 @@ def evaluated(run: Run, number: int) -> bool:
 
 
 def json_or_empty(folder: Folder, name: str) -> dict[str, Any]:
-    """A JSON object, or an empty one where the file is missing."""
+    """Read a JSON object; an empty one if the file is missing."""
     return dict(folder.read_json(name)) if folder.exists(name) else {}
 
 
 def training_log(run: Run, number: int) -> list[dict[str, Any]]:
-    """The optimizer steps of a round, oldest first; empty when none were logged."""
+    """The logged optimizer steps of a round, oldest first."""
     folder = run.stage(number, "train")
     return list(folder.read_json("steps.json")) if folder.exists("steps.json") else []
 
@@ -149,62 +150,64 @@ def training_log(run: Run, number: int) -> list[dict[str, Any]]:
 def scored_pairs(folder: Folder) -> Scored:
     """The numbers of all scored pairs of a round."""
     parts: list[list[NDArray[Any]]] = [[np.empty(0)], *([np.empty(0, np.bool_)] for _ in range(3))]
-    cosines = Thinned()
-    for table in scan(folder, schemas.SCORED, [*NOTED, "low.sentences", "high.sentences"]):
+    cosines = EvenSample()
+    for table in scan(folder, schemas.SCORED, [*SUMMARY_COLUMNS, "low.sentences", "high.sentences"]):
         for part, column in zip(parts, _numbers(table), strict=True):
             part.append(column.to_numpy())
         for caption in (table["low"], table["high"]):
             cosines.add(_cosines(caption))
-    gaps, inverted, identical, cut = map(np.concatenate, parts)
-    return Scored(gaps, inverted, identical, cut, cosines.values)
+    gaps, inverted, identical, truncated = map(np.concatenate, parts)
+    return Scored(gaps, inverted, identical, truncated, cosines.values)
 
 
-def pair_notes(folder: Folder) -> Iterator[PairNote]:
-    """Notes of all scored pairs of a round, one after another."""
+def pair_summaries(folder: Folder) -> Iterator[PairSummary]:
+    """Yield the summaries of all scored pairs of a round."""
     for shard in folder.shards():
-        places = (Place(shard, row) for row in count())
-        for table in scan_shard(folder, shard, schemas.SCORED, ["sample_id", *NOTED]):
+        positions = (Position(shard, row) for row in count())
+        for table in scan_shard(folder, shard, schemas.SCORED, ["sample_id", *SUMMARY_COLUMNS]):
             columns = [table["sample_id"], *_numbers(table)]
-            for place, values in zip(places, zip(*map(_listed, columns), strict=True), strict=False):
+            for position, values in zip(
+                positions, zip(*(column.to_pylist() for column in columns), strict=True), strict=False
+            ):
                 sample_id, *rest = values
-                yield PairNote(sample_id, place, *rest)
+                yield PairSummary(sample_id, position, *rest)
 
 
 def selected_ids(folder: Folder) -> SampleIds:
-    """The ids of all pairs that training takes."""
+    """The ids of all selected pairs."""
     parts = scan(folder, schemas.SELECTED, ["sample_id"])
     return SampleIds(sample_id for table in parts for sample_id in table["sample_id"].to_pylist())
 
 
-def pairs_at(folder: Folder, places: Sequence[Place]) -> list[ScoredPair]:
-    """Whole scored pairs, in the order of ``places``."""
-    found: dict[Place, ScoredPair] = {}
-    for shard in sorted({place.shard for place in places}):
+def pairs_at(folder: Folder, positions: Sequence[Position]) -> list[ScoredPair]:
+    """Whole scored pairs, in the order of ``positions``."""
+    found: dict[Position, ScoredPair] = {}
+    for shard in sorted({position.shard for position in positions}):
         table = folder.read_table(shard_name(shard), schemas.SCORED)
-        for place in places:
-            if place.shard == shard:
-                found[place] = table.slice(place.row, 1).to_pylist()[0]
-    return [found[place] for place in places]
+        for position in positions:
+            if position.shard == shard:
+                found[position] = table.slice(position.row, 1).to_pylist()[0]
+    return [found[position] for position in positions]
 
 
 def captions(folder: Folder) -> dict[str, Caption]:
-    """Scored captions of one model and mode by ``sample_id``."""
+    """Scored captions of one model and mode, by ``sample_id``."""
     found: dict[str, Caption] = {}
     columns = [name for name in schemas.SCORED_CAPTIONS.names if name != "image"]
     for shard in folder.shards():
         parts = scan_shard(folder, shard, schemas.SCORED_CAPTIONS, columns)
         for row, caption in enumerate(caption for table in parts for caption in table.to_pylist()):
-            found[caption["sample_id"]] = Caption(caption, Place(shard, row))
+            found[caption["sample_id"]] = Caption(caption, Position(shard, row))
     return found
 
 
-def images_at(folder: Folder, places: Sequence[Place]) -> list[ImageRef]:
-    """The images of evaluation captions, in the order of ``places``."""
-    found: dict[Place, ImageRef] = {}
-    for shard in sorted({place.shard for place in places}):
+def images_at(folder: Folder, positions: Sequence[Position]) -> list[ImageRef]:
+    """The images of evaluation captions, in the order of ``positions``."""
+    found: dict[Position, ImageRef] = {}
+    for shard in sorted({position.shard for position in positions}):
         column = folder.read_table(shard_name(shard), schemas.SCORED_CAPTIONS)["image"]
-        found |= {place: column[place.row].as_py() for place in places if place.shard == shard}
-    return [found[place] for place in places]
+        found |= {position: column[position.row].as_py() for position in positions if position.shard == shard}
+    return [found[position] for position in positions]
 
 
 def costs(run: Run, rounds: Sequence[int]) -> list[StageCost]:
@@ -219,7 +222,7 @@ def costs(run: Run, rounds: Sequence[int]) -> list[StageCost]:
 
 
 def failures(run: Run, rounds: Sequence[int]) -> list[Failure]:
-    """Failed rows by stage and kind, the most frequent first; excluded rows did not fail."""
+    """Failed rows by stage and kind, the most frequent first; excluded rows are not failures."""
     counts: Counter[tuple[str, str]] = Counter()
     examples: dict[tuple[str, str], str] = {}
     for number in rounds:
@@ -234,7 +237,7 @@ def failures(run: Run, rounds: Sequence[int]) -> list[Failure]:
 
 
 def _numbers(scored: pa.Table) -> tuple[pa.ChunkedArray, ...]:
-    """Gap, inverted, identical and cut of each pair."""
+    """The columns ``gap``, ``inverted``, ``identical`` and ``truncated``."""
     return scored["gap"], scored["inverted"], *identical_and_truncated(scored)
 
 
@@ -243,23 +246,19 @@ def _cosines(caption: pa.ChunkedArray) -> NDArray[np.float64]:
     return np.asarray(scores.drop_null().to_numpy(), dtype=np.float64)
 
 
-def _listed(column: pa.ChunkedArray) -> list[Any]:
-    return list(column.to_pylist())
-
-
 def _stage_names(folder: Folder) -> list[str]:
-    """Stages in the order they run; captions have one folder a model and mode."""
+    """Stages in the order they run; captions have one folder per model and mode."""
     present = set(folder.names())
     nested = {"captions", "captions_scored"}
     names: list[str] = []
-    for stage in STAGES:
+    for stage in STAGE_ORDER:
         if stage in present:
             names += [f"{stage}/{name}" for name in (folder / stage).names()] if stage in nested else [stage]
     return names
 
 
 def _leaves(folder: Folder, name: str) -> Iterator[tuple[str, Folder]]:
-    """Folders of shards below ``folder`` (a stage may be nested: ``captions/m0-greedy``), with their stage."""
+    """Yield the folders of shards below ``folder`` with their stage, which may be nested: ``captions/m0-greedy``."""
     if folder.shards():
         yield name, folder
         return

@@ -1,4 +1,4 @@
-"""What the page says of each round's selection and training, and of the cost of its stages."""
+"""Sections of the page: selection and training of each round, and the cost of the stages."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from markupsafe import Markup
 
 from jsfree.config import Train
-from jsfree.dpo.loss import first_loss
+from jsfree.dpo.loss import initial_loss
+from jsfree.evaluation.metrics import MISSING
 from jsfree.report import figures, reading, tables
 from jsfree.report.figures import Series
 from jsfree.report.reading import Scored, StageCost
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
 
-# What a stage does, in the page's words.
-STAGES = {
+STAGE_DESCRIPTIONS = {
     "samples": "images listed",
     "evaluation": "evaluation images listed",
     "evaluation_hashes": "evaluation images hashed",
@@ -33,7 +33,7 @@ STAGES = {
 
 @dataclass(frozen=True)
 class SplitLine:
-    """A line of the table of splits, written out."""
+    """A line of the table of splits, formatted."""
 
     number: int
     pairs: str
@@ -47,8 +47,7 @@ class SplitLine:
 class RoundView:
     """Selection and training of one round.
 
-    ``kept`` is the range of gaps trained on; ``starts_at_reference`` says whether policy and reference begin as one
-    model.
+    ``kept`` is the range of gaps trained on; ``starts_at_reference``: policy and reference are equal at the start.
     """
 
     number: int
@@ -63,7 +62,7 @@ class RoundView:
 
 @dataclass(frozen=True)
 class CostLine:
-    """A finished stage and its cost, written out; ``share`` is its part of all device time."""
+    """A finished stage and its cost, formatted; ``share`` is its part of all device time."""
 
     round: int
     stage: str
@@ -78,7 +77,7 @@ class CostLine:
 
 @dataclass(frozen=True)
 class CostView:
-    """The cost of a run; ``verification`` and ``verification_loop`` are shares of device time, None without any."""
+    """The cost of a run; ``verification`` and ``verification_loop`` are shares of device time or None."""
 
     lines: list[CostLine]
     figure: Markup
@@ -91,7 +90,7 @@ class CostView:
 
 
 def round_view(run: Run, number: int, scored: Scored) -> RoundView:
-    """What round ``number`` selected and how it trained, as far as it got."""
+    """Selection and training of round ``number``, as far as they are done."""
     manifest = run.manifest(number, "selected")
     facts = manifest.facts if manifest else {}
     splits = [(split, _is_kept(split, run)) for split in facts.get("splits", [])]
@@ -131,9 +130,9 @@ def cost_view(costs: Sequence[StageCost]) -> CostView:
 
 
 def _histogram(run: Run, scored: Scored, kept: tuple[float, float] | None) -> Markup | None:
-    """Gaps of the pairs that can be sorted: different captions, and whole ones unless cut ones are kept."""
+    """The gaps of all pairs that selection sorts: no identical captions, and no truncated ones unless they are kept."""
     select = run.config.select
-    usable = ~scored.identical & (~scored.cut | select.keep_truncated)
+    usable = ~scored.identical & (~scored.truncated | select.keep_truncated)
     if not usable.any():
         return None
     gaps, inverted = scored.gaps[usable], scored.inverted[usable]
@@ -159,7 +158,7 @@ def _split_line(split: Mapping[str, Any], kept: bool) -> SplitLine:
 
 
 def _gap(gap: float | None) -> str:
-    return tables.MISSING if gap is None else f"{100 * gap:.2f}".replace("-", "−")
+    return MISSING if gap is None else f"{100 * gap:.2f}".replace("-", "−")
 
 
 def _curves(steps: Sequence[Mapping[str, Any]], settings: Train) -> list[Markup]:
@@ -175,7 +174,7 @@ def _curves(steps: Sequence[Mapping[str, Any]], settings: Train) -> list[Markup]
     logps = [series(f"{role}_logp", role, kind) for role, kind in zip(both, ("after", "before"), strict=True)]
     held_out = any("validation_loss" in step for step in steps)
     losses = [series("loss"), *([series("validation_loss", "held out", "before")] if held_out else [])]
-    start = (first_loss(settings), "ln 2" if settings.loss == "sigmoid" else "equal models")
+    start = (initial_loss(settings.beta, settings.loss), "ln 2" if settings.loss == "sigmoid" else "equal models")
     return [
         figures.curve("Loss", at, losses, start),
         figures.curve("Implicit rewards", at, rewards, (0.0, "")),
@@ -191,12 +190,12 @@ def _cost_line(cost: StageCost, device: float) -> CostLine:
     return CostLine(
         cost.round,
         cost.stage,
-        STAGES.get(base, ""),
+        STAGE_DESCRIPTIONS.get(base, ""),
         [tables.whole(rows) for rows in (manifest.rows_in, manifest.rows_out, manifest.rows_failed)],
         manifest.rows_failed > 0,
         tables.duration(manifest.seconds),
         tables.duration(manifest.device_seconds),
-        tables.whole(manifest.tokens) if manifest.tokens else tables.MISSING,
+        tables.whole(manifest.tokens) if manifest.tokens else MISSING,
         manifest.device_seconds / device if device else 0.0,
     )
 

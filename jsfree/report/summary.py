@@ -1,4 +1,4 @@
-"""The result of a run in sentences and in a few tiles, from its comparisons."""
+"""The result of a run in a few sentences and tiles, from its comparisons."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jsfree.report.tables import Change, Comparison, Line
 
 @dataclass(frozen=True)
 class Tile:
-    """A key figure before and after, with its intervals as a small figure."""
+    """A key metric before and after, with its intervals as a small figure."""
 
     name: str
     meaning: str
@@ -25,7 +25,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Summary:
-    """``headline`` is one sentence, ``rest`` qualifies it, ``mode`` is the decoding mode that both speak of."""
+    """A headline, the sentences that qualify it, tiles, and the decoding mode that all of them are about."""
 
     headline: str
     rest: list[str]
@@ -34,61 +34,61 @@ class Summary:
 
 
 def summarise(truth: Sequence[Comparison], label_free: Sequence[Comparison]) -> Summary:
-    """The summary of the first decoding mode; with truth where it is known."""
+    """Summarise the first decoding mode, by the metrics with truth if there are any."""
     if not truth and not label_free:
         return Summary("Nothing has been evaluated yet.", [], [], "")
     table = (truth or label_free)[0]
-    keys = tables.TILES if truth else tables.LABEL_FREE_TILES
-    tiles = [_tile(line) for key in keys if (line := table.line(key))]
-    headline, rest = _with_truth(table) if truth else _without_truth(table)
-    return Summary(headline, rest + _doubt(table), tiles, table.mode)
+    names = tables.TILES if truth else tables.LABEL_FREE_TILES
+    tiles = [_tile(line) for name in names if (line := table.line(name))]
+    headline, rest = _sentences_with_truth(table) if truth else _sentences_without_truth(table)
+    return Summary(headline, rest + _overlap_warning(table), tiles, table.mode)
 
 
-def _with_truth(table: Comparison) -> tuple[str, list[str]]:
-    headline = _said(
+def _sentences_with_truth(table: Comparison) -> tuple[str, list[str]]:
+    headline = _sentence(
         table,
         "response_hallucination",
         _after(table) + f" the captioner hallucinates in {{last}} of its {table.mode} captions instead of {{first}}.",
     )
     rest = [
-        _said(table, "recall", "It names {last} of the objects that are there (before: {first})."),
-        _said(table, "f1", "F1, which weighs that against precision, is {last} (before: {first})."),
-        _said(table, "duplicates", "It names an object again {last} times a caption (before: {first})."),
+        _sentence(table, "recall", "It names {last} of the objects that are there (before: {first})."),
+        _sentence(table, "f1", "F1, which weighs that against precision, is {last} (before: {first})."),
+        _sentence(table, "duplicates", "It names an object again {last} times a caption (before: {first})."),
     ]
     return headline or _after(table) + " no hallucination was measured.", [sentence for sentence in rest if sentence]
 
 
-def _without_truth(table: Comparison) -> tuple[str, list[str]]:
-    headline = _said(
+def _sentences_without_truth(table: Comparison) -> tuple[str, list[str]]:
+    headline = _sentence(
         table,
         "low_clip_sentences",
         _after(table)
         + f" {{last}} of the sentences in {table.mode} captions score low with CLIP instead of {{first}}.",
     )
     rest = [
-        _said(table, "clip_score", "The mean CLIP score is {last} (before: {first})."),
-        _said(table, "words", "A caption has {last} words (before: {first})."),
-        "What these pictures truly show is not known, so hallucination itself is not measured here.",
+        _sentence(table, "clip_score", "The mean CLIP score is {last} (before: {first})."),
+        _sentence(table, "words", "A caption has {last} words (before: {first})."),
+        "The contents of these pictures are not known, so hallucination itself is not measured here.",
     ]
     return headline or _after(table) + " captions were written.", [sentence for sentence in rest if sentence]
 
 
 def _after(table: Comparison) -> str:
-    """``After two rounds``: the number is in the name of the last model."""
+    """``After two rounds``; the number is part of the last model's name."""
     rounds = int(table.models[-1].removeprefix("m"))
     return f"After {tables.count_word(rounds)} round{'' if rounds == 1 else 's'}"
 
 
-def _said(table: Comparison, key: str, template: str) -> str:
-    line = table.line(key)
+def _sentence(table: Comparison, metric: str, template: str) -> str:
+    line = table.line(metric)
     if line is None or line.first is None or line.last is None:
         return ""
-    first, last = (tables.with_unit(span.value, line.metric) for span in (line.first, line.last))
+    first, last = (line.metric.format_with_unit(span.value) for span in (line.first, line.last))
     return template.format(first=first, last=last)
 
 
-def _doubt(table: Comparison) -> list[str]:
-    """A warning when the headline's own intervals overlap."""
+def _overlap_warning(table: Comparison) -> list[str]:
+    """A warning if the intervals of the headline's metric overlap."""
     line = table.lines[0] if table.lines else None
     if line is None or line.change.verdict != "unclear":
         return []
@@ -96,9 +96,11 @@ def _doubt(table: Comparison) -> list[str]:
 
 
 def _tile(line: Line) -> Tile:
-    before, after = (tables.with_unit(span.value if span else None, line.metric) for span in (line.first, line.last))
+    before, after = (line.metric.format_with_unit(span.value if span else None) for span in (line.first, line.last))
     figure = Markup("")
     if line.first and line.last:
-        words = f"{line.metric.name}: {line.cells[0].interval} before, {line.cells[-1].interval} after (95 % intervals)"
+        words = (
+            f"{line.metric.label}: {line.cells[0].interval} before, {line.cells[-1].interval} after (95 % intervals)"
+        )
         figure = figures.dumbbell(line.first, line.last, words)
-    return Tile(line.metric.name, line.metric.meaning, before, after, line.change, figure)
+    return Tile(line.metric.label, line.metric.meaning, before, after, line.change, figure)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jsfree.run.storage import INPUTS, MANIFEST, Folder
+from jsfree.run.folder import Folder
+from jsfree.run.run import INPUTS, MANIFEST
 
 BESIDE = ("errors", "attempts")
 """Folders of a round with what failed in a stage and what is under way, by the stage's name."""

@@ -34,7 +34,7 @@ from types import FrameType, TracebackType
 from filelock import FileLock, Timeout
 
 from jsfree.errors import LeaseError, StorageError
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 
 log = logging.getLogger(__name__)
 

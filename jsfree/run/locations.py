@@ -12,7 +12,9 @@ from pathlib import Path
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, JsfreeError, RunError, StorageError
 from jsfree.run.filesystems import filesystem_of
-from jsfree.run.storage import ABOUT, CONFIG, Folder, Run, stored_settings
+from jsfree.run.folder import Folder
+from jsfree.run.record import RECORD
+from jsfree.run.run import CONFIG, Run, stored_settings
 from jsfree.uris import has_scheme, is_remote
 
 OWN_SECTIONS = {"run", "captioner", "clip", "train"}
@@ -96,9 +98,9 @@ def require_base_from_here(run: Run) -> None:
         RunError: ``captioner.ref`` is relative to the folder in which the run was started.
     """
     ref, folder = run.config.captioner.ref, run.folder
-    if has_scheme(ref) or Path(ref).expanduser().is_absolute() or Path(ref).is_dir() or not folder.exists(ABOUT):
+    if has_scheme(ref) or Path(ref).expanduser().is_absolute() or Path(ref).is_dir() or not folder.exists(RECORD):
         return
-    started = folder.read_json(ABOUT).get("directory")
+    started = folder.read_json(RECORD).get("directory")
     if started is not None and Path(started, ref).is_dir():
         raise RunError(
             f"{folder.uri}: 'captioner.ref' is {ref!r}, a path relative to the folder in which the run was started;"
@@ -132,7 +134,7 @@ def _is_run(folder: Folder) -> bool:
     try:
         if not folder.exists(CONFIG):
             return False
-        return folder.exists(ABOUT) or set(stored_settings(folder)) >= OWN_SECTIONS
+        return folder.exists(RECORD) or set(stored_settings(folder)) >= OWN_SECTIONS
     except JsfreeError:  # not readable, or not YAML
         return False
 

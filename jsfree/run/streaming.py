@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jsfree.errors import StorageError
-from jsfree.run.storage import Folder, shard_name
+from jsfree.run.folder import Folder, shard_name, wrong_columns
 
 PART_ROWS = 1024
 PART_BYTES = 16 * 2**20
@@ -65,8 +64,7 @@ def _with_schema(table: pa.Table, schema: pa.Schema, folder: Folder, number: int
     try:
         return table.cast(schema)
     except (pa.ArrowException, ValueError) as error:
-        name = f"{folder.uri}/{shard_name(number)}"
-        raise StorageError(f"{name} does not have the columns of this stage ({error})", "restart the stage") from error
+        raise wrong_columns(folder, shard_name(number), error) from error
 
 
 def _part_rows(metadata: pq.FileMetaData) -> int:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from jsfree import schemas
 from jsfree.config import Select
+from jsfree.run.folder import Folder, shard_name
 from jsfree.run.sorting import RowSorter
-from jsfree.run.storage import Folder, shard_name
 from jsfree.run.streaming import scan
 from jsfree.stages.pair_selection import PairChoice, PairColumns, choose_pairs, required_columns
 

@@ -10,56 +10,48 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jsfree.run.storage import Run
-
-SHOWN = {
-    "response_hallucination": ("Responses with an absent object", "%"),
-    "mention_hallucination": ("Absent among mentions", "%"),
-    "recall": ("Recall", "%"),
-    "precision": ("Precision", "%"),
-    "f1": ("F1", "%"),
-    "duplicates": ("Repeated mentions", ""),
-    "attribute_errors": ("Attribute errors", ""),
-    "words": ("Words", ""),
-    "clip_score": ("CLIP score, x100", "%"),
-    "low_clip_sentences": ("Low CLIP sentences", "%"),
-    "repeated_sentences": ("Repeated sentences", ""),
-}
+from jsfree.evaluation.metrics import LABEL_FREE, TRUTH, Metric
+from jsfree.run.run import Run
 
 
 def show_metrics(run: Run, console: Console, as_json: bool, number: int | None = None) -> None:
-    """Print a round's metrics, the last one's unless told: with truth where it is known, label-free elsewhere."""
+    """Print the metrics of a round (by default the last one): against labels if there are any, else label-free."""
     rounds = range(1, run.config.rounds + 1) if number is None else [number]
     done = [number for number in rounds if run.round(number).exists("label_free.json")]
     if not done:
         return
     folder = run.round(done[-1])
-    metrics = folder.read_json("metrics.json" if folder.exists("metrics.json") else "label_free.json")
+    name = "metrics.json" if folder.exists("metrics.json") else "label_free.json"
+    measured = folder.read_json(name)
     if as_json:
-        typer.echo(json.dumps(metrics, indent=2))
-        return
-    console.print(_table(metrics, f"m{done[-1]}"))
+        typer.echo(json.dumps(measured, indent=2))
+    else:
+        console.print(_table(measured, f"m{done[-1]}"))
 
 
-def _table(metrics: dict[str, Any], after: str) -> Table:
-    modes = list(metrics["before"])
-    count = metrics.get("scenes", metrics.get("captions"))
+def _table(measured: dict[str, Any], after: str) -> Table:
+    modes, (metrics, count) = list(measured["before"]), _layout(measured)
     table = Table(
-        title=f"Before (m0) and after ({after}) on {count} images: %, or counts a caption; 95 % intervals",
+        title=f"Before (m0) and after ({after}) on {count} images: %, counts per caption, CLIP cosine × 100;"
+        " 95 % intervals",
         title_justify="left",
     )
     table.add_column("", no_wrap=True)
     for mode in modes:
         table.add_column(f"{mode}: m0", justify="right")
         table.add_column(f"{mode}: {after}", justify="right")
-    for key, (label, unit) in SHOWN.items():
-        if key in metrics["before"][modes[0]]:
-            cells = [_cell(metrics[when][mode][key], unit) for mode in modes for when in ("before", "after")]
-            table.add_row(label, *cells)
+    for metric in metrics:
+        if not metric.secondary and metric.name in measured["before"][modes[0]]:  # older runs have fewer
+            estimates = [measured[when][mode][metric.name] for mode in modes for when in ("before", "after")]
+            table.add_row(metric.label, *(_cell(estimate, metric) for estimate in estimates))
     return table
 
 
-def _cell(estimate: dict[str, float], unit: str) -> Text:
-    scale, digits = (100, 1) if unit == "%" else (1, 2)
-    value, low, high = (f"{scale * estimate[key]:.{digits}f}" for key in ("value", "low", "high"))
+def _layout(measured: dict[str, Any]) -> tuple[tuple[Metric, ...], int]:
+    """The metrics in a file, and the number of its images."""
+    return (TRUTH, measured["scenes"]) if "scenes" in measured else (LABEL_FREE, measured["captions"])
+
+
+def _cell(estimate: dict[str, float], metric: Metric) -> Text:
+    value, low, high = (metric.format(estimate[key]) for key in ("value", "low", "high"))
     return Text.assemble(value, " ", (f"{low}-{high}", "dim"))

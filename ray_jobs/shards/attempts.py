@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 
 from jsfree.errors import StageError, StorageError
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 
 DEATHS = 2
 """Deaths of a row's worker, with nothing else under way, after which the row is quarantined."""

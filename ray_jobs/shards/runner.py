@@ -27,11 +27,12 @@ from jsfree import schemas
 from jsfree.config import Resources
 from jsfree.errors import JsfreeError, RowError, StageError
 from jsfree.gpus import device_of
-from jsfree.run.storage import READERS, Folder, Manifest, shard_name
+from jsfree.run.folder import READERS, Folder, shard_name
+from jsfree.run.run import Manifest
 from jsfree.run.streaming import scan
 from jsfree.schemas import StageOutput
-from ray_jobs.cluster.same_code import carried_actor
-from ray_jobs.cluster.session import explained
+from ray_jobs.cluster.failures import unwrap_errors
+from ray_jobs.cluster.same_code import checked_actor
 from ray_jobs.shards.attempts import Attempt
 from ray_jobs.shards.board import Member, Shard
 from ray_jobs.shards.progress import Clock, Counts, Show, shown
@@ -64,6 +65,8 @@ TURNS_AHEAD = 2
 """Turns that an actor is given for each that it has room for; Ray Data has pools grow from 1.75 on."""
 SETTLE_SECONDS = 10.0
 """Time that actors get to end their turns once all shards are done."""
+TURN = pa.table({"turn": [0]})
+"""The input of a turn, which an actor takes no notice of."""
 NOTHING = Receipt(-1, 0, 0, 0, 0, 0.0)
 """The receipt of a turn in which nothing was left to do."""
 
@@ -92,13 +95,13 @@ class Table:
     def receipt(self, number: int) -> Receipt | None:
         """The receipt of a shard; None if it is not finished."""
         folder, name = Folder(self.uri), shard_name(number)
-        return Receipt(**folder.table_facts(name)) if folder.exists(name) else None
+        return Receipt(**folder.table_metadata(name)) if folder.exists(name) else None
 
     def receipts(self) -> list[Receipt]:
         """Receipts of all finished shards."""
         folder = Folder(self.uri)
         with ThreadPoolExecutor(READERS) as readers:  # a store takes its time for each
-            return [Receipt(**facts) for facts in readers.map(folder.table_facts, map(shard_name, folder.shards()))]
+            return [Receipt(**facts) for facts in readers.map(folder.table_metadata, map(shard_name, folder.shards()))]
 
 
 @dataclass(frozen=True)
@@ -262,8 +265,9 @@ def _one_pass(stages: Sequence[ShardedStage], board: Any, left: set[Shard], coun
     compute, at_once = pool(resources, len(left), max(stage.at_once for stage in stages))
     # More turns than shards: in the last ones actors wait for what one that is lost, with its turns, may leave.
     turns = len(left) + min(resources.replicas, len(left)) * TURNS_AHEAD * at_once
-    receipts = ray.data.range(turns, override_num_blocks=turns).map_batches(
-        carried_actor(partial(ShardActor, stages, board, work)),
+    # Tables of the driver, not ray.data.range: its read tasks start two more workers, which import Ray Data.
+    receipts = ray.data.from_arrow([TURN] * turns).map_batches(
+        checked_actor(partial(ShardActor, stages, board, work), stages[0].name),
         batch_size=1,
         compute=compute,
         num_cpus=resources.cpus,
@@ -272,7 +276,7 @@ def _one_pass(stages: Sequence[ShardedStage], board: Any, left: set[Shard], coun
     )
     let_go = threading.Timer(SETTLE_SECONDS, _kill_all, (board, work))
     try:
-        with explained(stages[0].name), shown(counts, board, work, show):
+        with unwrap_errors(stages[0].name), shown(counts, board, work, show):
             for row in _rows(receipts):
                 shard = row["stage"], row["shard"]
                 board.done.remote(work, shard)
@@ -343,14 +347,12 @@ def total(name: str, table: Table, max_failed_fraction: float) -> Manifest:
             f"see {table.errors}",
         )
     return Manifest(
-        "",
-        rows_in,
-        sum(r.rows_out for r in receipts),
-        failed,
-        0.0,
-        sum(r.device_seconds for r in receipts),
-        sum(r.tokens for r in receipts),
-        {"excluded": excluded} if (excluded := sum(r.rows_excluded for r in receipts)) else {},
+        rows_in=rows_in,
+        rows_out=sum(r.rows_out for r in receipts),
+        rows_failed=failed,
+        device_seconds=sum(r.device_seconds for r in receipts),
+        tokens=sum(r.tokens for r in receipts),
+        facts={"excluded": excluded} if (excluded := sum(r.rows_excluded for r in receipts)) else {},
     )
 
 

@@ -14,7 +14,8 @@ from jsfree.errors import StageError
 from jsfree.images.overlap import read_hashes, shards_with
 from jsfree.images.samples import Samples
 from jsfree.images.sources import training_samples
-from jsfree.run.storage import Folder, Manifest, shard_name
+from jsfree.run.folder import Folder, shard_name
+from jsfree.run.run import Manifest
 from jsfree.schemas import Sample
 from jsfree.stages.captioning import PairGenerator
 from jsfree.stages.scored_captioning import ScoredPairGenerator
@@ -113,5 +114,5 @@ def write_samples(samples: Sequence[Sample], folder: Folder, shard_rows: int) ->
         if not folder.exists(shard_name(number)):
             rows = list(samples[start : start + shard_rows])
             folder.write_table(shard_name(number), pa.Table.from_pylist(rows, schema=schemas.SAMPLES))
-    written = folder.rows()
-    return Manifest("", written, written, 0, 0.0, 0.0, 0)
+    written = folder.count_rows()
+    return Manifest(rows_in=written, rows_out=written)

@@ -17,7 +17,8 @@ from jsfree.exchange.pairs import ImportedPairs, samples
 from jsfree.exchange.preferences import Preference
 from jsfree.exchange.records import content_hash
 from jsfree.images.overlap import read_hashes
-from jsfree.run.storage import Folder, Manifest
+from jsfree.run.folder import Folder
+from jsfree.run.run import Manifest
 from jsfree.schemas import StageOutput
 from ray_jobs.rounds import Round
 from ray_jobs.shards.runner import Table, total
@@ -78,5 +79,5 @@ def _shards(current: Round, settings: Imported, name: str, schema: pa.Schema, wo
             output = work(records)
             table.publish(number, output, len(output.rows) + len(output.errors), time.perf_counter() - started)
     for folder in (table.uri, table.errors):
-        Folder(folder).sweep()
+        Folder(folder).remove_partial_files()
     return total(name, table, current.config.max_failed_fraction)

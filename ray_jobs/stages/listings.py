@@ -6,7 +6,7 @@ holds only while the listing is the same: ``fix_listing`` compares, and removes 
 
 from __future__ import annotations
 
-from jsfree.run.storage import Folder, shard_name
+from jsfree.run.folder import Folder, shard_name
 from ray_jobs.rounds import Round
 
 LISTING = "_listing.json"

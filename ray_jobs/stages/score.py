@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jsfree import schemas
-from jsfree.run.storage import Manifest
+from jsfree.run.run import Manifest
 from jsfree.stages.scoring import ClipScorer
 from ray_jobs.rounds import Round, StageRequest
 

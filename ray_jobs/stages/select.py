@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jsfree.run.storage import Manifest
+from jsfree.run.run import Manifest
 from jsfree.stages.shard_selection import select_shards
 from ray_jobs.rounds import Round
 
@@ -14,7 +14,7 @@ def select_pairs(current: Round, scored: Manifest) -> Manifest:
     def work() -> Manifest:
         scores, target = current.stage("scored"), current.stage("selected")
         facts = select_shards(scores, target, config.select, config.seed, config.shard_rows).facts
-        return Manifest("", facts["pairs"], facts["kept"], 0, 0.0, 0.0, 0, facts)
+        return Manifest(rows_in=facts["pairs"], rows_out=facts["kept"], facts=facts)
 
     fingerprint = current.fingerprint(scored.fingerprint, config.fingerprint("seed", "select"))
     return current.once("selected", fingerprint, work)

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 from jsfree.config import Resources, RunConfig
 from jsfree.dpo.loop import Folders, Hooks, Models, steps_per_epoch, train
 from jsfree.dpo.pairs import PairTable
-from jsfree.dpo.step_log import STEPS, Alarm, Step, described, step_log
-from jsfree.run.storage import Folder, Manifest
+from jsfree.dpo.step_log import STEPS, ChosenLogpWarning, Step, step_log, summary_line
+from jsfree.run.folder import Folder
+from jsfree.run.run import Manifest
 from jsfree.sizing.guards import check_training
+from ray_jobs.cluster.failures import unwrap_errors
 from ray_jobs.cluster.nccl import COLLECTIVE_SECONDS, worker_environment
-from ray_jobs.cluster.same_code import carried
-from ray_jobs.cluster.session import explained
+from ray_jobs.cluster.same_code import checked_function
 from ray_jobs.commands.console import Update
 from ray_jobs.rounds import Model, Round
 
@@ -95,11 +96,11 @@ def _run(current: Round, job: TrainJob, pairs: int, fingerprint: str) -> Manifes
     config = current.config
     total = steps_per_epoch(pairs, config) * config.train.epochs
     current.claim("train", config.train.resources, config.train.resources.replicas)
-    alarm = Alarm(config.train.chosen_alarm, current.reporter.say)
+    alarm = ChosenLogpWarning(config.train.chosen_alarm, current.reporter.say)
     with (
         current.reporter.progress("train", total) as update,
         _watched(Folder(job.output), update, alarm),
-        explained("train"),
+        unwrap_errors("train"),
     ):
         _check(job, pairs, total)
         _beside(lambda: _fit(job, fingerprint))
@@ -109,7 +110,9 @@ def _run(current: Round, job: TrainJob, pairs: int, fingerprint: str) -> Manifes
         current.reporter.say(f"  train stopped early, after {len(steps)} of {total} steps (train.validation.patience)")
     seconds = sum(step["seconds"] for step in steps) * config.train.resources.replicas
     tokens = int(sum(step["tokens"] for step in steps))
-    return Manifest("", pairs, len(steps) * config.train.pairs_per_step, 0, 0.0, seconds, tokens)
+    return Manifest(
+        rows_in=pairs, rows_out=len(steps) * config.train.pairs_per_step, device_seconds=seconds, tokens=tokens
+    )
 
 
 def _check(job: TrainJob, pairs: int, steps: int) -> None:
@@ -137,7 +140,7 @@ def _fit(job: TrainJob, fingerprint: str) -> None:
 
     resources = job.config.train.resources
     TorchTrainer(
-        carried(partial(worker_loop, job)),
+        checked_function(partial(worker_loop, job)),
         torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo", timeout_s=COLLECTIVE_SECONDS),
         scaling_config=scaling(resources),
         run_config=RunConfig(
@@ -181,7 +184,7 @@ def _beside(work: Callable[[], object]) -> None:
 
 
 @contextmanager
-def _watched(folder: Folder, update: Update, alarm: Alarm) -> Iterator[None]:
+def _watched(folder: Folder, update: Update, alarm: ChosenLogpWarning) -> Iterator[None]:
     """Follow the step log from a thread while the workers train."""
     ended = threading.Event()
 
@@ -189,7 +192,7 @@ def _watched(folder: Folder, update: Update, alarm: Alarm) -> Iterator[None]:
         while not ended.wait(LOOK_SECONDS):
             if folder.exists(STEPS):
                 steps: list[Step] = folder.read_json(STEPS)
-                update(len(steps), described(steps))
+                update(len(steps), summary_line(steps))
                 alarm(steps)
 
     update(0, "starting workers")

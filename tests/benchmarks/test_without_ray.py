@@ -19,7 +19,7 @@ from jsfree.stages.scoring import ClipScorer
 from jsfree.dpo import loop
 from jsfree.dpo.batching import collate
 from jsfree.dpo.engine import adamw, prepare_policy
-from jsfree.dpo.loss import Lengths, dpo
+from jsfree.dpo.loss import Lengths, initial_loss, preference_loss
 from jsfree.images.sources import training_samples
 from jsfree.models.loading import load_captioner
 
@@ -39,10 +39,10 @@ logps = model(batch)
 with torch.no_grad():
     reference = model(batch)
 lengths = Lengths(*torch.tensor(batch.lengths).chunk(2))
-loss = dpo(logps, reference, lengths, settings.train).loss.mean()
+loss = preference_loss(logps, reference, lengths, beta=settings.train.beta).loss.mean()
 loss.backward()
 optimizer.step()
-assert abs(float(loss) - loop.first_loss(settings.train)) < 1e-4
+assert abs(float(loss) - initial_loss(settings.train.beta)) < 1e-4
 print([name for name in ABSENT if sys.modules[name] is not None])
 """
 

@@ -1,4 +1,4 @@
-"""The smoke checks: a sound run passes all of them, and each one fails when what it asks about is broken."""
+"""The smoke checks: a sound run passes all of them, and each fails on a run broken in its own way."""
 
 import json
 import shutil
@@ -10,18 +10,18 @@ import pytest
 
 from jsfree import schemas
 from jsfree.checks import smoke
+from jsfree.checks.findings import Verdict
 from jsfree.checks.smoke import Reloaded, examine, reload
 from jsfree.config import RunConfig
 from jsfree.errors import ModelError
 from jsfree.models.loading import load_captioner
 from jsfree.models.saving import publish_captioner
 from jsfree.report.page import build_report
-from jsfree.run.storage import Run, shard_name
+from jsfree.run.folder import shard_name
+from jsfree.run.run import Run
 from tests.support import example_run
 
-STAGES, CAPTIONS, HALLUCINATION, GAP, LN2, MARGIN, CHOSEN, CHANGED, AGAIN = (
-    question.name for question in smoke.QUESTIONS
-)
+STAGES, CAPTIONS, HALLUCINATION, GAP, LN2, MARGIN, CHOSEN, CHANGED, AGAIN = (check.name for check in smoke.CHECKS)
 REPORT = smoke.REPORT.name
 
 
@@ -38,7 +38,7 @@ def sound(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(sound, tmp_path) -> Run:
-    """A copy of it to be tampered with."""
+    """A copy of the sound run, to be broken."""
     shutil.copytree(sound, tmp_path / "run")
     return reopened(tmp_path / "run")
 
@@ -48,18 +48,18 @@ def reopened(folder: Path) -> Run:
 
 
 def as_stored(run: Run) -> Reloaded:
-    """What a published model that works would have done."""
+    """The measurements of a published model that works."""
     stored = run.stage(1, "captions/m1-greedy").read_table(shard_name(0), schemas.CAPTIONS).to_pylist()
     texts = {row["sample_id"]: row["text"] for row in stored}
     return Reloaded("greedy", texts, trained=34, changed=34, frozen=71, touched=0)
 
 
 def failures(run: Run, reloaded=None) -> dict[str, str]:
-    """Findings of the checks that fail, by name."""
-    checks = examine(run, {1: reloaded or as_stored(run)})
-    assert len(checks) == 10
-    assert all(check.finding and check.remedy for check in checks)
-    return {check.name: check.finding for check in checks if not check.passed}
+    """What the failed checks found, by name."""
+    findings = examine(run, {1: reloaded or as_stored(run)})
+    assert len(findings) == 10
+    assert all(finding.found and finding.remedy for finding in findings)
+    return {finding.name: finding.found for finding in findings if finding.verdict is Verdict.FAILS}
 
 
 def rewrite(run: Run, stage: str, schema: pa.Schema, change) -> None:
@@ -84,7 +84,7 @@ def test_a_sound_run_passes_all(run):
     assert failures(run) == {}
 
 
-def test_a_stage_without_manifest_rows_or_with_too_many_failures_fails(run):
+def test_stage_without_manifest_without_rows_or_with_failures(run):
     manifest = run.manifest(1, "captions/m1-sampled")
     stage = "captions/m1-sampled"
     run.finish(1, stage, replace(manifest, rows_failed=1))
@@ -95,7 +95,7 @@ def test_a_stage_without_manifest_rows_or_with_too_many_failures_fails(run):
     assert failures(run)[STAGES] == f"no manifest of {stage}"
 
 
-def test_a_stage_of_which_nothing_is_left_fails_its_checks_and_no_more(run):
+def test_a_missing_stage_fails_only_its_own_checks(run):
     run.stage(1, "train").remove()
     broken = failures(run)
     assert set(broken) == {STAGES, LN2, MARGIN, CHOSEN}
@@ -113,7 +113,7 @@ def test_empty_captions_fail(run, stage, schema):
     assert "captions are empty" in failures(run, reloaded)[CAPTIONS]
 
 
-def test_a_higher_h_that_does_not_lower_the_score_fails(run):
+def test_a_higher_h_must_lower_the_score(run):
     def exchange(row, _):
         row["low"]["score"], row["high"]["score"] = row["high"]["score"], row["low"]["score"]
 
@@ -123,15 +123,15 @@ def test_a_higher_h_that_does_not_lower_the_score_fails(run):
     assert "higher h: +" in broken[HALLUCINATION]
 
 
-def test_a_difference_too_small_to_tell_says_how_many_pairs_would(run):
+def test_an_insignificant_difference_reports_the_required_pairs(run):
     def nearly_equal(row, number):
         row["high"]["score"] = row["low"]["score"] + (0.05 if number % 2 else -0.052)
 
     rewrite(run, "scored", schemas.SCORED, nearly_equal)
-    assert "pairs would tell" in failures(run)[HALLUCINATION]
+    assert "pairs would be significant" in failures(run)[HALLUCINATION]
 
 
-def test_too_few_pairs_cannot_tell(run):
+def test_too_few_pairs(run):
     def same_ratio(row, number):
         row["high"]["ratio"] = row["high"]["ratio"] if number < 12 else 0.0
 
@@ -157,7 +157,7 @@ def test_a_reward_that_falls_fails(run, figure, name):
     assert "0 -> -0.8" in broken[name]
 
 
-def test_too_few_steps_cannot_tell(run):
+def test_too_few_steps(run):
     steps = run.stage(1, "train").read_json("steps.json")
     run.stage(1, "train").write_json("steps.json", steps[:3])
     assert "at least 4 are needed" in failures(run)[MARGIN]
@@ -170,11 +170,11 @@ def test_a_model_that_did_not_change_or_changed_elsewhere_fails(run):
     assert "1 of 71 frozen" in failures(run, replace(good, touched=1))[CHANGED]
 
 
-def test_a_model_that_captions_otherwise_or_does_not_load_fails(run):
+def test_a_model_with_other_captions_or_that_does_not_load_fails(run):
     good = as_stored(run)
     first = next(iter(good.texts))
     broken = failures(run, replace(good, texts={**good.texts, first: "A zebra."}))
-    assert broken == {AGAIN: "39 of 40 greedy captions come out again"}
+    assert broken == {AGAIN: "39 of 40 greedy captions are reproduced"}
     unloadable = failures(run, ModelError("captioner 'x' holds no weights"))
     assert unloadable == {CHANGED: "captioner 'x' holds no weights", AGAIN: "captioner 'x' holds no weights"}
 
@@ -184,10 +184,10 @@ def test_a_model_that_captions_otherwise_or_does_not_load_fails(run):
     [
         (lambda html: html.replace("<body", '<body><img src="https://example.org/a.png"', 1), "src=https://example"),
         (lambda html: html.replace("</body>", "<script>1</script></body>"), "<script>"),
-        (lambda html: html[: len(html) // 2], "does not end"),
+        (lambda html: html[: len(html) // 2], "is cut off"),
     ],
 )
-def test_a_report_that_is_cut_or_asks_for_more_fails(run, tampered, told):
+def test_a_truncated_report_or_one_with_external_references_fails(run, tampered, told):
     report = run.folder / "report"
     report.write("index.html", tampered(report.read("index.html").decode()).encode())
     assert told in failures(run)[REPORT]
@@ -198,28 +198,29 @@ def test_no_report_fails(run):
     assert "index.html cannot be read" in failures(run)[REPORT]
 
 
-def test_a_second_round_is_asked_too(run):
+def test_every_round_is_checked(run):
     config = run.config.model_copy(update={"rounds": 2})
-    checks = examine(Run(config), {1: as_stored(run), 2: ModelError("no model")})
-    assert [check.passed for check in checks if check.name.startswith("round 1: ")] == [True] * 9
-    assert not any(check.passed for check in checks if check.name.startswith("round 2: "))
-    assert "captions/m2-greedy" in next(check for check in checks if check.name == f"round 2: {STAGES}").finding
+    findings = {f.name: f for f in examine(Run(config), {1: as_stored(run), 2: ModelError("no model")})}
+    verdicts = [finding.verdict for name, finding in findings.items() if name.startswith("round 1: ")]
+    assert verdicts == [Verdict.OK] * 9
+    assert {f.verdict for name, f in findings.items() if name.startswith("round 2: ")} == {Verdict.FAILS}
+    assert "captions/m2-greedy" in findings[f"round 2: {STAGES}"].found
     assert "m0" not in json.dumps(smoke.expected_stages(config, 2))
 
 
-def test_a_published_model_is_measured_by_loading_it(tmp_path, captioner):
-    """Published with one trained and one frozen tensor changed, it is found to differ in just these."""
+def test_reload_counts_changed_tensors(tmp_path, captioner):
+    """One trained and one frozen tensor are changed before publishing; exactly these are reported."""
     config = RunConfig()
     weights = {name: tensor.clone() for name, tensor in captioner.model.state_dict().items()}
     weights["model.language_model.layers.0.mlp.up_proj.weight"] += 0.01
     weights["model.vision_tower.post_layernorm.bias"] += 0.01
     publish_captioner(captioner.model, captioner.processor, tmp_path / "model", weights)
     samples = [example_run.sample(Run(config), "test", index) for index in range(2)]
-    found = reload(config, "miniworld:captioner", str(tmp_path / "model"), samples, "m1", "cpu")
-    assert (found.changed, found.touched) == (1, 1)
-    assert found.trained + found.frozen == len(weights)
-    assert found.mode == "greedy"
+    reloaded = reload(config, "miniworld:captioner", str(tmp_path / "model"), samples, "m1", "cpu")
+    assert (reloaded.changed, reloaded.touched) == (1, 1)
+    assert reloaded.trained + reloaded.frozen == len(weights)
+    assert reloaded.mode == "greedy"
     again = load_captioner(str(tmp_path / "model"))
-    assert set(found.texts) == {row["sample_id"] for row in samples}
-    assert all(text and "<" not in text for text in found.texts.values())
+    assert set(reloaded.texts) == {row["sample_id"] for row in samples}
+    assert all(text and "<" not in text for text in reloaded.texts.values())
     assert again.model.dtype == captioner.model.dtype

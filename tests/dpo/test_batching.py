@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from jsfree.config import RunConfig, build
-from jsfree.dpo.batching import collate, micro_batches, order_of_epoch, prefetched, require_context
+from jsfree.dpo.batching import check_context_length, collate, epoch_order, micro_batches, prefetch
 from jsfree.dpo.engine import deepspeed_config
 from jsfree.dpo.loop import learning_rate, steps_per_epoch
 from jsfree.dpo.policy import PairModel
@@ -52,10 +52,10 @@ def test_a_batch_gives_the_log_probabilities_of_separate_forwards(captioner, pai
 def test_a_pair_longer_than_the_context_is_refused_not_cut(captioner, pairs):
     prefix = len(captioner.prompt_ids(pairs[0]["prompt"], image=True))
     long = {**pairs[1]["rejected"], "token_ids": [5] * (512 - prefix)}
-    require_context([pairs[0], {**pairs[1], "rejected": long}], captioner)
+    check_context_length([pairs[0], {**pairs[1], "rejected": long}], captioner)
     long["token_ids"].append(5)
     with pytest.raises(StageError, match=rf"{pairs[1]['sample_id']}.*more than the 512 of the model"):
-        require_context([pairs[0], {**pairs[1], "rejected": long}], captioner)
+        check_context_length([pairs[0], {**pairs[1], "rejected": long}], captioner)
 
 
 def test_the_end_token_belongs_to_the_completion(captioner, pairs):
@@ -66,10 +66,10 @@ def test_the_end_token_belongs_to_the_completion(captioner, pairs):
 
 
 def test_workers_share_out_every_step_without_overlap():
-    order = order_of_epoch(100, seed=3, epoch=1)
+    order = epoch_order(100, seed=3, epoch=1)
     assert sorted(order) == list(range(100))
-    assert order == order_of_epoch(100, seed=3, epoch=1)
-    assert order != order_of_epoch(100, seed=3, epoch=2)
+    assert order == epoch_order(100, seed=3, epoch=1)
+    assert order != epoch_order(100, seed=3, epoch=2)
     step = order[64:96]
     lengths = [17 * index % 101 for index in range(100)]
     shares = [micro_batches(lengths, step, micro=4, rank=rank, world=4) for rank in range(4)]
@@ -88,12 +88,12 @@ def test_batches_come_in_order_one_ahead_and_errors_where_they_belong():
             raise ValueError("no such image")
         return 10 * item
 
-    batches = prefetched(load, [1, 2, 3])
+    batches = prefetch(load, [1, 2, 3])
     assert [next(batches), next(batches)] == [10, 20]
     with pytest.raises(ValueError, match="no such image"):
         next(batches)
     assert loaded == [1, 2, 3]
-    assert list(prefetched(load, [])) == []
+    assert list(prefetch(load, [])) == []
 
 
 def test_too_few_pairs_are_refused_with_a_remedy():

@@ -6,7 +6,7 @@ import torch
 from jsfree.config import RunConfig, build
 from jsfree.dpo import engine as dpo_engine
 from jsfree.dpo.batching import collate
-from jsfree.dpo.engine import checkpoint_gradients, gathered_weights, start_engine
+from jsfree.dpo.engine import enable_gradient_checkpointing, gather_weights, start_engine
 from jsfree.dpo.policy import PairModel
 from jsfree.dpo.trained import trained_names
 from jsfree.errors import ModelError
@@ -48,7 +48,7 @@ def step(engine, batch) -> float:
 
 
 def weights(engine) -> dict[str, torch.Tensor]:
-    return {hub_key(name): tensor.clone() for name, tensor in gathered_weights(engine).items()}
+    return {hub_key(name): tensor.clone() for name, tensor in gather_weights(engine).items()}
 
 
 @pytest.mark.slow
@@ -107,7 +107,7 @@ def test_gradients_of_a_model_with_dropout_are_not_checkpointed():
     model = load_captioner("miniworld:captioner").model
     model.config.text_config.attention_dropout = 0.1
     with pytest.raises(ModelError, match=r"text_config.attention_dropout.* 0\.1.*set it to 0"):
-        checkpoint_gradients(model)
+        enable_gradient_checkpointing(model)
 
 
 @pytest.mark.slow

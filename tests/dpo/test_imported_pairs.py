@@ -13,7 +13,7 @@ from jsfree.dpo.loop import Folders, Hooks, Models, train
 from jsfree.exchange import export
 from jsfree.models.references import WEIGHTS
 from jsfree.report.page import build_report
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
 from jsfree.stages.pair_selection import select_pairs
 from jsfree.stages.scoring import ClipScorer
 from ray_jobs import pipeline

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from jsfree import schemas
 from jsfree.config import build
 from jsfree.dpo import loop, reference_logps
-from jsfree.dpo.loop import Folders, Hooks, Models, split, train
+from jsfree.dpo.loop import Folders, Hooks, Models, split_held_out, train
 from jsfree.dpo.pairs import PairTable
 from jsfree.errors import ConfigError, StageError
 from jsfree.images.sources import training_samples
 from jsfree.models.loading import load_captioner
 from jsfree.models.saving import hub_key
-from jsfree.run.storage import Folder, shard_name
+from jsfree.run.folder import Folder, shard_name
 from jsfree.stages.captioning import PairGenerator
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("one_worker")]  # DeepSpeed warns
@@ -133,7 +133,9 @@ def selected_row(pair):
 def test_a_checkpoint_of_another_number_of_workers_is_refused(whole, pairs, tmp_path):
     checkpoint = shutil.copytree(whole.path / "step-3", tmp_path / "step-3")
     (checkpoint / "workers.json").write_text("4")
-    with pytest.raises(StageError, match=r"shards of 4 workers, not of 1; set train\.resources\.replicas: 4, or begin"):
+    with pytest.raises(
+        StageError, match=r"shards of 4 workers, not of 1; set train\.resources\.replicas: 4, or start over"
+    ):
         Trained(tmp_path).run(settings(), pairs, restore=str(checkpoint))
 
 
@@ -156,14 +158,14 @@ def test_features_from_the_disk_train_the_same_model_and_no_image_is_read(whole,
 
 def test_reference_log_probabilities_are_used_again(whole, pairs, tmp_path, monkeypatch):
     shutil.copytree(whole.path / "reference", tmp_path / "reference")
-    monkeypatch.setattr(reference_logps, "_computed", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(reference_logps, "_compute", lambda *_: pytest.fail("computed again"))
     assert same(Trained(tmp_path).run(settings(), pairs).weights(), whole.weights())
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ("model", r"computed with other model; --restart train"),
+        ("model", r"computed with other model; compute them again with --restart train"),
         ("text", r"computed with other pairs;"),
         ("preprocessing", r"computed with other captioner.preprocessing;"),
     ],
@@ -187,7 +189,7 @@ def test_log_probabilities_of_something_else_are_refused(whole, pairs, tmp_path,
 def test_a_wrong_reference_is_found_at_the_first_step(whole, pairs, tmp_path):
     shutil.copytree(whole.path / "reference", tmp_path / "reference")
     folder = Folder(str(tmp_path / "reference"))
-    facts, table = folder.table_facts(shard_name(0)), folder.read_table(shard_name(0), schemas.REFERENCE)
+    facts, table = folder.table_metadata(shard_name(0)), folder.read_table(shard_name(0), schemas.REFERENCE)
     rows = [{**row, "chosen": row["chosen"] - 5} for row in table.to_pylist()]
     folder.write_table(shard_name(0), table.from_pylist(rows, schema=schemas.REFERENCE), facts)
     with pytest.raises(StageError, match=r"not 0\.69315: policy and reference disagree"):
@@ -196,7 +198,7 @@ def test_a_wrong_reference_is_found_at_the_first_step(whole, pairs, tmp_path):
 
 def test_held_out_pairs_are_not_trained_on_and_are_looked_at(pairs, tmp_path):
     config = settings(validation={"pairs": 4, "every": 2})
-    trained, held_out = split(pairs, config)
+    trained, held_out = split_held_out(pairs, config)
     assert len(held_out) == 4
     assert not {pair["sample_id"] for pair in trained} & {pair["sample_id"] for pair in held_out}
     done = Trained(tmp_path).run(config, pairs)
@@ -228,13 +230,13 @@ def test_training_stops_when_held_out_pairs_get_worse_and_the_best_weights_are_p
 
 def published_from(checkpoint: Path, config, pairs, trained: Trained) -> None:
     """Publish what a checkpoint holds."""
-    trainer = loop._Trainer(config, split(pairs, config)[0], MODELS, "cpu")
-    trainer.restore(str(checkpoint))
+    trainer = loop.Trainer(config, split_held_out(pairs, config)[0], MODELS, "cpu")
+    trainer.load_checkpoint(str(checkpoint))
     trainer.publish(trained.folders.model)
 
 
 def test_a_held_out_loss_that_is_no_number_ends_the_stage(pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop._Trainer, "validated", lambda *_: {"validation_loss": float("nan")})
+    monkeypatch.setattr(loop.Trainer, "validate", lambda *_: {"validation_loss": float("nan")})
     with pytest.raises(StageError, match=r"never a finite number: .*lower train\.learning_rate"):
         Trained(tmp_path).run(settings(validation={"pairs": 4, "every": 2}), pairs)
 
@@ -275,7 +277,7 @@ def test_the_adapter_alone_makes_the_published_model_of_the_old_one(pairs, tmp_p
 
 @pytest.mark.parametrize("wrong", ["out_proj", "lm_head", "v_porj"])
 def test_adapters_for_layers_that_are_not_there_are_refused(pairs, tmp_path, wrong):
-    with pytest.raises(ConfigError, match=rf"train.lora.targets: .*q_proj.*, not beside '{wrong}'"):
+    with pytest.raises(ConfigError, match=rf"train.lora.targets: .* no linear layer '{wrong}'; choose from .*q_proj"):
         Trained(tmp_path).run(settings(lora={"targets": ["q_proj", wrong]}), pairs)
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from jsfree.config import Train
-from jsfree.dpo.loss import Lengths, PairLogps, anchor, dpo, first_loss
+from jsfree.config import build
+from jsfree.dpo.loss import Lengths, PairLogps, chosen_nll, initial_loss, preference_loss
 from jsfree.errors import ConfigError
 
 POLICY = PairLogps(torch.tensor([-10.0, -20.0], requires_grad=True), torch.tensor([-12.0, -19.0]))
@@ -21,8 +21,8 @@ def sigmoid(value: float) -> float:
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_loss_and_rewards_are_those_of_the_equations(beta, smoothing):
-    terms = dpo(POLICY, REFERENCE, LENGTHS, Train(beta=beta, label_smoothing=smoothing))
+def test_loss_and_rewards_match_the_equations(beta, smoothing):
+    terms = preference_loss(POLICY, REFERENCE, LENGTHS, beta=beta, label_smoothing=smoothing)
     expected = [
         -(1 - smoothing) * math.log(sigmoid(beta * m)) - smoothing * math.log(sigmoid(-beta * m)) for m in MARGINS
     ]
@@ -32,38 +32,38 @@ def test_loss_and_rewards_are_those_of_the_equations(beta, smoothing):
     assert not terms.chosen_reward.requires_grad
 
 
-def test_ipo_wants_a_margin_a_token_of_one_over_two_beta():
-    terms = dpo(POLICY, REFERENCE, LENGTHS, Train(beta=0.5, loss="ipo"))
+def test_ipo_has_its_minimum_at_a_margin_per_token_of_one_over_two_beta():
+    terms = preference_loss(POLICY, REFERENCE, LENGTHS, beta=0.5, kind="ipo")
     margins = [1 / 4 - -0.5 / 5, 0 / 8 - 1 / 2]
     assert terms.loss.tolist() == pytest.approx([(m - 1) ** 2 for m in margins], rel=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{}, {"label_smoothing": 0.3}, {"loss": "ipo", "beta": 0.2}])
-def test_the_first_loss_is_that_of_equal_models(settings):
-    settings = Train(**settings)
-    assert dpo(REFERENCE, REFERENCE, LENGTHS, settings).loss.tolist() == pytest.approx([first_loss(settings)] * 2)
+@pytest.mark.parametrize(("smoothing", "kind"), [(0.0, "sigmoid"), (0.3, "sigmoid"), (0.0, "ipo")])
+def test_initial_loss_is_that_of_equal_models(smoothing, kind):
+    terms = preference_loss(REFERENCE, REFERENCE, LENGTHS, beta=0.2, label_smoothing=smoothing, kind=kind)
+    assert terms.loss.tolist() == pytest.approx([initial_loss(0.2, kind)] * 2)
 
 
-def test_the_papers_first_loss_is_ln_2():
-    assert first_loss(Train()) == math.log(2)
+def test_initial_loss_of_the_paper_is_ln_2():
+    assert initial_loss(beta=1.0) == math.log(2)
 
 
-def test_the_anchor_is_the_mean_over_tokens():
-    assert anchor(POLICY, LENGTHS).tolist() == [2.5, 2.5]
+def test_chosen_nll_is_averaged_over_tokens():
+    assert chosen_nll(POLICY, LENGTHS).tolist() == [2.5, 2.5]
 
 
-def test_the_gradient_raises_the_chosen_caption():
+def test_gradient_raises_chosen_and_lowers_rejected():
     chosen = torch.tensor([-10.0], requires_grad=True)
     rejected = torch.tensor([-10.0], requires_grad=True)
     equal = PairLogps(chosen.detach(), rejected.detach())
     lengths = Lengths(torch.tensor([3]), torch.tensor([3]))
-    dpo(PairLogps(chosen, rejected), equal, lengths, Train(beta=0.1)).loss.sum().backward()
+    preference_loss(PairLogps(chosen, rejected), equal, lengths, beta=0.1).loss.sum().backward()
     assert chosen.grad.item() == pytest.approx(-0.05)
     assert rejected.grad.item() == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"loss": "ipo", "label_smoothing": 0.1}, "'label_smoothing' requires 'loss: sigmoid'"),
         ({"validation": {"pairs": 3}, "resources": {"replicas": 2}}, r"'validation.pairs' \(3\) must be a multiple of"),
@@ -72,8 +72,6 @@ def test_the_gradient_raises_the_chosen_caption():
         ({"validation": {"patience": 2}}, "require 'validation.pairs'"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(settings, told):
-    from jsfree.config import build
-
-    with pytest.raises(ConfigError, match=told):
+def test_contradictory_settings_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
         build({"train": settings}, where="test")

@@ -12,10 +12,10 @@ import pytest
 from jsfree import schemas
 from jsfree.config import build
 from jsfree.dpo import pairs as pairs_module
-from jsfree.dpo.loop import split
-from jsfree.dpo.pairs import CACHED_GROUPS, PairIndex, PairTable, each
+from jsfree.dpo.loop import split_held_out
+from jsfree.dpo.pairs import CACHED_GROUPS, PairIndex, PairTable, iterate
 from jsfree.errors import StageError, StorageError
-from jsfree.run.storage import Folder, shard_name
+from jsfree.run.folder import Folder, shard_name
 
 
 def caption(rng):
@@ -81,9 +81,9 @@ def test_pairs_are_read_by_position_and_in_order(rows, table):
 
 
 def test_a_pass_over_all_pairs_reads_no_images(rows, table):
-    found = list(each(table, ["image.sha256"]))
+    found = list(iterate(table, ["image.sha256"]))
     assert found == [{"image": {"sha256": row["image"]["sha256"]}} for row in rows]
-    assert list(each(rows, ["image.sha256"])) == rows
+    assert list(iterate(rows, ["image.sha256"])) == rows
 
 
 def test_a_table_keeps_few_row_groups(table, monkeypatch):
@@ -116,7 +116,7 @@ def test_a_table_is_read_from_several_threads(rows, table):
 
 def test_the_index_is_that_of_the_list(rows, table, captioner, monkeypatch):
     """The digest is that of one JSON text of all pairs, which tables of references of earlier versions carry."""
-    monkeypatch.setattr(pairs_module, "INDEXED_AT_ONCE", 10)
+    monkeypatch.setattr(pairs_module, "INDEX_CHUNK", 10)
     whole = json.dumps(
         [
             (row["sample_id"], row["prompt"], row["image"]["sha256"], *(row[r]["token_ids"] for r in ("low", "high")))
@@ -137,7 +137,7 @@ def test_a_pair_that_is_too_long_is_found_wherever_it_is(rows, captioner):
 
 def test_held_out_and_trained_pairs_are_all_of_a_table(rows, table):
     config = build({"train": {"validation": {"pairs": 16}}}, where="test")
-    trained, held_out = split(table, config)
+    trained, held_out = split_held_out(table, config)
     assert sorted([*trained.positions, *held_out.positions]) == list(range(len(rows)))
     assert np.all(np.diff(trained.positions) > 0)
     assert [pair["sample_id"] for pair in held_out] == [rows[at]["sample_id"] for at in held_out.positions]

@@ -7,8 +7,8 @@ import torch
 
 from jsfree.config import build
 from jsfree.dpo import policy as policies
-from jsfree.dpo.batching import PADDING, attention_mask, collate, sees
-from jsfree.dpo.loss import Lengths, PairLogps, dpo
+from jsfree.dpo.batching import PADDING, attention_mask, collate, flex_mask
+from jsfree.dpo.loss import Lengths, PairLogps, preference_loss
 from jsfree.dpo.policy import CompletionHead, PairModel
 from jsfree.errors import ModelError
 from jsfree.images.decoding import load_image
@@ -43,7 +43,7 @@ def gradients(captioner, logps: PairLogps, pairs) -> dict[str, torch.Tensor]:
     captioner.model.zero_grad()
     reference = PairLogps(logps.chosen.detach() - 1, logps.rejected.detach())
     lengths = Lengths(*(torch.tensor([len(p[role]["token_ids"]) for p in pairs]) for role in ("chosen", "rejected")))
-    dpo(logps, reference, lengths, SMALL.train).loss.mean().backward()
+    preference_loss(logps, reference, lengths, beta=SMALL.train.beta).loss.mean().backward()
     return {name: weight.grad.clone() for name, weight in captioner.model.named_parameters() if weight.grad is not None}
 
 
@@ -116,7 +116,7 @@ def test_the_rule_for_flex_attention_is_that_mask(captioner, pairs):
 
     segments = placed(captioner, pairs).segments_BL
     rows, length = segments.shape
-    dense = create_mask(sees(segments), rows, None, length, length, device="cpu")
+    dense = create_mask(flex_mask(segments), rows, None, length, length, device="cpu")
     assert torch.equal(dense[:, :1], attention_mask(segments, torch.float32) == 0)
 
 
@@ -141,7 +141,7 @@ def test_logits_in_parts_give_the_same_log_probabilities_and_gradients(captioner
 def test_features_instead_of_pixels_give_the_same(captioner, pairs):
     model, batch = PairModel(captioner.model), placed(captioner, pairs)
     with torch.no_grad():
-        features = model.features(batch.pixels)
+        features = model.vision_features(batch.pixels)
         again = collate(pairs, captioner, SMALL.source, list(features))
         assert again.pixels is None
         assert torch.equal(model(again).chosen, model(batch).chosen)

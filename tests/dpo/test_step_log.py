@@ -3,8 +3,8 @@
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from jsfree.dpo.step_log import STEPS, TENSORBOARD, Alarm, described, step_log
-from jsfree.run.storage import Folder
+from jsfree.dpo.step_log import STEPS, TENSORBOARD, ChosenLogpWarning, step_log, summary_line
+from jsfree.run.folder import Folder
 
 
 def step(number: int, **figures: float) -> dict[str, float]:
@@ -61,13 +61,13 @@ def test_the_last_step_is_published_however_soon_it_comes(tmp_path):
 
 
 def test_the_console_tells_the_last_step_and_the_last_look_at_held_out_pairs():
-    assert described([step(0)]) == "loss 0.500  accuracy 0.75  margin +0.25  1,234 tokens/s"
-    assert "held out 0.600" in described([step(0, validation_loss=0.6), step(1)])
+    assert summary_line([step(0)]) == "loss 0.500  accuracy 0.75  margin +0.25  1,234 tokens/s"
+    assert "held out 0.600" in summary_line([step(0, validation_loss=0.6), step(1)])
 
 
 def test_the_alarm_is_given_once_and_names_what_to_turn():
     said = []
-    alarm = Alarm(0.5, said.append)
+    alarm = ChosenLogpWarning(0.5, said.append)
     falling = [step(number, chosen_change=-0.2 * number) for number in range(8)]
     for end in range(1, 9):
         alarm(falling[:end])
@@ -81,6 +81,6 @@ def test_the_alarm_is_given_once_and_names_what_to_turn():
 def test_one_bad_step_or_no_threshold_gives_no_alarm():
     said = []
     once = [step(number, chosen_change=-0.9 if number == 3 else 0.0) for number in range(6)]
-    Alarm(0.5, said.append)(once)
-    Alarm(None, said.append)([step(number, chosen_change=-5.0) for number in range(6)])
+    ChosenLogpWarning(0.5, said.append)(once)
+    ChosenLogpWarning(None, said.append)([step(number, chosen_change=-5.0) for number in range(6)])
     assert said == []

@@ -44,7 +44,6 @@ def test_every_interval_holds_its_value_and_is_valid_json():
     words = ["red", "blue", "cup", "dog", "cat", "car", "tree", "there", "is", "a"]
     rows = [caption(" ".join(rng.choice(words, 6)) + ".", scores=[rng.normal(0.3, 0.05)]) for _ in range(60)]
     figures = labelfree.summarise(rows, labelfree.low_score_threshold(rows))
-    assert list(figures) == list(labelfree.ORDER)
     for interval in figures.values():
         assert interval["low"] <= interval["value"] <= interval["high"]
     assert figures["clip_score"]["low"] < figures["clip_score"]["high"]

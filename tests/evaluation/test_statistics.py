@@ -1,4 +1,4 @@
-"""Intervals cover what they claim, and refuse what has none."""
+"""Intervals: reference values, coverage, and undefined cases."""
 
 import math
 
@@ -10,7 +10,6 @@ from jsfree.evaluation.statistics import (
     bootstrap,
     divide,
     mean_interval,
-    paired_difference,
     ratio_interval,
     resample_counts,
     wilson,
@@ -26,31 +25,23 @@ def test_mean_interval_matches_the_textbook_on_normal_data():
     assert interval.high == pytest.approx(values.mean() + half, abs=0.02)
 
 
-def test_ratio_is_pooled_not_a_mean_of_ratios():
+def test_ratio_is_pooled():
     assert ratio_interval([1, 0], [1, 9]).value == pytest.approx(0.1)
 
 
-def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
+def test_the_seed_determines_the_interval():
     values = np.arange(50.0)
     assert mean_interval(values, seed=3) == mean_interval(values, seed=3)
     assert mean_interval(values, seed=3) != mean_interval(values, seed=4)
 
 
-def test_paired_difference_is_tighter_than_the_samples_spread():
-    before = np.random.default_rng(1).normal(0, 10, 500)
-    interval = paired_difference(before, before + 1)
-    assert interval == pytest.approx((1.0, 1.0, 1.0))
-    with pytest.raises(ConfigError, match="same samples"):
-        paired_difference([1.0, 2.0], [1.0])
-
-
-def test_resamples_are_as_large_as_the_sample():
+def test_resamples_have_the_size_of_the_sample():
     counts = resample_counts(30, 20, 0)
     assert counts.shape == (20, 30)
     assert (counts.sum(1) == 30).all()
 
 
-def test_an_undefined_ratio_is_nan_and_no_samples_are_an_error():
+def test_undefined_ratio_and_no_samples():
     assert all(math.isnan(figure) for figure in ratio_interval([0, 0], [0, 0]))
     assert np.isnan(divide(np.array([1.0]), np.array([0.0]))).all()
     with pytest.raises(ConfigError, match="no samples"):
@@ -64,7 +55,16 @@ def test_wilson_reference_values(successes, total, low, high):
     assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-4)
 
 
+@pytest.mark.parametrize(("successes", "total"), [(1, 64), (16, 64), (63, 64), (2, 5)])
+def test_wilson_bound_is_z_standard_errors_from_the_share(successes, total):
+    bound = wilson(successes, total, 1.645).low
+    share = successes / total
+    assert 0 < bound < share
+    assert (share - bound) / math.sqrt(bound * (1 - bound) / total) == pytest.approx(1.645)
+
+
 def test_wilson_limits():
+    assert wilson(0, 64, 1.645).low == 0
     assert math.isnan(wilson(0, 0).value)
     with pytest.raises(ConfigError, match="impossible"):
         wilson(3, 2)

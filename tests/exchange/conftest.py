@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jsfree import schemas
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
 from tests.support import example_run
 
 

@@ -6,7 +6,7 @@ import yaml
 from jsfree import schemas
 from jsfree.exchange import export
 from jsfree.exchange.card import histogram
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
 from jsfree.stages.pair_selection import select_pairs
 from tests.support import example_run
 

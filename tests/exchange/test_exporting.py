@@ -12,7 +12,7 @@ from jsfree.config import Imported, Source
 from jsfree.errors import ConfigError, RunError
 from jsfree.exchange import export, exporting, preferences
 from jsfree.report.page import build_report
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
 from tests.support import example_run
 
 
@@ -143,7 +143,7 @@ def test_a_run_that_was_moved_is_exported_and_reported_from_where_it_is(embedded
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     run = Run.existing("../moved")
-    assert export(run, "trl", "out").figures["exported"] == embedded.stage(1, "selected").rows()
+    assert export(run, "trl", "out").figures["exported"] == embedded.stage(1, "selected").count_rows()
     page = build_report(run)
     assert os.path.samefile(page, tmp_path / "moved" / "report" / "index.html")
     assert b"Hallucination" in Path(page).read_bytes()

@@ -17,7 +17,7 @@ from jsfree import config, schemas
 from jsfree.images import tables
 from jsfree.images.decoding import load_image
 from jsfree.images.sources import evaluation_samples, training_samples
-from jsfree.run.storage import Folder, shard_name
+from jsfree.run.folder import Folder, shard_name
 from tests.support import ROOT
 
 GUIDE = (ROOT / "docs" / "data.md").read_text()

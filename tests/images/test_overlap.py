@@ -15,7 +15,7 @@ from jsfree.images.sources import evaluation_samples, training_samples
 from jsfree.miniworld import world
 from jsfree.publishing.model_card import card
 from jsfree.report.page import render
-from jsfree.run.storage import Folder, shard_name
+from jsfree.run.folder import Folder, shard_name
 from jsfree.stages.captioning import PairGenerator
 from jsfree.stages.scored_captioning import ScoredPairGenerator
 from tests.support import example_run

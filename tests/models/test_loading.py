@@ -17,7 +17,7 @@ from jsfree.errors import ConfigError, ModelError
 from jsfree.models.loading import clip_source, load_captioner, load_clip
 from jsfree.models.references import WEIGHTS
 from jsfree.models.saving import publish_captioner
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 from tests.support.local_hub import LocalHub, Repo
 
 
@@ -106,7 +106,7 @@ from jsfree import config
 from jsfree.models.references import local_folder
 from jsfree.models.contents import CAPTIONER
 from jsfree.models.loading import load_clip
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
 from ray_jobs.pipeline import with_models
 
 run, second = sys.argv[1:]

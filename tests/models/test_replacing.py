@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from jsfree.errors import StorageError
 from jsfree.models import replacing
 from jsfree.models.replacing import replace_folder
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 
 OLD = {"a.bin": b"old a", "gone.bin": b"old", "checksums.json": b"old sums", "adapter/x": b"old x"}
 NEW = {"a.bin": b"new a", "b.bin": b"new b", "checksums.json": b"new sums", "adapter/x": b"new x"}

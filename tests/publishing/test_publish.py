@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from jsfree.config import Lora, ModelFiles, RunConfig
-from jsfree.dpo.lora import add_adapters, merged
+from jsfree.dpo.lora import add_adapters, merge_adapters
 from jsfree.errors import ConfigError, ModelError
 from jsfree.models.contents import ADAPTER
 from jsfree.models.hub import HubModel
@@ -23,7 +23,7 @@ from jsfree.models.loading import load_captioner
 from jsfree.models.saving import publish_captioner
 from jsfree.publishing.parity import parity, require_parity
 from jsfree.publishing.upload import HubRepo, contents, copy, require_free
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 from tests.support import ROOT, example_run
 from tests.support.local_hub import LocalHub, Repo
 
@@ -43,7 +43,7 @@ def adapted(folder: Path, dtype: str = "float32", base: HubModel | None = None) 
     for name, factor in captioner.model.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(factor, std=0.05)
-    weights = merged(captioner.model.state_dict(), fresh.model, SETTINGS, folder / ADAPTER, base)
+    weights = merge_adapters(captioner.model.state_dict(), fresh.model, SETTINGS, folder / ADAPTER, base)
     publish_captioner(load_captioner(BASE, dtype=dtype).model, captioner.processor, folder, weights)
     return folder
 

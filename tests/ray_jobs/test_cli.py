@@ -10,7 +10,7 @@ import pytest
 from jsfree import config
 from jsfree.errors import ConfigError, StorageError
 from jsfree.miniworld import world
-from jsfree.run.storage import Run
+from jsfree.run.run import Run
 from tests.support import ROOT
 
 
@@ -109,8 +109,8 @@ def test_a_job_refuses_a_run_that_would_be_lost_with_it(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_that_another_driver_works_on_is_refused_and_its_report_is_not(tmp_path):
+    from jsfree.run.folder import Folder
     from jsfree.run.lease import Lease
-    from jsfree.run.storage import Folder
 
     with Lease(Folder(str(tmp_path / "run"))):
         done = jsfree(*run_in(tmp_path))
@@ -126,7 +126,7 @@ def test_an_address_for_submitting_jobs_is_no_cluster_to_join(tmp_path, monkeypa
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     done = jsfree(*run_in(tmp_path))
     assert done.returncode == 1, done.stderr
-    assert "'http://127.0.0.1:8265' takes submitted jobs, not drivers; unset RAY_ADDRESS" in done.stderr
+    assert "'http://127.0.0.1:8265' accepts submitted jobs, not drivers; unset RAY_ADDRESS" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -7,7 +7,7 @@ import kills
 import pyarrow as pa
 import pytest
 
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 

@@ -15,9 +15,10 @@ from jsfree import config, schemas
 from jsfree.errors import ConfigError, DeviceError, RunError, StageError
 from jsfree.images.overlap import read_hashes
 from jsfree.models.loading import load_captioner
-from jsfree.run.storage import Folder, Run, shard_name
+from jsfree.run.folder import Folder, shard_name
+from jsfree.run.run import Run
 from ray_jobs import pipeline
-from ray_jobs.cluster.session import explained
+from ray_jobs.cluster.failures import unwrap_errors
 from ray_jobs.commands.console import Reporter
 from ray_jobs.commands.smoke import smoke
 
@@ -158,7 +159,7 @@ def test_an_error_of_ours_in_a_task_is_one_line(ray_session):
     def fail() -> None:
         raise DeviceError("there is no GPU; set gpus: 0")
 
-    with pytest.raises(DeviceError) as error, explained("train"):
+    with pytest.raises(DeviceError) as error, unwrap_errors("train"):
         ray.get(fail.remote())
     assert str(error.value) == "there is no GPU; set gpus: 0"
 
@@ -182,7 +183,7 @@ def test_single_stages_skip_what_is_done_and_take_the_first_round_that_needs_the
         (finished.round(1) / name).remove()
     scored.remove()
     assert pipeline.run_stage(small, quiet(), "evaluate") == 1
-    assert scored.rows() == 60
+    assert scored.count_rows() == 60
     assert finished.round(1).read_json("metrics.json") == expected
 
 
@@ -207,8 +208,8 @@ def test_stages_one_by_one_make_what_a_run_makes(finished, ray_session, tmp_path
     made = Run.existing(alone.run)
     first = [row["sample_id"] for row in finished.stage(1, "samples").read_shards(schemas.SAMPLES).to_pylist()[:48]]
     assert [row["sample_id"] for row in made.stage(1, "samples").read_shards(schemas.SAMPLES).to_pylist()] == first
-    assert made.stage(1, "scored").rows() == 48
-    assert made.stage(1, "selected").rows() > 0
+    assert made.stage(1, "scored").count_rows() == 48
+    assert made.stage(1, "selected").count_rows() > 0
     with pytest.raises(RunError, match="'evaluate' of round 1 needs 'train' of round 1"):
         pipeline.run_stage(alone, quiet(), "evaluate")
 
@@ -247,7 +248,7 @@ def test_bad_images_become_error_rows_and_too_many_fail_the_stage(ray_session, t
         pipeline.run(strict, quiet())
     errors = (Run.existing(strict.run).round(1) / "errors" / "pairs").read_shards(schemas.ERRORS).to_pylist()
     assert [(row["kind"], row["stage"]) for row in errors] == [("undecodable", "pairs")]
-    assert Folder(f"{strict.run}/round-1/pairs").rows() == 40
+    assert Folder(f"{strict.run}/round-1/pairs").count_rows() == 40
 
 
 def test_no_round_trains_on_an_evaluation_image_under_another_name(ray_session, tmp_path):
@@ -279,7 +280,7 @@ def test_no_round_trains_on_an_evaluation_image_under_another_name(ray_session, 
     assert names == {f"all/{index}.png" for index in range(24) if index % 4}
     errors = (run.round(1) / "errors" / "pairs").read_shards(schemas.ERRORS).to_pylist()
     assert {row["kind"] for row in errors} == {"evaluation_image"}
-    assert run.stage(1, "scored").rows() == 18
+    assert run.stage(1, "scored").count_rows() == 18
     # As an attempt left it that knew nothing of the evaluation set: its shard holds such images, and is made again.
     kept = run.stage(1, "pairs").read_table(shard_name(0), schemas.PAIRS)
     with_all = [{**row, "sample_id": f"x{number}"} for number, row in enumerate(kept.to_pylist())]

@@ -20,14 +20,15 @@ from jsfree import config, schemas
 from jsfree.checks.findings import Verdict
 from jsfree.config import Resources
 from jsfree.errors import StageError
-from jsfree.run.storage import Folder, Run, shard_name
+from jsfree.run.folder import Folder, shard_name
+from jsfree.run.run import Run
 from jsfree.schemas import StageOutput
 from jsfree.stages.captioning import PairGenerator
 from ray_jobs.cluster import session as clusters
-from ray_jobs.cluster.capacity import check_room
+from ray_jobs.cluster.capacity import check_capacity
+from ray_jobs.cluster.nodes import add_new_nodes
 from ray_jobs.commands.console import Reporter
 from ray_jobs.commands.preflight import preflight
-from ray_jobs.describe import see_nodes
 from ray_jobs.rounds import Model, Round
 from ray_jobs.shards.board import put_up
 from ray_jobs.shards.progress import Counts, Figures
@@ -203,7 +204,7 @@ def test_preflight_says_for_which_stage_a_cluster_has_no_room(box, tmp_path):
         "train": train,
     }
     found = {
-        each.check: each for each in preflight(config.build(settings, where="test")).findings if each.area == "cluster"
+        each.name: each for each in preflight(config.build(settings, where="test")).findings if each.area == "cluster"
     }
     assert (found["generate"].verdict, found["score"].verdict) == (Verdict.OK, Verdict.OK)
     assert found["train"].verdict is Verdict.FAILS
@@ -223,7 +224,7 @@ def test_preflight_says_for_which_stage_a_cluster_has_no_room(box, tmp_path):
 )
 def test_more_than_the_cluster_has_is_refused_before_actors_wait_for_it(box, stage, asked, told):
     with pytest.raises(StageError, match=told):
-        check_room(stage, Resources(**asked), asked["replicas"], fixed=False)
+        check_capacity(stage, Resources(**asked), asked["replicas"], fixed=False)
 
 
 def test_a_pool_that_may_be_smaller_needs_room_for_its_least(box, tmp_path):
@@ -339,7 +340,7 @@ def test_training_waits_for_its_gpus_and_gets_them_on_one_node(box, grown, tmp_p
     assert len({share["node"] for share in training}) == 1
     all_given_back()
     known: dict = {}
-    see_nodes(known)
+    add_new_nodes(known)
     assert sorted(tuple(node["accelerators"]) for node in known.values()) == [("A100",), ("L4",), ("L4",)]
     assert sum(node["resources"]["GPU"] for node in known.values()) == ray.cluster_resources()["GPU"]
     assert all(node["cpus"] and node["memory_gib"] > 0 for node in known.values())  # each was asked

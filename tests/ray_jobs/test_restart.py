@@ -11,7 +11,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from jsfree import config, schemas
 from jsfree.errors import RunError
-from jsfree.run.storage import INPUTS, Manifest, Run, shard_name
+from jsfree.run.folder import shard_name
+from jsfree.run.run import INPUTS, Manifest, Run
 from ray_jobs.pipeline import STAGES, remove_from
 
 STAGES_OF = {
@@ -46,7 +47,7 @@ def do(run: Run, number: int, stage: str, made_from: str) -> None:
         run.stage(number, stage).write_table(shard_name(shard), ROW)
     for kind in ("errors", "attempts"):
         (run.round(number) / kind / stage).write_table(shard_name(0), ROW)
-    run.finish(number, stage, Manifest(fingerprint, 1, 1, 0, 1.0, 1.0, 1))
+    run.finish(number, stage, Manifest(fingerprint=fingerprint, rows_in=1, rows_out=1))
 
 
 @contextmanager

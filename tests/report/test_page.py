@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from jsfree import config, schemas
-from jsfree.report import tables
+from jsfree.evaluation.metrics import TRUTH
 from jsfree.report.page import build_report, render
-from jsfree.run.storage import Run, shard_name
+from jsfree.run.folder import shard_name
+from jsfree.run.run import Run
 from tests.support import example_run
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -86,8 +87,8 @@ def test_headline_and_table_say_the_measured_numbers(run, html):
     )
     for when in ("before", "after"):
         for mode in ("greedy", "sampled"):
-            for metric in tables.TRUTH:
-                measured = metrics[when][mode][metric.key]
+            for metric in TRUTH:
+                measured = metrics[when][mode][metric.name]
                 cell = f"{metric.scale * measured['value']:.{metric.digits}f}"
                 low, high = (f"{metric.scale * measured[end]:.{metric.digits}f}" for end in ("low", "high"))
                 assert f"{cell}{low} to {high}" in page.words
@@ -148,7 +149,7 @@ def test_without_truth_it_speaks_of_low_clip_sentences_and_never_of_absent_objec
     assert "hallucination itself is not measured here" in page.words
     assert "low CLIP" in page.by_class["low"]
     assert "absent" not in page.by_class
-    assert "None: every row of every stage came through." in page.words
+    assert "None: every row of every stage succeeded." in page.words
 
 
 def test_two_rounds_have_three_models_and_a_chapter_each(tmp_path):

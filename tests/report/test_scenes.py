@@ -1,4 +1,4 @@
-"""Scenes are chosen by rule, and captions keep every letter when they are marked."""
+"""Selection of scenes, and marks in captions."""
 
 from collections import Counter
 
@@ -6,44 +6,46 @@ import numpy as np
 
 from jsfree.config import Select
 from jsfree.report import scenes
-from jsfree.report.reading import Caption, PairNote, Place
+from jsfree.report.reading import Caption, PairSummary, Position
 
 
-def test_outcomes_take_turns_and_order_does_not_depend_on_the_input():
+def test_outcomes_take_turns_regardless_of_the_input_order():
     outcomes = {f"a{index}": "common" for index in range(100)} | {"b1": "rare", "b2": "rare", "c": "unlisted"}
     choice = scenes.choose(outcomes, ("rare", "common", "never"))
     assert Counter(outcome for _, outcome in choice.shown) == {"common": 9, "rare": 2, "unlisted": 1}
     assert choice == scenes.choose(dict(reversed(outcomes.items())), ("rare", "common", "never"))
-    assert sum(outcome.share for outcome in choice.outcomes) == 1
+    assert sum(kind.share for kind in choice.outcomes) == 1
 
 
-def test_fewer_scenes_than_asked_for_are_all_shown():
+def test_all_scenes_are_shown_if_there_are_few():
     assert len(scenes.choose({"a": "x", "b": "y"}, ("x",)).shown) == 2
 
 
-def test_every_fate_of_a_pair_has_a_name():
-    def fate(select=None, splits=None, **changes):
-        values = {"gap": 2.0, "inverted": False, "identical": False, "cut": False, **changes}
-        return scenes.pair_outcome(PairNote("a", Place(0, 0), **values), splits or {}, (1.0, 3.0), select or Select())
+def test_pair_outcomes():
+    def outcome(select=None, splits=None, **changes):
+        values = {"gap": 2.0, "inverted": False, "identical": False, "truncated": False, **changes}
+        return scenes.pair_outcome(
+            PairSummary("a", Position(0, 0), **values), splits or {}, (1.0, 3.0), select or Select()
+        )
 
-    assert fate(splits={"a": 4}) == "kept, order confirmed"
-    assert fate(splits={"a": 4}, inverted=True) == "kept, order inverted"
-    assert fate(gap=0.5) == "left out, gap too small"
-    assert fate(gap=3.5) == "left out, gap too large"
-    assert fate(identical=True) == "left out, identical captions"
-    assert fate(cut=True) == "left out, cut at the length limit"
-    assert fate(inverted=True, select=Select(inverted="drop")) == "left out, order inverted"
-    assert fate() == "left out, not drawn"
+    assert outcome(splits={"a": 4}) == "kept, order confirmed"
+    assert outcome(splits={"a": 4}, inverted=True) == "kept, order inverted"
+    assert outcome(gap=0.5) == "left out, gap too small"
+    assert outcome(gap=3.5) == "left out, gap too large"
+    assert outcome(identical=True) == "left out, identical captions"
+    assert outcome(truncated=True) == "left out, cut at the length limit"
+    assert outcome(inverted=True, select=Select(inverted="drop")) == "left out, order inverted"
+    assert outcome() == "left out, not drawn"
 
 
 def test_marked_caption_keeps_its_text():
     text = "This is a kitchen. There is a red cow, and Cows! No cup."
     scene = {"sample_id": "miniworld-test-000000@x", "text": text}
-    pieces = scenes.absent_marked(Caption(scene, Place(0, 0)))
+    pieces = scenes.absent_marked(Caption(scene, Position(0, 0)))
     assert "".join(piece.text for piece in pieces) == text
 
 
-def test_shades_run_from_low_to_high_and_carry_the_cosine():
+def test_shades_increase_with_the_cosine():
     edges = scenes.shade_edges(np.linspace(0, 1, 101))
     pieces = scenes.shaded(
         [{"text": "a", "score": 0.05}, {"text": "b", "score": 0.5}, {"text": "c", "score": 1.0}], edges

@@ -1,11 +1,9 @@
-"""Numbers are written as people read them, and a change is called what it is."""
-
-import math
+"""Formats of numbers, and verdicts on changes."""
 
 import pytest
 
+from jsfree.evaluation.metrics import Metric
 from jsfree.report import tables
-from jsfree.report.tables import Metric
 
 RATE = Metric("rate", "Rate", "", "lower")
 
@@ -51,9 +49,3 @@ def test_a_neutral_metric_has_no_verdict():
 )
 def test_durations(seconds, words):
     assert tables.duration(seconds) == words
-
-
-def test_values_are_written_with_a_true_minus_and_never_minus_zero():
-    assert tables.show(-0.1234, RATE, sign=True) == "−12.3"
-    assert tables.show(-0.00001, RATE, sign=True) == "0.0"
-    assert tables.show(math.nan, RATE) == tables.show(None, RATE) == "–"

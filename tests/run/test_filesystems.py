@@ -13,7 +13,7 @@ from jsfree.images.listing import open_path
 from jsfree.models.cache import RemoteFolder
 from jsfree.models.contents import CAPTIONER
 from jsfree.run.filesystems import EXTRAS, filesystem_of, reason
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 from tests.support import ROOT
 
 
@@ -74,7 +74,7 @@ def test_a_package_that_no_extra_holds_is_named_as_fsspec_does(monkeypatch):
         lambda uri: Folder(uri).names(),
         lambda uri: Folder(uri).read("config.yaml"),
         lambda uri: Folder(uri).write("config.yaml", b""),
-        lambda uri: Folder(uri).table_facts("shard-00000.parquet"),
+        lambda uri: Folder(uri).table_metadata("shard-00000.parquet"),
         lambda uri: Folder(uri).remove("config.yaml"),
         lambda uri: open_path(uri),
         lambda uri: RemoteFolder(uri, CAPTIONER),

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from jsfree.errors import LeaseError, StorageError
+from jsfree.run.folder import Folder
 from jsfree.run.lease import LEASE, LOCK, Holder, Lease, Timing
-from jsfree.run.storage import Folder
 
 QUICK = Timing(renew=0.2, stale=1.5, settle=1.0)
 # A driver: takes the lease, says so, works until its input ends, and says what came of it.
@@ -24,7 +24,7 @@ DRIVER = """
 import signal, sys, time
 from jsfree.errors import JsfreeError
 from jsfree.run.lease import Lease, Timing
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
 try:

@@ -7,6 +7,7 @@ import pytest
 
 from jsfree import config
 from jsfree.errors import ConfigError, RunError
+from jsfree.run.folder import Folder
 from jsfree.run.locations import (
     enclosing_run,
     is_same_location,
@@ -15,7 +16,7 @@ from jsfree.run.locations import (
     require_outside_runs,
     require_own_folder,
 )
-from jsfree.run.storage import Folder, Run
+from jsfree.run.run import Run
 
 
 def make_run(uri: str, **settings) -> Run:

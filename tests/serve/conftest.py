@@ -8,7 +8,7 @@ import torch
 from jsfree import config
 from jsfree.models.loading import Captioner, load_captioner
 from jsfree.models.saving import publish_captioner
-from jsfree.run.storage import Manifest, Run
+from jsfree.run.run import Manifest, Run
 from tests.support import asking
 
 
@@ -29,5 +29,5 @@ def finished_run(captioner, tmp_path_factory) -> FinishedRun:
         weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
         weight[list(after.eos_ids)] = 0  # so that a request to it lasts as long as a test needs
     publish_captioner(after.model, after.processor, run.stage(1, "model").uri)
-    run.finish(1, "train", Manifest("made for this test", 1, 1, 0, 1.0, 1.0, 1))
+    run.finish(1, "train", Manifest(fingerprint="made for this test", rows_in=1, rows_out=1))
     return FinishedRun(run, captioner, after)

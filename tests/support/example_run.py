@@ -1,4 +1,4 @@
-"""Builds run folders as the stages write them: MiniWorld scenes, careless captions, plausible scores, real metrics.
+"""Builds run folders as the stages write them: MiniWorld scenes, noisy captions, plausible scores, real metrics.
 
 Everything that can be real is (scenes, counts, selection, label-free figures, manifests); only the models are not:
 a caption is drawn with more or less care, and a sentence scores higher when it is true.
@@ -17,7 +17,8 @@ from jsfree.evaluation import labelfree
 from jsfree.evaluation import miniworld as metrics
 from jsfree.miniworld import world
 from jsfree.miniworld.world import CaptionNoise
-from jsfree.run.storage import Manifest, Run, shard_name
+from jsfree.run.folder import shard_name
+from jsfree.run.run import Manifest, Run
 from jsfree.stages.pair_selection import select_pairs
 
 SETTINGS = {"source": {"count": 120}, "evaluate": {"source": {"split": "test", "count": 40}}}
@@ -43,18 +44,26 @@ def build(folder: Path, rounds: int = 1, truth: bool = True, errors: bool = True
 
 
 def write_rows(run: Run, number: int, stage: str, rows: list[Any], schema: pa.Schema, **facts: Any) -> None:
-    """Publish rows as the shards of a stage, and its manifest."""
+    """Write rows as the shards of a stage, and its manifest."""
     for shard, start in enumerate(range(0, len(rows), SHARD)):
         table = pa.Table.from_pylist(rows[start : start + SHARD], schema=schema)
         run.stage(number, stage).write_table(shard_name(shard), table)
     seconds = {"pairs": 9.2, "scored": 0.6, "selected": 0.02, "samples": 0.4}.get(stage, 1.7)
     tokens = 57 * len(rows) if stage != "samples" else 0
-    manifest = Manifest("f" * 16, len(rows), len(rows), 0, seconds * 1.3, seconds * 1.8, tokens, facts)
+    manifest = Manifest(
+        fingerprint="f" * 16,
+        rows_in=len(rows),
+        rows_out=len(rows),
+        seconds=seconds * 1.3,
+        device_seconds=seconds * 1.8,
+        tokens=tokens,
+        facts=facts,
+    )
     run.finish(number, stage, manifest)
 
 
 def sample(run: Run, split: str, index: int) -> dict[str, Any]:
-    """One sample as the sources make it."""
+    """One sample, as the image sources make it."""
     scene = world.scene(split, index)
     content = world.png_bytes(scene)
     image = {"id": scene.scene_id, "uri": None, "bytes": content, "sha256": hashlib.sha256(content).hexdigest()}
@@ -125,7 +134,11 @@ def _write_training(run: Run, number: int) -> None:
             }
         )
     run.stage(number, "train").write_json("steps.json", steps)
-    run.finish(number, "train", Manifest("f" * 16, 480, 960, 0, 14.0, 21.5, 108_000))
+    run.finish(
+        number,
+        "train",
+        Manifest(fingerprint="f" * 16, rows_in=480, rows_out=960, seconds=14.0, device_seconds=21.5, tokens=108_000),
+    )
 
 
 def _write_evaluation(run: Run, number: int, truth: bool) -> None:

@@ -188,7 +188,7 @@ def test_what_a_person_should_know_does_not_stop_a_run(tmp_path, copy_of):
     greedy = {"generate": {"decoding": {"temperature": 0}}}
     result = checked(tmp_path, {**other_patches, **odd, **greedy})
     assert result.works
-    noted = {finding.check: finding.found for finding in of(result, Verdict.NOTE)}
+    noted = {finding.name: finding.found for finding in of(result, Verdict.NOTE)}
     assert set(noted) >= {"padding side", "serve.host", "train.cache_vision_features", "generate.decoding.temperature"}
     assert "64 image tokens into the prompt, the vision tower gives 16" in noted["image tokens"]
 
@@ -225,7 +225,7 @@ def test_an_image_listed_twice_is_said(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     source = {"kind": "llava_json", "path": str(tmp_path / "rows.json"), "count": 1}
     result = checked(tmp_path, {"source": source})
-    assert "2 entries name an image" in next(each.found for each in result.findings if each.check == "source: ids")
+    assert "2 entries name an image" in next(each.found for each in result.findings if each.name == "source: ids")
 
 
 def test_the_command_exits_with_1_and_names_an_unknown_key(tmp_path):
@@ -251,7 +251,7 @@ def test_a_plan_says_which_setting_fits_a_smaller_gpu():
     config = with_gpus(config, 4)
     small = plan(config, "a100-40g")
     (problem,) = of(small, Verdict.FAILS)
-    assert problem.check == "train"
+    assert problem.name == "train"
     changed = [word for word in problem.remedy.split() if "=" in word]
     better = configuration.with_overrides(config, [each.strip("'") for each in changed])
     assert plan(better, "a100-40g").works
@@ -259,9 +259,9 @@ def test_a_plan_says_which_setting_fits_a_smaller_gpu():
 
 def test_a_plan_for_gpus_must_know_which():
     config = configuration.load(CONFIGS / "llava-1.5-13b.yaml")
-    with pytest.raises(ConfigError, match=r"say which with --gpu: .*a100-80g"):
+    with pytest.raises(ConfigError, match=r"does not name the kind of GPU; use --gpu: .*a100-80g"):
         plan(config, None)
-    with pytest.raises(ConfigError, match="no GPU 'voodoo2' is known here"):
+    with pytest.raises(ConfigError, match="unknown GPU 'voodoo2'"):
         plan(config, "voodoo2")
 
 

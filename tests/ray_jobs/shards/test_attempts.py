@@ -3,7 +3,7 @@
 import pytest
 
 from jsfree.errors import StageError
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 from ray_jobs.shards.attempts import LOSSES, MOST, UNEXPLAINED, Attempt
 
 PROCESSES: list[int] = []

@@ -19,7 +19,7 @@ import pytest
 from jsfree import schemas
 from jsfree.config import Resources
 from jsfree.errors import StageError, StorageError
-from jsfree.run.storage import Folder, shard_name
+from jsfree.run.folder import Folder, shard_name
 from jsfree.schemas import StageOutput
 from ray_jobs.shards.board import put_up
 from ray_jobs.shards.progress import GAUGES, Clock, Counts, Figures, Gauges
@@ -109,7 +109,7 @@ def stage_of(path: Path, shards: list[list[str]], build, **arguments) -> Sharded
 
 def run(stage: ShardedStage, board) -> list[Figures]:
     shown: list[Figures] = []
-    counts = Counts(sum(Folder(stage.source)._rows_of(number) for number in Folder(stage.source).shards()))
+    counts = Counts(sum(Folder(stage.source)._count_shard_rows(number) for number in Folder(stage.source).shards()))
     run_shards([stage], board, counts, shown.append)
     return shown
 
@@ -130,7 +130,7 @@ def test_a_row_that_kills_its_worker_is_quarantined_and_its_neighbours_are_kept(
     assert calls.count(["deadly"]) == 2  # dies alone, twice
     assert sum("deadly" in call and len(call) > 1 for call in calls) == 1
     attempts = Folder(stage.attempts)
-    attempts.sweep()  # a worker may have died while it wrote
+    attempts.remove_partial_files()  # a worker may have died while it wrote
     assert attempts.names() == []
     assert shown[-1].rows == shown[-1].rows_in_all == 7
     assert shown[-1].rows_failed == 2

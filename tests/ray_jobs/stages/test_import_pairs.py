@@ -11,7 +11,8 @@ from rich.console import Console
 
 from jsfree import config, schemas
 from jsfree.errors import ConfigError, RunError, StageError
-from jsfree.run.storage import Folder, Run, shard_name
+from jsfree.run.folder import Folder, shard_name
+from jsfree.run.run import Run
 from ray_jobs import pipeline
 from ray_jobs.commands.console import Reporter
 

@@ -12,7 +12,8 @@ from jsfree import config, schemas
 from jsfree.errors import StageError
 from jsfree.images.sources import training_samples
 from jsfree.report import reading
-from jsfree.run.storage import Folder, Manifest, Run, shard_name
+from jsfree.run.folder import Folder, shard_name
+from jsfree.run.run import Manifest, Run
 from ray_jobs.cluster.session import Cluster
 from ray_jobs.commands.console import Reporter
 from ray_jobs.rounds import Model, Round

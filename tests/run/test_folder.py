@@ -1,4 +1,4 @@
-"""The run folder: atomic files, manifests, and runs that do not fit."""
+"""Folders: atomic files, shards, and errors that name the path."""
 
 import subprocess
 import sys
@@ -8,13 +8,9 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from jsfree import config, schemas
-from jsfree.errors import RunError, StorageError
-from jsfree.run.storage import Folder, Manifest, Run, shard_name
-
-
-def make_run(uri, **settings) -> Run:
-    return Run.open(config.build({"run": str(uri), **settings}, where="test"))
+from jsfree import schemas
+from jsfree.errors import StorageError
+from jsfree.run.folder import Folder, shard_name
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -24,28 +20,17 @@ def uri(request, tmp_path):
     return f"memory://{tmp_path.name}/run"
 
 
-def test_a_table_travels_with_its_facts(uri):
+def test_a_table_is_stored_with_its_metadata(uri):
     folder = Folder(uri)
     rows = [{"sample_id": "a", "stage": "pairs", "kind": "missing", "message": "gone"}]
     folder.write_table(shard_name(3), pa.Table.from_pylist(rows, schema=schemas.ERRORS), {"tokens": 7})
     assert folder.shards() == [3]
-    assert folder.table_facts(shard_name(3)) == {"tokens": 7}
-    assert folder.rows() == 1
+    assert folder.table_metadata(shard_name(3)) == {"tokens": 7}
+    assert folder.count_rows() == 1
     assert folder.read_shards(schemas.ERRORS).to_pylist() == rows
 
 
-def test_a_stage_is_skipped_resumed_or_refused(uri):
-    run = make_run(uri)
-    assert run.begin(1, "pairs", "abc") is None  # new
-    assert run.begin(1, "pairs", "abc") is None  # half done: go on
-    done = run.finish(1, "pairs", Manifest("abc", 2, 2, 0, 1.0, 1.0, 9))
-    assert run.begin(1, "pairs", "abc") == done
-    hotter = make_run(uri, generate={"decoding": {"temperature": 0.5}})
-    with pytest.raises(RunError, match=r"generate.decoding.temperature: 1.0 -> 0.5.*--restart pairs"):
-        hotter.begin(1, "pairs", "def")
-
-
-def test_shards_have_as_many_digits_as_they_need_and_are_in_the_order_of_their_numbers(uri):
+def test_shards_are_sorted_by_number_not_by_name(uri):
     folder = Folder(uri)
     for number in (1_234_567, 100_000, 99_999, 2, 10):
         folder.write_table(shard_name(number), schemas.ERRORS.empty_table())
@@ -54,58 +39,8 @@ def test_shards_have_as_many_digits_as_they_need_and_are_in_the_order_of_their_n
     assert folder.shards() == [2, 10, 99_999, 100_000, 1_234_567]
 
 
-def test_rounds_are_in_the_order_of_their_numbers(uri):
-    run = make_run(uri)
-    for name in ("round-10", "round-2", "round-1", "round-01", "round-x", "round-3.bak", "rounds"):
-        (run.folder / name).write("file", b"")
-    assert run.rounds() == [1, 2, 10]
-
-
-@pytest.mark.parametrize("lost", [["_inputs.json"], ["_inputs.json", "_manifest.json"], ["_manifest.json"]])
-def test_a_stage_whose_inputs_are_not_recorded_is_refused(uri, lost):
-    run = make_run(uri)
-    run.begin(1, "pairs", "abc")
-    run.stage(1, "pairs").write_table(shard_name(0), schemas.ERRORS.empty_table())
-    run.finish(1, "pairs", Manifest("abc", 2, 2, 0, 1.0, 1.0, 9))
-    for name in lost:
-        run.stage(1, "pairs").remove(name)
-    for fingerprint in ("abc", "def"):
-        if "_inputs.json" not in lost and fingerprint == "abc":
-            assert run.begin(1, "pairs", fingerprint) is None  # resumed
-            continue
-        with pytest.raises(RunError, match="--restart pairs"):
-            run.begin(1, "pairs", fingerprint)
-
-
-def test_a_manifest_of_other_inputs_is_not_taken(uri):
-    run = make_run(uri)
-    run.begin(1, "pairs", "abc")
-    run.finish(1, "pairs", Manifest("abc", 2, 2, 0, 1.0, 1.0, 9))
-    run.stage(1, "pairs").write_json("_inputs.json", {"fingerprint": "def"})
-    for fingerprint in ("abc", "def"):
-        with pytest.raises(RunError, match="was made with other settings"):
-            run.begin(1, "pairs", fingerprint)
-
-
-def test_a_run_is_where_it_is_given_whatever_it_stores(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    make_run("runs/first", seed=7)
-    (tmp_path / "runs" / "first").rename(tmp_path / "moved")
-    make_run("runs/first", seed=8)
-    (tmp_path / "link").symlink_to("moved")
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    for given in ("../moved", str(tmp_path / "moved"), "../link", "../elsewhere/../moved/", f"file://{tmp_path}/moved"):
-        run = Run.existing(given)
-        assert run.config.seed == 7
-        run.folder.write("mark", given.encode())
-        assert (tmp_path / "moved" / "mark").read_text(encoding="utf-8") == given
-        assert Run(run.config).folder.path == run.folder.path
-    assert list((tmp_path / "elsewhere").iterdir()) == []
-
-
 class Caching(MemoryFileSystem):
-    """An object store whose client answers from listings that it has seen, as those of real ones do."""
+    """An object store whose client answers from cached listings, as real clients do."""
 
     protocol = "cachingmemory"
 
@@ -145,7 +80,7 @@ class Caching(MemoryFileSystem):
             self.dircache.pop(self._strip_protocol(path), None)
 
 
-def test_what_other_processes_write_is_seen_whatever_the_client_has_cached(tmp_path):
+def test_files_of_other_processes_are_seen_despite_cached_listings(tmp_path):
     fsspec.register_implementation("cachingmemory", Caching, clobber=True)
     ours = Folder(f"cachingmemory://{tmp_path.name}/run")
     theirs = Folder(ours.uri)
@@ -155,7 +90,7 @@ def test_what_other_processes_write_is_seen_whatever_the_client_has_cached(tmp_p
     assert all(seen)
     theirs.write("first/b", b"22")
     theirs.write("second/c", b"333")
-    assert not ours.filesystem.exists(ours.path + "/first/b")  # what the client itself says
+    assert not ours.filesystem.exists(ours.path + "/first/b")  # the client's stale answer
     assert ours.exists("first/b")
     assert ours.names() == ["first", "second"]
     assert ours.folders() == ["first", "second"]
@@ -171,7 +106,7 @@ def test_what_other_processes_write_is_seen_whatever_the_client_has_cached(tmp_p
     assert not ours.exists("second/c")
 
 
-def test_an_empty_path_is_not_the_working_directory(tmp_path, monkeypatch):
+def test_an_empty_path_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StorageError, match="is empty"):
         Folder("")
@@ -179,7 +114,7 @@ def test_an_empty_path_is_not_the_working_directory(tmp_path, monkeypatch):
     assert Folder("file:///").path == "/"
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_partial_file(tmp_path, monkeypatch):
     folder = Folder(str(tmp_path))
     folder.write("a.txt", b"old")
 
@@ -193,7 +128,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
     assert folder.read("a.txt") == b"old"
 
 
-def test_a_file_that_is_written_in_parts_appears_whole_or_not_at_all(uri):
+def test_a_file_written_in_parts_appears_whole_or_not_at_all(uri):
     folder = Folder(uri)
     with folder.create("a.txt") as file:
         file.write(b"old ")
@@ -206,37 +141,35 @@ def test_a_file_that_is_written_in_parts_appears_whole_or_not_at_all(uri):
     assert folder.names() == ["a.txt"]
 
 
-def test_paths_that_cannot_be_used_are_named(tmp_path):
+def test_an_unusable_path_is_named_in_the_error(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StorageError, match=r"file/run/config\.yaml cannot be"):
-        make_run(tmp_path / "file" / "run")
+    with pytest.raises(StorageError, match=r"file/run/a\.yaml cannot be written"):
+        Folder(str(tmp_path / "file" / "run")).write("a.yaml", b"")
     with pytest.raises(StorageError, match="nowhere://x"):
         Folder("nowhere://x")
-    with pytest.raises(RunError, match="holds no run"):
-        Run.existing(str(tmp_path / "empty"))
-    with pytest.raises(StorageError, match="is no table of this stage"):
+    with pytest.raises(StorageError, match="does not have the columns of this stage"):
         Folder(str(tmp_path)).read_table("file", schemas.ERRORS)
 
 
-def test_what_a_killed_writer_left_is_swept_away_and_nothing_else(tmp_path):
+def test_only_partial_files_of_killed_writers_are_removed(tmp_path):
     folder = Folder(str(tmp_path))
     folder.write("kept.json", b"{}")
     (tmp_path / ".hidden").touch()
     code = f"""
 import os
-from jsfree.run.storage import Folder
+from jsfree.run.folder import Folder
 os.fsync = lambda _: os._exit(1)
 Folder({str(tmp_path)!r}).write("shard-00000.parquet", b"half")
 """
     subprocess.run([sys.executable, "-c", code], check=False)
     assert len(folder.names()) == 3
-    folder.sweep()
+    folder.remove_partial_files()
     assert folder.names() == [".hidden", "kept.json"]
-    (Folder(str(tmp_path)) / "none").sweep()
+    (Folder(str(tmp_path)) / "none").remove_partial_files()
 
 
 @pytest.mark.parametrize("name", ["run", "run [v1]", "r*n?", "a::b"])
-def test_folders_are_copied_whole_whatever_their_names(name, tmp_path):
+def test_upload_and_download_copy_all_files_under_any_name(name, tmp_path):
     source, target = tmp_path / "from" / name, tmp_path / "to" / name
     (source / "below [2]").mkdir(parents=True)
     (source / "below [2]" / "x?.txt").write_bytes(b"x")
@@ -250,7 +183,7 @@ def test_folders_are_copied_whole_whatever_their_names(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a*", "[a]", "a?"])
-def test_removing_a_folder_spares_those_that_its_name_would_match_as_a_pattern(name, tmp_path):
+def test_remove_does_not_treat_a_name_as_a_pattern(name, tmp_path):
     for base in (str(tmp_path), f"memory://{tmp_path.name}"):
         for each in ("a", "ab", name):
             Folder(f"{base}/{each}").write("pairs/x.json", b"{}")
