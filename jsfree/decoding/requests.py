@@ -69,7 +69,7 @@ class Step:
 
 def finished(captioner: Captioner, request: Request, token_ids: Sequence[int]) -> Caption | None:
     """The caption, if these tokens complete it; None while it goes on."""
-    spelt = captioner.spelt(token_ids) if request.decoding.stop else ""
+    spelt = captioner.decode(token_ids) if request.decoding.stop else ""
     stopped_at = min((spelt.index(stop) for stop in request.decoding.stop if stop in spelt), default=None)
     if token_ids[-1] in captioner.eos_ids or stopped_at is not None:
         finish: Finish = "stop"

@@ -139,7 +139,7 @@ def test_a_run_that_another_driver_works_on_is_refused_and_its_report_is_not(tmp
         done = jsfree(*run_in(tmp_path))
         reported = jsfree("report", "--run", str(tmp_path / "run"))
     assert done.returncode == 1, done.stderr
-    assert done.stderr.startswith(f"error: {tmp_path}/run is worked on by ")
+    assert done.stderr.startswith(f"error: {tmp_path}/run is in use by ")
     assert f"(process {os.getpid()}) since " in done.stderr
     assert done.stderr.count("\n") == 1
     assert reported.returncode == 0, reported.stderr
