@@ -118,7 +118,7 @@ class ShardedStage:
     at_once: int = 2
     """Shards that an actor has under way."""
     beside: Table | None = None
-    """Where ``StageOutput.beside`` goes, for a class that does a second stage's work in the same pass."""
+    """Where ``StageOutput.second_stage`` goes, for a class that does a second stage's work in the same pass."""
 
     def missing(self) -> list[int]:
         """Shards of the source that the target does not have yet."""
@@ -196,11 +196,11 @@ class ShardActor:
                 rows = Folder(stage.source).read_table(shard_name(number), stage.source_schema).to_pylist()
                 output = processed(work, rows, stage.name, attempt)
                 own = seconds()
-                beside = min(own, output.beside_seconds * own / (time.perf_counter() - started))
+                beside = min(own, output.second_stage_seconds * own / (time.perf_counter() - started))
                 receipt = stage.target.publish(number, output, len(rows), own - beside)
-                if stage.beside is not None and output.beside is not None:
+                if stage.beside is not None and output.second_stage is not None:
                     # Second: should it be lost, that stage makes it of what is published.
-                    stage.beside.publish(number, output.beside, len(output.rows), beside)
+                    stage.beside.publish(number, output.second_stage, len(output.rows), beside)
             except Exception:
                 attempt.give_up()
                 raise
@@ -357,11 +357,11 @@ def total(name: str, table: Table, max_failed_fraction: float) -> Manifest:
 def _joined(outputs: Sequence[StageOutput], order: Sequence[str]) -> StageOutput:
     """Outputs of parts of a shard as of the whole, its rows in their order."""
     place = {name: position for position, name in enumerate(order)}
-    besides = [each.beside for each in outputs if each.beside is not None]
+    besides = [each.second_stage for each in outputs if each.second_stage is not None]
     return StageOutput(
         rows=sorted((row for each in outputs for row in each.rows), key=lambda row: place[row["sample_id"]]),
         errors=sorted((row for each in outputs for row in each.errors), key=lambda row: place[row["sample_id"]]),
         tokens=sum(each.tokens for each in outputs),
-        beside=_joined(besides, order) if besides else None,
-        beside_seconds=sum(each.beside_seconds for each in outputs),
+        second_stage=_joined(besides, order) if besides else None,
+        second_stage_seconds=sum(each.second_stage_seconds for each in outputs),
     )
