@@ -15,7 +15,7 @@ from jsfree.exchange.preferences import MARKER, Preference, without_marker
 from jsfree.exchange.records import ReadRecord, configured_folder, records
 from jsfree.images.confinement import Confinement, absolute, check_links
 from jsfree.images.listing import image_uri
-from jsfree.images.tables import MOST_EMBEDDED_BYTES
+from jsfree.images.tables import MAX_EMBEDDED_BYTES
 from jsfree.schemas import ImageRef, sample_id
 from jsfree.texts import printable, require_text
 from jsfree.uris import local_path
@@ -98,9 +98,9 @@ def _pair(read: ReadRecord, settings: Imported, confinement: Confinement) -> Pre
 
 
 def _check_size(embedded: int, settings: Imported) -> None:
-    if embedded > MOST_EMBEDDED_BYTES:
+    if embedded > MAX_EMBEDDED_BYTES:
         raise SourceError(
-            f"{settings.path} holds more than {MOST_EMBEDDED_BYTES / 1e9:.0f} GB of images, too much for the run's"
+            f"{settings.path} holds more than {MAX_EMBEDDED_BYTES / 1e9:.0f} GB of images, too much for the run's"
             " tables",
             "put the images into files and their paths into the records, or import fewer records",
         )

@@ -12,7 +12,7 @@ from typing import Any
 import jsfree
 from jsfree.config import Decoding, RunConfig, Source
 from jsfree.evaluation.metrics import LABEL_FREE, MISSING, TRUTH
-from jsfree.images.overlap import overlap
+from jsfree.images.overlap import measure_overlap
 from jsfree.models.contents import ADAPTER, CARD
 from jsfree.publishing.base_model import Base, base_of
 from jsfree.report import reading, tables
@@ -210,7 +210,7 @@ def _evaluation(run: Run, number: int, compared: Sequence[Comparison], with_trut
     )
     parts = [
         "## Evaluation",
-        f"Images: {_described(config.evaluate.source)}. {overlap(run, number)} {measured} m0 is the base model;"
+        f"Images: {_described(config.evaluate.source)}. {measure_overlap(run, number)} {measured} m0 is the base model;"
         f" in parentheses: 95 % intervals (bootstrap over captions). Decoding: {modes}.",
     ]
     for comparison in compared:
