@@ -153,7 +153,7 @@ def test_a_head_request_is_answered_without_a_body(server):
 
 
 def test_clients_that_disconnect_free_their_slots(server, client):
-    """Four requests fill a replica and their clients disconnect: a fifth is answered much earlier than they could end."""
+    """Four requests fill a replica and their clients disconnect: a fifth is answered before those could have ended."""
 
     def answered(**fields) -> bool:
         try:
