@@ -22,9 +22,10 @@ from random_llava import RandomCaptioner, tiny
 
 from jsfree.config import Decoding
 from jsfree.decoding.engine import DualPathEngine
-from jsfree.decoding.memory import keys_of
+from jsfree.decoding.memory import kv_size
 from jsfree.decoding.requests import Request
 from jsfree.decoding.sampling import noise_key
+from jsfree.decoding.workload import Workload
 
 CASES = {"144 image tokens": (12, 8, 32), "256 image tokens": (16, 6, 48)}  # patches a side, images, tokens
 TARGETS = {
@@ -110,7 +111,9 @@ def engine_run(
     key = (id(captioner), ratios, compiling)
     if key not in ENGINES:
         mixed = sum(ratio > 0 for ratio in ratios) / len(ratios)
-        ENGINES[key] = DualPathEngine(captioner, images * len(ratios), mixed=mixed, prompts=1, compiling=compiling)
+        ENGINES[key] = DualPathEngine(
+            captioner, Workload(images * len(ratios), dual_path_share=mixed, prompts=1), compiling=compiling
+        )
     ENGINES[key].decode(requests(captioner, images, [length] * (2 * images), ratios))
     return ENGINES[key]
 
@@ -136,8 +139,8 @@ def kv_bytes(captioner: RandomCaptioner, images: int, length: int) -> dict[str, 
     """Bytes of keys and values a caption in flight, laid out, and as they would be with a prefix of its own each."""
     engine = engine_run(captioner, images, length, RATIOS)
     assert engine.layout is not None
-    need = engine.layout.need
-    alone = (need.prefix + need.own + need.lead + need.own) * keys_of(captioner).token_bytes
+    tokens = engine.layout.requirement
+    alone = (tokens.image_prefix + tokens.text_prefix + 2 * tokens.caption) * kv_size(captioner).token_bytes
     return {
         "kv_bytes_a_caption": engine.layout.bytes / engine.layout.slots,
         "kv_bytes_a_caption_without_sharing": alone,
@@ -151,7 +154,9 @@ def utilisation() -> dict[str, float]:
     lengths = np.random.default_rng(0).lognormal(np.log(24), 0.5, 400).clip(1, 96).astype(int).tolist()
     found = {}
     for name, ratios in {"h = 0 and 0.6": (0.0, 0.6), "h = 0.2 and 0.6": RATIOS}.items():
-        engine = DualPathEngine(captioner, 16, mixed=sum(ratio > 0 for ratio in ratios) / 2, prompts=1)
+        engine = DualPathEngine(
+            captioner, Workload(16, dual_path_share=sum(ratio > 0 for ratio in ratios) / 2, prompts=1)
+        )
         for request in requests(captioner, 200, lengths, ratios):
             engine.submit(request)
         while engine.active:

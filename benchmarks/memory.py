@@ -115,9 +115,10 @@ def _join(store: Path) -> None:
 def _generate(size: str) -> None:
     from jsfree.decoding.engine import DualPathEngine
     from jsfree.decoding.requests import Request
+    from jsfree.decoding.workload import Workload
 
     run, captioner = settings("generate"), _captioner(size)
-    engine = DualPathEngine(captioner, run.generate.slots, mixed=0.5, prompts=1, kv_cache_gib=8)
+    engine = DualPathEngine(captioner, Workload(run.generate.slots, dual_path_share=0.5, prompts=1), kv_cache_gib=8)
     pixels = captioner.random_pixels(12)
     requests = [
         Request(f"{at}-{ratio}", each, "", ratio, (at, int(2 * ratio)), run.generate.decoding)

@@ -46,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout need not be ins
 from jsfree import config as configuration
 from jsfree import schemas
 from jsfree.config import Decoding, RunConfig
-from jsfree.decoding.requests import Request, Step
+from jsfree.decoding.requests import Request, StepResult
 from jsfree.decoding.sampling import noise_key
 from jsfree.images.sources import training_samples
 from jsfree.run.folder import Folder
@@ -161,7 +161,7 @@ class BusyPairs(MeteredPairs):
         seconds = self._last - self._first
         return {**super().figures(), "busy": self._stepping / seconds, "first_to_last_token_seconds": seconds}
 
-    def _timed_step(self) -> Step:
+    def _timed_step(self) -> StepResult:
         started = time.perf_counter()
         step = self._step()
         self._last = time.perf_counter()

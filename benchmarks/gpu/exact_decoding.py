@@ -13,9 +13,10 @@ from gpu.scale import Scale
 from jsfree.config import Compiling, Contrast, Decoding
 from jsfree.decoding import algorithm1
 from jsfree.decoding.engine import DualPathEngine
-from jsfree.decoding.mixing import NAMED, Mixing, contrast_of
+from jsfree.decoding.mixing import MIXINGS, Mixing, contrastive_mixing
 from jsfree.decoding.requests import Request
 from jsfree.decoding.sampling import noise_key
+from jsfree.decoding.workload import Workload
 from jsfree.miniworld import world
 from jsfree.models.loading import Captioner, load_captioner
 
@@ -23,11 +24,11 @@ CAPTIONER = "miniworld:captioner"
 PROMPT = "Describe image in detail."
 SLOTS = 4
 MIXINGS: dict[str, Mixing] = {
-    "probability": NAMED["probability"],
-    "logit": NAMED["logit"],
-    "vcd": contrast_of(Contrast(kind="vcd")),
-    "vcd without image": contrast_of(Contrast(kind="vcd", noise_step=None)),
-    "m3id": contrast_of(Contrast(kind="m3id")),
+    "probability": MIXINGS["probability"],
+    "logit": MIXINGS["logit"],
+    "vcd": contrastive_mixing(Contrast(kind="vcd")),
+    "vcd without image": contrastive_mixing(Contrast(kind="vcd", noise_step=None)),
+    "m3id": contrastive_mixing(Contrast(kind="m3id")),
 }
 OF_BFLOAT16 = 1.5
 """How many times as far from float32 as Algorithm 1 in bfloat16 the engine in bfloat16 may be."""
@@ -48,7 +49,7 @@ def measure(scale: Scale, report: Report) -> None:
             report.figure("captions_equal_to_the_cpu", f"{sum(same)} of {len(same)}")
         for compiling in ways(scale, report):
             with report.part(f"{name}, {compiling}"):
-                engine = DualPathEngine(captioner, SLOTS, mixing_of=mixing, compiling=compiling)
+                engine = DualPathEngine(captioner, Workload(SLOTS, mixing=mixing), compiling=compiling)
                 decoded = engine.decode(few)
                 differing = sum(one != other for one, other in zip(decoded, literal, strict=True))
                 report.check(f"{name}, float32, {compiling}: captions unlike Algorithm 1", differing, 0)
@@ -66,7 +67,7 @@ def measure_inductor(scale: Scale, report: Report) -> None:
     captioner = load_captioner(CAPTIONER, scale.device)
     requests = requests_for(captioner, scale)
     literal = [algorithm1.decode(captioner, each) for each in requests]
-    engine = DualPathEngine(captioner, SLOTS, compiling="inductor")
+    engine = DualPathEngine(captioner, Workload(SLOTS), compiling="inductor")
     longer = requests_for(captioner, scale, tokens=4 * scale.exact_tokens)
     for name, asked in (("first", requests), ("second", requests), ("another_layout", longer)):
         with report.part(name):
@@ -117,9 +118,9 @@ class RecordedMixing(Mixing):
         self.noise_step, self.contrastive = mixing.noise_step, mixing.contrastive
         self.drawn_from: list[torch.Tensor] = []
 
-    def of_table(self, *arguments: object, **options: object) -> torch.Tensor:
+    def next_token_probs(self, *arguments: object, **options: object) -> torch.Tensor:
         """As the mixing's own."""
-        probs_BV = self._mixing.of_table(*arguments, **options)  # type: ignore[arg-type]
+        probs_BV = self._mixing.next_token_probs(*arguments, **options)  # type: ignore[arg-type]
         self.drawn_from += probs_BV.clone()
         return probs_BV
 
@@ -128,8 +129,8 @@ def compare_distributions(
     exact: Captioner, half: Captioner, requests: Sequence[Request], compiling: Compiling, report: Report
 ) -> None:
     """Total variation from Algorithm 1 in float32: of the engine in bfloat16, and of Algorithm 1 in bfloat16."""
-    mixing = RecordedMixing(NAMED["probability"])
-    engine = DualPathEngine(half, SLOTS, mixing_of=mixing, compiling=compiling)
+    mixing = RecordedMixing(MIXINGS["probability"])
+    engine = DualPathEngine(half, Workload(SLOTS, mixing=mixing), compiling=compiling)
     for request in requests:
         engine.submit(request)
     asked = {request.request_id: request for request in requests}

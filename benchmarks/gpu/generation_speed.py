@@ -20,7 +20,8 @@ from gpu.scale import Scale
 from jsfree import config
 from jsfree.config import Compiling, RunConfig
 from jsfree.decoding.engine import DualPathEngine
-from jsfree.decoding.memory import keys_of
+from jsfree.decoding.memory import kv_size
+from jsfree.decoding.workload import Workload
 from jsfree.sizing import memory, rates
 from jsfree.sizing.memory import Lengths
 from jsfree.sizing.shapes import LlavaShape
@@ -110,7 +111,9 @@ class Model:
         peak = device.Peak(scale)
         with Warnings() as warnings:
             engine = DualPathEngine(
-                self.captioner, case.slots or scale.most_slots, mixed=mixed, prompts=1, compiling=case.compiling
+                self.captioner,
+                Workload(case.slots or scale.most_slots, dual_path_share=mixed, prompts=1),
+                compiling=case.compiling,
             )
             warm = _decode(engine, self._requests(2, case), scale)  # kernels, memory, graphs
             assert engine.layout is not None
@@ -159,11 +162,12 @@ class Model:
         return requests(self.captioner, images, [self.scale.caption] * (2 * images), case.ratios)
 
     def _bytes_a_step(self, engine: DualPathEngine) -> float:
-        """What a step must read: weights, entries and leads, and half of what rows can hold, their mean."""
+        """Bytes that a step must read: weights, prefixes, and half of the rows' own tokens, their mean."""
         assert engine.layout is not None
         cache = engine.layout.cache
-        tokens = cache.entries * cache.prefix + cache.leads * cache.lead + cache.rows * self.scale.caption / 2
-        return self.read_a_step + tokens * keys_of(self.captioner).token_bytes
+        tokens = cache.image_prefixes * cache.image_tokens + cache.text_prefixes * cache.text_tokens
+        tokens += cache.rows * self.scale.caption / 2
+        return self.read_a_step + tokens * kv_size(self.captioner).token_bytes
 
     def _predict(self, case: Case, engine: DualPathEngine, captions: float, peak: device.Peak) -> None:
         """Preflight's memory and rates of this case, beside what was measured."""

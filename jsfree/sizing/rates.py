@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 
 from jsfree.config import Resources, RunConfig
+from jsfree.decoding.workload import Workload
 from jsfree.errors import ConfigError
 from jsfree.sizing import memory
 from jsfree.sizing.footprint import BYTES
@@ -163,7 +164,7 @@ def _timed(stage: str, what: str, resources: Resources, seconds: float | None, s
 
 def caption_seconds(config: RunConfig, work: Work, shape: LlavaShape, lengths: Lengths, gpu: Gpu, slots: int) -> float:
     """One replica's time for all pairs: prefills, and decoding steps that read weights, keys and values."""
-    mixed = memory.decoding_shape(config).mixed
+    mixed = Workload.for_pairs(config.generate).dual_path_share
     prefill = work.images * _prefill_seconds(shape, lengths, gpu)
     return prefill + _steps_seconds(config, shape, lengths, gpu, slots, mixed, work.captions, 0.6)
 
