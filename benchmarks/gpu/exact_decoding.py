@@ -23,7 +23,7 @@ from jsfree.models.loading import Captioner, load_captioner
 CAPTIONER = "miniworld:captioner"
 PROMPT = "Describe image in detail."
 SLOTS = 4
-MIXINGS: dict[str, Mixing] = {
+CASES: dict[str, Mixing] = {
     "probability": MIXINGS["probability"],
     "logit": MIXINGS["logit"],
     "vcd": contrastive_mixing(Contrast(kind="vcd")),
@@ -38,7 +38,7 @@ def measure(scale: Scale, report: Report) -> None:
     """Step ``exact-decoding``."""
     captioner = load_captioner(CAPTIONER, scale.device)
     requests = requests_for(captioner, scale)
-    for name, mixing in MIXINGS.items():
+    for name, mixing in CASES.items():
         few = requests if name == "probability" else requests[:4]
         literal = [algorithm1.decode(captioner, each, mixing) for each in few]
         if name == "probability" and scale.device == "cuda":

@@ -14,7 +14,7 @@ from jsfree.decoding.sampling import NO_TOKEN, NoiseStream, sample_tokens
 CPU = torch.device("cpu")
 VOCABULARY = 70  # more than a block of the sampler
 SUPPRESSED = (3, 40)
-MIXINGS = {
+CASES = {
     "probability": MIXINGS["probability"],
     "logit": MIXINGS["logit"],
     "vcd": Vcd(1.0, 0.1, None),
@@ -57,7 +57,7 @@ def literal(logits: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
+@pytest.mark.parametrize("mixing", CASES.values(), ids=CASES)
 def test_a_batch_of_all_settings_has_the_distributions_of_the_definition(mixing: Mixing, dtype):
     """BatchSettings of every cut, temperature, place of zero mass and ratio, all in one batch."""
     patterns = ("none", "first", "second", "both", "different")
@@ -139,7 +139,7 @@ def test_what_zero_mass_means():
 
 
 @pytest.mark.parametrize("zero", [-math.inf, torch.finfo(torch.float32).min])
-@pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
+@pytest.mark.parametrize("mixing", CASES.values(), ids=CASES)
 def test_the_oracle_takes_the_same_limits_where_supports_hardly_meet(mixing, zero):
     generator = torch.Generator().manual_seed(0)
     for case in range(200):
@@ -155,7 +155,7 @@ def test_the_oracle_takes_the_same_limits_where_supports_hardly_meet(mixing, zer
         assert (found - expected).abs().max() < 2e-5, (case, first, second, ratio)
 
 
-@pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
+@pytest.mark.parametrize("mixing", CASES.values(), ids=CASES)
 def test_the_lowest_finite_number_is_no_mass_either(mixing):
     first, second = logits_of("different", torch.float32, 7)
     rows = BatchSettings.of([Decoding(temperature=0.5)] * 3, [0.2, 0.5, 0.8], [3] * 3, CPU)
@@ -167,7 +167,7 @@ def test_the_lowest_finite_number_is_no_mass_either(mixing):
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
+@pytest.mark.parametrize("mixing", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("cut", [{}, {"top_k": 2}, {"top_p": 0.5}, {"temperature": 0.5}])
 @pytest.mark.parametrize("broken", [-math.inf, math.nan])
 def test_a_row_of_which_nothing_may_be_drawn_has_no_token(mixing, cut, broken):
