@@ -1,4 +1,4 @@
-"""Whether the engine draws what Algorithm 1 draws on this device: MiniWorld, all mixings and ways to compile."""
+"""Checks that the engine agrees with Algorithm 1 on this device, for all mixings and ways to compile."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ CASES: dict[str, Mixing] = {
     "vcd without image": contrastive_mixing(Contrast(kind="vcd", noise_step=None)),
     "m3id": contrastive_mixing(Contrast(kind="m3id")),
 }
-OF_BFLOAT16 = 1.5
-"""How many times as far from float32 as Algorithm 1 in bfloat16 the engine in bfloat16 may be."""
+BFLOAT16_LIMIT = 1.5
+"""Largest total variation of the engine in bfloat16 from float32, relative to that of Algorithm 1 in bfloat16."""
 
 
 def measure(scale: Scale, report: Report) -> None:
@@ -60,7 +60,7 @@ def measure(scale: Scale, report: Report) -> None:
 
 
 def measure_inductor(scale: Scale, report: Report) -> None:
-    """Step ``exact-inductor``: equal captions, and what compiling costs, once and with another layout."""
+    """Step ``exact-inductor``: equal captions, and the cost of compiling, also for a second layout."""
     if scale.device == "cpu":
         report.skip("inductor", "compiling takes minutes on a CPU core; tests/decoding covers it")
         return
@@ -92,7 +92,7 @@ def graphs_compiled() -> int:
 
 
 def ways(scale: Scale, report: Report) -> list[Compiling]:
-    """How a step can be run here, but for ``inductor``, which is a step of its own."""
+    """Values of ``compile`` that run here, without ``inductor``, which has its own step."""
     if scale.device == "cuda":
         return ["none", "cuda_graphs"]
     report.skip("cuda_graphs", "needs a GPU")
@@ -100,7 +100,7 @@ def ways(scale: Scale, report: Report) -> list[Compiling]:
 
 
 def requests_for(captioner: Captioner, scale: Scale, tokens: int | None = None) -> list[Request]:
-    """Two captions of each of some images: one at h = 0, one at another h."""
+    """Two captions of each image: one with h = 0, one with another h."""
     pixels = [captioner.pixels(world.draw(world.scene("development", at))) for at in range(scale.exact_images)]
     decoding = Decoding(max_new_tokens=tokens or scale.exact_tokens)
     return [
@@ -111,7 +111,7 @@ def requests_for(captioner: Captioner, scale: Scale, tokens: int | None = None) 
 
 
 class RecordedMixing(Mixing):
-    """A mixing that keeps the distributions it gave, in the order of the tokens drawn from them."""
+    """A mixing that records its distributions, in the order of the tokens drawn from them."""
 
     def __init__(self, mixing: Mixing) -> None:
         self._mixing = mixing
@@ -119,7 +119,7 @@ class RecordedMixing(Mixing):
         self.drawn_from: list[torch.Tensor] = []
 
     def next_token_probs(self, *arguments: object, **options: object) -> torch.Tensor:
-        """As the mixing's own."""
+        """The wrapped mixing's distributions."""
         probs_BV = self._mixing.next_token_probs(*arguments, **options)  # type: ignore[arg-type]
         self.drawn_from += probs_BV.clone()
         return probs_BV
@@ -128,7 +128,7 @@ class RecordedMixing(Mixing):
 def compare_distributions(
     exact: Captioner, half: Captioner, requests: Sequence[Request], compiling: Compiling, report: Report
 ) -> None:
-    """Total variation from Algorithm 1 in float32: of the engine in bfloat16, and of Algorithm 1 in bfloat16."""
+    """Compare the engine and Algorithm 1 in bfloat16: total variation from Algorithm 1 in float32."""
     mixing = RecordedMixing(MIXINGS["probability"])
     engine = DualPathEngine(half, Workload(SLOTS, mixing=mixing), compiling=compiling)
     for request in requests:
@@ -149,7 +149,7 @@ def compare_distributions(
     found, literal = statistics.mean(engines), statistics.mean(literals)
     report.figure(f"total_variation_bfloat16_{compiling}", {"engine": found, "algorithm_1": literal})
     report.check(f"bfloat16, {compiling}: total variation from float32", found, 0.05)
-    report.check(f"bfloat16, {compiling}: the same over Algorithm 1's", found / literal, OF_BFLOAT16)
+    report.check(f"bfloat16, {compiling}: the same over Algorithm 1's", found / literal, BFLOAT16_LIMIT)
 
 
 def _total_variation(one_V: torch.Tensor, other_V: torch.Tensor) -> float:
