@@ -32,7 +32,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from measuring import publish
+from measuring import command_line, publish
 from PIL import Image
 from random_llava import RandomCaptioner, tiny
 from scaling_driver import driver

@@ -37,7 +37,8 @@ from measuring import spread
 from jsfree.config import Resources, RunConfig
 from jsfree.run.folder import Folder, shard_name
 from jsfree.schemas import StageOutput
-from ray_jobs.cluster.session import QUIET, Cluster
+from ray_jobs.cluster.session import Cluster
+from ray_jobs.quiet import ENVIRONMENT
 from ray_jobs.shards.progress import Counts, Figures
 from ray_jobs.shards.runner import ShardedStage, StageClass, Table, run_shards
 from ray_jobs.stages.generate import at_once
@@ -202,7 +203,7 @@ def simulated(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, 
     from ray.cluster_utils import Cluster as Raylets
 
     # Without this, raylets start a worker per logical CPU in advance.
-    os.environ.update(QUIET, RAY_enable_worker_prestart="0", RAY_prestart_worker_first_driver="0")
+    os.environ.update(ENVIRONMENT, RAY_enable_worker_prestart="0", RAY_prestart_worker_first_driver="0")
     counts = sorted(arguments.nodes)
     tried: dict[int, list[dict[str, float]]] = {}
     raylets = Raylets(

@@ -1,7 +1,7 @@
 """The command line: ``jsfree ...``, also ``python -m ray_jobs.cli ...``.
 
-Exit codes: 0 done, 1 a failure, 2 wrong usage, 130 or 143 stopped by a signal. Errors are one line each; ``--debug``
-shows the traceback.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 130 or 143 stopped by a signal. An error is printed as one line;
+``--debug`` adds its traceback.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,9 +28,27 @@ from jsfree.exchange.formats import Placement
 from jsfree.run.locations import require_own_folder
 from jsfree.run.run import Run
 from jsfree.uris import has_scheme
-from ray_jobs.cluster.jobs import settled
+from ray_jobs.cluster.jobs import prepare_for_job
+from ray_jobs.commands import miniworld
 from ray_jobs.commands.metrics_table import show_metrics
-from ray_jobs.signals import STOPPED, leave, stopper
+from ray_jobs.commands.options import (
+    AsJson,
+    ConfigFile,
+    Debug,
+    ExistingRun,
+    FormatName,
+    Price,
+    RoundNumber,
+    RunFolder,
+    Settings,
+    Smoke,
+    set_log_level,
+)
+from ray_jobs.quiet import silence_libraries
+from ray_jobs.signals import STOPPED, exit_on_signals, leave
+
+RUN, STAGE, DATA, SERVICE = "Run", "Stages", "Models and data", "Service"
+"""The groups of commands in ``jsfree --help``."""
 
 app = typer.Typer(
     help="Judge-free self-improvement for multimodal language models (arXiv 2411.17760).",
@@ -39,53 +56,44 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-miniworld = typer.Typer(help="The embedded world: drawn scenes, a tiny LLaVA, a tiny CLIP.", no_args_is_help=True)
-app.add_typer(miniworld, name="miniworld")
+app.add_typer(miniworld.app, name="miniworld", rich_help_panel=DATA)
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; without it, MiniWorld's defaults.")]
-RunFolder = Annotated[str | None, typer.Option("--run", help="Folder of the run (overrides the configuration).")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and log messages.")]
-Smoke = Annotated[bool, typer.Option("--smoke", help="End with a check of every part: a pass/fail table.")]
-RoundNumber = Annotated[
-    int | None, typer.Option("--round", help="Which round; without it, the first in which the stage is not done.")
-]
-Price = Annotated[float | None, typer.Option("--price", help="Of a device-hour, in any currency.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-FormatName = Annotated[
-    configuration.PairFormat, typer.Option("--format", help="Layout of the records (docs/data.md tells them).")
-]
 
 STAGES = {
-    "generate": "Stage 1 alone: the samples, and two captions of each.",
-    "score": "Stage 2 alone: CLIP scores of every sentence, and which pairs are inverted.",
-    "select": "Stage 3 alone: the pairs of a moderate score gap.",
-    "train": "Stage 4 alone: the round's model, by DPO.",
-    "evaluate": "Stage 5 alone: captions before and after, metrics, report.",
+    "generate": "Stage 1: list the images and generate two captions for each.",
+    "score": "Stage 2: score every sentence with CLIP and invert pairs whose winner scores lower.",
+    "select": "Stage 3: select the pairs with a moderate score gap.",
+    "train": "Stage 4: train the round's model with DPO.",
+    "evaluate": "Stage 5: caption evaluation images before and after, compute metrics, write the report.",
 }
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False, debug: Debug = False
+) -> None:
     """Judge-free self-improvement for multimodal language models (arXiv 2411.17760)."""
+    set_log_level(debug)
     if version:
         typer.echo(f"jsfree {jsfree.__version__}")
         raise typer.Exit
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def run(
     config: ConfigFile = None,
     run: RunFolder = None,
     settings: Settings = None,
-    restart: Annotated[str | None, typer.Option("--restart", metavar="STAGE", help="Redo from this stage.")] = None,
-    check: Annotated[bool, typer.Option("--preflight/--no-preflight", help="Look first at what cannot work.")] = True,
+    restart: Annotated[
+        str | None, typer.Option("--restart", metavar="STAGE", help="Redo this stage and all after it.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--preflight/--no-preflight", help="Check everything first.")] = True,
     smoke: Smoke = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Run the whole loop, or take up a run where it stopped."""
-    _log(debug)
+    """Run all stages of all rounds, or resume a run that stopped."""
+    set_log_level(debug)
     resolved = _resolve(config, run, settings)
     from ray_jobs import pipeline
     from ray_jobs.commands.console import Reporter
@@ -98,14 +106,14 @@ def run(
     page = pipeline.run(resolved, Reporter(console), restart)
     show_metrics(Run.existing(resolved.run), console, as_json)
     console.print(f"Report: {page}", soft_wrap=True)
-    _print_next(console, ["jsfree", "report", "--run", resolved.run], "rebuild and print this table")
+    _print_next(console, ["jsfree", "report", "--run", resolved.run], "rebuild the report and print this table")
     if smoke:
         from ray_jobs.commands.smoke import smoke as check_parts
 
         check_parts(Run.existing(resolved.run), console)
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def preflight(
     config: ConfigFile = None,
     run: RunFolder = None,
@@ -114,8 +122,8 @@ def preflight(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Find out in seconds what will not work: settings, libraries, storage, images, models, memory, the cluster."""
-    _log(debug)
+    """Check settings, libraries, storage, images, models, memory and the cluster, without running anything."""
+    set_log_level(debug)
     from ray_jobs.commands import preflight as checks
     from ray_jobs.commands.preflight_table import show
 
@@ -130,16 +138,20 @@ def preflight(
     raise typer.Exit(0 if result.works else 1)
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def plan(
     config: ConfigFile = None,
     settings: Settings = None,
-    gpu: Annotated[str | None, typer.Option("--gpu", help="Kind of GPU, such as a100-80g; else as configured.")] = None,
-    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="How many; as configured without it.")] = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", metavar="KIND", help="Kind of GPU, e.g. a100-80g. Default: as configured.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Number of GPUs. Default: as configured.")] = None,
     price: Price = None,
     as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
-    """Memory, hours and cost of a run on hardware that need not be there; images and weights are not touched."""
+    """Estimate memory, time and cost of a run on any hardware, without its images or weights."""
+    set_log_level(debug)
     from ray_jobs.commands import preflight as checks
     from ray_jobs.commands.preflight_table import show
 
@@ -155,7 +167,7 @@ def plan(
 
 
 def _stage_command(name: str) -> Callable[..., None]:
-    """The command that does one stage of one round."""
+    """A command that runs one stage of one round."""
 
     def command(
         config: ConfigFile = None,
@@ -164,7 +176,7 @@ def _stage_command(name: str) -> Callable[..., None]:
         settings: Settings = None,
         debug: Debug = False,
     ) -> None:
-        _log(debug)
+        set_log_level(debug)
         resolved = _resolve(config, run, settings)
         from ray_jobs import pipeline
         from ray_jobs.commands.console import Reporter, plain_or_live
@@ -175,19 +187,20 @@ def _stage_command(name: str) -> Callable[..., None]:
         if name == order[-1]:
             show_metrics(Run.existing(resolved.run), console, as_json=False, number=number)
         else:
-            then = order[order.index(name) + 1]
-            _print_next(console, ["jsfree", then, "--round", str(number)], "with the same options")
+            following = order[order.index(name) + 1]
+            _print_next(console, ["jsfree", following, "--round", str(number)], "with the same options")
 
     return command
 
 
 for _name, _help in STAGES.items():
-    app.command(_name, help=_help)(_stage_command(_name))
+    app.command(_name, help=_help, rich_help_panel=STAGE)(_stage_command(_name))
 
 
-@app.command()
-def report(run: Annotated[str, typer.Option("--run", help="Folder of the run.")], as_json: AsJson = False) -> None:
-    """Rebuild a run's report and print its before/after table."""
+@app.command(rich_help_panel=RUN)
+def report(run: ExistingRun, as_json: AsJson = False, debug: Debug = False) -> None:
+    """Rebuild the report of a run and print its table of metrics."""
+    set_log_level(debug)
     from jsfree.report.page import build_report
 
     existing = Run.existing(run)
@@ -197,48 +210,52 @@ def report(run: Annotated[str, typer.Option("--run", help="Folder of the run.")]
     console.print(f"Report: {page}", soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def export(
-    run: Annotated[str, typer.Option("--run", help="Folder of the run.")],
+    run: ExistingRun,
     layout: FormatName,
-    out: Annotated[str, typer.Option("--out", help="Folder or URI to write to; must be empty.")],
+    out: Annotated[str, typer.Option("--out", metavar="PATH", help="Empty folder or URI to write to.")],
     number: Annotated[
-        int | None, typer.Option("--round", help="Which round; without it, the last with such pairs.")
+        int | None, typer.Option("--round", help="Number of the round. Default: the last that has such pairs.")
     ] = None,
-    pairs: Annotated[Pairs, typer.Option("--pairs", help="Those to train on, or all that were scored.")] = "selected",
+    pairs: Annotated[Pairs, typer.Option("--pairs", help="Pairs to export.")] = "selected",
     images: Annotated[
-        Placement | None, typer.Option("--images", help="Where images go; without it, as is usual for the format.")
+        Placement | None, typer.Option("--images", help="How to include images. Default: as is usual for the format.")
     ] = None,
     as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
-    """Write a run's pairs for another trainer, with a data set card."""
-    from jsfree.exchange import export as write
+    """Export the pairs of a run in the format of another trainer, with a data set card."""
+    set_log_level(debug)
+    from jsfree.exchange import export as export_pairs
 
-    done = write(Run.existing(run), layout, out, number, pairs, images)
+    done = export_pairs(Run.existing(run), layout, out, number, pairs, images)
     if as_json:
         typer.echo(json.dumps(done.figures, indent=2))
         return
     console = _console(False)
-    left = f", {done.figures['left_out']} left out (their images cannot be used)" if done.figures["left_out"] else ""
-    told = f"{done.figures['exported']} {pairs} pairs of round {done.figures['round']}{left}: {done.uri}"
-    console.print(told, soft_wrap=True)
+    skipped = done.figures["left_out"]
+    note = f", {skipped} skipped (their images cannot be used)" if skipped else ""
+    exported = f"{done.figures['exported']} {pairs} pairs of round {done.figures['round']}{note}: {done.uri}"
+    console.print(exported, soft_wrap=True)
     console.print(f"Card:   {done.uri}/README.md    (state the licence before you publish it)", soft_wrap=True)
 
 
-@app.command("import")
+@app.command("import", rich_help_panel=DATA)
 def import_pairs(
     layout: FormatName,
-    path: Annotated[str, typer.Option("--from", help="File of records, or a folder of them.")],
-    run: Annotated[str, typer.Option("--run", help="Folder of the run.")],
+    path: Annotated[str, typer.Option("--from", metavar="PATH", help="File of records, or a folder of such files.")],
+    run: ExistingRun,
     images: Annotated[
-        str | None, typer.Option("--images", help="Where relative image paths start; without it, beside the records.")
+        str | None,
+        typer.Option("--images", metavar="PATH", help="Base of relative image paths. Default: the records' folder."),
     ] = None,
     config: ConfigFile = None,
     settings: Settings = None,
     debug: Debug = False,
 ) -> None:
-    """Read somebody else's pairs into a run, to be scored, selected and trained on."""
-    _log(debug)
+    """Import preference pairs from other projects, to score, select and train on them."""
+    set_log_level(debug)
     given = {"format": layout, "path": _absolute(path), "images": _absolute(images) if images else None}
     imported = {f"imported.{key}": value for key, value in given.items() if value is not None}
     resolved = _resolve(config, run, settings, imported)
@@ -256,19 +273,20 @@ def import_pairs(
         _print_next(console, [*command, "--config", f"{resolved.run}/config.yaml", "--run", resolved.run])
 
 
-@app.command()
+@app.command(rich_help_panel=SERVICE)
 def serve(
     run: Annotated[str, typer.Option("--run", help="Folder of a finished run.")],
-    host: Annotated[str | None, typer.Option("--host", help="Address to listen on; loopback by default.")] = None,
-    port: Annotated[int | None, typer.Option("--port", help="Port to listen on; 8000 by default.")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on. Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port to listen on. Default: 8000.")] = None,
     settings: Settings = None,
     write_yaml: Annotated[
-        Path | None, typer.Option("--write-yaml", metavar="FILE", help="Write this for `serve deploy`; start nothing.")
+        Path | None,
+        typer.Option("--write-yaml", metavar="FILE", help="Only write this configuration for `serve deploy`."),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Answer HTTP with the models of a run, before and after: an OpenAI-compatible API on Ray Serve."""
-    _log(debug)
+    """Serve the first and the last model of a run with an OpenAI-compatible HTTP API."""
+    set_log_level(debug)
     from ray_jobs.commands import serve as serve_models
 
     given = {"serve.host": host, "serve.port": port}
@@ -280,72 +298,48 @@ def serve(
         serve_models.serve_models(run, overrides, _console(False))
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def publish(
-    run: Annotated[str, typer.Option("--run", help="Folder of the run.")],
-    to: Annotated[str, typer.Option("--to", help="hf://owner/name[@branch], or a folder or URI.")],
-    number: Annotated[int | None, typer.Option("--round", help="Which round's model; the last one without it.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="A new repository is for its owner alone.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and what is missing.")] = False,
+    run: ExistingRun,
+    to: Annotated[str, typer.Option("--to", metavar="TARGET", help="hf://owner/name[@branch], a folder or a URI.")],
+    number: Annotated[int | None, typer.Option("--round", help="Number of the round. Default: the last.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list files and problems.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Give a round's model to others: on the Hugging Face hub, or as a folder. Exit code 1 if something is missing."""
-    _log(debug)
+    """Publish the model of a round on the Hugging Face hub or in a folder; exit code 1 if something is missing."""
+    set_log_level(debug)
     from ray_jobs.commands.publish import publish_model
 
-    told = publish_model(run, number, to, _console(as_json), private=private, dry_run=dry_run)
+    result = publish_model(run, number, to, _console(as_json), private=private, dry_run=dry_run)
     if as_json:
-        typer.echo(json.dumps(told, indent=2))
-    if told["missing"]:
+        typer.echo(json.dumps(result, indent=2))
+    if result["missing"]:
         raise typer.Exit(1)
 
 
-@app.command("config")
-def show_config(config: ConfigFile = None, settings: Settings = None) -> None:
-    """Print the resolved configuration."""
+@app.command("config", rich_help_panel=RUN)
+def show_config(config: ConfigFile = None, settings: Settings = None, debug: Debug = False) -> None:
+    """Print all settings with their values."""
+    set_log_level(debug)
     typer.echo(configuration.load(config, settings or []).to_yaml(), nl=False)
 
 
-@miniworld.command("show")
-def miniworld_show(
-    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("runs/miniworld.png"),
-    split: Annotated[str, typer.Option(help="pretrain, unlabelled, development or test.")] = "unlabelled",
-    count: Annotated[int, typer.Option(min=1, max=200, help="Scenes on the sheet.")] = 12,
-) -> None:
-    """Draw a sheet of scenes with their true captions."""
-    from jsfree.miniworld.sheet import picture_sheet
-
-    picture_sheet(split, count, out)
-    typer.echo(f"{count} scenes: {out}")
-
-
-@miniworld.command("pretrain")
-def miniworld_pretrain(
-    out: Annotated[Path, typer.Option(help="Folder to write captioner/ and clip/ into.")] = Path("runs/weights"),
-    seed: Annotated[int, typer.Option(help="Seed of initialisation and data order.")] = 0,
-) -> None:
-    """Rebuild the tiny CLIP and the tiny LLaVA from nothing."""
-    from jsfree.pretraining.pretrain import pretrain
-    from ray_jobs.commands.console import Reporter
-
-    reporter = Reporter()
-    pretrain(out, seed=seed, progress=reporter.parts())
-    reporter.say(f"Weights: {out}")
-
-
 def main() -> None:
-    """Entry point: errors of ours become one line and an exit code."""
+    """Entry point: prints a ``JsfreeError`` as one line and exits with its exit code."""
+    debug = "--debug" in sys.argv
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a letter that a terminal does not have ends no run
-    stop = stopper(os.dup(2))  # while Ray starts, what goes to stderr is lost
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+            stream.reconfigure(errors="backslashreplace")  # a character that the terminal lacks must not end a run
+    logging.basicConfig(level=logging.ERROR, format="%(name)s: %(message)s")
+    if not debug:
+        silence_libraries()
+    exit_on_signals()
     try:
         app()
     except JsfreeError as error:
-        if "--debug" in sys.argv:
+        if debug:
             raise
         _console(True).print(Text.assemble(("error:", "bold red"), " ", str(error)), soft_wrap=True)
         raise SystemExit(error.exit_code) from None
@@ -356,7 +350,7 @@ def main() -> None:
 
 
 def _console(as_json: bool) -> Console:
-    """On stdout, or on stderr when stdout is for JSON."""
+    """A console on stdout, or on stderr if stdout is for JSON."""
     from ray_jobs.commands.console import plain_or_live
 
     return plain_or_live(stderr=as_json)
@@ -365,26 +359,22 @@ def _console(as_json: bool) -> Console:
 def _resolve(
     config: Path | None, run: str | None, settings: list[str] | None, values: Mapping[str, str] | None = None
 ) -> configuration.RunConfig:
-    """The configuration of a command; ``--run`` and ``values`` are taken as they are typed, and win over ``--set``."""
+    """The configuration of a command; ``run`` and ``values`` are used literally and override ``settings``."""
     overrides = settings or []
     resolved = configuration.load(config, overrides, {**(values or {}), "run": run})
     if config is not None and run is None and not any(override.startswith("run=") for override in overrides):
         require_own_folder(config, resolved)
-    return settled(resolved)
+    return prepare_for_job(resolved)
 
 
 def _print_next(console: Console, command: Sequence[str], remark: str = "") -> None:
-    """Print a command to copy into a shell."""
+    """Print a command that can be copied into a shell."""
     console.print(f"Next:   {shlex.join(command)}" + (f"    ({remark})" if remark else ""), soft_wrap=True)
 
 
 def _absolute(path: str) -> str:
-    """A path that means the same wherever the run is taken up."""
+    """An absolute path or a URI, which stays valid when the run is resumed from another folder."""
     return path if has_scheme(path) else os.path.abspath(os.path.expanduser(path))
-
-
-def _log(debug: bool) -> None:
-    logging.basicConfig(level=logging.INFO if debug else logging.ERROR, format="%(name)s: %(message)s")
 
 
 if __name__ == "__main__":

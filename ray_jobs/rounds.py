@@ -17,7 +17,7 @@ from jsfree.errors import StorageError
 from jsfree.run.folder import Folder
 from jsfree.run.record import record_progress, record_stage
 from jsfree.run.run import Manifest, Run
-from ray_jobs.cluster.capacity import check_room
+from ray_jobs.cluster.capacity import check_capacity
 from ray_jobs.cluster.nodes import add_new_nodes
 from ray_jobs.cluster.session import Cluster
 from ray_jobs.commands.console import Reporter
@@ -172,7 +172,7 @@ class Round:
             StageError: the cluster neither has the room nor can come to have it.
         """
         self.cluster.ensure()
-        waiting = check_room(stage, resources, replicas, fixed=self.cluster.is_local)
+        waiting = check_capacity(stage, resources, replicas, fixed=self.cluster.is_local)
         if waiting:
             self.reporter.say(f"  {waiting}")
 

@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do to a command."""
+"""What SIGINT (Ctrl-C) and SIGTERM do to a command; only this module installs handlers for them."""
 
 from __future__ import annotations
 
@@ -6,31 +6,57 @@ import atexit
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
 STOPPED = 128
-"""Added to the number of the signal it is the exit code of a command that was stopped, as in shells."""
+"""A command that a signal stopped exits with this plus the signal's number, as in shells."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def stopper(stderr: int) -> Callable[[int, FrameType | None], None]:
-    """A signal handler that says at once that the run is stopped, then exits; a second signal kills.
-
-    Args:
-        stderr: the file descriptor that the message goes to.
-    """
+def exit_on_signals() -> None:
+    """Exit with ``STOPPED`` plus the signal's number and a message on stderr; a second signal kills the process."""
+    stderr = os.dup(2)  # while Ray starts, file descriptor 2 is redirected
 
     def stop(number: int, _: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
-        os.write(stderr, b"stopped; what was finished stays, and the same command goes on from there\n")
+        os.write(stderr, b"stopped; finished work is kept, run the same command again to continue\n")
         raise SystemExit(STOPPED + number)
 
-    return stop
+    _install(stop)
+
+
+def interrupt_on_signals() -> None:
+    """Raise ``KeyboardInterrupt``, which Ray passes on while it waits in native code; a second signal kills."""
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    _install(interrupt)
+
+
+@contextmanager
+def sigterm_handler_kept() -> Iterator[None]:
+    """Restore the handler of SIGTERM, which ``ray.init`` replaces, unless it is the default."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def leave(code: int) -> NoReturn:
-    """Exit without taking Python and its libraries down piece by piece: `ray job stop` kills after three seconds."""
-    atexit._run_exitfuncs()  # a Ray session that was only half started ends there
+    """Exit at once, without the slow shutdown of Python and its libraries: `ray job stop` kills after three seconds."""
+    atexit._run_exitfuncs()  # stops a Ray session, also one that has only half started
     sys.stdout.flush()
     os._exit(code)
+
+
+def _install(handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in SIGNALS:
+        signal.signal(number, handler)

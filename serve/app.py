@@ -1,13 +1,13 @@
-"""The application on Ray Serve: one deployment a model, one for the HTTP side. Placement only, no arithmetic.
+"""The Ray Serve application: one deployment for each model and one for HTTP. Placement only, no arithmetic.
 
-``serve.app:build`` is what ``serve run``, ``serve deploy`` and KubeRay's RayService import; its arguments are a
-finished run and settings to override:
+``serve run``, ``serve deploy`` and KubeRay's RayService import ``serve.app:build``. Its arguments are a finished run
+and settings to override:
 
     serve run serve.app:build run=/runs/miniworld
 
-``jsfree serve`` does the same with the server's own settings, and writes the configuration for the others.
+``jsfree serve`` starts the same application, and writes the configuration file for ``serve deploy``.
 """
-# No `from __future__ import annotations`: Serve looks at the class that `build` takes.
+# No `from __future__ import annotations`: Serve reads the annotation of `build` to validate its arguments.
 
 import asyncio
 import logging
@@ -21,10 +21,11 @@ from ray import serve as ray_serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
+from ray.util.queue import Queue
 
 from jsfree import config as configuration
 from jsfree.config import RunConfig, ServedModel
-from jsfree.errors import ConfigError, RunError
+from jsfree.errors import ConfigError, JsfreeError, RunError, ServeError
 from jsfree.models.contents import CAPTIONER
 from jsfree.models.references import look_up
 from jsfree.run.locations import require_base_from_here
@@ -33,39 +34,50 @@ from serve.http import routes as api
 from serve.http.protocol import AFTER, BEFORE, Answer, CaptionModel, Question, Refusal, RunModel
 
 log = logging.getLogger(__name__)
-SPARE = 32  # how much later Serve's own limits, whose errors are plain text, speak than ours
+SPARE = 32
+"""Requests by which Serve's own limits exceed ours: Serve answers with plain text, we with JSON."""
 
 
 class Arguments(BaseModel):
-    """What ``build`` takes; a misspelled one is refused."""
+    """Arguments of ``build``; unknown ones are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
     run: str
-    """Folder or URI of a finished run, as the cluster reaches it."""
+    """Folder or URI of a finished run, readable from all nodes."""
     settings: list[str] = []
     """``serve.key=value`` overrides of the run's configuration."""
 
 
 class ModelReplica:
-    """A replica of a model."""
+    """A replica of a model.
 
-    def __init__(self, config: RunConfig, ref: str, gpus: float) -> None:
+    Args:
+        failures: receives the error if the model cannot be loaded; Serve reports only its traceback as text.
+    """
+
+    def __init__(self, config: RunConfig, ref: str, gpus: float, failures: Queue | None = None) -> None:
         from jsfree.gpus import device_of
         from serve.engines import Engine
 
-        self._engine = Engine(config, ref, device_of(gpus))
+        try:
+            self._engine = Engine(config, ref, device_of(gpus))
+        except Exception as error:
+            if failures is not None:
+                known = isinstance(error, JsfreeError)
+                failures.put(error if known else ServeError(f"{type(error).__name__}: {error}"))
+            raise
 
     async def caption(self, question: Question) -> Answer | Refusal:
-        """Captions of an image; cancelling the call frees the slots that it takes."""
+        """Caption an image; cancelling the call frees its slots."""
         return await self._engine.caption(question)
 
     async def healthy(self) -> bool:
-        """Whether the decoding advances."""
+        """Whether decoding makes progress."""
         return await self._engine.healthy()
 
     def check_health(self) -> None:
-        """What Serve asks every few seconds: a replica that does not decode is replaced."""
+        """Raise if decoding makes no progress; Serve calls this every few seconds and then replaces the replica."""
         self._engine.check()
 
     def __del__(self) -> None:
@@ -74,28 +86,28 @@ class ModelReplica:
 
 
 class Replicas:
-    """The replicas of a deployment as one model that can be asked."""
+    """The replicas of a deployment behind the interface of one ``CaptionModel``."""
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
 
     async def caption(self, question: Question) -> Answer | Refusal:
-        """Captions of an image, by one of the replicas."""
-        asked = self._handle.caption.remote(question)
+        """Caption an image with one of the replicas."""
+        response = self._handle.caption.remote(question)
         try:
-            answer: Answer | Refusal = await asked
+            answer: Answer | Refusal = await response
         except asyncio.CancelledError:
-            asked.cancel()  # type: ignore[no-untyped-call]
+            response.cancel()  # type: ignore[no-untyped-call]
             raise
-        except RayTaskError:  # the replica lives, and would fail on the same request again
+        except RayTaskError:  # the replica is alive and would fail again on the same request
             log.exception("a replica failed on a request")
-            return Refusal("failed", "the model failed on this request; the server's log has the reason")
+            return Refusal("failed", "the model failed on this request; see the server's log")
         except (RayError, RayServeException):
-            return Refusal("unavailable", "the model does not answer; it is being replaced")
+            return Refusal("unavailable", "the model does not answer and is being replaced; try again soon")
         return answer
 
     async def healthy(self) -> bool:
-        """Whether the decoding of one of the replicas advances."""
+        """Whether decoding makes progress in one of the replicas."""
         try:
             return bool(await self._handle.healthy.remote())
         except (RayError, RayServeException):
@@ -104,7 +116,7 @@ class Replicas:
 
 @ray_serve.ingress()
 class Http:
-    """The HTTP side: it admits requests and asks the models; needs no GPU."""
+    """The HTTP server: validates requests and calls the models; needs no GPU."""
 
     def __init__(
         self, config: RunConfig, models: list[RunModel], before: DeploymentHandle[Any], after: DeploymentHandle[Any]
@@ -121,20 +133,35 @@ def build(arguments: Arguments) -> ray_serve.Application:
     """The application that serves a run.
 
     Raises:
-        ConfigError: an override is wrong, or is not about serving.
-        RunError: there is no run, or none of its rounds has made a model.
-        ModelError: one of the models is not there.
+        ConfigError: an override is invalid, or does not concern serving.
+        RunError: the folder holds no run, or the run has no trained model yet.
+        ModelError: one of the models is missing.
+    """
+    return bind(*configured(arguments))
+
+
+def configured(arguments: Arguments) -> tuple[RunConfig, list[RunModel]]:
+    """The configuration to serve a run with, and its models.
+
+    Raises:
+        ConfigError, RunError, ModelError: see ``build``.
     """
     config = serving_config(arguments.run, arguments.settings)
     require_base_from_here(Run(config))
     models = served_models(Run(config))
     for model in models:
-        look_up(model.ref, CAPTIONER, config.models)  # one that is not there must not be found out by a replica
+        look_up(model.ref, CAPTIONER, config.models)  # fail here, not in a replica
+    return config, models
+
+
+def bind(config: RunConfig, models: list[RunModel], failures: Queue | None = None) -> ray_serve.Application:
+    """The application for models; ``failures`` receives the errors of replicas that do not start."""
     serve = config.serve
     before, after = (
-        _deployment(config, model, placed) for model, placed in zip(models, (serve.before, serve.after), strict=True)
+        _deployment(config, model, placement, failures)
+        for model, placement in zip(models, (serve.before, serve.after), strict=True)
     )
-    return _bound(
+    return _bind(
         Http,
         (config, models, before, after),
         name="http",
@@ -145,31 +172,33 @@ def build(arguments: Arguments) -> ray_serve.Application:
 
 
 def serving_config(run: str, overrides: list[str]) -> RunConfig:
-    """The run's own configuration with overrides of how it is served.
+    """The run's own configuration with overrides for serving.
 
     Raises:
-        ConfigError: an override is wrong, or is not about serving: a model is served as it was trained.
-        RunError: there is no run.
+        ConfigError: an override is invalid, or does not concern serving: a model is served as it was trained.
+        RunError: the folder holds no run.
     """
     for override in overrides:
         if not override.startswith(("serve.", "ray.", "models.")):
-            raise ConfigError(f"{override!r}: a run is served with its own settings", "set only serve.* and ray.*")
+            raise ConfigError(
+                f"{override!r}: a run is served with its own settings", "set only serve.*, ray.* and models.*"
+            )
     config = configuration.overridden(Run.existing(run).config, overrides)
     for role in (BEFORE, AFTER):
         gpus = getattr(config.serve, role).gpus
         if gpus > 1 and config.captioner.device_map == "single":
             raise ConfigError(
-                f"serve.{role}.gpus: {gpus:g}, but with the run's 'captioner.device_map: single' a model uses one GPU;"
-                " set it to 1 at most"
+                f"serve.{role}.gpus: {gpus:g}, but with the run's 'captioner.device_map: single' a model uses one GPU",
+                "set it to 1 or less",
             )
     return config
 
 
 def served_models(run: Run) -> list[RunModel]:
-    """The seed and the last model that the run has finished.
+    """The seed and the last model that the run has trained.
 
     Raises:
-        RunError: no round has made a model.
+        RunError: the run has no trained model yet.
     """
     finished = [number for number in run.rounds() if run.manifest(number, "train") is not None]
     if not finished:
@@ -183,19 +212,21 @@ def served_models(run: Run) -> list[RunModel]:
 
 
 def _absolute(ref: str) -> str:
-    """A local folder as other processes find it; other references as they are."""
+    """The absolute path of a local folder; other references unchanged."""
     return str(Path(ref).expanduser().absolute()) if Path(ref).expanduser().is_dir() else ref
 
 
-def _deployment(config: RunConfig, model: RunModel, placed: ServedModel) -> ray_serve.Application:
-    actor: dict[str, Any] = {"num_cpus": placed.cpus, "num_gpus": placed.gpus}
-    if placed.accelerator_type is not None:
-        actor["accelerator_type"] = placed.accelerator_type
-    return _bound(
+def _deployment(
+    config: RunConfig, model: RunModel, placement: ServedModel, failures: Queue | None
+) -> ray_serve.Application:
+    actor: dict[str, Any] = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
+    if placement.accelerator_type is not None:
+        actor["accelerator_type"] = placement.accelerator_type
+    return _bind(
         ModelReplica,
-        (config, model.ref, placed.gpus),
+        (config, model.ref, placement.gpus, failures),
         name=model.role,
-        num_replicas=placed.replicas,
+        num_replicas=placement.replicas,
         ray_actor_options=actor,
         max_ongoing_requests=config.serve.slots + config.serve.max_waiting + SPARE,
         health_check_period_s=5,
@@ -203,7 +234,7 @@ def _deployment(config: RunConfig, model: RunModel, placed: ServedModel) -> ray_
     )
 
 
-def _bound(deployed: type, arguments: tuple[Any, ...], **options: Any) -> ray_serve.Application:
+def _bind(deployed: type, arguments: tuple[Any, ...], **options: Any) -> ray_serve.Application:
     deployment: Any = ray_serve.deployment(deployed, graceful_shutdown_timeout_s=5, **options)
     bound: ray_serve.Application = deployment.bind(*arguments)
     return bound

@@ -1,4 +1,4 @@
-"""The house rules that a machine can hold: imports go one way, budgets are kept, everything imports."""
+"""Rules of the code base: the order of imports, the length of files and functions, and that every module imports."""
 
 import ast
 import graphlib
@@ -56,7 +56,7 @@ def imports(path: Path) -> set[str]:
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Dotted names of everything that a file imports, also inside functions."""
+    """Dotted names of everything that a file imports, including imports inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -73,7 +73,7 @@ def functions(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def text_without_encoding(path: Path) -> Iterator[str]:
-    """Calls that read or write text in the encoding of the locale."""
+    """Calls that read or write text in the locale's encoding."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Call):
             continue
@@ -89,13 +89,13 @@ def text_without_encoding(path: Path) -> Iterator[str]:
             yield f"{name_of(path)}:{node.lineno}"
 
 
-def test_text_files_are_read_and_written_in_one_encoding_whatever_the_locale():
+def test_text_files_are_opened_with_an_explicit_encoding():
     paths = [*SOURCES, *sorted((ROOT / "benchmarks").rglob("*.py"))]
     assert [found for path in paths for found in text_without_encoding(path)] == []
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if name_of(p).startswith("jsfree/")], ids=name_of)
-def test_the_method_knows_no_ray(path):
+def test_jsfree_does_not_import_ray(path):
     assert not imports(path) & {"ray", "ray_jobs", "serve"}
 
 
@@ -142,12 +142,12 @@ def test_modules_of_a_package_do_not_import_each_other_in_a_circle(package):
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if name_of(p).startswith("serve/")], ids=name_of)
-def test_serving_knows_no_jobs(path):
+def test_serve_does_not_import_ray_jobs(path):
     assert "ray_jobs" not in imports(path)
 
 
 def test_the_http_side_imports_no_model():
-    """A Serve replica that only admits requests and hands them on must start in a moment, without torch."""
+    """The Serve replica that admits and forwards requests must start fast, without torch."""
     import subprocess
     import sys
 
@@ -157,7 +157,7 @@ def test_the_http_side_imports_no_model():
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_files_are_short_and_say_what_they_are_for(path):
+def test_files_are_short_and_have_a_docstring(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), "no module docstring"
     assert name_of(path) in TABLES or path.read_text(encoding="utf-8").count("\n") <= 400
 
@@ -179,7 +179,7 @@ def test_every_shipped_config_is_valid(path):
 
 
 def test_light_modules_import_nothing_heavy():
-    """Configuration and schemas must load in a moment on a machine without a model in sight."""
+    """Configuration and schemas must load fast, on machines that never run a model."""
     import subprocess
     import sys
 

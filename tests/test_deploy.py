@@ -1,4 +1,4 @@
-"""Cluster files, Dockerfile and docs/operations.md, checked without a cluster (test_kubernetes.py has the manifests).
+"""Checks of the cluster files, the Dockerfile and docs/operations.md, without a cluster.
 
 What checks them is what would read them, as far as that runs offline: Ray's launcher and its autoscaler, hadolint,
 and this project's configuration. Nothing here has started a node or built an image.
@@ -18,7 +18,7 @@ import yaml
 
 import jsfree
 from jsfree import config
-from ray_jobs.cluster.capacity import most_room
+from ray_jobs.cluster.capacity import max_replicas
 from tests.support import ROOT
 
 CLUSTERS = ("cluster.yaml", "deploy/cluster-local.yaml")
@@ -37,7 +37,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def prepared(cluster: dict[str, Any]) -> dict[str, Any]:
-    """What `ray up` makes of a cluster file, defaults filled in; raises where it would."""
+    """A cluster file as `ray up` resolves it, with defaults; raises what `ray up` raises."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     ready = prepare_config(cluster)
@@ -46,7 +46,7 @@ def prepared(cluster: dict[str, Any]) -> dict[str, Any]:
 
 
 def ray_start(commands: list[str]) -> list[str]:
-    """The words of the one command that starts Ray."""
+    """The arguments of the only command that starts Ray."""
     (start,) = [shlex.split(command) for command in commands if "ray start" in command]
     return start
 
@@ -65,20 +65,20 @@ def containers_environment(cluster: dict[str, Any]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_ray_accepts_the_cluster(name):
+def test_ray_accepts_the_cluster_file(name):
     assert prepared(load(name))["cluster_name"] == "jsfree"
     with pytest.raises(Exception, match="idle_timeout_minuts"):
         prepared({**load(name), "idle_timeout_minuts": 5})
 
 
-def test_the_head_does_no_work():
+def test_the_head_runs_no_tasks():
     assert load("cluster.yaml")["available_node_types"]["head"]["resources"] == {"CPU": 0, "GPU": 0}
     start = ray_start(load("deploy/cluster-local.yaml")["head_start_ray_commands"])
     assert {"--num-cpus=0", "--num-gpus=0"} <= set(start)
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_every_node_asks_for_the_token_and_holds_it(name):
+def test_every_node_requires_and_has_the_token(name):
     cluster = prepared(load(name))
     for role in ("head", "worker"):
         start = ray_start(cluster[f"{role}_start_ray_commands"])
@@ -90,7 +90,7 @@ def test_every_node_asks_for_the_token_and_holds_it(name):
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_nothing_is_open_to_the_world(name):
+def test_no_port_is_open_to_the_internet(name):
     cluster = prepared(load(name))
     head, worker = (ray_start(cluster[f"{role}_start_ray_commands"]) for role in ("head", "worker"))
     assert option(head, "--dashboard-host") == "127.0.0.1"
@@ -100,7 +100,7 @@ def test_nothing_is_open_to_the_world(name):
 
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_nodes_install_nothing_when_they_start(name):
-    """AWS defaults would install a nightly Ray over the image's."""
+    """Ray's defaults for AWS would replace the image's Ray with a nightly build."""
     cluster = prepared(load(name))
     assert [cluster[f"{kind}setup_commands"] for kind in ("", "head_", "worker_")] == [[], [], []]
 
@@ -138,7 +138,7 @@ def test_the_training_node_has_its_four_efa_interfaces():
 
 
 def launched(cluster: dict[str, Any], bundles: list[dict[str, float]], together: bool) -> dict[str, int]:
-    """The nodes that Ray's autoscaler starts for resource requests, and whether it can meet them all."""
+    """The nodes that Ray's autoscaler starts for resource requests, and whether it can satisfy all of them."""
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
     from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
     from ray.autoscaler.v2.utils import ResourceRequestUtil
@@ -167,8 +167,8 @@ def requests_of(resources: config.Resources) -> list[dict[str, float]]:
     return [bundle] * resources.replicas
 
 
-def test_the_autoscaler_starts_the_node_that_each_stage_asks_for():
-    """Ray's own scheduler, given the requests of the shipped configuration with the cluster's overrides."""
+def test_the_autoscaler_starts_the_node_type_that_each_stage_requests():
+    """Ray's own scheduler receives the resource requests of the shipped configuration with the cluster's overrides."""
     cluster = load("cluster.yaml")
     settings = config.load(ROOT / "configs/llava-1.5-13b.yaml", settings_in(read("docs/operations.md"), "cluster"))
     assert launched(cluster, requests_of(settings.train.resources), together=True) == {"train": 1}
@@ -176,15 +176,15 @@ def test_the_autoscaler_starts_the_node_that_each_stage_asks_for():
     assert launched(cluster, requests_of(settings.score.resources), together=False) == {"generate": 1}
     # The project's own forecast, made before a stage waits for nodes, knows the same limits.
     kinds = {"any": "head"}
-    assert most_room(settings.train.resources, kinds, prepared(cluster)) == settings.train.resources.replicas
-    assert most_room(settings.generate.resources, kinds, prepared(cluster)) == settings.generate.resources.replicas
+    assert max_replicas(settings.train.resources, kinds, prepared(cluster)) == settings.train.resources.replicas
+    assert max_replicas(settings.generate.resources, kinds, prepared(cluster)) == settings.generate.resources.replicas
 
 
 # --- the image ---
 
 
 def instructions() -> list[list[str]]:
-    """The Dockerfile's instructions as words, continued lines joined, comments left out."""
+    """The Dockerfile's instructions, split into words, with continued lines joined and comments removed."""
     lines = [line for line in read("Dockerfile").splitlines() if not line.startswith("#")]
     return [line.split() for line in "\n".join(lines).replace("\\\n", " ").splitlines() if line.strip()]
 
@@ -216,7 +216,7 @@ def test_the_container_runs_as_the_user_that_the_cluster_files_expect():
     assert f"-o {USER} -g {USER} " in " ".join(load("cluster.yaml")["initialization_commands"])
 
 
-def test_what_the_image_is_built_from_reaches_the_build_and_nothing_else_does():
+def test_the_build_context_holds_exactly_what_the_image_is_built_from():
     rules = [rule for rule in read(".dockerignore").splitlines() if rule and not rule.startswith("#")]
     assert rules[0] == "*"
     allowed = {rule.removeprefix("!") for rule in rules if rule.startswith("!")}
@@ -237,7 +237,7 @@ def test_the_wheel_holds_every_package_that_a_node_imports():
     assert packages <= set(wheel)
 
 
-def test_the_image_and_the_guide_install_what_aws_needs_from_the_lock():
+def test_the_image_and_the_guide_install_the_locked_aws_packages():
     extra = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]["aws"]
     names = {re.match(r"[\w-]+", requirement)[0] for requirement in extra}
     assert names == {"boto3", "s3fs"}
@@ -246,7 +246,7 @@ def test_the_image_and_the_guide_install_what_aws_needs_from_the_lock():
         assert re.search(r"uv sync --frozen .*--extra aws\b", read(name)), name
 
 
-def test_one_version_everywhere():
+def test_versions_agree_everywhere():
     for name in (*CLUSTERS, *MANIFESTS, "Dockerfile", "docs/operations.md"):
         assert set(re.findall(r"/jsfree:([\w.-]*\w)", read(name))) == {TAG}, name
     for name in MANIFESTS:
@@ -260,7 +260,7 @@ def test_one_version_everywhere():
 
 
 def settings_in(text: str, heading: str = "") -> list[str]:
-    """The ``--set`` arguments that a page shows, all of them or those of the first block after ``<!-- heading -->``."""
+    """The ``--set`` arguments in a page: all of them, or those of the first code block after ``<!-- heading -->``."""
     if heading:
         text = text.partition(f"<!-- {heading} -->")[2].split("```")[1]
     return re.findall(r"--set ([\w.]+=[^\s`\\]+)", text)

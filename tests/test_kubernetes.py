@@ -1,4 +1,4 @@
-"""The manifests in deploy/ for Kubernetes, checked without a cluster.
+"""Checks of the Kubernetes manifests in deploy/, without a cluster.
 
 Pods, volumes and the network policy are checked against Kubernetes' own schemas, Serve's section by Ray, the job's
 command by this project's configuration. KubeRay's fields are checked against a schema of ours only: kuberay_schema.py
@@ -48,7 +48,7 @@ def pods(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def check_manifest(manifest: dict[str, Any]) -> None:
-    """KubeRay's fields by our schema, every pod by Kubernetes' own."""
+    """Validate KubeRay's fields with our schema and every pod with Kubernetes' schema."""
     KINDS[manifest["kind"]].model_validate(manifest)
     for template in pods(manifest).values():
         pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}, "template": template}
@@ -56,11 +56,11 @@ def check_manifest(manifest: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_the_manifest_fits_the_schemas(name):
+def test_manifests_are_valid(name):
     check_manifest(load(name))
 
 
-def test_the_volumes_and_the_network_policy_fit_kubernetes():
+def test_volumes_and_network_policy_are_valid():
     kinds = [document["kind"] for document in documents("deploy/kubernetes-base.yaml")]
     assert kinds == ["PersistentVolumeClaim", "PersistentVolumeClaim", "NetworkPolicy"]
     for document in documents("deploy/kubernetes-base.yaml"):
@@ -80,7 +80,7 @@ def test_the_volumes_and_the_network_policy_fit_kubernetes():
     ],
     ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else "",
 )
-def test_a_slip_in_a_manifest_is_found(name, path, wrong):
+def test_errors_in_a_manifest_are_found(name, path, wrong):
     manifest = copy.deepcopy(load(name))
     part = cluster_of(manifest)
     for key in path[:-1]:
@@ -91,7 +91,7 @@ def test_a_slip_in_a_manifest_is_found(name, path, wrong):
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_on_kubernetes_ray_asks_for_the_token_and_the_head_does_no_work(name):
+def test_ray_requires_the_token_and_the_head_runs_no_tasks(name):
     cluster = cluster_of(load(name))
     assert cluster["authOptions"]["mode"] == "token"
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
@@ -120,7 +120,7 @@ def test_pods_run_without_privileges_and_without_secrets_in_the_file(name):
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_pods_find_their_volumes_and_the_network_policy_finds_the_pods(name):
+def test_volumes_and_network_policy_match_the_pods(name):
     claims = {d["metadata"]["name"] for d in documents("deploy/kubernetes-base.yaml") if "storage" in str(d["spec"])}
     (policy,) = [d for d in documents("deploy/kubernetes-base.yaml") if d["kind"] == "NetworkPolicy"]
     for role, pod in pods(load(name)).items():
@@ -135,7 +135,7 @@ def test_pods_find_their_volumes_and_the_network_policy_finds_the_pods(name):
         } <= claims
 
 
-def test_the_job_runs_a_command_that_this_project_understands():
+def test_the_job_runs_a_valid_command():
     module, *rest = shlex.split(load("deploy/rayjob.yaml")["spec"]["entrypoint"])[1:3]
     assert (module, rest) == ("-m", ["ray_jobs.cli"])
     words = shlex.split(load("deploy/rayjob.yaml")["spec"]["entrypoint"])[3:]
@@ -151,7 +151,7 @@ def test_the_job_runs_a_command_that_this_project_understands():
 
 
 @pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # Ray's own, when it is imported
-def test_the_service_is_what_jsfree_serve_writes_for_a_pod():
+def test_the_service_is_the_one_that_jsfree_serve_writes():
     from serve.deploy import check, deploy_config
 
     settings = yaml.safe_load(load("deploy/rayservice.yaml")["spec"]["serveConfigV2"])

@@ -287,8 +287,9 @@ class Score(Section):
     """Stage 2: CLIP similarity of every sentence with the image."""
 
     with_generation: Annotated[bool, Placement()] = False
-    """Score pairs in the pass that makes them: each image is decoded once, and CLIP lies on the captioner's GPU, which
-    must have room for both. Same scores; ``resources`` are then for the captions of evaluation alone."""
+    """Score captions, of pairs and of evaluation, in the pass that makes them: each image is decoded once, and CLIP is
+    on the captioner's GPU, which must have room for both. Same scores; ``resources`` are then only for captions that
+    were made without scores."""
     resources: Annotated[Resources, Placement()] = Resources()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 
 from jsfree.models.loading import Captioner
@@ -52,7 +53,7 @@ def kv_budget(captioner: Captioner, kv_cache_gib: float | None, held: int = 0) -
         # Keys and values are on the devices of their layers, about as many on each.
         free = len(devices) * min(torch.cuda.mem_get_info(device)[0] for device in devices)
         return int(GPU_SHARE * (free + held))
-    return int(CPU_SHARE * (_meminfo("MemAvailable") + held))
+    return int(CPU_SHARE * (psutil.virtual_memory().available + held))
 
 
 def kv_limit(captioner: Captioner, kv_cache_gib: float | None) -> int:
@@ -63,7 +64,7 @@ def kv_limit(captioner: Captioner, kv_cache_gib: float | None) -> int:
     if devices:
         rest = (torch.cuda.mem_get_info(device)[1] - torch.cuda.memory_allocated(device) for device in devices)
         return int(GPU_SHARE * len(devices) * min(rest))
-    return int(CPU_SHARE * _meminfo("MemTotal"))
+    return int(CPU_SHARE * psutil.virtual_memory().total)
 
 
 def _gpus(captioner: Captioner) -> set[torch.device]:
@@ -71,9 +72,3 @@ def _gpus(captioner: Captioner) -> set[torch.device]:
     placed = getattr(captioner.model, "hf_device_map", {}).values()
     devices = {torch.device(device) for device in placed} or {captioner.device}
     return devices if all(device.type == "cuda" for device in devices) else set()
-
-
-def _meminfo(name: str) -> int:
-    """A figure of ``/proc/meminfo``, in bytes."""
-    with open("/proc/meminfo", encoding="utf-8") as file:
-        return 1024 * int(next(line.split()[1] for line in file if line.startswith(f"{name}:")))

@@ -193,8 +193,8 @@ class CaptionWriter:
         self._loop = DecodingLoop(self.engine)
         self._numbers = count()
 
-    def __call__(self, samples: Sequence[Sample]) -> StageOutput:
-        """Rows of ``schemas.CAPTIONS``, one a sample whose image loads.
+    def __call__(self, samples: Sequence[Sample], observer: ImageObserver | None = None) -> StageOutput:
+        """Rows of ``schemas.CAPTIONS``, one a sample whose image loads; ``observer`` receives the same images.
 
         The noise does not depend on the model, so that captions before and after are compared on one stream.
         """
@@ -202,7 +202,9 @@ class CaptionWriter:
         read: list[Sample] = []
 
         def requests() -> Iterator[Request]:
-            for sample, pixels in self._reading.read(samples, self.config.evaluate.source, "captions", output):
+            for sample, pixels in self._reading.read(
+                samples, self.config.evaluate.source, "captions", output, observer
+            ):
                 read.append(sample)
                 key = noise_key(self.config.seed, 0, sample["sample_id"], self.mode)
                 ratio = 1.0 if self.decoding.contrast else 0.0

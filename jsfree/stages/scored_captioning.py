@@ -1,7 +1,7 @@
-"""Stages 1 and 2 in one pass: pairs are scored where they are made, and each image is decoded once.
+"""Captions scored in the pass that makes them, pairs and captions of evaluation: each image is decoded once.
 
-CLIP lies beside the captioner on its device, and embeds images while captions are decoded. Rows and scores are those
-of the two stages one after the other.
+CLIP is on the captioner's device and embeds images while captions are decoded. Rows and scores equal those of
+captioning and scoring one after the other.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from jsfree.schemas import Pair, Sample, StageOutput
-from jsfree.stages.captioning import PairGenerator
-from jsfree.stages.scoring import IMAGES_AT_ONCE, ClipScorer
+from jsfree.schemas import CaptionRow, Pair, Sample, StageOutput
+from jsfree.stages.captioning import CaptionWriter, PairGenerator
+from jsfree.stages.scoring import IMAGES_AT_ONCE, ClipScorer, image_key
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,27 @@ class ScoredPairGenerator:
         images = embedding.all()
         pairs = cast(list[Pair], output.rows)
         output.beside = self._scorer.score(pairs, [images[pair["sample_id"]] for pair in pairs])
+        output.beside_seconds = embedding.seconds + time.perf_counter() - started
+        return output
+
+
+class ScoredCaptionWriter:
+    """Captions of one model for evaluation, and their scores ``beside`` them."""
+
+    def __init__(self, config: RunConfig, model_ref: str, model: str, mode: str, device: str = "cpu") -> None:
+        """Load CLIP and the captioner; arguments as of ``CaptionWriter``."""
+        self._scorer = ClipScorer(config, device)
+        self._writer = CaptionWriter(config, model_ref, model, mode, device)
+
+    def __call__(self, samples: Sequence[Sample]) -> StageOutput:
+        """Rows of ``schemas.CAPTIONS``, and ``beside`` them rows of ``schemas.SCORED_CAPTIONS``."""
+        embedding = _Embedding(self._scorer)
+        output = self._writer(samples, embedding)
+        started = time.perf_counter()
+        images = embedding.all()
+        rows = cast(list[CaptionRow], output.rows)
+        embedded = {image_key(row["image"]): images[row["sample_id"]] for row in rows}
+        output.beside = self._scorer.score_captions(rows, embedded)
         output.beside_seconds = embedding.seconds + time.perf_counter() - started
         return output
 

@@ -10,7 +10,7 @@ Shapes: B images, T texts, L text tokens, D embedding width.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jsfree.errors import RowError
-from jsfree.gpus import bisected
+from jsfree.gpus import apply_in_halves
 from jsfree.images.decoding import load_image
 from jsfree.models.loading import load_clip
 from jsfree.schemas import ScoredCaption, SentenceScore, StageOutput, error_row
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from jsfree.config import RunConfig, Source
     from jsfree.schemas import CaptionRow, ImageRef, Pair
+
+ImageKey = tuple[str, str | None]
 
 IMAGES_AT_ONCE = 64
 TEXTS_AT_ONCE = 256
@@ -75,7 +77,9 @@ class ClipScorer:
         embedded: list[torch.Tensor] = []
         for start in range(0, len(pixels), IMAGES_AT_ONCE):
             with self._turn:
-                embedded += bisected(self._encode_pixels, torch.stack(list(pixels[start : start + IMAGES_AT_ONCE])))
+                embedded += apply_in_halves(
+                    self._encode_pixels, torch.stack(list(pixels[start : start + IMAGES_AT_ONCE]))
+                )
         return embedded
 
     def score(self, pairs: Sequence[Pair], images: Sequence[torch.Tensor | RowError]) -> StageOutput:
@@ -105,28 +109,32 @@ class ClipScorer:
         A caption without any sentence is kept, with no ``sentences`` and the score NaN: it has none, and 0 would
         count in a mean. Rows of one image that come together share its encoding.
         """
+        distinct = {image_key(row["image"]): row["image"] for row in rows}
+        loaded = dict(zip(distinct, self._images(list(distinct.values()), self._config.evaluate.source), strict=True))
+        read = {key: image for key, image in loaded.items() if not isinstance(image, RowError)}
+        embedded = dict(zip(read, self.embed(list(read.values())), strict=True))
+        output = self.score_captions([row for row in rows if image_key(row["image"]) in read], embedded)
+        for row in rows:
+            error = loaded[image_key(row["image"])]
+            if isinstance(error, RowError):
+                output.errors.append(error_row(row["sample_id"], "captions", error))
+        return output
+
+    def score_captions(self, rows: Sequence[CaptionRow], embedded: Mapping[ImageKey, torch.Tensor]) -> StageOutput:
+        """Score captions as ``score_rows`` does, given the vectors of their images (from ``embed``)."""
         output = StageOutput()
-        distinct = {_key(row["image"]): row["image"] for row in rows}
-        loaded = self._images(list(distinct.values()), self._config.evaluate.source)
-        images = dict(zip(distinct, loaded, strict=True))
-        captions: dict[tuple[str, str | None], list[str]] = {}
+        captions: dict[ImageKey, list[str]] = {}
         placed: list[tuple[CaptionRow, list[str], int]] = []
         with self._turn:
             parts = self._parts([row["text"] for row in rows])
-        for row, texts in zip(rows, parts, strict=True):
-            image = images[_key(row["image"])]
-            if isinstance(image, RowError):
-                output.errors.append(error_row(row["sample_id"], "captions", image))
-                continue
-            together = captions.setdefault(_key(row["image"]), [])
-            placed.append((row, texts, len(together)))
-            together.extend(texts)
-        embedded = self.embed([image for key in captions if not isinstance(image := images[key], RowError)])
-        with self._turn:
-            found, output.tokens = self._scores(embedded, list(captions.values()))
+            for row, texts in zip(rows, parts, strict=True):
+                together = captions.setdefault(image_key(row["image"]), [])
+                placed.append((row, texts, len(together)))
+                together.extend(texts)
+            found, output.tokens = self._scores([embedded[key] for key in captions], list(captions.values()))
         scores = dict(zip(captions, found, strict=True))
         for row, texts, start in placed:
-            own = scores[_key(row["image"])][start : start + len(texts)]
+            own = scores[image_key(row["image"])][start : start + len(texts)]
             output.rows.append({**row, "sentences": _sentence_scores(texts, own), "score": _mean(own)})
         return output
 
@@ -165,7 +173,9 @@ class ClipScorer:
         lengths = _pooled_at(self._clip.model, tokens_TL) + 1 if self._short else (tokens_TL != self._pad).sum(-1)
         order = lengths.argsort(stable=True)
         batches = (order[start : start + TEXTS_AT_ONCE] for start in range(0, len(order), TEXTS_AT_ONCE))
-        encoded = [bisected(partial(self._encode_batch, int(lengths[rows].max())), tokens_TL[rows]) for rows in batches]
+        encoded = [
+            apply_in_halves(partial(self._encode_batch, int(lengths[rows].max())), tokens_TL[rows]) for rows in batches
+        ]
         return torch.cat(encoded)[order.argsort()], int(lengths.sum())
 
     def _encode_batch(self, longest: int, tokens_TL: torch.Tensor) -> torch.Tensor:
@@ -265,7 +275,8 @@ def _mean(scores: Sequence[float]) -> float:
     return fmean(scores) if scores else float("nan")
 
 
-def _key(image: ImageRef) -> tuple[str, str | None]:
+def image_key(image: ImageRef) -> ImageKey:
+    """What tells one image from another; several rows may be of one image."""
     return image["id"], image["uri"]
 
 

@@ -1,4 +1,4 @@
-"""Whether a cluster has, or can come to have, what a stage asks for: told before actors wait for it for ever."""
+"""Checks that a cluster has, or can add, the resources of a stage, before actors wait for them forever."""
 
 from __future__ import annotations
 
@@ -14,66 +14,74 @@ from jsfree.config import Resources
 from jsfree.errors import StageError
 
 SECTIONS = {"pairs": "generate", "captions": "generate", "scored": "score", "captions_scored": "score"}
-LAUNCH_CONFIG = Path("~/ray_bootstrap_config.yaml")  # where `ray up` leaves its configuration on the head node
-STATUS_SECONDS = 8.0  # the autoscaler's monitor first reports some seconds after a cluster's start
+"""The section of the configuration that holds a stage's resources, if it is not named like the stage."""
+LAUNCH_CONFIG = Path("~/ray_bootstrap_config.yaml")
+"""Where `ray up` stores the cluster's configuration on the head node."""
+STATUS_SECONDS = 8.0
+"""Time that the autoscaler's monitor takes for its first report after a cluster has started."""
 ROUNDING = 1e-6
 
 Node = Mapping[str, float]
+"""The total resources of a node, by Ray's names."""
 
 
-def check_room(stage: str, resources: Resources, replicas: int, *, fixed: bool) -> str:
-    """What a person should know before a stage waits for nodes; empty when the cluster has room for it.
+def check_capacity(stage: str, resources: Resources, replicas: int, *, fixed: bool) -> str:
+    """Check that a stage's replicas fit on the cluster, now or after it has grown.
 
     Args:
-        replicas: how many of the stage's replicas must find room before it can do all that was asked.
-        fixed: it is known that no nodes can come.
+        replicas: number of replicas that must fit before the stage can finish.
+        fixed: whether no nodes can be added.
+
+    Returns:
+        A message for the user if the stage has to wait for nodes, else an empty string.
 
     Raises:
-        StageError: the stage asks for more than the cluster has, and than its autoscaler may add.
+        StageError: the replicas never fit.
     """
     nodes = alive_nodes()
-    room = sum(fitting(node, resources) for node in nodes)
-    if room >= replicas:
+    available = sum(replicas_on(node, resources) for node in nodes)
+    if available >= replicas:
         return ""
-    kinds = {} if fixed else node_kinds()
-    if fixed or nobody_launches(kinds):
-        most, growth = room, "no autoscaler adds nodes"
+    types = {} if fixed else node_types()
+    if fixed or has_no_autoscaler(types):
+        maximum, growth = available, "no autoscaler adds nodes"
     else:
-        most = most_room(resources, kinds, launch_config())
-        growth = f"its autoscaler can make that {most}"
-    asked = f"stage {stage!r} asks for {replicas} x ({describe(resources)})"
-    has = f"the cluster has room for {room} ({inventory(nodes)})"
-    if most is None or most >= replicas:
-        return f"{asked}; {has}: waiting for nodes"
+        maximum = max_replicas(resources, types, launch_config())
+        growth = f"its autoscaler can make that {maximum}"
+    request = f"stage {stage!r} asks for {replicas} x ({describe(resources)})"
+    capacity = f"the cluster has room for {available} ({inventory(nodes)})"
+    if maximum is None or maximum >= replicas:
+        return f"{request}; {capacity}: waiting for nodes"
     setting = f"{SECTIONS.get(stage, stage)}.resources"
     fewer = f"lower {setting}.replicas" + ("" if stage == "train" else f", set {setting}.min_replicas")
-    raise StageError(f"{asked}; {has} and {growth}", f"{fewer}, ask for less a replica, or add nodes")
+    raise StageError(
+        f"{request}; {capacity} and {growth}", f"{fewer}, lower the resources of each replica, or add nodes"
+    )
 
 
 def alive_nodes() -> list[Node]:
-    """Total resources of the nodes that are alive, whoever uses them now."""
+    """Total resources, free or in use, of the nodes that are alive."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def fitting(node: Node, resources: Resources) -> int:
-    """Replicas that an empty node takes."""
+def replicas_on(node: Node, resources: Resources) -> int:
+    """Number of replicas that fit on an empty node."""
     if resources.accelerator_type and f"accelerator_type:{resources.accelerator_type}" not in node:
         return 0
-    rooms = [resources.replicas]
+    limits = [resources.replicas]
     if resources.cpus:
-        rooms.append(int(node.get("CPU", 0) / resources.cpus + ROUNDING))
+        limits.append(int(node.get("CPU", 0) / resources.cpus + ROUNDING))
     if resources.gpus:
-        each = resources.gpus
-        whole = int(node.get("GPU", 0))
-        # Fractions share one GPU: 0.3 goes into each GPU three times, and what is left over is lost.
-        rooms.append(whole * int(1 / each + ROUNDING) if each < 1 else whole // int(each))
-    return min(rooms)
+        gpus = int(node.get("GPU", 0))
+        # A fraction is part of one GPU: 0.3 fits three times on each, and the remaining 0.1 stays unused.
+        limits.append(gpus * int(1 / resources.gpus + ROUNDING) if resources.gpus < 1 else gpus // int(resources.gpus))
+    return min(limits)
 
 
-def node_kinds() -> dict[str, str]:
-    """The autoscaler's name for the kind of every node, by node id; empty where no autoscaler reports any."""
+def node_types() -> dict[str, str]:
+    """The autoscaler's node type of every node, by node id; empty if there is no autoscaler."""
     from ray.experimental.internal_kv import _internal_kv_get
 
     deadline = time.monotonic() + STATUS_SECONDS
@@ -84,7 +92,7 @@ def node_kinds() -> dict[str, str]:
 
 
 def launch_config() -> dict[str, Any]:
-    """What the cluster's autoscaler may launch, where the driver runs on a head node that `ray up` made."""
+    """The configuration of `ray up` if the driver runs on a head node that it started, else an empty mapping."""
     path = LAUNCH_CONFIG.expanduser()
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -92,39 +100,43 @@ def launch_config() -> dict[str, Any]:
         return {}
 
 
-def nobody_launches(kinds: Mapping[str, str]) -> bool:
-    """Whether all nodes have the names that Ray gives where it has nothing to launch more with."""
-    return bool(kinds) and all(kind == f"node_{node}" for node, kind in kinds.items())
+def has_no_autoscaler(types: Mapping[str, str]) -> bool:
+    """Whether all nodes have the type names that Ray assigns if nothing can launch nodes."""
+    return bool(types) and all(name == f"node_{node}" for node, name in types.items())
 
 
-def most_room(resources: Resources, kinds: Mapping[str, str], launch: Mapping[str, Any]) -> int | None:
-    """Replicas that the cluster takes when it has grown as far as it may; None where nobody knows."""
-    types: Mapping[str, Any] = launch.get("available_node_types") or {}
-    of_this_cluster = kinds and set(kinds.values()) <= set(types)
-    if not of_this_cluster or not all(kind.get("resources") for kind in types.values()):
+def max_replicas(resources: Resources, types: Mapping[str, str], launch: Mapping[str, Any]) -> int | None:
+    """Number of replicas that fit when the cluster has grown to its maximum; None if that is unknown."""
+    launched: Mapping[str, Any] = launch.get("available_node_types") or {}
+    of_this_cluster = types and set(types.values()) <= set(launched)
+    if not of_this_cluster or not all(node_type.get("resources") for node_type in launched.values()):
         return None
     return sum(
-        fitting(_with_accelerator(kind["resources"], resources), resources)
-        * (1 if name == launch.get("head_node_type") else int(kind.get("max_workers", launch.get("max_workers", 0))))
-        for name, kind in types.items()
+        replicas_on(_with_accelerator(node_type["resources"], resources), resources)
+        * (
+            1
+            if name == launch.get("head_node_type")
+            else int(node_type.get("max_workers", launch.get("max_workers", 0)))
+        )
+        for name, node_type in launched.items()
     )
 
 
 def _with_accelerator(node: Node, resources: Resources) -> Node:
-    """A node type that does not say which GPUs it has may have the ones that are asked for."""
+    """A node type with GPUs of an unstated kind is assumed to have the requested kind."""
     if any(name.startswith("accelerator_type:") for name in node) or not node.get("GPU"):
         return node
     return {**node, f"accelerator_type:{resources.accelerator_type}": 1}
 
 
 def describe(resources: Resources) -> str:
-    """What one replica reserves."""
+    """The resources of one replica, such as ``4 CPU + 1 GPU of type A100``."""
     parts = [f"{resources.cpus:g} CPU"] + ([f"{resources.gpus:g} GPU"] if resources.gpus else [])
     return " + ".join(parts) + (f" of type {resources.accelerator_type}" if resources.accelerator_type else "")
 
 
 def inventory(nodes: Sequence[Node]) -> str:
-    """What a cluster has, in words."""
+    """The resources of a cluster, such as ``2 nodes, 100 CPU, 8 GPU of type A100``."""
     types = sorted({name.split(":", 1)[1] for node in nodes for name in node if name.startswith("accelerator_type:")})
     cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
     return f"{len(nodes)} nodes, {cpus:g} CPU, {gpus:g} GPU" + (f" of type {', '.join(types)}" if types else "")

@@ -1,7 +1,7 @@
-"""What is different for a driver that `ray job submit` started.
+"""Set-up of a driver that `ray job submit` started.
 
-Its folder is a temporary copy of the uploaded one, so relative paths start elsewhere; its environment was made
-before the upload and may not fit it.
+Its working folder is a temporary copy of the uploaded one, so relative paths need another base. Its environment was
+built before the upload and can differ from it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def in_job() -> bool:
     return SET_BY_RAY in os.environ
 
 
-def settled(config: RunConfig) -> RunConfig:
-    """The configuration, with a run that outlives the job; in a job, enter the folder that JSFREE_HOME names.
+def prepare_for_job(config: RunConfig) -> RunConfig:
+    """In a job, change into the folder of JSFREE_HOME and make the run's path absolute; elsewhere do nothing.
 
     Raises:
-        CodeError: the environment does not fit the uploaded code.
+        CodeError: the environment does not match the uploaded code.
         ConfigError: the run would be lost with the job's temporary folder.
     """
     if not in_job():
@@ -38,13 +38,12 @@ def settled(config: RunConfig) -> RunConfig:
         try:
             os.chdir(home)
         except OSError as error:
-            raise ConfigError(
-                f"{HOME}={home}: {error.strerror}", "let it name a folder that all nodes share"
-            ) from error
+            raise ConfigError(f"{HOME}={home}: {error.strerror}", "set it to a folder that all nodes share") from error
     elif not _is_absolute(config.run):
         raise ConfigError(
-            f"run {config.run!r} is relative, and a job's folder is temporary: give --run a path that all nodes"
-            f" share or a URI, or set {HOME} on the nodes to the folder that relative paths start from"
+            f"run {config.run!r} is relative, and a job's folder is temporary",
+            "set --run to a URI or to an absolute path that all nodes share, or set"
+            f" {HOME} on the nodes to a shared base folder",
         )
     return config if _is_absolute(config.run) else config.model_copy(update={"run": os.path.abspath(config.run)})
 

@@ -1,4 +1,4 @@
-"""Work for other machines that is done only where they have the driver's code."""
+"""Functions and actors for other machines that first compare the worker's code with the driver's."""
 
 from __future__ import annotations
 
@@ -11,54 +11,63 @@ from jsfree.run import code_version
 T = TypeVar("T")
 
 
-def carried(work: Callable[[], T]) -> Callable[[], T]:
-    """``work`` as a function that first compares the worker's code with the driver's.
+def checked_function(function: Callable[[], T]) -> Callable[[], T]:
+    """Wrap ``function`` so that a worker compares its code with the driver's before it calls it.
 
-    ``work`` is unpickled after that: before, other code would fail with whatever it lacks. The function itself
-    travels by value and uses nothing of this module.
+    ``function`` is unpickled after the comparison, because with other code unpickling can fail first. The wrapper is
+    pickled by value and uses nothing else of this module.
 
-    Raises (where it is called):
+    Raises (in the worker):
         CodeError: the worker has other code or libraries than the driver.
+        ImportError: the worker's code is too old to compare, or even to have ``CodeError``.
     """
     import ray.cloudpickle
 
-    expected, packed = asdict(code_version.here()), ray.cloudpickle.dumps(work)
+    expected, pickled = asdict(code_version.here()), ray.cloudpickle.dumps(function)
 
-    def checked() -> T:
+    def compare_and_call() -> T:
         import platform
 
         import ray.cloudpickle
 
         node = f"node {platform.node()} ({ray.util.get_node_ip_address()})"
         try:
-            from jsfree.run import code_version as found
+            from jsfree.run import code_version
 
-            found.refuse_other_code(found.CodeVersion(**expected), node)
-        except (ImportError, AttributeError, TypeError) as error:  # so old that it cannot even compare
-            told = f"{node} has other code than the driver: {error}; install the driver's jsfree there"
-            kind = "jsfree.errors.CodeError"  # by this text the driver knows what its own classes are here
-            raise RuntimeError(f"{kind}: {told}") from error
-        done: T = ray.cloudpickle.loads(packed)()
-        return done
+            code_version.refuse_other_code(code_version.CodeVersion(**expected), node)
+        except (ImportError, AttributeError, TypeError) as error:
+            raise ImportError(f"{node} has other code than the driver: {error}") from error
+        result: T = ray.cloudpickle.loads(pickled)()
+        return result
 
-    return checked
+    return compare_and_call
 
 
-def carried_actor(build: Callable[[], Callable[[Any], Any]]) -> type:
-    """A class for ``map_batches`` around the callable that ``build`` makes on the worker."""
-    make = carried(build)
+def checked_actor(build: Callable[[], Callable[[Any], Any]], stage: str) -> type:
+    """A class for ``map_batches`` around the callable that ``build`` makes on the worker.
 
-    class Carried:
+    Its errors are those that the driver is to raise (``failures.stage_error``): Ray Data appends advice to the text of
+    an error, which only a ``JsfreeError`` does not pass on. An error of ``build`` is raised by the first call: if an
+    actor fails to start, Ray starts it again and prints a long traceback each time.
+    """
+    checked_build = checked_function(build)
+
+    class CheckedActor:
         def __init__(self) -> None:
-            self.failed: Exception | None = None
+            self.start_error: Exception | None = None
             try:
-                self.work = make()
-            except Exception as error:  # noqa: BLE001 - raised by the first call: Ray tells that in one error,
-                self.failed = error  # but prints pages about an actor that does not start, and tries again
+                self.process = checked_build()
+            except Exception as error:  # noqa: BLE001 - raised by the first call
+                self.start_error = error
 
         def __call__(self, batch: Any) -> Any:
-            if self.failed is not None:
-                raise self.failed
-            return self.work(batch)
+            if self.start_error is not None:
+                raise self.start_error
+            try:
+                return self.process(batch)
+            except Exception as error:
+                from ray_jobs.cluster.failures import stage_error
 
-    return Carried
+                raise stage_error(stage, error) from error
+
+    return CheckedActor

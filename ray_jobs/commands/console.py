@@ -1,4 +1,4 @@
-"""What a person sees while stages run: a live line in a terminal, plain lines elsewhere."""
+"""Progress output of stages: a live line in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ log = logging.getLogger(__name__)
 
 
 class Update(Protocol):
-    """Tells how much is done."""
+    """Receives the progress of a stage."""
 
     def __call__(self, done: int, note: str, total: int | None = None) -> None:
-        """``total`` if it was not known before."""
+        """Show that ``done`` units are finished; ``total`` replaces the total given at the start."""
 
 
 PLAIN_SECONDS = 5.0
-PLAIN_WIDTH = 130  # of tables, where there is no terminal to ask
+"""Interval between two plain lines of progress."""
+PLAIN_WIDTH = 130
+"""Columns of a table outside a terminal."""
 
 
 def plain_or_live(stderr: bool = False) -> Console:
-    """A console on stdout or stderr; in a job's log, and wherever there is no terminal, without control characters.
+    """A console on stdout or stderr that prints strings literally; colours need a ``rich.text.Text``.
 
-    Texts are printed as they are: square brackets and ``:names:`` in a path or a message are no markup. What is to be
-    coloured is a ``rich.text.Text``.
+    Square brackets and ``:names:`` in a path or a message are not markup. In a job's log, and wherever there is no
+    terminal, no control characters are printed.
     """
     console = Console(
         stderr=stderr, highlight=False, markup=False, emoji=False, force_terminal=False if in_job() else None
@@ -44,24 +46,24 @@ def plain_or_live(stderr: bool = False) -> Console:
 
 
 class Reporter:
-    """Tells a person about stages; ``progress`` yields a function of (done so far, note)."""
+    """Prints messages and the progress of stages."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or plain_or_live()
         self._is_broken = False
 
     def say(self, text: str | Text) -> None:
-        """Print one line, however long, as it is."""
+        """Print one line literally, without wrapping it."""
         try:
             self.console.print(text, soft_wrap=True, markup=False, emoji=False)
-        except (OSError, ValueError) as error:  # a closed pipe, a full disk: the stage goes on without being shown
+        except (OSError, ValueError) as error:  # closed pipe or full disk: must not fail the stage
             if not self._is_broken:
                 log.warning("progress cannot be printed: %s", error)
             self._is_broken = True
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Update]:
-        """Show work of ``total`` units until the block ends."""
+        """Show the progress of ``total`` units of work until the block ends."""
         if self.console.is_terminal:
             with self._live(title, total) as update:
                 yield update
@@ -70,21 +72,21 @@ class Reporter:
 
     @contextmanager
     def counting(self, title: str) -> Iterator[Show]:
-        """Show the figures of a stage over shards until the block ends."""
+        """Show the progress of a stage over shards until the block ends."""
         with self.progress(title, 0) as update:
-            yield lambda figures: update(figures.rows, told(figures), figures.rows_in_all)
+            yield lambda figures: update(figures.rows, describe_progress(figures), figures.rows_in_all)
 
     def parts(self) -> Callable[[str, int, int, float], None]:
-        """A function of (part, step, steps, loss) that shows the parts of a long training one after the other."""
+        """A function of (part, step, steps, loss) that prints the progress of a training in several parts."""
         started: dict[str, float] = {}
-        last = [0.0]
+        printed = [0.0]
 
         def update(part: str, step: int, steps: int, loss: float) -> None:
             began = started.setdefault(part, time.monotonic())
-            if step == steps or time.monotonic() - last[0] >= PLAIN_SECONDS:
-                last[0] = time.monotonic()
-                left = (last[0] - began) / max(step, 1) * (steps - step)
-                self.say(f"  {part}: step {step}/{steps}  loss {loss:.3f}  {left / 60:.1f} min left")
+            if step == steps or time.monotonic() - printed[0] >= PLAIN_SECONDS:
+                printed[0] = time.monotonic()
+                remaining = (printed[0] - began) / max(step, 1) * (steps - step)
+                self.say(f"  {part}: step {step}/{steps}  loss {loss:.3f}  {remaining / 60:.1f} min left")
 
         return update
 
@@ -107,27 +109,26 @@ class Reporter:
             yield update
 
     def _plain(self, title: str, total: int) -> Update:
-        last = [float("-inf"), -1.0]  # that a stage has begun is told at once
-
-        known = total
+        printed = [float("-inf"), -1.0]  # so that the first call prints
+        first_total = total
 
         def update(done: int, note: str, total: int | None = None) -> None:
-            if time.monotonic() - last[0] >= PLAIN_SECONDS and done != last[1]:
-                last[:] = [time.monotonic(), done]
-                self.say(f"  {title}: {done}/{total or known}{'  ' + note if note else ''}")
+            if time.monotonic() - printed[0] >= PLAIN_SECONDS and done != printed[1]:
+                printed[:] = [time.monotonic(), done]
+                self.say(f"  {title}: {done}/{total or first_total}{'  ' + note if note else ''}")
 
         return update
 
 
-def told(figures: Figures) -> str:
-    """Speed, failures, replicas and the time left, in a line."""
+def describe_progress(figures: Figures) -> str:
+    """Speed, failures, replicas and remaining time, in one line."""
     if not figures.actors and not figures.rows_per_second:
         return "starting replicas"
-    left = figures.seconds_left
+    remaining = figures.seconds_left
     parts = [
         f"{figures.rows_per_second:.1f} rows/s, {figures.tokens_per_second:,.0f} tokens/s",
         f"{figures.rows_failed} failed" if figures.rows_failed else "",
         f"{figures.actors} replica{'s' if figures.actors != 1 else ''}",
-        f"{left / 60:.1f} min left" if left else "",
+        f"{remaining / 60:.1f} min left" if remaining else "",
     ]
     return ", ".join(filter(None, parts))

@@ -1,4 +1,4 @@
-"""All checks of a configuration, in order, with what the Ray cluster has: ``jsfree preflight`` and ``jsfree plan``."""
+"""All checks of a configuration, in order: ``jsfree preflight`` and ``jsfree plan``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jsfree import config as configuration
-from jsfree.checks import data, devices, findings, models, places
+from jsfree.checks import data, devices, findings, models, storage
 from jsfree.checks.devices import Device
 from jsfree.checks.findings import Finding, ok, run_check
 from jsfree.checks.libraries import check_libraries
@@ -19,34 +19,33 @@ from jsfree.images.drawing import Drawn
 from jsfree.images.sources import Look, images_of_a_round, look_at
 from jsfree.models.contents import CAPTIONER
 from jsfree.run.run import Run
-from jsfree.sizing import footprint, memory, rates, shapes
-from jsfree.sizing import work as works_out
+from jsfree.sizing import footprint, memory, rates, shapes, workload
 from jsfree.sizing.memory import Lengths
 from jsfree.sizing.rates import StageTime
 from jsfree.sizing.shapes import LlavaShape
-from jsfree.sizing.work import Work
+from jsfree.sizing.workload import Workload
 from ray_jobs.cluster.capacity import ROUNDING
-from ray_jobs.cluster.machines import CLUSTER, Machines, asked_for
+from ray_jobs.cluster.machines import CLUSTER, Machines, stage_resources
 from ray_jobs.cluster.session import Cluster
 from ray_jobs.pipeline import STAGES, with_models
 
 
 @dataclass
 class Preflight:
-    """What was found, and what follows for memory, time and money."""
+    """The findings, and the estimated memory and time."""
 
     findings: list[Finding] = field(default_factory=list)
     times: list[StageTime] = field(default_factory=list)
     training: list[tuple[str, float, bool]] = field(default_factory=list)
-    """Ways to train: name, GB a worker, whether it fits."""
+    """Training modes: name, GB per worker, whether it fits."""
 
     @property
     def works(self) -> bool:
-        """Whether nothing stands in the way."""
+        """Whether no check failed."""
         return findings.none_fails(self.findings)
 
     def as_json(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """The output of ``--json``."""
         return {
             "works": self.works,
             "findings": [finding.as_json() for finding in self.findings],
@@ -56,97 +55,99 @@ class Preflight:
 
 
 def preflight(config: RunConfig) -> Preflight:
-    """Every check of a configuration; none stops the others. Nothing is spent, and of a run's folder nothing stays.
+    """Run every check of a configuration, also after failures; leaves nothing in the run's folder.
 
-    Of a run that is there, what is done is not looked at again.
+    Finished stages of an existing run are not checked again.
     """
     result = Preflight()
-    take = result.findings.extend
-    take(run_check("libraries", "versions", lambda: check_libraries(config)))
-    take(run_check("storage", "run folder", lambda: places.check_folder(config), places.REMEDY))
-    left = stages_left(config)
-    if not left:
-        take([ok("stages", "left", "none: all rounds are done")])
+    add = result.findings.extend
+    add(run_check("libraries", "versions", lambda: check_libraries(config)))
+    add(run_check("storage", "run folder", lambda: storage.check_folder(config), storage.REMEDY))
+    remaining = remaining_stages(config)
+    if not remaining:
+        add([ok("stages", "remaining", "none: all rounds are done")])
         return result
-    looks = _Looks()
-    if "generate" in left:
-        take(looks.training(config))
-    if "evaluate" in left:
-        take(looks.at(config, config.evaluate.source, "evaluate.source"))
-    work = works_out.work_of(config, looks.images(config), looks.evaluated)
+    images = _Images()
+    if "generate" in remaining:
+        add(images.check_training(config))
+    if "evaluate" in remaining:
+        add(images.check(config, config.evaluate.source, "evaluate.source"))
+    work = workload.workload_of(config, images.per_round(config), images.evaluated)
     if work.images:
-        take(check_settings(config, work))
-    known = _Models(config)
-    take(known.check())
+        add(check_settings(config, work))
+    checked = _Models(config)
+    add(checked.check())
     with Cluster(config) as cluster:
-        machines = Machines(cluster, left, work)
-        take(run_check(CLUSTER, "resources", lambda: machines.check(known.config)))
-    if known.shape is not None and known.lengths is not None:
-        take(run_check("memory", "captioner", lambda: _sizes(known, result, work, machines, looks)))
+        machines = Machines(cluster, remaining, work)
+        add(run_check(CLUSTER, "resources", lambda: machines.check(checked.config)))
+    if checked.shape is not None and checked.lengths is not None:
+        add(run_check("memory", "captioner", lambda: _sizes(checked, result, work, machines, images)))
     return result
 
 
-def stages_left(config: RunConfig) -> set[str]:
-    """Stages that are not done in some round of a run."""
+def remaining_stages(config: RunConfig) -> set[str]:
+    """The stages that are not finished in every round of a run."""
     run, rounds = Run(config), range(1, config.rounds + 1)
     try:
         return {
             name for name, stage in STAGES.items() if not all(run.round(number).exists(stage.mark) for number in rounds)
         }
-    except StorageError:  # what the check of the folder told already
+    except StorageError:  # already a finding of the check of the run's folder
         return set(STAGES)
 
 
-def _sizes(known: _Models, result: Preflight, work: Work, machines: Machines, looks: _Looks) -> Iterator[Finding]:
-    """Memory, disk and time, which follow from a captioner's shape."""
-    config, shape, lengths = known.config, known.shape, known.lengths
+def _sizes(
+    checked: _Models, result: Preflight, work: Workload, machines: Machines, images: _Images
+) -> Iterator[Finding]:
+    """Check memory and disk space, and estimate times, from the captioner's shape."""
+    config, shape, lengths = checked.config, checked.shape, checked.lengths
     assert shape is not None
     assert lengths is not None
     slots = 0
     generating, training = (machines.device(section.resources) for section in (config.generate, config.train))
     if generating is not None:
         yield from devices.check_generation(config, shape, lengths, generating)
-        room = devices.generation_room(config, generating)
-        slots = memory.slots_that_fit(shape, config, lengths, room.bytes, room.beside)
-    if training is not None and "train" in machines.left:
+        capacity = devices.generation_capacity(config, generating)
+        slots = memory.slots_that_fit(shape, config, lengths, capacity.bytes, capacity.reserved)
+    if training is not None and "train" in machines.remaining:
         yield from devices.check_training(config, shape, lengths, training)
         result.training = _ways(config, shape, lengths, training)
     train = config.train
-    counted = memory.parameters(shape, train.trained_layers, train.lora)
+    parameters = memory.parameters(shape, train.trained_layers, train.lora)
     dtype = config.captioner.dtype
     features = footprint.BYTES[dtype] * shape.image_tokens * shape.vision.hidden
-    needed = works_out.disk_bytes(config, work, counted, looks.image_bytes, features)
-    passing = footprint.passing_bytes(counted, train.zero_stage, dtype, works_out.checkpoints(config, work))
-    yield from places.check_disk(config, needed, passing if "train" in machines.left else 0)
-    if machines.gpu is not None or not machines.asks_for_gpus(config):
+    needed = workload.disk_bytes(config, work, parameters, images.image_bytes, features)
+    temporary = footprint.temporary_bytes(parameters, train.zero_stage, dtype, workload.max_checkpoints(config, work))
+    yield from storage.check_disk_space(config, needed, temporary if "train" in machines.remaining else 0)
+    if machines.gpu is not None or not machines.requests_gpus(config):
         result.times = rates.stage_times(config, work, shape, lengths, machines.gpu, slots)
 
 
 def plan(config: RunConfig, gpu: str | None) -> Preflight:
-    """Memory, time and money of a run on hardware that need not be there; no image and no weights are touched.
+    """Estimate memory and time of a run on any hardware, without reading images or weights.
 
     Args:
-        gpu: kind of GPU; when omitted the one that the configuration names, or CPUs if it asks for no GPUs.
+        gpu: kind of GPU; by default the one that the configuration names, or CPUs if it requests no GPUs.
 
     Raises:
-        ConfigError: the GPU is unknown or not told, or the number of images is not in the configuration.
-        ModelError: the captioner's size is neither known nor to be found.
+        ConfigError: the GPU is unknown or not given, or the configuration has no number of images.
+        ModelError: the captioner's shape is unknown.
     """
     images = config.source.count
     if images is None:
-        raise ConfigError("source.count is null, so how much there is to do is not known", "--set source.count=N")
-    asking = any(resources.gpus for resources in asked_for(config).values())
-    if gpu is not None and not asking:
-        raise ConfigError(f"--gpu {gpu}: the configuration asks for no GPUs", "say how many with --gpus")
+        raise ConfigError("source.count is null, so the number of images is unknown", "use --set source.count=N")
+    requests_gpus = any(resources.gpus for resources in stage_resources(config).values())
+    if gpu is not None and not requests_gpus:
+        raise ConfigError(f"--gpu {gpu}: the configuration requests no GPUs", "set their number with --gpus")
     gpu = gpu or _named_gpu(config)
     kind = None if gpu is None else rates.gpu_named(gpu)
     shape, lengths = _shape_without_weights(config)
-    work = works_out.work_of(config, images)
-    here = devices.this_machine()
-    there = here if kind is None else Device(str(gpu), int(kind.memory), True)
-    generating, training = (there if section.resources.gpus else here for section in (config.generate, config.train))
-    room = devices.generation_room(config, generating)
-    slots = memory.slots_that_fit(shape, config, lengths, room.bytes, room.beside)
+    work = workload.workload_of(config, images)
+    cpu = devices.this_machine()
+    planned = cpu if kind is None else Device(str(gpu), int(kind.memory), True)
+    generating, training = (planned if section.resources.gpus else cpu for section in (config.generate, config.train))
+    capacity = devices.generation_capacity(config, generating)
+    slots = memory.slots_that_fit(shape, config, lengths, capacity.bytes, capacity.reserved)
     result = Preflight()
     result.findings += check_settings(config, work)
     result.findings += devices.check_generation(config, shape, lengths, generating)
@@ -157,53 +158,60 @@ def plan(config: RunConfig, gpu: str | None) -> Preflight:
 
 
 def _named_gpu(config: RunConfig) -> str | None:
-    asking = [resources for resources in asked_for(config).values() if resources.gpus]
-    named = next((resources.accelerator_type for resources in asking if resources.accelerator_type), None)
-    if asking and named is None:
-        raise ConfigError("the run asks for GPUs", f"say which with --gpu: {', '.join(rates.GPUS)}")
+    """The accelerator type of the first stage that names one; None if no stage requests GPUs."""
+    requests = [resources for resources in stage_resources(config).values() if resources.gpus]
+    named = next((resources.accelerator_type for resources in requests if resources.accelerator_type), None)
+    if requests and named is None:
+        raise ConfigError("the configuration does not name the kind of GPU", f"use --gpu: {', '.join(rates.GPUS)}")
     return named
 
 
 def with_gpus(config: RunConfig, gpus: int) -> RunConfig:
-    """The configuration with as many replicas of each stage as so many GPUs take, one stage after another.
+    """The configuration with as many replicas of each stage as fit on ``gpus`` GPUs; stages run one after another.
 
     Raises:
-        ConfigError: training cannot be shared out among so many workers.
+        ConfigError: a training step cannot be divided among the workers.
     """
-    sections = {"generate": config.generate.resources, "score": config.score.resources, "train": config.train.resources}
+    sections = stage_resources(config)
     on_cpus = not any(resources.gpus for resources in sections.values())
     overrides = []
     for stage, resources in sections.items():
-        each = resources.gpus or (1.0 if on_cpus else 0.0)
-        if not each:
+        share = resources.gpus or (1.0 if on_cpus else 0.0)
+        if not share:
             continue
-        replicas = gpus * int(1 / each + ROUNDING) if each < 1 else gpus // int(each)
-        overrides += [f"{stage}.resources.replicas={max(1, replicas)}", f"{stage}.resources.gpus={each}"]
+        replicas = gpus * int(1 / share + ROUNDING) if share < 1 else gpus // int(share)
+        overrides += [f"{stage}.resources.replicas={max(1, replicas)}", f"{stage}.resources.gpus={share}"]
         overrides.append(f"{stage}.resources.min_replicas=null")
     return configuration.overridden(config, overrides)
 
 
 def _ways(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> list[tuple[str, float, bool]]:
-    """All ways to train, with what they take a worker."""
-    room, dtype = devices.training_room(config, device), config.captioner.dtype
-    found = []
+    """The training modes with the memory of a worker, in GB, and whether it fits on the device."""
+    available, dtype = devices.training_capacity(config, device), config.captioner.dtype
+    ways = []
     for name, train in memory.alternatives(config.train, on_cpu=not device.is_gpu):
         size = memory.training(shape, train, dtype, lengths, on_cpu=not device.is_gpu).total
-        found.append((name, size / devices.GB, size <= room))
-    return found
+        ways.append((name, size / devices.GB, size <= available))
+    return ways
 
 
 def _shape_without_weights(config: RunConfig) -> tuple[LlavaShape, Lengths]:
-    """A published captioner's shape is known; others are asked for their configuration."""
+    """The captioner's shape: known for published models, read from the configuration of others."""
     if config.captioner.ref in shapes.PUBLISHED:
         shape = shapes.PUBLISHED[config.captioner.ref]
-        return shape, models.guessed_lengths(config, shape)
+        return shape, models.estimated_lengths(config, shape)
     with models.described(config) as model:
         return shapes.shape_of(model.config), models.lengths(config, model)
 
 
 class _Models:
-    """The checks of both models, which also tell the captioner's shape, and keep hub models to one commit."""
+    """The checks of both models.
+
+    Attributes:
+        config: the configuration, with hub models pinned to a commit after ``check``.
+        shape: the captioner's shape, if known after ``check``.
+        lengths: its sequence lengths, if known after ``check``.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -211,8 +219,8 @@ class _Models:
         self.lengths: Lengths | None = None
 
     def check(self) -> Iterator[Finding]:
-        """Look at CLIP, then at the captioner."""
-        with suppress(JsfreeError):  # each model's own check says what is wrong
+        """Check CLIP, then the captioner."""
+        with suppress(JsfreeError):  # the check of each model reports the error
             self.config = with_models(self.config)
         yield from run_check("models", "CLIP", lambda: models.check_clip(self.config), models.REMEDY)
         yield from run_check("models", "captioner", self._captioner, models.REMEDY)
@@ -220,9 +228,9 @@ class _Models:
     def _captioner(self) -> Iterator[Finding]:
         config, ref = self.config, self.config.captioner.versioned_ref
         if models.is_elsewhere(ref, CAPTIONER, config.models):
-            yield models.elsewhere("captioner", ref)
+            yield models.unchecked("captioner", ref)
             self.shape = shapes.PUBLISHED.get(config.captioner.ref)
-            self.lengths = None if self.shape is None else models.guessed_lengths(config, self.shape)
+            self.lengths = None if self.shape is None else models.estimated_lengths(config, self.shape)
             return
         with models.described(config) as model:
             self.shape = shapes.shape_of(model.config)
@@ -230,53 +238,53 @@ class _Models:
             self.lengths = models.lengths(config, model)
 
 
-class _Looks:
-    """The looks at the images."""
+class _Images:
+    """The checks of the images: reads a sample of each source."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, Look] = {}
+        self._looks: dict[str, Look] = {}
         self._listed: dict[object, Drawn] = {}
 
-    def training(self, config: RunConfig) -> Iterator[Finding]:
-        """What is trained on: images, or somebody else's pairs."""
+    def check_training(self, config: RunConfig) -> Iterator[Finding]:
+        """Check the images to train on, or the imported pairs."""
         if config.imported is None:
-            return self.at(config, config.source, "source")
-        return run_check(data.AREA, "imported", lambda: self._imported(config, config.imported))
+            return self.check(config, config.source, "source")
+        return run_check(data.AREA, "imported", lambda: self._check_imported(config, config.imported))
 
-    def _imported(self, config: RunConfig, settings: Imported | None) -> Iterator[Finding]:
+    def _check_imported(self, config: RunConfig, settings: Imported | None) -> Iterator[Finding]:
         assert settings is not None
         look = data.sample_imported(settings)
-        self._seen["source"] = Look(look.pairs, 0, look.samples)
+        self._looks["source"] = Look(look.pairs, 0, look.samples)
         yield from data.check_imported(config, settings, look)
 
-    def at(self, config: RunConfig, source: Source, name: str) -> Iterator[Finding]:
-        """A look at a source."""
+    def check(self, config: RunConfig, source: Source, name: str) -> Iterator[Finding]:
+        """Check an image source."""
 
-        def check() -> Iterator[Finding]:
-            self._seen[name] = look_at(config, source, data.DECODED_IMAGES, self._listed)
-            yield from data.check_source(config, source, name, self._seen[name])
+        def look() -> Iterator[Finding]:
+            self._looks[name] = look_at(config, source, data.DECODED_IMAGES, self._listed)
+            yield from data.check_source(config, source, name, self._looks[name])
 
-        return run_check(data.AREA, name, check)
+        return run_check(data.AREA, name, look)
 
-    def images(self, config: RunConfig) -> int:
-        """Images of a round; pairs where they are imported."""
-        seen = self._seen.get("source")
-        there = 0 if seen is None else seen.images
-        return there if config.imported is not None else images_of_a_round(config, there)
+    def per_round(self, config: RunConfig) -> int:
+        """Number of images of a round, or of imported pairs."""
+        look = self._looks.get("source")
+        available = 0 if look is None else look.images
+        return available if config.imported is not None else images_of_a_round(config, available)
 
     @property
     def evaluated(self) -> int | None:
-        """Images that there are for evaluation."""
-        return self._seen["evaluate.source"].images if "evaluate.source" in self._seen else None
+        """Number of evaluation images, if they were checked."""
+        return self._looks["evaluate.source"].images if "evaluate.source" in self._looks else None
 
     @property
     def image_bytes(self) -> int:
-        """Of an image that travels in the tables, on average."""
-        samples = self._seen["source"].samples if "source" in self._seen else []
+        """Mean size of the images that are stored in the run's tables; 0 if they are stored by reference."""
+        samples = self._looks["source"].samples if "source" in self._looks else []
         sizes = [len(sample["image"]["bytes"] or b"") for sample in samples]
         return sum(sizes) // max(1, len(sizes))
 
 
 def broken(error: ConfigError) -> Preflight:
-    """A configuration that cannot even be built, as a table of one row."""
+    """The result for a configuration that cannot be loaded: one failed check."""
     return Preflight([findings.from_error("settings", "values", error)])

@@ -1,4 +1,4 @@
-"""What ``jsfree preflight`` and ``jsfree plan`` print."""
+"""The output of ``jsfree preflight`` and ``jsfree plan``."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ HOUR = 3600
 
 
 def show(result: Preflight, console: Console, price: float | None = None, *, every_way: bool = False) -> None:
-    """All findings, the ways to train if asked for, times, and how it ends.
+    """Print the findings, the time of each stage and a summary.
 
     Args:
-        price: of a device-hour.
+        price: price of one device for one hour.
+        every_way: also print the memory of every training mode.
     """
     console.print(_findings(result.findings))
     if every_way and result.training:
@@ -31,10 +32,10 @@ def show(result: Preflight, console: Console, price: float | None = None, *, eve
 
 
 def require(config: RunConfig, console: Console) -> None:
-    """Look at a configuration before a run, and go on only if nothing stands in its way.
+    """Run preflight before a run and print what is not in order.
 
     Raises:
-        PreflightError: something does.
+        PreflightError: a check failed.
     """
     result = preflight(config)
     problems = [finding for finding in result.findings if finding.verdict is not Verdict.OK]
@@ -42,39 +43,39 @@ def require(config: RunConfig, console: Console) -> None:
         console.print(_findings(problems))
     console.print(summary(result), soft_wrap=True)
     if not result.works:
-        raise PreflightError(f"the run cannot work so: {reasons(result)}")
+        raise PreflightError(f"preflight failed: {reasons(result)}")
 
 
 def summary(result: Preflight) -> str:
-    """How many checks ended how."""
-    counted = {verdict: sum(finding.verdict is verdict for finding in result.findings) for verdict in Verdict}
-    told = f"{len(result.findings)} checks; notes: {counted[Verdict.NOTE]}, failures: {counted[Verdict.FAILS]}"
-    return f"Preflight: {told}" + ("." if result.works else "; the run cannot work so.")
+    """The numbers of checks, notes and failures, in one line."""
+    counts = {verdict: sum(finding.verdict is verdict for finding in result.findings) for verdict in Verdict}
+    line = f"Preflight: {len(result.findings)} checks; notes: {counts[Verdict.NOTE]}, failures: {counts[Verdict.FAILS]}"
+    return line + ("." if result.works else "; the run would fail.")
 
 
 def reasons(result: Preflight) -> str:
-    """What stands in the way and what to do, in one line."""
+    """All failures with their remedies, in one line."""
     failed = [finding for finding in result.findings if finding.verdict is Verdict.FAILS]
     return ". ".join("; ".join(filter(None, (finding.found, finding.remedy))) for finding in failed)
 
 
-def _findings(found: list[Finding]) -> Table:
+def _findings(findings: list[Finding]) -> Table:
     table = Table(show_lines=False, pad_edge=False)
     for column in ("", "", "Check"):
         table.add_column(column, no_wrap=column != "Check", min_width=None if column != "Check" else 12)
     table.add_column(Text.assemble("Finding, ", ("remedy", "dim")), ratio=1)
     area = ""
-    for finding in found:
+    for finding in findings:
         remedy = (f"\n-> {finding.remedy}" if finding.remedy else "", "dim")
-        shown = "" if finding.area == area else finding.area
+        new_area = "" if finding.area == area else finding.area
         verdict = Text(str(finding.verdict), STYLES[finding.verdict])
-        table.add_row(verdict, shown, Text(finding.name), Text.assemble(finding.found, remedy))
+        table.add_row(verdict, new_area, Text(finding.name), Text.assemble(finding.found, remedy))
         area = finding.area
     return table
 
 
 def _ways(ways: list[tuple[str, float, bool]]) -> Table:
-    table = Table(title="Memory of a training worker, with activations", title_justify="left", pad_edge=False)
+    table = Table(title="Memory of a training worker, including activations", title_justify="left", pad_edge=False)
     table.add_column("Mode")
     table.add_column("GB", justify="right")
     table.add_column("Fits")
@@ -84,7 +85,7 @@ def _ways(ways: list[tuple[str, float, bool]]) -> Table:
 
 
 def _times(times: list[StageTime], price: float | None) -> Table:
-    table = Table(title="Time, of all rounds", title_justify="left", pad_edge=False)
+    table = Table(title="Time of all rounds", title_justify="left", pad_edge=False)
     for column in ("Stage", "Work", "Devices"):
         table.add_column(column)
     for column in ("Time", "Device-hours", *(["Cost"] if price else [])):
@@ -92,11 +93,10 @@ def _times(times: list[StageTime], price: float | None) -> Table:
     table.add_column("How it is known")
     for time in times:
         table.add_row(time.stage, time.work, time.devices, *_costs(time, price), time.known)
-    told = [time for time in times if time.seconds is not None and time.device_seconds is not None]
-    if len(told) == len(times):
-        seconds = sum(time.seconds or 0 for time in told)
-        devices = sum(time.device_seconds or 0 for time in told)
-        total = StageTime("together", "", "", seconds, devices, "")
+    if all(time.seconds is not None and time.device_seconds is not None for time in times):
+        seconds = sum(time.seconds or 0 for time in times)
+        devices = sum(time.device_seconds or 0 for time in times)
+        total = StageTime("total", "", "", seconds, devices, "")
         table.add_section()
         table.add_row(total.stage, "", "", *_costs(total, price), "")
     return table

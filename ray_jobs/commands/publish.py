@@ -1,4 +1,4 @@
-"""``jsfree publish``: a round's model for others, on the hub or in a folder, after a look whether it is whole."""
+"""``jsfree publish``: checks that a round's model is complete, and copies it to the hub or into a folder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Publication:
-    """What is to be published: round ``number`` of a run, where to, and what is in the way."""
+    """A plan to publish a model.
+
+    Attributes:
+        number: the round whose model is published.
+        to: the target as given on the command line.
+        repo: the target if it is a repository of the hub.
+        files: size in bytes of each file.
+        missing: what prevents publishing; empty if nothing does.
+    """
 
     run: Run
     number: int
@@ -47,23 +55,26 @@ class Publication:
 
     @property
     def folder(self) -> Folder:
-        """Where the model is."""
+        """The model's folder."""
         return self.run.stage(self.number, "model")
 
 
 def publish_model(
     uri: str, number: int | None, to: str, console: Console, *, private: bool, dry_run: bool
 ) -> dict[str, Any]:
-    """Publish a round's model, or with ``dry_run`` only say what would be; what came of it.
+    """Publish a round's model, or with ``dry_run`` only list its files.
 
-    Nothing is published while anything is ``missing``.
+    Nothing is published if something is ``missing``.
+
+    Returns:
+        The result as printed by ``--json``.
 
     Raises:
-        JsfreeError: there is no such model, it is damaged, or it cannot go there.
+        JsfreeError: there is no such model, it is damaged, or it cannot be written to the target.
     """
-    plan = planned(Run.existing(uri), number, to)
+    plan = plan_publication(Run.existing(uri), number, to)
     _print(plan, console)
-    told: dict[str, Any] = {
+    result: dict[str, Any] = {
         "model": plan.folder.uri,
         "round": plan.number,
         "to": plan.to,
@@ -72,19 +83,19 @@ def publish_model(
         "dry_run": dry_run,
     }
     if plan.missing:
-        return told
+        return result
     if dry_run:
-        if plan.folder.is_local:  # else it would have to be fetched
+        if plan.folder.is_local:  # a remote model would have to be downloaded
             verify(Path(plan.folder.path), plan.folder.uri)
-        return told
-    return told | _carried_out(plan, console, private=private)
+        return result
+    return result | _publish(plan, console, private=private)
 
 
-def planned(run: Run, number: int | None, to: str) -> Publication:
-    """See what there is to publish; touches nothing.
+def plan_publication(run: Run, number: int | None, to: str) -> Publication:
+    """Collect the files of a model and everything that prevents publishing it; writes nothing.
 
     Raises:
-        ConfigError: ``to`` is no place for it.
+        ConfigError: ``to`` is not a valid target.
         RunError: the round has no trained model.
     """
     repo = HubRepo.parse(to) if to.startswith(SCHEME) else None
@@ -107,41 +118,45 @@ def _trained_round(run: Run, number: int | None) -> int:
         finish = f"jsfree run --run {shlex.quote(run.folder.uri)}"
         raise RunError(f"{run.folder.uri} has no trained model yet", f"finish it with `{finish}`")
     if number is not None and number not in trained:
-        raise RunError(f"--round {number}: {run.folder.uri} has models of rounds {', '.join(map(str, trained))}")
+        raise RunError(
+            f"--round {number}: {run.folder.uri} has no such model", f"choose from {', '.join(map(str, trained))}"
+        )
     return trained[-1] if number is None else number
 
 
-def _carried_out(plan: Publication, console: Console, *, private: bool) -> dict[str, Any]:
-    """Verify the files, compare adapter and weights where there is one, write the card, and take it all there."""
-    told: dict[str, Any] = {}
+def _publish(plan: Publication, console: Console, *, private: bool) -> dict[str, Any]:
+    """Verify the files, compare a LoRA adapter with the merged weights, write the model card, and copy everything."""
+    result: dict[str, Any] = {}
     if plan.repo is not None:
-        make_repo(plan.repo, private=private)  # before minutes are spent on what a token then may not upload
+        make_repo(plan.repo, private=private)  # first: the token may not allow it
     write_card(plan.run, plan.number)
     with on_this_machine(plan.folder) as local:
         if plan.run.config.train.lora is not None:
             console.print("Comparing the adapter with the merged weights ...")
-            found = _parity(plan, local)
-            told["parity"] = asdict(found)
-            console.print(f"  logits differ by {found.difference:.1e} of the largest (at most {found.tolerance:.0e})")
+            comparison = _compare_adapter(plan, local)
+            result["parity"] = asdict(comparison)
+            console.print(
+                f"  logits differ by {comparison.difference:.1e} of the largest (at most {comparison.tolerance:.0e})"
+            )
         if plan.repo is None:
             copy(local, Folder(plan.to))
-            told["address"] = Folder(plan.to).uri
+            result["address"] = Folder(plan.to).uri
         else:
             message = f"m{plan.number} of jsfree, fingerprint {plan.run.config.own_fingerprint}"
-            told["address"] = upload(local, plan.repo, message)
-    console.print(f"Published: {told['address']}", soft_wrap=True)
-    return told
+            result["address"] = upload(local, plan.repo, message)
+    console.print(f"Published: {result['address']}", soft_wrap=True)
+    return result
 
 
-def _parity(plan: Publication, local: Path) -> Parity:
+def _compare_adapter(plan: Publication, local: Path) -> Parity:
     from jsfree.publishing.parity import parity, require_parity
 
     config = plan.run.config
     first = plan.number == 1
     base = config.captioner.versioned_ref if first else plan.run.stage(plan.number - 1, "model").uri
-    found = parity(base, local, config.captioner, config.prompt, config.models)
-    require_parity(found, plan.folder.uri)
-    return found
+    comparison = parity(base, local, config.captioner, config.prompt, config.models)
+    require_parity(comparison, plan.folder.uri)
+    return comparison
 
 
 def _print(plan: Publication, console: Console) -> None:

@@ -1,53 +1,57 @@
-"""``jsfree serve``: a Ray session with the models of a run behind HTTP, until Ctrl-C or SIGTERM."""
+"""``jsfree serve``: serves a run's models over HTTP with Ray Serve until Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
 import ipaddress
 import logging
-import re
 import shlex
-import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
 from jsfree.config import RunConfig
-from jsfree.errors import ConfigError, ServeError, StorageError
+from jsfree.errors import ConfigError, JsfreeError, ServeError, StorageError
 from jsfree.run.folder import Folder
 from jsfree.run.locations import require_outside_runs
-from ray_jobs.cluster.capacity import Node, alive_nodes, describe, fitting, inventory
+from jsfree.run.run import Run
+from ray_jobs.cluster.capacity import Node, alive_nodes, describe, inventory, replicas_on
+from ray_jobs.cluster.failures import first_line
 from ray_jobs.cluster.session import Cluster
+from ray_jobs.signals import interrupt_on_signals
 from serve.deploy import NAME, deploy_yaml, http_options
+
+if TYPE_CHECKING:
+    from ray.util.queue import Queue
+
+    from serve.http.protocol import RunModel
 
 EXAMPLE = "example.png"
 
 
 def serve_models(run: str, overrides: list[str], console: Console) -> None:
-    """Serve a run until a signal comes.
+    """Serve a run until SIGINT or SIGTERM.
 
     Raises:
-        JsfreeError: there is no finished run, a setting is wrong, the port is taken, or the models do not start.
+        JsfreeError: the run has no trained model, a setting is invalid, the port is in use, or a model fails to start.
     """
-    from serve.app import Arguments, build, serving_config
+    from serve.app import Arguments, configured
 
-    _leave_on_signals()
-    config = serving_config(run, overrides)
-    application = build(Arguments(run=run, settings=overrides))
-    _require_free(config)
+    interrupt_on_signals()
+    config, models = configured(Arguments(run=run, settings=overrides))
+    _require_free_port(config)
     warn_if_open(config, console)
     console.print("Starting Ray and loading the models ...")
-    with suppress(KeyboardInterrupt), Cluster(_sized(config)) as cluster:
+    with suppress(KeyboardInterrupt), Cluster(_with_cpus(config)) as cluster:
         cluster.ensure()
         if cluster.is_local:
-            require_room(config, alive_nodes())
-        with _serving(config, application, cluster.is_local):
+            require_capacity(config, alive_nodes())
+        with _serving(config, models, cluster.is_local):
             console.print(usage(config), soft_wrap=True)
             threading.Event().wait()
 
@@ -56,15 +60,14 @@ def write_yaml(run: str, overrides: list[str], file: Path, console: Console) -> 
     """Write the configuration for ``serve deploy``.
 
     Raises:
-        JsfreeError: there is no finished run, a setting is wrong, or the file cannot be written.
+        JsfreeError: the run has no trained model, a setting is invalid, or the file cannot be written.
     """
-    from jsfree.run.run import Run
     from serve.app import served_models, serving_config
 
     config = serving_config(run, overrides)
     served_models(Run(config))
     if file.exists():
-        require_outside_runs("--write-yaml", Folder(str(file.absolute())))  # it would replace a file of the run
+        require_outside_runs("--write-yaml", Folder(str(file.absolute())))  # never overwrite a file of a run
     warn_if_open(config, console)
     try:
         file.write_text(deploy_yaml(config, overrides, str(file)), encoding="utf-8")
@@ -74,20 +77,20 @@ def write_yaml(run: str, overrides: list[str], file: Path, console: Console) -> 
 
 
 def warn_if_open(config: RunConfig, console: Console) -> None:
-    """Say that nobody is asked for a key, where others than this machine can ask."""
+    """Warn that requests need no authentication if other machines can reach the address."""
     if not _is_loopback(config.serve.host):
         console.print(
             Text.assemble(
                 ("warning:", "bold yellow"),
-                f" {config.serve.host} is not loopback, and there is no authentication yet:"
-                " whoever reaches the port may ask the models",
+                f" {config.serve.host} is not a loopback address, and there is no authentication yet:"
+                " everyone who can reach the port can use the models",
             ),
             soft_wrap=True,
         )
 
 
 def usage(config: RunConfig) -> str:
-    """What is printed when the server answers: its address and a command to copy."""
+    """The text printed when the server is ready: its address and a command to copy."""
     address = f"http://{_reachable(config.serve.host)}:{config.serve.port}"
     picture = shlex.quote(_example_picture(config))
     body = f"""(printf '{{"image": "data:image/png;base64,'; base64 -w0 {picture}; printf '"}}')"""
@@ -96,13 +99,13 @@ def usage(config: RunConfig) -> str:
             f"Serving {config.run} at {address}    (OpenAI base URL {address}/v1, models: before, after)",
             "Try it:",
             f"  {body} | curl -s {address}/compare -H 'Content-Type: application/json' -d @-",
-            "Ctrl-C stops.",
+            "Press Ctrl-C to stop.",
         )
     )
 
 
 def _example_picture(config: RunConfig) -> str:
-    """A picture to ask about: a scene that no round has trained on, written into a MiniWorld run's folder."""
+    """An image for the printed command: in a MiniWorld run a test scene, which is written into the run's folder."""
     folder = Folder(config.run)
     if config.source.kind != "miniworld" or not folder.is_local:
         return "PICTURE.png"
@@ -114,72 +117,73 @@ def _example_picture(config: RunConfig) -> str:
 
 
 @contextmanager
-def _serving(config: RunConfig, application: Any, is_local: bool) -> Iterator[None]:
-    """The application, answering; taken down at the end.
+def _serving(config: RunConfig, models: list[RunModel], is_local: bool) -> Iterator[None]:
+    """Run the application until the block ends.
 
     Raises:
-        ServeError: Serve runs already on this cluster, or a replica does not start.
+        ServeError: Serve already runs on this cluster, or a replica does not start.
     """
     from ray import serve as ray_serve
     from ray.exceptions import RayError
+    from ray.util.queue import Queue
+
+    from serve.app import bind
 
     if ray_serve.status().proxies:
-        raise ServeError("Ray Serve runs on this cluster already", "use --write-yaml FILE and `serve deploy FILE`")
-    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # failures come back as exceptions
-    answering = False
+        raise ServeError("Ray Serve already runs on this cluster", "use --write-yaml FILE and `serve deploy FILE`")
+    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # failures are raised as exceptions
+    failures = Queue(actor_options={"num_cpus": 0})
+    is_running = False
     try:
         try:
             ray_serve.start(proxy_location="HeadOnly", http_options=http_options(config))
-            ray_serve.run(application, name=NAME, route_prefix="/")
+            ray_serve.run(bind(config, models, failures), name=NAME, route_prefix="/")
         except (RayError, RuntimeError) as error:
-            raise ServeError(f"the models do not start: {_reason(error)}") from error
-        answering = True
+            raise _start_error(failures, error) from error
+        is_running = True
         yield
     finally:
         if not is_local:
             ray_serve.shutdown()
-        elif answering:  # the rest ends with the cluster, and the cluster with this process
+        elif is_running:  # a local cluster ends with this process, and Serve with it
             ray_serve.delete(NAME)
 
 
-def _reason(error: Exception) -> str:
-    """What a replica that did not start said: an error of ours where there is one, else the last line."""
-    from ray import serve as ray_serve
-
-    application = ray_serve.status().applications.get(NAME)
-    deployments = application.deployments.values() if application else ()
-    text = "\n".join([str(error), *(deployment.message for deployment in deployments)])
-    ours = re.findall(r"jsfree\.errors\.\w+: (.+)", text)
-    return ours[-1] if ours else (text.strip().splitlines() or ["no reason given; try --debug"])[-1]
+def _start_error(failures: Queue, error: Exception) -> ServeError:
+    """The error of a replica that did not start, or Serve's own if no replica reported one."""
+    if failures.empty():
+        return ServeError(f"the models do not start: {first_line(error)}", "use --debug to see the traceback")
+    failure: JsfreeError = failures.get()
+    return ServeError(f"the models do not start: {failure.problem}", failure.remedy)
 
 
-def require_room(config: RunConfig, nodes: Sequence[Node]) -> None:
-    """Refuse replicas that a local cluster can never hold: Serve would wait for nodes for ever.
+def require_capacity(config: RunConfig, nodes: Sequence[Node]) -> None:
+    """Check that all replicas fit on a local cluster: Serve would wait for more nodes forever.
 
     Raises:
-        ServeError: the models ask for more than there is.
+        ServeError: they do not fit.
     """
     models = {"before": config.serve.before, "after": config.serve.after}
     gpus = sum(model.replicas * model.gpus for model in models.values())
-    fits = all(sum(fitting(node, model) for node in nodes) >= model.replicas for model in models.values())
+    fits = all(sum(replicas_on(node, model) for node in nodes) >= model.replicas for model in models.values())
     if not fits or gpus > sum(node.get("GPU", 0) for node in nodes):
-        asked = ", ".join(f"{role}: {model.replicas} x ({describe(model)})" for role, model in models.items())
+        required = ", ".join(f"{role}: {model.replicas} x ({describe(model)})" for role, model in models.items())
         raise ServeError(
-            f"the models ask for {asked}",
-            f"there is room in {inventory(nodes)}; lower serve.before and serve.after (replicas, cpus, gpus)",
+            f"the models need {required}; available: {inventory(nodes)}",
+            "lower serve.before and serve.after (replicas, cpus, gpus)",
         )
 
 
-def _sized(config: RunConfig) -> RunConfig:
-    """The configuration with a local cluster large enough: all replicas and the HTTP side."""
+def _with_cpus(config: RunConfig) -> RunConfig:
+    """The configuration with enough CPUs in a local Ray session for all replicas and the HTTP server."""
     models = (config.serve.before, config.serve.after)
     cpus = 1 + sum(model.replicas * model.cpus for model in models)
     ray = config.ray.model_copy(update={"num_cpus": config.ray.num_cpus or max(4, int(cpus) + 1)})
     return config.model_copy(update={"ray": ray})
 
 
-def _require_free(config: RunConfig) -> None:
-    """Refuse an address that cannot be listened on, before minutes are spent on starting."""
+def _require_free_port(config: RunConfig) -> None:
+    """Check that the address can be bound before minutes are spent on loading models."""
     host, port = config.serve.host, config.serve.port
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -192,17 +196,6 @@ def _require_free(config: RunConfig) -> None:
         ) from error
 
 
-def _leave_on_signals() -> None:
-    """Let Ctrl-C and SIGTERM end the server in order; a second signal kills."""
-
-    def leave(number: int, _: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        raise KeyboardInterrupt  # what Ray, waiting in native code, passes on as it is
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, leave)
-
-
 def _is_loopback(host: str) -> bool:
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
@@ -210,6 +203,6 @@ def _is_loopback(host: str) -> bool:
 
 
 def _reachable(host: str) -> str:
-    """The host in an address that this machine can open."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{shown}]" if ":" in shown else shown
+    """The host to put into a URL: this machine if the server listens on all interfaces."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{name}]" if ":" in name else name

@@ -1,4 +1,4 @@
-"""The end of ``jsfree run --smoke``: measures the published models where the GPUs are and shows the checks."""
+"""``jsfree run --smoke``: loads each round's model in a worker, measures it, and checks the run's results."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from jsfree.errors import JsfreeError, StageError
 from jsfree.gpus import device_of
 from jsfree.run.folder import shard_name
 from jsfree.run.run import Run
-from ray_jobs.cluster.session import Cluster, explained
+from ray_jobs.cluster.failures import unwrap_errors
+from ray_jobs.cluster.session import Cluster
 
 RESULT = "smoke.json"
 
 
 def smoke(run: Run, console: Console) -> None:
-    """Check a finished run, show the checks as a table and keep them in ``smoke.json``.
+    """Check a finished run, print the checks as a table and write them to ``smoke.json``.
 
     Raises:
         StageError: a check failed.
@@ -34,9 +35,9 @@ def smoke(run: Run, console: Console) -> None:
     run.folder.write_json(RESULT, [_as_json(finding) for finding in findings])
     console.print(table(findings))
     failed = [finding for finding in findings if finding.verdict is Verdict.FAILS]
+    for finding in failed:
+        console.print(Text.assemble((finding.name, "bold"), f": {finding.remedy}"), soft_wrap=True)
     if failed:
-        for finding in failed:
-            console.print(Text.assemble((finding.name, "bold"), f": {finding.remedy}"), soft_wrap=True)
         names = ", ".join(finding.name for finding in failed)
         raise StageError(
             f"{len(failed)} of {len(findings)} smoke checks failed: {names}", f"see {run.folder.uri}/{RESULT}"
@@ -49,24 +50,23 @@ def _as_json(finding: Finding) -> dict[str, str | bool]:
 
 
 def reloaded_model(run: Run, number: int) -> Reloaded | JsfreeError:
-    """What the model of a round does when a worker of generation loads it again."""
+    """Load the model of a round in a generation worker and measure it; an error is returned."""
     import ray
 
     config, resources = run.config, run.config.generate.resources
     before = run.stage(number - 1, "model").uri if number > 1 else config.captioner.versioned_ref
     task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1)(_reload)
     try:
-        with explained("smoke"):
-            found: Reloaded = ray.get(
-                task.options(accelerator_type=resources.accelerator_type).remote(config, number, before)
-            )
-            return found
+        with unwrap_errors("smoke"):
+            options = task.options(accelerator_type=resources.accelerator_type)
+            reloaded: Reloaded = ray.get(options.remote(config, number, before))
+            return reloaded
     except JsfreeError as error:
         return error
 
 
 def _reload(config: RunConfig, number: int, before: str) -> Reloaded:
-    """In a worker: the first shard of the evaluation, as it was captioned."""
+    """In a worker: measure the model on the first shard of the evaluation set."""
     run = Run(config)
     samples = run.stage(1, "evaluation").read_table(shard_name(0), schemas.SAMPLES).to_pylist()
     device = device_of(config.generate.resources.gpus)
@@ -75,11 +75,11 @@ def _reload(config: RunConfig, number: int, before: str) -> Reloaded:
 
 def table(findings: Sequence[Finding]) -> Table:
     """The findings as a table."""
-    shown = Table(title="Smoke run", title_justify="left")
-    shown.add_column("check", no_wrap=True)
-    shown.add_column("")
-    shown.add_column("finding")
+    result = Table(title="Smoke run", title_justify="left")
+    result.add_column("check", no_wrap=True)
+    result.add_column("")
+    result.add_column("finding")
     for finding in findings:
         verdict = Text("FAIL", "bold red") if finding.verdict is Verdict.FAILS else Text("pass", "green")
-        shown.add_row(Text(finding.name), verdict, Text(finding.found))
-    return shown
+        result.add_row(Text(finding.name), verdict, Text(finding.found))
+    return result

@@ -31,8 +31,8 @@ from jsfree.run.folder import READERS, Folder, shard_name
 from jsfree.run.run import Manifest
 from jsfree.run.streaming import scan
 from jsfree.schemas import StageOutput
-from ray_jobs.cluster.same_code import carried_actor
-from ray_jobs.cluster.session import explained
+from ray_jobs.cluster.failures import unwrap_errors
+from ray_jobs.cluster.same_code import checked_actor
 from ray_jobs.shards.attempts import Attempt
 from ray_jobs.shards.board import Member, Shard
 from ray_jobs.shards.progress import Clock, Counts, Show, shown
@@ -65,6 +65,8 @@ TURNS_AHEAD = 2
 """Turns that an actor is given for each that it has room for; Ray Data has pools grow from 1.75 on."""
 SETTLE_SECONDS = 10.0
 """Time that actors get to end their turns once all shards are done."""
+TURN = pa.table({"turn": [0]})
+"""The input of a turn, which an actor takes no notice of."""
 NOTHING = Receipt(-1, 0, 0, 0, 0, 0.0)
 """The receipt of a turn in which nothing was left to do."""
 
@@ -263,8 +265,9 @@ def _one_pass(stages: Sequence[ShardedStage], board: Any, left: set[Shard], coun
     compute, at_once = pool(resources, len(left), max(stage.at_once for stage in stages))
     # More turns than shards: in the last ones actors wait for what one that is lost, with its turns, may leave.
     turns = len(left) + min(resources.replicas, len(left)) * TURNS_AHEAD * at_once
-    receipts = ray.data.range(turns, override_num_blocks=turns).map_batches(
-        carried_actor(partial(ShardActor, stages, board, work)),
+    # Tables of the driver, not ray.data.range: its read tasks start two more workers, which import Ray Data.
+    receipts = ray.data.from_arrow([TURN] * turns).map_batches(
+        checked_actor(partial(ShardActor, stages, board, work), stages[0].name),
         batch_size=1,
         compute=compute,
         num_cpus=resources.cpus,
@@ -273,7 +276,7 @@ def _one_pass(stages: Sequence[ShardedStage], board: Any, left: set[Shard], coun
     )
     let_go = threading.Timer(SETTLE_SECONDS, _kill_all, (board, work))
     try:
-        with explained(stages[0].name), shown(counts, board, work, show):
+        with unwrap_errors(stages[0].name), shown(counts, board, work, show):
             for row in _rows(receipts):
                 shard = row["stage"], row["shard"]
                 board.done.remote(work, shard)

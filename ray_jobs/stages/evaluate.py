@@ -20,6 +20,7 @@ from jsfree.run.run import Manifest
 from jsfree.run.streaming import scan
 from jsfree.schemas import Sample, ScoredCaptionRow
 from jsfree.stages.captioning import CaptionWriter
+from jsfree.stages.scored_captioning import ScoredCaptionWriter
 from jsfree.stages.scoring import ClipScorer
 from ray_jobs.rounds import Model, Round, StageRequest
 from ray_jobs.shards.runner import StageClass, Table, total
@@ -73,18 +74,20 @@ def caption_request(home: Round, model: Model, mode: str, samples: Manifest) -> 
     """Captions of ``model`` in one mode, on the evaluation's samples in the first round's folder."""
     config = home.config
     decoding = config.evaluate.modes[mode].model_dump_json()
-    return StageRequest(
+    one_pass = config.score.with_generation
+    request = StageRequest(
         home.number,
         f"captions/{model.name}-{mode}",
         home.fingerprint(samples.fingerprint, model.fingerprint, config.fingerprint("seed", "captioner"), decoding),
         home.run.stage(1, "evaluation"),
         schemas.SAMPLES,
         schemas.CAPTIONS,
-        CaptionWriter,
+        ScoredCaptionWriter if one_pass else CaptionWriter,
         {"config": config, "model_ref": model.ref, "model": model.name, "mode": mode},
         config.generate.resources,
         at_once=at_once(config),
     )
+    return replace(request, beside=score_request(home, request)) if one_pass else request
 
 
 def score_request(current: Round, written: StageRequest) -> StageRequest:

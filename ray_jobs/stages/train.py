@@ -18,9 +18,9 @@ from jsfree.dpo.step_log import STEPS, ChosenLogpWarning, Step, step_log, summar
 from jsfree.run.folder import Folder
 from jsfree.run.run import Manifest
 from jsfree.sizing.guards import check_training
+from ray_jobs.cluster.failures import unwrap_errors
 from ray_jobs.cluster.nccl import COLLECTIVE_SECONDS, worker_environment
-from ray_jobs.cluster.same_code import carried
-from ray_jobs.cluster.session import explained
+from ray_jobs.cluster.same_code import checked_function
 from ray_jobs.commands.console import Update
 from ray_jobs.rounds import Model, Round
 
@@ -100,7 +100,7 @@ def _run(current: Round, job: TrainJob, pairs: int, fingerprint: str) -> Manifes
     with (
         current.reporter.progress("train", total) as update,
         _watched(Folder(job.output), update, alarm),
-        explained("train"),
+        unwrap_errors("train"),
     ):
         _check(job, pairs, total)
         _beside(lambda: _fit(job, fingerprint))
@@ -140,7 +140,7 @@ def _fit(job: TrainJob, fingerprint: str) -> None:
 
     resources = job.config.train.resources
     TorchTrainer(
-        carried(partial(worker_loop, job)),
+        checked_function(partial(worker_loop, job)),
         torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo", timeout_s=COLLECTIVE_SECONDS),
         scaling_config=scaling(resources),
         run_config=RunConfig(

@@ -126,7 +126,7 @@ def test_an_address_for_submitting_jobs_is_no_cluster_to_join(tmp_path, monkeypa
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     done = jsfree(*run_in(tmp_path))
     assert done.returncode == 1, done.stderr
-    assert "'http://127.0.0.1:8265' takes submitted jobs, not drivers; unset RAY_ADDRESS" in done.stderr
+    assert "'http://127.0.0.1:8265' accepts submitted jobs, not drivers; unset RAY_ADDRESS" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -18,7 +18,7 @@ from jsfree.models.loading import load_captioner
 from jsfree.run.folder import Folder, shard_name
 from jsfree.run.run import Run
 from ray_jobs import pipeline
-from ray_jobs.cluster.session import explained
+from ray_jobs.cluster.failures import unwrap_errors
 from ray_jobs.commands.console import Reporter
 from ray_jobs.commands.smoke import smoke
 
@@ -159,7 +159,7 @@ def test_an_error_of_ours_in_a_task_is_one_line(ray_session):
     def fail() -> None:
         raise DeviceError("there is no GPU; set gpus: 0")
 
-    with pytest.raises(DeviceError) as error, explained("train"):
+    with pytest.raises(DeviceError) as error, unwrap_errors("train"):
         ray.get(fail.remote())
     assert str(error.value) == "there is no GPU; set gpus: 0"
 

@@ -25,7 +25,7 @@ from jsfree.run.run import Run
 from jsfree.schemas import StageOutput
 from jsfree.stages.captioning import PairGenerator
 from ray_jobs.cluster import session as clusters
-from ray_jobs.cluster.capacity import check_room
+from ray_jobs.cluster.capacity import check_capacity
 from ray_jobs.cluster.nodes import add_new_nodes
 from ray_jobs.commands.console import Reporter
 from ray_jobs.commands.preflight import preflight
@@ -224,7 +224,7 @@ def test_preflight_says_for_which_stage_a_cluster_has_no_room(box, tmp_path):
 )
 def test_more_than_the_cluster_has_is_refused_before_actors_wait_for_it(box, stage, asked, told):
     with pytest.raises(StageError, match=told):
-        check_room(stage, Resources(**asked), asked["replicas"], fixed=False)
+        check_capacity(stage, Resources(**asked), asked["replicas"], fixed=False)
 
 
 def test_a_pool_that_may_be_smaller_needs_room_for_its_least(box, tmp_path):

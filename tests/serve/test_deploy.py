@@ -142,10 +142,10 @@ def test_replicas_without_room_are_refused(finished_run, settings, gpus, fits):
     wanted = serving_config(finished_run.run.folder.uri, settings)
     nodes = [{"CPU": 4.0, "GPU": float(gpus)}]
     if fits:
-        serve_models.require_room(wanted, nodes)
+        serve_models.require_capacity(wanted, nodes)
         return
     with pytest.raises(ServeError, match=r"lower serve\.before and serve\.after"):
-        serve_models.require_room(wanted, nodes)
+        serve_models.require_capacity(wanted, nodes)
 
 
 def test_a_taken_port_is_refused_before_ray_starts(finished_run):
@@ -157,7 +157,7 @@ def test_a_taken_port_is_refused_before_ray_starts(finished_run):
         port = taken.getsockname()[1]
         held = serving_config(finished_run.run.folder.uri, [f"serve.port={port}"])
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}.*choose another"):
-            serve_models._require_free(held)
+            serve_models._require_free_port(held)
 
 
 def test_a_file_name_stays_in_the_comment(finished_run):

@@ -6,9 +6,9 @@ import pytest
 
 from jsfree import config
 from jsfree.images import decoding
-from jsfree.images.sources import training_samples
-from jsfree.stages.captioning import PairGenerator
-from jsfree.stages.scored_captioning import ScoredPairGenerator
+from jsfree.images.sources import evaluation_samples, training_samples
+from jsfree.stages.captioning import CaptionWriter, PairGenerator
+from jsfree.stages.scored_captioning import ScoredCaptionWriter, ScoredPairGenerator
 from jsfree.stages.scoring import ClipScorer
 
 SHARD = 70  # more than are embedded together
@@ -44,6 +44,18 @@ def test_one_pass_gives_what_two_stages_give(settings, shards, in_two):
         assert output.beside.tokens == scored.tokens
         assert output.beside_seconds > 0
     assert [len(output.errors) for output in outputs] == [1, 0]
+
+
+def test_one_pass_scores_captions_of_evaluation_as_two_stages_do():
+    settings = config.load(None, ["evaluate.source.count=70", "evaluate.modes={greedy: {max_new_tokens: 24}}"])
+    samples = evaluation_samples(settings)
+    samples[3]["image"]["bytes"] = b"no image"
+    written = CaptionWriter(settings, "miniworld:captioner", "m0", "greedy")(samples)
+    scored = ClipScorer(settings).score_rows(written.rows)
+    output = ScoredCaptionWriter(settings, "miniworld:captioner", "m0", "greedy")(samples)
+    assert len(output.rows) == SHARD - 1
+    assert (output.rows, output.errors, output.tokens) == (written.rows, written.errors, written.tokens)
+    assert (output.beside.rows, output.beside.errors, output.beside.tokens) == (scored.rows, [], scored.tokens)
 
 
 def test_each_image_is_decoded_once(settings, shards, monkeypatch):

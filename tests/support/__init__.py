@@ -1,6 +1,6 @@
-"""What tests share: example runs, files and records, a hub on this machine, and a client of the server."""
+"""Shared by the tests: example runs, files and records, a local model hub, and requests to the server."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-"""The checkout."""
+"""Root of the repository."""

@@ -1,4 +1,4 @@
-"""What is asked in the tests of serving: pictures as data URLs, chat requests, and a table of what must be refused."""
+"""Requests for the tests of the server: images as data URLs, chat requests, and a table of invalid requests."""
 
 import base64
 import io

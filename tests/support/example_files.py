@@ -1,4 +1,4 @@
-"""Image files made by hand, for what Pillow does not write."""
+"""Image files that Pillow cannot write."""
 
 import struct
 import zlib

@@ -1,4 +1,4 @@
-"""A sound record of each format."""
+"""A valid record of each format."""
 
 GOOD = {
     "trl": {"images": ["a.png"], "prompt": "What?", "chosen": "A cat.", "rejected": "A dog."},

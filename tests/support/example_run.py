@@ -1,4 +1,4 @@
-"""Builds run folders as the stages write them: MiniWorld scenes, careless captions, plausible scores, real metrics.
+"""Builds run folders as the stages write them: MiniWorld scenes, noisy captions, plausible scores, real metrics.
 
 Everything that can be real is (scenes, counts, selection, label-free figures, manifests); only the models are not:
 a caption is drawn with more or less care, and a sentence scores higher when it is true.
@@ -44,7 +44,7 @@ def build(folder: Path, rounds: int = 1, truth: bool = True, errors: bool = True
 
 
 def write_rows(run: Run, number: int, stage: str, rows: list[Any], schema: pa.Schema, **facts: Any) -> None:
-    """Publish rows as the shards of a stage, and its manifest."""
+    """Write rows as the shards of a stage, and its manifest."""
     for shard, start in enumerate(range(0, len(rows), SHARD)):
         table = pa.Table.from_pylist(rows[start : start + SHARD], schema=schema)
         run.stage(number, stage).write_table(shard_name(shard), table)
@@ -63,7 +63,7 @@ def write_rows(run: Run, number: int, stage: str, rows: list[Any], schema: pa.Sc
 
 
 def sample(run: Run, split: str, index: int) -> dict[str, Any]:
-    """One sample as the sources make it."""
+    """One sample, as the image sources make it."""
     scene = world.scene(split, index)
     content = world.png_bytes(scene)
     image = {"id": scene.scene_id, "uri": None, "bytes": content, "sha256": hashlib.sha256(content).hexdigest()}

@@ -1,4 +1,4 @@
-"""Small tar files of small pictures, and what a run draws from them."""
+"""Small tar files of small images, and the samples that a run draws from them."""
 
 import io
 import tarfile

@@ -15,7 +15,7 @@ PodTemplate = dict[str, Any]
 
 
 class Part(BaseModel):
-    """A part of a manifest: unknown fields are refused, and so is a number or a flag written as another type."""
+    """A part of a manifest. Unknown fields are refused, as are numbers and booleans written as another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -1,4 +1,4 @@
-"""Selection as the paper tells it, on rows in memory: the oracle for the one that reads columns."""
+"""Selection written directly after the paper, on rows in memory: the oracle for ``jsfree.stages.selection``."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 
 def select(scored: Sequence[Any], settings: Select, seed: int) -> tuple[list[Row], Row] | None:
-    """The selected rows and the facts, or None where no pair is left."""
+    """The selected rows and their counts, or None if no pair remains."""
     facts = {"pairs": len(scored), "inverted": sum(pair["inverted"] for pair in scored)}
     facts["inverted_share"] = facts["inverted"] / len(scored) if scored else 0.0
     different = [pair for pair in scored if pair["low"]["text"] != pair["high"]["text"]]

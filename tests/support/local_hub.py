@@ -1,4 +1,4 @@
-"""A Hugging Face hub on this machine: the few endpoints that ``huggingface_hub`` needs to fetch a model, or upload one.
+"""A local Hugging Face hub with the few endpoints that ``huggingface_hub`` needs to download and upload a model.
 
 The real client talks to it over HTTP, in another process whose ``HF_ENDPOINT`` names it. It counts what it serves,
 keeps the tokens it was shown, and can be gated, slow, or damage what it sends. Only the owner that a token belongs to
@@ -44,7 +44,7 @@ for line in sys.stdin:
 
 @dataclass
 class Repo:
-    """A model's files; large ones are kept by content (LFS), as the hub does."""
+    """A model repository; large files are stored by content (LFS), as on the hub."""
 
     files: dict[str, bytes]
     token: str | None = None
@@ -52,11 +52,11 @@ class Repo:
     private: bool = False
     branches: tuple[str, ...] = ("main",)
     written: list[tuple[str, str]] = field(default_factory=list)
-    """Branch and message of each commit that was uploaded; all branches are one here."""
+    """Branch and message of each uploaded commit; all branches share their files."""
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the hub says of the repository."""
+        """The hub's metadata of the repository."""
         card = front_matter(self.files.get("README.md", b"").decode())
         return {"sha": self.commit, "siblings": [], "cardData": dict(card)}
 
@@ -111,12 +111,12 @@ class LocalHub:
         self._server.server_close()
 
     def environment(self, home: Path, **more: str) -> dict[str, str]:
-        """The environment of a process that has this hub and no other, and nothing in its cache."""
+        """The environment of a process that uses this hub only and has an empty cache."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "JSFREE_"))}
         return {**kept, "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HOME": str(home), **more}
 
     def ask(self, home: Path, *requests: dict[str, Any], **environment: str) -> list[dict[str, Any]]:
-        """What a fresh process gets for its requests, one after the other."""
+        """The answers that a new process gets to its requests, in order."""
         process = self.start(home, **environment)
         told, errors = process.communicate("".join(json.dumps(request) + "\n" for request in requests), timeout=60)
         answers = [json.loads(line) for line in told.splitlines()]
@@ -150,7 +150,7 @@ class LocalHub:
         return _send(request, 200, {}, json.dumps({"id": owner_name, **repo.about}).encode())
 
     def take(self, request: BaseHTTPRequestHandler) -> None:
-        """A repository, a branch, or a commit."""
+        """Create a repository, a branch or a commit."""
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         path = unquote(urlsplit(request.path).path).removeprefix("/api/")
         if path == "validate-yaml":

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from jsfree.config import Resources
-from ray_jobs.cluster.capacity import describe, fitting, inventory, most_room, nobody_launches
+from ray_jobs.cluster.capacity import describe, has_no_autoscaler, inventory, max_replicas, replicas_on
 from tests.support import ROOT
 
 A100 = {"CPU": 96.0, "GPU": 8.0, "accelerator_type:A100": 1.0}
@@ -26,7 +26,7 @@ SHIPPED = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     ],
 )
 def test_replicas_a_node_follow_from_what_each_reserves(asked, replicas):
-    assert fitting(A100, Resources(replicas=100, **asked)) == replicas
+    assert replicas_on(A100, Resources(replicas=100, **asked)) == replicas
 
 
 @pytest.mark.parametrize(
@@ -40,21 +40,23 @@ def test_replicas_a_node_follow_from_what_each_reserves(asked, replicas):
     ],
 )
 def test_the_shipped_cluster_grows_to_what_its_file_says(asked, most):
-    assert most_room(Resources(replicas=100, **asked), {"abc": "head"}, SHIPPED) == most
+    assert max_replicas(Resources(replicas=100, **asked), {"abc": "head"}, SHIPPED) == most
 
 
 def test_what_is_not_known_is_not_guessed():
     asked = Resources(replicas=4, gpus=1)
-    assert most_room(asked, {}, SHIPPED) is None  # no autoscaler has reported yet
-    assert most_room(asked, {"abc": "head"}, {}) is None  # the driver is not on the head node
-    assert most_room(asked, {"abc": "other"}, SHIPPED) is None  # the file is of another cluster
-    assert nobody_launches({"abc": "node_abc"})
-    assert not nobody_launches({"abc": "node_abc", "def": "head"})
-    assert not nobody_launches({})
+    assert max_replicas(asked, {}, SHIPPED) is None  # no autoscaler has reported yet
+    assert max_replicas(asked, {"abc": "head"}, {}) is None  # the driver is not on the head node
+    assert max_replicas(asked, {"abc": "other"}, SHIPPED) is None  # the file is of another cluster
+    assert has_no_autoscaler({"abc": "node_abc"})
+    assert not has_no_autoscaler({"abc": "node_abc", "def": "head"})
+    assert not has_no_autoscaler({})
     silent = {"head_node_type": "head", "available_node_types": {"head": {"resources": {"CPU": 1}}, "gpu": {}}}
-    assert most_room(asked, {"abc": "head"}, silent) is None  # its resources are found out when it starts
+    assert max_replicas(asked, {"abc": "head"}, silent) is None  # its resources are found out when it starts
     unnamed = {"gpu": {"resources": {"CPU": 8, "GPU": 4}, "max_workers": 2}}
-    assert most_room(Resources(gpus=1, accelerator_type="L4"), {"abc": "gpu"}, {"available_node_types": unnamed}) == 4
+    assert (
+        max_replicas(Resources(gpus=1, accelerator_type="L4"), {"abc": "gpu"}, {"available_node_types": unnamed}) == 4
+    )
 
 
 def test_words():

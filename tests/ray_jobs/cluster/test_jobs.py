@@ -172,7 +172,7 @@ def test_a_job_is_stopped_cleanly_and_submitted_again_goes_on(head, tmp_path):
     assert head.ask("/api/jobs/first/stop", head.token, method="POST") == {"stopped": True}
     wait_for(lambda: head.status("first") != "RUNNING", "the end")
     assert head.status("first") == "STOPPED"
-    assert "stopped; what was finished stays" in head.logs("first")
+    assert "stopped; finished work is kept" in head.logs("first")
     assert Run.existing(str(run)).folder.read_json("run.json")["status"] == "stopped"
     assert not (run / "lease.json").exists()
     wait_for(lambda: set(head.stage_actors()) == {"DEAD"}, "the end of all actors")

@@ -1,4 +1,4 @@
-"""What is printed is printed as it is: no text is taken for markup, and nothing that cannot be printed ends a stage."""
+"""Strings are printed literally, never as markup, and a failure to print ends no stage."""
 
 import io
 import logging
@@ -14,7 +14,7 @@ from ray_jobs.commands.metrics_table import _table
 ODD = "/runs/x [v1] [bold]y[/] :car: [/nothing]"
 
 
-def test_brackets_and_names_in_colons_are_printed(capsys):
+def test_brackets_and_names_in_colons_are_printed_literally(capsys):
     console = plain_or_live()
     console.print(f"Report: {ODD}", soft_wrap=True)
     table = Table(title=ODD)
@@ -28,7 +28,7 @@ def test_brackets_and_names_in_colons_are_printed(capsys):
     assert capsys.readouterr().out.count(ODD) == 8
 
 
-def test_a_mode_of_any_name_is_in_the_table_of_metrics(capsys):
+def test_the_table_of_metrics_prints_a_mode_literally(capsys):
     estimate = {"value": 0.5, "low": 0.4, "high": 0.6}
     metrics = {when: {"[x]": {"recall": estimate, "words": estimate}} for when in ("before", "after")}
     plain_or_live().print(_table({**metrics, "scenes": 3}, "m1"))
@@ -38,7 +38,7 @@ def test_a_mode_of_any_name_is_in_the_table_of_metrics(capsys):
     assert "0.5 0.4-0.6" in shown
 
 
-def test_a_log_that_cannot_be_written_ends_no_stage(caplog):
+def test_a_failure_to_print_is_logged_once_and_ends_no_stage(caplog):
     class Full(io.StringIO):
         def write(self, _: str) -> int:
             raise OSError(28, "No space left on device")
@@ -56,7 +56,7 @@ def test_a_log_that_cannot_be_written_ends_no_stage(caplog):
     ]
 
 
-def test_a_live_line_shows_a_title_as_it_is():
+def test_a_live_line_prints_the_title_literally():
     console = Console(file=io.StringIO(), force_terminal=True, width=200, _environ={"TERM": "xterm"})
     with Reporter(console)._live(ODD, 2) as update:
         update(1, ODD)
