@@ -31,7 +31,7 @@ from PIL import Image
 
 from jsfree.config import RunConfig
 from jsfree.images.decoding import load_image
-from jsfree.images.sources import draw_training
+from jsfree.images.sources import training_samples
 from jsfree.run.folder import Folder
 from ray_jobs.stages.generate import write_samples
 
@@ -113,7 +113,7 @@ def _list(case: str, folder: Path) -> int:
             "evaluate": {"source": {"kind": "miniworld", "split": "test", "count": 2}},
         }
     )
-    samples = draw_training(settings, 1)
+    samples = training_samples(settings, 1)
     if case == "llava_json":
         return len(samples)
     if case.startswith("paths"):

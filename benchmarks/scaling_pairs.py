@@ -40,7 +40,7 @@ from jsfree import schemas
 from jsfree.config import RunConfig, Select
 from jsfree.run.folder import Folder, shard_name
 from jsfree.run.streaming import scan
-from jsfree.stages.selection import select_shards
+from jsfree.stages.shard_selection import select_shards
 
 SENTENCES, TOKENS = 9, 150
 FIRST_TOKEN, VOCABULARY = 10, 500

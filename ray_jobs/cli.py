@@ -266,7 +266,7 @@ def import_pairs(
     pipeline.run_stage(resolved, Reporter(console), "generate", 1)
     command = ["jsfree", "score"]
     if has_scheme(resolved.run):
-        options = [configuration.as_override(key, value) for key, value in imported.items()]
+        options = [configuration.format_override(key, value) for key, value in imported.items()]
         command += ["--run", resolved.run, *(part for option in options for part in ("--set", option))]
         _print_next(console, command, "with the same options")
     else:
@@ -275,7 +275,7 @@ def import_pairs(
 
 @app.command(rich_help_panel=SERVICE)
 def serve(
-    run: Annotated[str, typer.Option("--run", help="Folder of a finished run.")],
+    run: Annotated[str, typer.Option("--run", metavar="PATH", help="Folder or URI of a run with a trained model.")],
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on. Default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option("--port", help="Port to listen on. Default: 8000.")] = None,
     settings: Settings = None,
@@ -290,7 +290,7 @@ def serve(
     from ray_jobs.commands import serve as serve_models
 
     given = {"serve.host": host, "serve.port": port}
-    named = [configuration.as_override(key, value) for key, value in given.items() if value is not None]
+    named = [configuration.format_override(key, value) for key, value in given.items() if value is not None]
     overrides = [*(settings or []), *named]
     if write_yaml is not None:
         serve_models.write_yaml(run, overrides, write_yaml, _console(False))
@@ -301,7 +301,10 @@ def serve(
 @app.command(rich_help_panel=DATA)
 def publish(
     run: ExistingRun,
-    to: Annotated[str, typer.Option("--to", metavar="TARGET", help="hf://owner/name[@branch], a folder or a URI.")],
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="TARGET", help="hf://owner/name or hf://owner/name@branch, a folder or a URI."),
+    ],
     number: Annotated[int | None, typer.Option("--round", help="Number of the round. Default: the last.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list files and problems.")] = False,

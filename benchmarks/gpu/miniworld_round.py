@@ -23,7 +23,7 @@ from jsfree.miniworld import world
 from jsfree.models.loading import load_captioner
 from jsfree.models.saving import publish_captioner
 from jsfree.stages.captioning import CaptionWriter, PairGenerator
-from jsfree.stages.preference import select_pairs
+from jsfree.stages.pair_selection import select_pairs
 from jsfree.stages.scoring import ClipScorer
 
 MODE = "greedy"
