@@ -27,7 +27,7 @@ from jsfree.run.locations import require_outside_runs, require_outside_sources
 from jsfree.run.run import Run
 from jsfree.run.streaming import scan
 from jsfree.schemas import SelectedPair
-from jsfree.stages.preference import with_roles
+from jsfree.stages.pair_selection import assign_roles
 
 Pairs = Literal["selected", "scored"]
 ROWS_A_FILE = 2000
@@ -169,7 +169,7 @@ def _pairs(run: Run, number: int, pairs: Pairs) -> Iterator[SelectedPair]:
     for table in scan(folder, schemas.SCORED):
         for pair in table.to_pylist():
             if pair["low"]["text"] != pair["high"]["text"] and not (pair["inverted"] and select.inverted == "drop"):
-                yield with_roles(pair, select)
+                yield assign_roles(pair, select)
 
 
 def _origin(config: RunConfig, number: int) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from jsfree.exchange.preferences import MARKER, Preference, without_marker
 from jsfree.exchange.records import Found, configured_folder, records
 from jsfree.images.confinement import Confinement, absolute, check_links
 from jsfree.images.listing import image_uri
-from jsfree.images.tables import MOST_EMBEDDED_BYTES
+from jsfree.images.tables import MAX_EMBEDDED_BYTES
 from jsfree.schemas import ImageRef, sample_id
 from jsfree.texts import printable, require_text
 from jsfree.uris import local_path
@@ -98,9 +98,9 @@ def _pair(found: Found, settings: Imported, confinement: Confinement) -> Prefere
 
 
 def _require_room(embedded: int, settings: Imported) -> None:
-    if embedded > MOST_EMBEDDED_BYTES:
+    if embedded > MAX_EMBEDDED_BYTES:
         raise SourceError(
-            f"{settings.path} holds more than {MOST_EMBEDDED_BYTES / 1e9:.0f} GB of images, which a run's tables would"
+            f"{settings.path} holds more than {MAX_EMBEDDED_BYTES / 1e9:.0f} GB of images, which a run's tables would"
             " carry",
             "put the images into files and their paths into the records, or import a part of them",
         )

@@ -8,7 +8,7 @@ from jsfree.config import Source
 from jsfree.errors import ConfigError
 from jsfree.exchange.formats import Placed, Placement
 from jsfree.images.decoding import check_image, image_bytes
-from jsfree.images.ranges import Cell, Escaped, Part, part_at
+from jsfree.images.ranges import Cell, Escaped, Part, parse_address
 from jsfree.run.folder import Folder
 from jsfree.schemas import ImageRef
 
@@ -52,7 +52,7 @@ class Placer:
 
 def _reference(image: ImageRef) -> str:
     uri = image["uri"]
-    part = None if uri is None else part_at(uri)
+    part = None if uri is None else parse_address(uri)
     if uri is not None and part is None:
         return uri
     where = _PLACES[type(part)]

@@ -19,7 +19,7 @@ from jsfree.config import Imported
 from jsfree.errors import RowError, SourceError
 from jsfree.exchange.formats import FORMATS, Record, fitting
 from jsfree.images.json_rows import json_rows
-from jsfree.images.listing import address, explained, files_below, opened
+from jsfree.images.listing import absolute_uri, files_below, open_path, reported_as_source_error
 from jsfree.images.tables import values
 from jsfree.texts import printable
 
@@ -74,10 +74,10 @@ def configured_folder(settings: Imported) -> str:
     Raises:
         SourceError: the path is missing or unreadable.
     """
-    filesystem, inner = opened(settings.path, "'imported.path'")
-    with explained(settings.path, Exception):
+    filesystem, inner = open_path(settings.path, "'imported.path'")
+    with reported_as_source_error(settings.path, Exception):
         folder = inner if filesystem.isdir(inner) else inner.rpartition("/")[0]
-    return address(filesystem, folder.rstrip("/") or "/")
+    return absolute_uri(filesystem, folder.rstrip("/") or "/")
 
 
 def content_hash(settings: Imported) -> str:
@@ -89,7 +89,7 @@ def content_hash(settings: Imported) -> str:
     found = hashlib.sha256()
     for file in _files(settings):
         content = hashlib.sha256()
-        with explained(file.shown, Exception), file.filesystem.open(file.path, "rb") as stream:
+        with reported_as_source_error(file.shown, Exception), file.filesystem.open(file.path, "rb") as stream:
             while block := stream.read(BLOCK_BYTES):
                 content.update(block)
         found.update(file.name.encode("utf-8", "surrogateescape") + b"\0" + content.digest())
@@ -98,8 +98,8 @@ def content_hash(settings: Imported) -> str:
 
 def _files(settings: Imported) -> list[File]:
     path = settings.path
-    filesystem, inner = opened(path, "'imported.path'")
-    with explained(path):
+    filesystem, inner = open_path(path, "'imported.path'")
+    with reported_as_source_error(path):
         if filesystem.isdir(inner):
             below = sorted(name for name in files_below(filesystem, inner) if name.endswith(SUFFIXES))
             names = {name: f"{inner.rstrip('/')}/{name}" for name in below if name.rsplit("/", 1)[-1] not in BESIDE}
@@ -109,13 +109,13 @@ def _files(settings: Imported) -> list[File]:
     if unknown or not names:
         what = f"is no {', '.join(SUFFIXES)} file" if unknown else f"holds no {', '.join(SUFFIXES)} files"
         raise SourceError(f"{path} {what}", "let 'imported.path' name the records, or a folder of them")
-    return [File(name, address(filesystem, each), filesystem, each) for name, each in names.items()]
+    return [File(name, absolute_uri(filesystem, each), filesystem, each) for name, each in names.items()]
 
 
 def _read(file: File, settings: Imported) -> Iterator[Found]:
     layout = FORMATS[settings.format]
     read = _table if file.path.endswith(".parquet") else _json
-    with explained(file.shown, Exception):  # every filesystem has errors of its own
+    with reported_as_source_error(file.shown, Exception):  # every filesystem has errors of its own
         rows = read(file, (*layout.keys, *layout.optional))
         yield from (Found(file, row, _record(value)) for row, value in enumerate(rows))
 

@@ -14,7 +14,7 @@ import yaml
 import jsfree
 from jsfree.config import Decoding, RunConfig, Source
 from jsfree.evaluation.metrics import LABEL_FREE, MISSING, TRUTH
-from jsfree.images.overlap import overlap
+from jsfree.images.overlap import measure_overlap
 from jsfree.models.contents import ADAPTER, CARD
 from jsfree.publishing.base_model import Base, base_of
 from jsfree.report import reading, tables
@@ -191,7 +191,7 @@ def _evaluation(run: Run, number: int) -> str:
     )
     parts = [
         "## Evaluation",
-        f"Images: {_described(config.evaluate.source)}. {overlap(run, number)} {measured} m0 is the base;"
+        f"Images: {_described(config.evaluate.source)}. {measure_overlap(run, number)} {measured} m0 is the base;"
         f" in brackets 95 % intervals (bootstrap over captions). Decoding: {modes}.",
     ]
     for comparison in compared:

@@ -57,7 +57,7 @@ def test_a_record_that_is_no_pair_is_named(tmp_path, name, change, kind, told):
 
 def test_a_line_that_is_no_json_and_one_that_is_no_record(tmp_path):
     _, broken, number = read(tmp_path, "trl", GOOD["trl"], '{"prompt": ', "3")
-    assert "row 1: is no valid JSON" in str(broken.error)
+    assert "row 1: is not valid JSON" in str(broken.error)
     assert "row 2: is int, expected keys and values" in str(number.error)
 
 
@@ -74,6 +74,6 @@ def test_more_bytes_than_a_run_carries_are_refused(embedded, tmp_path, monkeypat
     from jsfree.exchange import export
 
     export(embedded, "trl", str(tmp_path / "out"))
-    monkeypatch.setattr(importing, "MOST_EMBEDDED_BYTES", 10_000)
+    monkeypatch.setattr(importing, "MAX_EMBEDDED_BYTES", 10_000)
     with pytest.raises(SourceError, match="GB of images, which a run's tables would carry; put the images into files"):
         list(preferences(Imported(format="trl", path=str(tmp_path / "out"))))

@@ -163,7 +163,7 @@ def test_a_line_without_end_is_one_row(tmp_path, monkeypatch):
     from jsfree.images import json_rows
 
     monkeypatch.setattr(json_rows, "WINDOW", 100)
-    monkeypatch.setattr(json_rows, "LONGEST_ROW", 1000)
+    monkeypatch.setattr(json_rows, "MAX_ROW", 1000)
     long = json.dumps({**GOOD["trl"], "chosen": "cat " * 5000})
     (tmp_path / "a.jsonl").write_text("\n".join([json.dumps(GOOD["trl"]), long, json.dumps(GOOD["trl"]), long]))
     found = imported(tmp_path / "a.jsonl")
@@ -174,10 +174,10 @@ def test_a_line_without_end_is_one_row(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('[{"prompt": "a"}, {"prompt": ', "is no valid JSON"),
-        ('[{"prompt": "a"}] []', "more text follows the list"),
+        ('[{"prompt": "a"}, {"prompt": ', "is not valid JSON"),
+        ('[{"prompt": "a"}] []', "unexpected text after the list"),
         ('[{"prompt": "a"', "Expecting ',' delimiter"),
-        ("", "is no valid JSON"),
+        ("", "is not valid JSON"),
     ],
 )
 def test_a_list_that_is_cut_off_is_one_error(tmp_path, text, told):

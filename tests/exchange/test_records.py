@@ -17,9 +17,9 @@ TRL = {"images": ["a.png"], "prompt": "What?", "chosen": "A cat.", "rejected": "
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("a.json", "{", "a.json is no valid JSON"),
+        ("a.json", "{", "a.json is not valid JSON"),
         ("a.json", '{"rows": []}', "a.json, row 0 has no key 'prompt'"),
-        ("a.jsonl", "prompt,chosen", "a.jsonl is no valid JSON (row 0: "),
+        ("a.jsonl", "prompt,chosen", "a.jsonl is not valid JSON (row 0: "),
         ("a.jsonl", "3", "row 0 is int, expected keys and values; 'imported.path' must name files of trl records"),
         ("a.parquet", "PAR1", "a.parquet is no Parquet file"),
         ("a.csv", "prompt", "a.csv is no .parquet, .jsonl, .json file"),

@@ -205,5 +205,5 @@ def test_a_run_folder_of_any_name_is_served(tmp_path):
 
     for name in ("mini #1", "2024", "a: b"):
         Run.open(config.build({"run": "runs/elsewhere"}, "test").model_copy(update={"run": str(tmp_path / name)}))
-        served = serving_config(str(tmp_path / name), ["serve.host=::", config.as_override("serve.port", 8001)])
+        served = serving_config(str(tmp_path / name), ["serve.host=::", config.format_override("serve.port", 8001)])
         assert (served.run, served.serve.host, served.serve.port) == (str(tmp_path / name), "::", 8001)

@@ -10,6 +10,7 @@ from jsfree.config import Decoding
 from jsfree.decoding.engine import DualPathEngine
 from jsfree.decoding.loop import DecodingLoop
 from jsfree.decoding.requests import Request
+from jsfree.decoding.workload import Workload
 from jsfree.errors import ServeError
 from jsfree.miniworld import world
 from serve.engines import Engine
@@ -57,7 +58,7 @@ class Counting(DualPathEngine):
 
 def test_a_client_that_disconnects_frees_its_slots(engine):
     """Abandoned captions are not decoded further: 32 captions of 60 tokens would take hundreds of steps."""
-    decoder = Counting(engine._captioner, 4)
+    decoder = Counting(engine._captioner, Workload(4))
     engine._loop.close()
     engine._loop = DecodingLoop(decoder, 60)
 
@@ -91,7 +92,7 @@ class Failing(DualPathEngine):
 
 def test_a_loop_that_fails_refuses_waiting_requests_and_is_unhealthy(engine):
     engine._loop.close()
-    engine._loop = DecodingLoop(Failing(engine._captioner, 8), 60)
+    engine._loop = DecodingLoop(Failing(engine._captioner, Workload(8)), 60)
     engine.check()
     answer = asyncio.run(engine.caption(question(0)))
     assert isinstance(answer, Refusal)
@@ -110,7 +111,7 @@ def test_a_loop_without_progress_is_unhealthy(captioner):
             go_on.wait(10)
             return super().step()
 
-    loop = DecodingLoop(Stuck(captioner, 1), 0.8)
+    loop = DecodingLoop(Stuck(captioner, Workload(1)), 0.8)
     assert loop.problem() is None
 
     async def ask_and_wait() -> None:

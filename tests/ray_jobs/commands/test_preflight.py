@@ -208,7 +208,7 @@ def test_too_few_evaluation_images_are_a_failure(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     evaluation = {"source": {"kind": "folder", "path": str(tmp_path), "count": 5}}
     (finding,) = of(checked(tmp_path, {"evaluate": evaluation}), Verdict.FAILS)
-    assert "has 1 images, but 'evaluate.source.count' asks for 5" in finding.found
+    assert "has 1 images, but 'evaluate.source.count' is 5" in finding.found
 
 
 def test_a_damaged_tokenizer_is_a_failure(tmp_path, copy_of):
@@ -253,7 +253,7 @@ def test_a_plan_suggests_a_setting_that_fits_a_smaller_gpu():
     (problem,) = of(small, Verdict.FAILS)
     assert problem.name == "train"
     changed = [word for word in problem.remedy.split() if "=" in word]
-    better = configuration.overridden(config, [each.strip("'") for each in changed])
+    better = configuration.with_overrides(config, [each.strip("'") for each in changed])
     assert plan(better, "a100-40g").works
 
 
