@@ -139,13 +139,8 @@ def speeds(folder: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
         ours = {}
         for prefix, chosen in {"": default, "cached ": cached}.items():
             name = f"{prefix.strip()}{number}"
-<<<<<<< HEAD
-            with one_worker(folder / f"store-{name}"), quietly():
-                ours[prefix] = TimedTraining(folder / f"run-{name}", folder / "policy").run(chosen, pairs)
-=======
             with one_worker(folder / f"store-{name}"), silent_output(1, 2):
-                ours[prefix] = Ours(folder / f"run-{name}", folder / "policy").run(chosen, pairs)
->>>>>>> main
+                ours[prefix] = TimedTraining(folder / f"run-{name}", folder / "policy").run(chosen, pairs)
         theirs = dpo_peer.Watch()
         taken, shown = [pairs[at] for at in ordered], [images[at] for at in ordered]
         rate = partial(learning_rate, total=steps * epochs, config=default)
@@ -309,16 +304,6 @@ def one_worker(store: Path, rank: int = 0, workers: int = 1) -> Iterator[None]:
                 dist.destroy_process_group()
 
 
-<<<<<<< HEAD
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Discard what libraries print."""
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        yield
-
-
-=======
->>>>>>> main
 PARTS = {"memory": memory, "worker": worker}
 
 
