@@ -40,7 +40,7 @@ PACKAGES = (
 
 def command_line(description: str | None) -> argparse.ArgumentParser:
     """A benchmark's parser, described by the first line of ``description``; silences libraries, so call it first."""
-    from ray_jobs.quiet import silence_libraries
+    from ray_jobs.quiet import silence_libraries  # not at the top: interop_peers.py runs without jsfree
 
     silence_libraries()
     return argparse.ArgumentParser(description=(description or "").splitlines()[0])
