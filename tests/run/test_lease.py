@@ -159,7 +159,9 @@ def test_a_lease_is_renewed_while_its_holder_lives(uri, tmp_path, start):
 
 def test_a_fresh_lease_of_another_machine_is_respected_and_a_stale_one_taken(uri, tmp_path):
     written_by_another(tmp_path)
-    with pytest.raises(LeaseError, match=r"ada on node-7 \(process 4711\).* the lease expires 1\.5 s after its last renewal"):
+    with pytest.raises(
+        LeaseError, match=r"ada on node-7 \(process 4711\).* the lease expires 1\.5 s after its last renewal"
+    ):
         Lease(Folder(uri), QUICK).__enter__()
     old = (datetime.now(UTC) - timedelta(seconds=5)).isoformat()
     written_by_another(tmp_path, renewed=old)
