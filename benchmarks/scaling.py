@@ -155,7 +155,7 @@ class BusyPairs(MeteredPairs):
         self.engine.step = self._timed_step  # type: ignore[method-assign]
 
     def figures(self) -> dict[str, float]:
-        """``busy``: share of the time, from the end of the first step to that of the last, in which the engine stepped."""
+        """``busy``: share of the time in which the engine stepped, from the end of the first step to the last."""
         seconds = self._last - self._first
         return {**super().figures(), "busy": self._stepping / seconds, "first_to_last_token_seconds": seconds}
 
