@@ -12,7 +12,7 @@ from jsfree.checks.findings import Finding, fails, note, ok
 from jsfree.config import Imported, RunConfig, Source
 from jsfree.errors import RowError
 from jsfree.evaluation.statistics import wilson
-from jsfree.exchange import Unusable, preferences
+from jsfree.exchange import UnusableRecord, preferences
 from jsfree.images.decoding import load_image
 from jsfree.images.sources import SourceSummary
 from jsfree.schemas import Sample, sample_id
@@ -78,7 +78,7 @@ def sample_imported(settings: Imported) -> ImportedSample:
     samples: list[Sample] = []
     unusable: list[RowError] = []
     for record in islice(records, MAX_RECORDS):
-        if isinstance(record, Unusable):
+        if isinstance(record, UnusableRecord):
             unusable.append(record.error)
             continue
         count += 1

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jsfree.config import Imported
-from jsfree.exchange import Unusable, importing, preferences
+from jsfree.exchange import UnusableRecord, importing, preferences
 from tests.support.example_records import GOOD
 
 ASKED_OTHERWISE = [{"from": "human", "value": "<image>\nWhere?"}, {"from": "gpt", "value": "A dog."}]
@@ -47,7 +47,7 @@ def read(tmp_path, name, *rows) -> list:
 )
 def test_a_record_that_is_no_pair_is_named(tmp_path, name, change, kind, told):
     first, second, third = read(tmp_path, name, GOOD[name], {**GOOD[name], **change}, {**GOOD[name], "id": 3, "idx": 3})
-    assert isinstance(second, Unusable)
+    assert isinstance(second, UnusableRecord)
     assert second.error.kind == kind
     assert str(second.error).startswith(f"{tmp_path}/records.jsonl, row 1: ")
     assert told in str(second.error)
@@ -75,5 +75,5 @@ def test_more_bytes_than_a_run_carries_are_refused(embedded, tmp_path, monkeypat
 
     export(embedded, "trl", str(tmp_path / "out"))
     monkeypatch.setattr(importing, "MAX_EMBEDDED_BYTES", 10_000)
-    with pytest.raises(SourceError, match="GB of images, which a run's tables would carry; put the images into files"):
+    with pytest.raises(SourceError, match="GB of images, too much for the run's tables; put the images into files"):
         list(preferences(Imported(format="trl", path=str(tmp_path / "out"))))
