@@ -11,8 +11,8 @@ INTEROP := .cache/interop
 GPU_KIT := annotated-types filelock fonticon-materialdesignicons7 ftfy open-clip-torch pydantic pydantic-core pyyaml \
   regex sentencex typing-extensions typing-inspection wcwidth
 GPU_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
-# Two files of tests at a time: each keeps to one core.
-QUICK := $(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+# Two files of tests at a time, in the order of tests/conftest.py.
+TESTS := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 export UV_PYTHON_DOWNLOADS := never
 
 help: ## this list
@@ -22,11 +22,10 @@ demo: setup ## the whole loop on MiniWorld, 2 CPU cores, no GPU, no network once
 	$(BIN)/jsfree run --config configs/miniworld.yaml
 
 test: setup ## the tests, without those marked slow
-	$(QUICK)
+	$(TESTS) -m "not slow"
 
 check: lint types ## lint, types and all tests: what CI runs
-	$(QUICK)
-	$(BIN)/pytest -m slow
+	$(TESTS)
 
 lint: setup ## ruff and spelling
 	$(BIN)/ruff format --check .

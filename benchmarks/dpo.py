@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from jsfree.dpo.loop import Folders, Hooks, Models, learning_rate, train
 from jsfree.models.loading import load_captioner
 from jsfree.run.folder import Folder
 from jsfree.schemas import SelectedPair
+from ray_jobs.quiet import silent_output
 
 TARGETS = {"trl_pairs_per_second": 2.5, "trl_peak_memory_cost": 1 / 3, "second_epoch": 1.3}
 WORKERS_COST = 1.15
@@ -136,12 +137,12 @@ def speeds(folder: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
         ours = {}
         for prefix, chosen in {"": default, "cached ": cached}.items():
             name = f"{prefix.strip()}{number}"
-            with one_worker(folder / f"store-{name}"), quietly():
+            with one_worker(folder / f"store-{name}"), silent_output(1, 2):
                 ours[prefix] = Ours(folder / f"run-{name}", folder / "policy").run(chosen, pairs)
         theirs = dpo_peer.Watch()
         taken, shown = [pairs[at] for at in ordered], [images[at] for at in ordered]
         rate = partial(learning_rate, total=steps * epochs, config=default)
-        with quietly():
+        with silent_output(1, 2):
             dpo_peer.train(folder / "policy", taken, shown, default.train, rate, folder / f"trl-{number}", theirs)
         if number:  # the first step of each run includes start-up and is left out of every figure
             ended = theirs.seconds
@@ -299,13 +300,6 @@ def one_worker(store: Path, rank: int = 0, workers: int = 1) -> Iterator[None]:
                 deepspeed.comm.comm.cdb = None
             else:
                 dist.destroy_process_group()
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without what libraries print."""
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        yield
 
 
 PARTS = {"memory": memory, "worker": worker}

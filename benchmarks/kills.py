@@ -22,6 +22,7 @@ import psutil
 
 from jsfree import config, schemas
 from jsfree.run.folder import Folder
+from ray_jobs.quiet import ENVIRONMENT
 
 KINDS = ("worker", "raylet", "driver")
 TABLES = {"pairs": schemas.PAIRS, "scored": schemas.SCORED, "selected": schemas.SELECTED}
@@ -50,7 +51,6 @@ SWIFT = {
     "RAY_health_check_failure_threshold": "4",
 }
 """A lost node is noticed in seconds instead of half a minute."""
-QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0"}
 LOST = 5
 """Times that a driver may be started again in a trial, beyond those that were killed."""
 
@@ -61,7 +61,7 @@ class Raylets:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        os.environ.update({**SWIFT, **QUIET})
+        os.environ.update({**SWIFT, **ENVIRONMENT})
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         self._nodes = [self._cluster.add_node(num_cpus=2) for _ in range(2)]
 

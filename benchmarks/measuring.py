@@ -20,6 +20,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ray_jobs.quiet import silence_libraries
+
+silence_libraries()  # benchmarks import this module before libraries print anything
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
     "torch",

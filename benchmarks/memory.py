@@ -88,7 +88,7 @@ def settings(case: str) -> RunConfig:
 def predicted(case: str, size: str) -> float:
     """Bytes, by the functions that preflight uses."""
     run, shape = settings(case), shape_of(size)
-    lengths = memory.Lengths(prefix=shape.image_tokens + 25, lead=25, caption=CAPTION, most=CAPTION)
+    lengths = memory.Lengths(prefix=shape.image_tokens + 25, text_prefix=25, caption=CAPTION, maximum=CAPTION)
     if case == "generate":
         return memory.generation(shape, run, lengths, slots=run.generate.slots).total
     return memory.training(shape, run.train, "float32", lengths, on_cpu=True).total

@@ -275,7 +275,7 @@ def import_pairs(
 
 @app.command(rich_help_panel=SERVICE)
 def serve(
-    run: Annotated[str, typer.Option("--run", help="Folder of a finished run.")],
+    run: Annotated[str, typer.Option("--run", metavar="PATH", help="Folder or URI of a run with a trained model.")],
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on. Default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option("--port", help="Port to listen on. Default: 8000.")] = None,
     settings: Settings = None,
@@ -301,7 +301,10 @@ def serve(
 @app.command(rich_help_panel=DATA)
 def publish(
     run: ExistingRun,
-    to: Annotated[str, typer.Option("--to", metavar="TARGET", help="hf://owner/name[@branch], a folder or a URI.")],
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="TARGET", help="hf://owner/name or hf://owner/name@branch, a folder or a URI."),
+    ],
     number: Annotated[int | None, typer.Option("--round", help="Number of the round. Default: the last.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list files and problems.")] = False,

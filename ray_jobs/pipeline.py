@@ -25,6 +25,7 @@ from jsfree.run.run import Manifest, Run, stored_config
 from ray_jobs.cluster.session import Cluster
 from ray_jobs.commands.console import Reporter
 from ray_jobs.rounds import Model, Round
+from ray_jobs.signals import exit_on_sigterm
 from ray_jobs.stages.evaluate import evaluate_model, hash_evaluation_images
 from ray_jobs.stages.generate import generate_pairs, list_samples
 from ray_jobs.stages.import_pairs import import_pairs, list_records
@@ -151,7 +152,12 @@ def _session(config: RunConfig, reporter: Reporter) -> Iterator[Round]:
     config = with_models(config)
     current_run = Run.open(config)
     seed = Model("m0", config.captioner.versioned_ref, config.fingerprint("captioner.ref", "captioner.revision"))
-    with Lease(current_run.folder) as lease, recorded(current_run, lease), Cluster(config) as cluster:
+    with (
+        exit_on_sigterm(),
+        Lease(current_run.folder) as lease,
+        recorded(current_run, lease),
+        Cluster(config) as cluster,
+    ):
         yield Round(current_run, 1, seed, seed, cluster, reporter)
 
 

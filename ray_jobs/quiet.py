@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -43,6 +45,23 @@ def silence_ray() -> None:
     context.print_on_execution_start = False
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def silent_output(*descriptors: int) -> Iterator[None]:
+    """Discard what this process, its native code and its children write to file descriptors such as 2 (stderr)."""
+    saved = {number: os.dup(number) for number in descriptors}
+    with open(os.devnull, "w", encoding="utf-8") as devnull:
+        for number in descriptors:
+            os.dup2(devnull.fileno(), number)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        for number, copy in saved.items():
+            os.dup2(copy, number)
+            os.close(copy)
 
 
 def _is_error(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""What SIGINT (Ctrl-C) and SIGTERM do to a command; only this module installs handlers for them."""
+"""The handlers of SIGINT (Ctrl-C) and SIGTERM; only this module installs any."""
 
 from __future__ import annotations
 
@@ -37,6 +37,22 @@ def interrupt_on_signals() -> None:
         raise KeyboardInterrupt
 
     _install(interrupt)
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise ``SystemExit`` in the block, so that it cleans up, unless another handler is installed.
+
+    Does nothing outside the main thread, where no handler can be installed.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(STOPPED + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager

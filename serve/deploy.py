@@ -1,7 +1,7 @@
-"""The configuration that ``serve deploy`` and a RayService take, written and checked.
+"""The configuration file for ``serve deploy`` and a RayService.
 
-Serve accepts misspelled keys in silence at every level but the deployments' own, and then serves with its defaults,
-on all interfaces. ``check`` refuses them.
+Serve ignores misspelled keys at every level except in deployments, and then uses its defaults: all interfaces.
+``check`` refuses them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from jsfree.errors import ConfigError
 
 IMPORT_PATH = "serve.app:build"
 NAME = "jsfree"
-SPARE_SECONDS = 10  # how much later than ours Serve's own limit speaks, whose error is plain text
+SPARE_SECONDS = 10
+"""Seconds by which Serve's own time limit exceeds ours: Serve answers with plain text, we with JSON."""
 HEADER = """\
-# For a running Ray cluster whose nodes hold this environment: serve deploy {file}
-# There is no authentication: whoever reaches {host}:{port} may ask.
+# For a running Ray cluster whose nodes have this environment: serve deploy {file}
+# There is no authentication: everyone who can reach {host}:{port} can use the models.
 """
 
 
 def http_options(config: RunConfig) -> dict[str, Any]:
-    """Where Serve's proxies listen."""
+    """The HTTP options of Serve's proxies: address, port and time limit."""
     serve = config.serve
     return {"host": serve.host, "port": serve.port, "request_timeout_s": serve.request_timeout_s + SPARE_SECONDS}
 
@@ -36,8 +37,8 @@ def deploy_config(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
     """The configuration that serves a run.
 
     Args:
-        config: as it is served; its ``run`` must be where the cluster reaches it.
-        overrides: ``serve.key=value`` settings that differ from those in the run's folder.
+        config: the configuration to serve with; all nodes must be able to read its ``run``.
+        overrides: ``serve.key=value`` settings that differ from the run's own.
     """
     arguments: dict[str, Any] = {"run": config.run, **({"settings": overrides} if overrides else {})}
     application = {"name": NAME, "route_prefix": "/", "import_path": IMPORT_PATH, "args": arguments}
@@ -47,18 +48,21 @@ def deploy_config(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
 
 
 def deploy_yaml(config: RunConfig, overrides: list[str], file: str) -> str:
-    """The same as the content of a file, with a comment that says how to use it."""
-    # A name with a line break must not end the comment.
+    """The configuration as YAML, with a comment on how to use it."""
+    # A line break in the file's name must not end the comment.
     quoted = shlex.quote(file).replace("\n", "\n# ")
     header = HEADER.format(file=quoted, host=config.serve.host, port=config.serve.port)
     return header + yaml.safe_dump(deploy_config(config, overrides), sort_keys=False)
 
 
 def check(config: Mapping[str, Any], where: str) -> None:
-    """Refuse a configuration that ``serve deploy`` would take otherwise than it is meant.
+    """Check a configuration for ``serve deploy``.
+
+    Args:
+        where: its name in error messages.
 
     Raises:
-        ConfigError: a key is unknown, or a value is wrong.
+        ConfigError: a key is unknown, or a value is invalid.
     """
     from ray.serve.schema import ServeDeploySchema
 
@@ -67,7 +71,7 @@ def check(config: Mapping[str, Any], where: str) -> None:
     for path, key, valid in _unknown(ServeDeploySchema, config, ""):
         nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid keys: {', '.join(valid)}"
-        raise ConfigError(f"{where}: unknown key {path + key!r}", f"{hint}")
+        raise ConfigError(f"{where}: unknown key {path + key!r}", hint)
     try:
         ServeDeploySchema.model_validate(config)
         for application in config["applications"]:
@@ -80,7 +84,7 @@ def check(config: Mapping[str, Any], where: str) -> None:
 
 
 def _unknown(schema: type[BaseModel], value: Any, path: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Keys that ``schema`` does not know: the path before each, the key, and the keys that are known there."""
+    """The keys in ``value`` that ``schema`` does not have: the path of each, the key, and the valid keys there."""
     if isinstance(value, list):
         for index, entry in enumerate(value):
             yield from _unknown(schema, entry, f"{path.rstrip('.')}[{index}].")
@@ -96,7 +100,7 @@ def _unknown(schema: type[BaseModel], value: Any, path: str) -> Iterator[tuple[s
 
 
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models in an annotation: itself, a list's, or a union's."""
+    """The pydantic models in an annotation, also inside lists and unions."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):

@@ -1,6 +1,6 @@
-"""The decoding of one model replica: requests of many clients, decoded together in one loop.
+"""The decoding in one model replica: requests of many clients, decoded together in one loop.
 
-A plain class without Ray. Whoever asks awaits a future, so no event loop waits for arithmetic.
+A plain class without Ray. Callers await a future, so decoding never blocks their event loop.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from jsfree.models.loading import load_captioner
 from serve.http.protocol import Answer, Choice, Question, Refusal
 from serve.http.security import image_limits, image_problem
 
-SEATS = 4  # choices of a request that share its image's prefill
-OPENERS = 2  # threads that decode images, each of up to ``max_pixels``
+SEATS = 4
+"""Choices of a request that share the prefill of its image."""
+IMAGE_THREADS = 2
+"""Threads that decode images, each of up to ``max_pixels`` pixels."""
 
 
 class Engine:
@@ -39,7 +41,8 @@ class Engine:
         model = config.captioner
         self._settings = config.serve
         self._captioner = load_captioner(ref, device, model.dtype, model.preprocessing, model.device_map, config.models)
-        self._admitted = 0  # captions of requests that are under way
+        self._admitted = 0
+        """Number of captions that are being decoded or wait for it."""
         decoder = DualPathEngine(
             self._captioner,
             config.serve.slots,
@@ -51,71 +54,71 @@ class Engine:
         self._warm_up(decoder, config.prompt)
         self._decoder = decoder
         self._loop = DecodingLoop(decoder, config.serve.stall_s)
-        self._openers = ThreadPoolExecutor(OPENERS, "open-image")
+        self._image_threads = ThreadPoolExecutor(IMAGE_THREADS, "open-image")
 
     async def caption(self, question: Question) -> Answer | Refusal:
-        """Captions of an image; cancelling the call frees the slots that it takes."""
+        """Caption an image; cancelling the call frees its slots."""
         prompt_tokens = self._prompt_tokens(question.prompt)
         if isinstance(prompt_tokens, Refusal):
             return prompt_tokens
-        room = self._captioner.model.config.get_text_config().max_position_embeddings - prompt_tokens
-        if room < (question.max_tokens or 1):
-            message = f"image and text take {prompt_tokens} tokens, which leaves room for {max(room, 0)} in the caption"
+        available = self._captioner.model.config.get_text_config().max_position_embeddings - prompt_tokens
+        if available < (question.max_tokens or 1):
+            message = f"image and text take {prompt_tokens} tokens, which leaves {max(available, 0)} for the caption"
             return Refusal("context_length_exceeded", message)
         if self._admitted + question.choices > self._settings.slots + self._settings.max_waiting:
             return Refusal("overloaded", "too many captions are being decoded; try again soon")
-        length = min(question.max_tokens or self._settings.max_new_tokens, room)
+        length = min(question.max_tokens or self._settings.max_new_tokens, available)
         self._admitted += question.choices
         try:
             captions = await self._decoded(question, length)
         except DeviceError:
-            message = f"there is no memory for {prompt_tokens} tokens of image and text and {length} of the caption"
+            message = f"not enough memory for {prompt_tokens} tokens of image and text and {length} of the caption"
             return Refusal("context_length_exceeded", message)
         except RowError as error:
             return Refusal("invalid_image", image_problem(error.kind, self._settings))
         except NoTokenError:
-            return Refusal("failed", "the model gives no token for this image and text")
+            return Refusal("failed", "the model generates no token for this image and text")
         except DecodingError:
             if self._loop.problem() is None:
-                return Refusal("overloaded", "there is no memory for this request now; try again soon")
-            return Refusal("unavailable", "the model has stopped; it is being replaced")
+                return Refusal("overloaded", "not enough memory for this request now; try again soon")
+            return Refusal("unavailable", "the model has stopped and is being replaced; try again soon")
         finally:
             self._admitted -= question.choices
         return Answer(tuple(Choice(each.text, each.finish, len(each.token_ids)) for each in captions), prompt_tokens)
 
     def check(self) -> None:
-        """Whether the decoding advances.
+        """Check that decoding makes progress.
 
         Raises:
-            ServeError: it has ended, or stands still.
+            ServeError: it has ended, or makes no progress.
         """
         problem = self._loop.problem()
         if problem is not None:
             raise ServeError(problem)
 
     async def healthy(self) -> bool:
-        """Whether the decoding advances."""
+        """Whether decoding makes progress."""
         return self._loop.problem() is None
 
     def close(self) -> None:
-        """End the loop; what is being decoded is refused."""
+        """End the loop; requests in progress are refused."""
         self._loop.close()
-        self._openers.shutdown(wait=False, cancel_futures=True)
+        self._image_threads.shutdown(wait=False, cancel_futures=True)
 
     async def _decoded(self, question: Question, length: int) -> list[Caption]:
-        pixels = await get_running_loop().run_in_executor(self._openers, self._opened, question.image)
+        pixels = await get_running_loop().run_in_executor(self._image_threads, self._pixels, question.image)
         decoding = Decoding(
             temperature=question.temperature, top_p=question.top_p, max_new_tokens=length, stop=question.stop
         )
-        # The stream of noise knows the image and the text, not the model: before and after share it.
-        asked = f"{hashlib.sha256(question.image).hexdigest()}/{question.prompt}"
-        keys = [noise_key(question.seed, 0, asked, f"choice-{index}") for index in range(question.choices)]
+        # The noise depends on the image and the text but not on the model, so before and after share it.
+        sample = f"{hashlib.sha256(question.image).hexdigest()}/{question.prompt}"
+        keys = [noise_key(question.seed, 0, sample, f"choice-{index}") for index in range(question.choices)]
         requests = [Request(uuid.uuid4().hex, pixels, question.prompt, 0.0, key, decoding) for key in keys]
         self._decoder.require_room(requests[0])
         return await gather(*(wrap_future(future) for future in self._loop.submit(requests)))
 
     def _warm_up(self, decoder: DualPathEngine, prompt: str) -> None:
-        """Decode once, so that a replica that counts as ready can, and the first client does not wait for kernels."""
+        """Decode once: verifies that the replica can decode, and compiles kernels before the first request."""
         pixels = self._captioner.pixels(Image.new("RGB", (64, 64)))
         decoding = Decoding(temperature=0, max_new_tokens=self._settings.max_new_tokens)
         decoder.submit(Request("warm-up", pixels, prompt, 0.0, 0, decoding))
@@ -123,17 +126,17 @@ class Engine:
             decoder.step()
         decoder.cancel("warm-up")
 
-    def _opened(self, content: bytes) -> torch.Tensor:
+    def _pixels(self, content: bytes) -> torch.Tensor:
         reference = {"id": "sent", "uri": None, "bytes": content, "sha256": None}
         image = load_image(reference, image_limits(self._settings))[0]  # type: ignore[arg-type]
         return self._captioner.pixels(image)
 
     def _prompt_tokens(self, text: str) -> int | Refusal:
-        """Tokens of the prompt with its image; a text that spells tokens of the template's own is refused."""
+        """Number of tokens of text and image; a text that contains special tokens is refused."""
         special = [token for token in self._captioner.processor.tokenizer.all_special_tokens if token in text]
         if special:
-            return Refusal("invalid_prompt", f"the text holds the model's own token {special[0]!r}; leave it out")
+            return Refusal("invalid_prompt", f"the text contains the special token {special[0]!r}; remove it")
         ids = self._captioner.prompt_ids(text, image=True)
         if ids.count(self._captioner.model.config.image_token_index) != self._captioner.image_tokens:
-            return Refusal("invalid_prompt", "the text holds an image token; leave it out")
+            return Refusal("invalid_prompt", "the text contains an image token; remove it")
         return len(ids)

@@ -14,7 +14,7 @@ import torch
 from gpu.report import Report
 from gpu.scale import Scale
 from jsfree.errors import ConfigError
-from jsfree.gpus import driver_version, why_no_cuda
+from jsfree.gpus import cuda_error, driver_version
 from jsfree.sizing import rates
 
 GIB = 2**30
@@ -23,7 +23,7 @@ GIB = 2**30
 def measure(scale: Scale, report: Report) -> None:
     """Step ``device``."""
     if scale.device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(f"torch cannot use CUDA: {why_no_cuda()}; --tiny needs no GPU")
+        raise RuntimeError(f"{cuda_error()}; --tiny needs no GPU")
     report.figure("hardware", hardware(scale))
     report.figure("name", name(scale))
     if scale.device == "cuda":
@@ -58,12 +58,12 @@ def hardware(scale: Scale) -> str:
     return plain.lower().replace(" ", "-")
 
 
-def kind(scale: Scale) -> rates.Gpu:
+def kind(scale: Scale) -> rates.GpuKind:
     """The device as preflight's table has it; one that is not there by its measured limits."""
     try:
         return rates.gpu_named(name(scale))
     except ConfigError:
-        return rates.Gpu(0, bandwidth(scale), matrix_rate(scale, torch.bfloat16), ())
+        return rates.GpuKind(0, bandwidth(scale), matrix_rate(scale, torch.bfloat16), ())
 
 
 def bandwidth(scale: Scale) -> float:

@@ -19,7 +19,7 @@ from jsfree.dpo.engine import adamw, enable_gradient_checkpointing, prepare_poli
 from jsfree.dpo.policy import FLEX
 from jsfree.sizing import memory, rates
 from jsfree.sizing.memory import Lengths
-from jsfree.sizing.work import work_of
+from jsfree.sizing.workload import workload_of
 
 
 def measure_lora(scale: Scale, report: Report) -> None:
@@ -140,8 +140,8 @@ class Policy:
         lengths = Lengths(prefix, lead, scale.caption, scale.caption)
         if peak.beyond is not None:
             predicted = memory.training(scale.shape_7b, train, "bfloat16", lengths)
-            self.report.predict(f"{name}: activations", predicted.passing["activations"], peak.beyond, "bytes")
-        work = work_of(settings, 1000)
+            self.report.predict(f"{name}: activations", predicted.transient["activations"], peak.beyond, "bytes")
+        work = workload_of(settings, 1000)
         seconds = rates.train_seconds(settings, work, scale.shape_7b, lengths, device.kind(scale))
         # The prediction counts a reference pass too, which the measurement leaves out.
         self.report.predict(f"{name}: pairs, reference included", work.pairs / seconds, pairs_per_second, "pairs/s")

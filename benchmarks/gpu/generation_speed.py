@@ -24,7 +24,7 @@ from jsfree.decoding.memory import keys_of
 from jsfree.sizing import memory, rates
 from jsfree.sizing.memory import Lengths
 from jsfree.sizing.shapes import LlavaShape
-from jsfree.sizing.work import work_of
+from jsfree.sizing.workload import workload_of
 
 H0 = (0.0, RATIOS[1])
 """The default: one caption of each image with the image alone."""
@@ -180,7 +180,7 @@ class Model:
                 self.report.predict(f"{name}: slots that fit", fit, slots, "captions")
         images = 1000
         seconds = rates.caption_seconds(
-            settings, work_of(settings, images), self.shape, lengths, device.kind(self.scale), slots
+            settings, workload_of(settings, images), self.shape, lengths, device.kind(self.scale), slots
         )
         self.report.predict(f"{name}: captions", 2 * images / seconds, captions, "captions/s")
 

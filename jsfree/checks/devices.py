@@ -1,11 +1,12 @@
-"""Whether stages fit their devices, and which settings would."""
+"""Checks of the memory of stages on their devices, and settings that would fit."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+import psutil
 
 from jsfree.checks.findings import Finding, fails, note, ok
 from jsfree.config import RunConfig, Train
@@ -16,116 +17,112 @@ from jsfree.sizing.shapes import LlavaShape
 AREA = "memory"
 GB = 1e9
 CLIP_BYTES = 2_500_000_000
-"""ViT-L/14 at 336 pixels in float32, with what 64 images take on their way; an estimate."""
+"""Weights of ViT-L/14 at 336 pixels in float32 and the activations of 64 images; an estimate."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a replica computes on."""
+    """The device of a replica; ``memory`` is in bytes."""
 
     name: str
     memory: int
-    """Bytes."""
     is_gpu: bool
 
 
 def this_machine() -> Device:
-    """The memory of this machine, which CPU replicas share."""
-    return Device("this machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), False)
+    """This machine as a device, whose memory CPU replicas share."""
+    return Device("this machine", psutil.virtual_memory().total, False)
 
 
 @dataclass(frozen=True)
-class Room:
-    """What a replica of stage 1 may take: bytes in all, and what else lies there."""
+class Capacity:
+    """Memory of a replica of stage 1: bytes in all, bytes ``reserved`` for CLIP, and the device they are part of."""
 
     bytes: int
-    beside: int
-    among: str
-    """Of what it is a part."""
+    reserved: int
+    device: str
 
 
 def check_generation(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> Iterator[Finding]:
-    """Stage 1 against the device that each replica gets."""
-    asked, room = config.generate.slots, generation_room(config, device)
-    slots = memory.slots_that_fit(shape, config, lengths, room.bytes, room.beside)
-    whole = memory.generation(shape, config, lengths)
-    told = f"{_told(whole)} for {asked} captions together on {room.bytes / GB:.0f} GB ({room.among})"
+    """Compare the memory of stage 1 with the device of each replica."""
+    wanted, capacity = config.generate.slots, generation_capacity(config, device)
+    slots = memory.slots_that_fit(shape, config, lengths, capacity.bytes, capacity.reserved)
+    required = memory.generation(shape, config, lengths)
+    found = f"{_described(required)} for {wanted} captions together on {capacity.bytes / GB:.0f} GB ({capacity.device})"
     if not slots and device.is_gpu:
         yield fails(
             AREA,
             "generate",
-            told + ": not even one caption fits beside the weights",
-            "take a larger GPU, or several (captioner.device_map: auto, with generate.resources.gpus: 2 or more)",
+            f"{found}: not even one caption fits in addition to the weights",
+            "use a larger GPU, or several (captioner.device_map: auto, with generate.resources.gpus: 2 or more)",
         )
     elif not slots:
-        yield fails(AREA, "generate", told + ": not even one fits", "lower generate.resources.replicas, or take a GPU")
-    elif slots < asked:
-        yield note(AREA, "generate", f"{told}: {slots} fit, which is what a replica will take", "nothing need be done")
+        yield fails(AREA, "generate", f"{found}: not even one fits", "lower generate.resources.replicas, or use a GPU")
+    elif slots < wanted:
+        yield note(AREA, "generate", f"{found}: {slots} fit, so a replica decodes {slots} together", "nothing to do")
     else:
-        yield ok(AREA, "generate", told)
+        yield ok(AREA, "generate", found)
     if device.is_gpu and 0 < config.generate.resources.gpus < 1 and config.generate.kv_cache_gib is None:
         yield note(
             AREA,
             "generate.kv_cache_gib",
-            "replicas share a GPU, and each takes nine tenths of what it finds free there",
+            "replicas share a GPU, and each takes nine tenths of its free memory",
             "set generate.kv_cache_gib to each one's share",
         )
 
 
-def generation_room(config: RunConfig, device: Device) -> Room:
-    """What a replica of stage 1 may take of its device."""
+def generation_capacity(config: RunConfig, device: Device) -> Capacity:
+    """The memory of a replica of stage 1 on its device."""
     resources = config.generate.resources
-    beside = CLIP_BYTES if config.score.with_generation and device.is_gpu else 0
+    reserved = CLIP_BYTES if config.score.with_generation and device.is_gpu else 0
     if config.captioner.device_map == "auto":
-        return Room(int(device.memory * resources.gpus), beside, f"{resources.gpus:g} x {device.name}")
-    together = resources.replicas if not device.is_gpu else int(1 / resources.gpus + 1e-6) if resources.gpus < 1 else 1
-    return Room(
-        device.memory // together, beside, f"one of {together} on {device.name}" if together > 1 else device.name
-    )
+        return Capacity(int(device.memory * resources.gpus), reserved, f"{resources.gpus:g} x {device.name}")
+    sharing = resources.replicas if not device.is_gpu else int(1 / resources.gpus + 1e-6) if resources.gpus < 1 else 1
+    name = f"one of {sharing} on {device.name}" if sharing > 1 else device.name
+    return Capacity(device.memory // sharing, reserved, name)
 
 
 def check_training(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> Iterator[Finding]:
-    """Stage 4 against the device that each worker gets."""
+    """Compare the memory of stage 4 with the device of each worker."""
     train, dtype = config.train, config.captioner.dtype
-    room = training_room(config, device)
-    needed = memory.training(shape, train, dtype, lengths, on_cpu=not device.is_gpu)
-    told = f"{_told(needed)} of {room / GB:.0f} GB a worker ({device.name})"
-    if needed.total <= room:
-        yield ok(AREA, "train", told)
+    capacity = training_capacity(config, device)
+    required = memory.training(shape, train, dtype, lengths, on_cpu=not device.is_gpu)
+    found = f"{_described(required)} of {capacity / GB:.0f} GB per worker ({device.name})"
+    if required.total <= capacity:
+        yield ok(AREA, "train", found)
         return
-    better = proposal(config, shape, lengths, device)
-    remedy = f"this fits: {better}" if better else "nothing fits: use more workers (train.resources.replicas) or GPUs"
-    # Weights, gradients and optimizer are sure to be there; activations depend on how long captions become.
-    sure = sum(needed.held.values()) > room
-    if sure or needed.total > 1.1 * room:
-        yield fails(AREA, "train", told, remedy)
+    settings = fitting_settings(config, shape, lengths, device)
+    remedy = f"this fits: {settings}" if settings else "use more workers (train.resources.replicas) or GPUs"
+    # Weights, gradients and optimizer are known exactly; activations depend on the length of captions.
+    if sum(required.held.values()) > capacity or required.total > 1.1 * capacity:
+        yield fails(AREA, "train", found, remedy)
     else:
-        yield note(AREA, "train", told + ": it may just not fit", remedy)
+        yield note(AREA, "train", f"{found}: it may not fit", remedy)
 
 
-def training_room(config: RunConfig, device: Device) -> float:
-    """Bytes that a training worker may take."""
+def training_capacity(config: RunConfig, device: Device) -> float:
+    """Bytes of memory of a training worker."""
     if device.is_gpu:
         return device.memory - memory.CUDA_BYTES
     return device.memory / config.train.resources.replicas
 
 
-def proposal(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> str:
-    """The fullest way to train that fits the device, as settings; empty where none does."""
-    room, dtype = training_room(config, device), config.captioner.dtype
+def fitting_settings(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> str:
+    """The preferred way to train that fits the device, as ``--set`` options; empty if none fits."""
+    capacity, dtype = training_capacity(config, device), config.captioner.dtype
     for _, train in memory.alternatives(config.train, on_cpu=not device.is_gpu):
-        if memory.training(shape, train, dtype, lengths, on_cpu=not device.is_gpu).total <= room:
+        if memory.training(shape, train, dtype, lengths, on_cpu=not device.is_gpu).total <= capacity:
             changed = train.model_dump(mode="json")
-            usual = config.train.model_dump(mode="json")
+            configured = config.train.model_dump(mode="json")
             keys = ("zero_stage", "gradient_checkpointing", "offload", "lora", "trained_layers")
-            told = [f"train.{key}={_value(changed[key])}" for key in keys if changed[key] != usual[key]]
+            options = [f"--set train.{key}={_value(changed[key])}" for key in keys if changed[key] != configured[key]]
             offloaded = _offloaded(train, shape)
-            return " ".join(f"--set {each}" for each in told) + (f" ({offloaded})" if offloaded else "")
+            return " ".join(options) + (f" ({offloaded})" if offloaded else "")
     return ""
 
 
 def _offloaded(train: Train, shape: LlavaShape) -> str:
-    """What offloading takes of the nodes' memory, in words."""
+    """Describe the nodes' memory that offloading takes."""
     if train.offload == "none":
         return ""
     trained = memory.parameters(shape, train.trained_layers, train.lora).trained
@@ -133,12 +130,14 @@ def _offloaded(train: Train, shape: LlavaShape) -> str:
 
 
 def _value(value: object) -> str:
-    """As ``--set`` takes it."""
+    """Format a value for ``--set``."""
     if isinstance(value, dict):
         return f"'{{rank: {value['rank']}, alpha: {value['alpha']}}}'"
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
-def _told(of: Memory) -> str:
-    parts = {**of.held, **{name: size for name, size in of.passing.items() if size == max(of.passing.values())}}
-    return f"{of.total / GB:.3g} GB ({', '.join(f'{name} {size / GB:.3g}' for name, size in parts.items())})"
+def _described(needed: Memory) -> str:
+    """Describe memory by its total and its parts, of the transient ones only the largest."""
+    largest = max(needed.transient, key=lambda name: needed.transient[name])
+    parts = {**needed.held, largest: needed.transient[largest]}
+    return f"{needed.total / GB:.3g} GB ({', '.join(f'{name} {size / GB:.3g}' for name, size in parts.items())})"

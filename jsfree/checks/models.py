@@ -1,4 +1,4 @@
-"""Whether a captioner and a CLIP model are there, whole and fit; weights are neither fetched nor loaded."""
+"""Checks of a captioner and a CLIP model: existence, completeness, consistency. Weights are not fetched or loaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jsfree.sizing import shapes
 from jsfree.sizing.footprint import BYTES
 from jsfree.sizing.memory import Lengths
 from jsfree.sizing.shapes import LlavaShape
-from jsfree.sizing.work import caption_tokens
+from jsfree.sizing.workload import caption_tokens
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig, LlavaProcessor
@@ -33,12 +33,12 @@ AREA = "models"
 REMEDY = "correct captioner.ref or clip.ref: a hub id, a folder or a URI"
 HUB_LAYOUT = "vision_tower.vision_model."
 CHARS_A_TOKEN, TEMPLATE_TOKENS = 4, 10
-"""To guess a prompt's tokens where there is no tokenizer."""
+"""For estimating a prompt's tokens without a tokenizer."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a captioner's folder says of it beside its weights."""
+    """A captioner without its weights: folder, configuration and processor."""
 
     folder: Path
     config: LlavaConfig
@@ -46,16 +46,16 @@ class Description:
 
     @property
     def image_tokens(self) -> int:
-        """Visual tokens that the vision tower gives for an image."""
+        """Visual tokens of an image, from the vision tower."""
         return visual_tokens(self.config)
 
 
 @contextmanager
 def described(config: RunConfig) -> Iterator[Description]:
-    """The captioner's configuration and processor.
+    """Open the configuration and processor of the captioner.
 
     Raises:
-        ModelError: it is missing, gated or not whole, or its files cannot be read.
+        ModelError: it is missing, gated or incomplete, or its files cannot be read.
     """
     ref = config.captioner.versioned_ref
     look_up(ref, CAPTIONER, config.models)
@@ -67,8 +67,8 @@ def described(config: RunConfig) -> Iterator[Description]:
             raise
         except Exception as error:  # tokenizers raises plain exceptions
             raise ModelError(
-                f"captioner {ref!r}: its configuration or processor cannot be read ({' '.join(str(error).split())});"
-                " fetch or publish it again"
+                f"captioner {ref!r}: its configuration or processor cannot be read ({' '.join(str(error).split())})",
+                "fetch or publish it again",
             ) from error
         yield Description(folder, *read)
 
@@ -80,7 +80,7 @@ def _read(folder: Path) -> tuple[LlavaConfig, LlavaProcessor]:
 
 
 def is_elsewhere(ref: str, kind: Kind, files: ModelFiles) -> bool:
-    """Whether a model of the hub may be in other nodes' caches alone: this one asks no hub and has it not.
+    """Whether a hub model may be only in the caches of other nodes: this node is offline and does not have it.
 
     Raises:
         ModelError: as ``look_up``.
@@ -88,17 +88,17 @@ def is_elsewhere(ref: str, kind: Kind, files: ModelFiles) -> bool:
     return hub_model(ref, files) is not None and not files.commits.get(ref) and not look_up(ref, kind, files)
 
 
-def elsewhere(check: str, ref: str) -> Finding:
-    """What can be said of such a model."""
-    return note(AREA, check, f"{ref} is not in this node's cache, and no hub is asked: it could not be looked at")
+def unchecked(name: str, ref: str) -> Finding:
+    """The finding for a model that ``is_elsewhere``."""
+    return note(AREA, name, f"{ref} is not in this node's cache, and the hub is offline: not checked")
 
 
 def check_captioner(config: RunConfig, model: Description) -> Iterator[Finding]:
-    """Files, image tokens, prompt, lengths.
+    """Check weights, image tokens, prompt, tokenizer and lengths.
 
     Raises:
-        ModelError: the chat template is missing or of no use, or weights are cut.
-        ConfigError: the prompt holds the image token.
+        ModelError: the chat template is missing or unusable, or a file of weights is incomplete.
+        ConfigError: the prompt contains the image token.
     """
     yield ok(AREA, "captioner", f"{config.captioner.versioned_ref}: {_size_of(model)}")
     yield from _weights(config, model)
@@ -109,42 +109,42 @@ def check_captioner(config: RunConfig, model: Description) -> Iterator[Finding]:
 
 def _size_of(model: Description) -> str:
     shape = shapes.shape_of(model.config)
-    return f"{shapes.parameters(shape) / 1e9:.3g} billion parameters, {model.image_tokens} visual tokens an image"
+    return f"{shapes.parameters(shape) / 1e9:.3g} billion parameters, {model.image_tokens} visual tokens per image"
 
 
 def _weights(config: RunConfig, model: Description) -> Iterator[Finding]:
-    """The tensors in local files against those that the configuration asks for; by their headers alone."""
+    """Compare the headers of local weights with the tensors that the configuration requires."""
     ref, files = config.captioner.versioned_ref, sorted(model.folder.glob(CAPTIONER.weights))
-    if not _is_whole(ref, model.folder):  # not fetched yet, or in part: that goes on where it was
+    if not _is_complete(ref, model.folder):  # not fetched yet, or in part
         size = BYTES[config.captioner.dtype] * shapes.parameters(shapes.shape_of(model.config)) / 1e9
         if is_offline(config.models):
             yield note(
-                AREA, "weights", f"not whole in this node's cache, and no hub is asked: {size:.0f} GB must be there"
+                AREA, "weights", f"incomplete in this node's cache, and the hub is offline: {size:.0f} GB must be there"
             )
         else:
             yield ok(
                 AREA, "weights", f"listed by the hub or store; each node fetches {size:.0f} GB when a stage starts"
             )
         return
-    there = {name for path in files for name in tensor_shapes(path)}
-    needed = set(shapes.tensors(shapes.shape_of(model.config)))
+    present = {name for path in files for name in tensor_shapes(path)}
+    required = set(shapes.tensors(shapes.shape_of(model.config)))
     if model.config.tie_word_embeddings:
-        needed -= {"language_model.lm_head.weight"}
-    missing = sorted(needed - there)
-    if missing and not any(name.startswith(HUB_LAYOUT) for name in there):
-        yield note(AREA, "weights", f"{len(there)} tensors in another key layout than the hub's: not compared")
+        required -= {"language_model.lm_head.weight"}
+    missing = sorted(required - present)
+    if missing and not any(name.startswith(HUB_LAYOUT) for name in present):
+        yield note(AREA, "weights", f"{len(present)} tensors in a key layout other than the hub's: not compared")
     elif missing:
         yield fails(
             AREA,
             "weights",
             f"{len(missing)} weights are not in {model.folder}, first {missing[0]}",
-            "it is no whole checkpoint in the hub's key layout: fetch or publish it again",
+            "the checkpoint is incomplete or not in the hub's key layout: fetch or publish it again",
         )
     else:
-        yield ok(AREA, "weights", f"{len(there)} tensors in {len(files)} files, all that the configuration asks for")
+        yield ok(AREA, "weights", f"{len(present)} tensors in {len(files)} files, all that the configuration requires")
 
 
-def _is_whole(ref: str, folder: Path) -> bool:
+def _is_complete(ref: str, folder: Path) -> bool:
     try:
         require_folder(CAPTIONER, ref, folder)
     except ModelError:
@@ -153,7 +153,7 @@ def _is_whole(ref: str, folder: Path) -> bool:
 
 
 def _image_tokens(model: Description, prompt: str) -> Iterator[Finding]:
-    """An empty image and the prompt through the processor, as other programs use it."""
+    """Check the image size and image tokens of the processor, as other programs use it, on an empty image."""
     rendered = prompts.conditional_prompt(model.processor, prompt)
     yield ok(AREA, "prompt", " ".join(rendered.split()))
     height, width = model.processor.image_processor(Image.new("RGB", (64, 48)), return_tensors="pt")[
@@ -164,74 +164,76 @@ def _image_tokens(model: Description, prompt: str) -> Iterator[Finding]:
         yield fails(
             AREA,
             "image size",
-            f"the processor makes images of {width} x {height}, the vision tower sees {side} x {side}",
+            f"the processor makes images of {width} x {height}, the vision tower takes {side} x {side}",
             "correct crop_size and size in preprocessor_config.json or processor_config.json",
         )
-    found = _tokens_of_processor(model, rendered)
-    if found == model.image_tokens:
-        yield ok(AREA, "image tokens", f"{found}, from the processor as from the vision tower")
+    tokens = _processor_tokens(model, rendered)
+    if tokens == model.image_tokens:
+        yield ok(AREA, "image tokens", f"{tokens}, from both processor and vision tower")
     else:
         yield note(
             AREA,
             "image tokens",
-            f"the processor puts {'no countable' if found is None else found} image tokens into the prompt, the vision"
-            f" tower gives {model.image_tokens}, which jsfree takes; other programs will fail or misread images",
+            f"the processor puts {'an unknown number of' if tokens is None else tokens} image tokens into the prompt,"
+            f" the vision tower gives {model.image_tokens}, which jsfree uses; other programs fail or misread images",
             "correct patch_size, num_additional_image_tokens and vision_feature_select_strategy in"
             " processor_config.json, or image_token_index in config.json",
         )
 
 
-def _tokens_of_processor(model: Description, rendered: str) -> int | None:
-    """Image tokens that the processor makes of a prompt; None where it cannot tell, as old ones without patch size."""
+def _processor_tokens(model: Description, rendered: str) -> int | None:
+    """Image tokens that the processor puts into a prompt; None if it cannot (old ones have no patch size)."""
     try:
-        seen = model.processor(images=Image.new("RGB", (64, 48)), text=rendered, return_tensors="pt")
+        inputs = model.processor(images=Image.new("RGB", (64, 48)), text=rendered, return_tensors="pt")
     except (TypeError, ValueError, RuntimeError, KeyError):
         return None
-    return int((seen["input_ids"] == model.config.image_token_index).sum())
+    return int((inputs["input_ids"] == model.config.image_token_index).sum())
 
 
 def _tokenizer(model: Description) -> Iterator[Finding]:
     tokenizer = model.processor.tokenizer
-    words, rows = len(tokenizer), model.config.get_text_config().vocab_size
-    if words > rows:
+    tokens, vocabulary = len(tokenizer), model.config.get_text_config().vocab_size
+    if tokens > vocabulary:
         yield fails(
             AREA,
             "vocabulary",
-            f"the tokenizer knows {words:,} tokens, the language model {rows:,}",
-            "take tokenizer and weights of one checkpoint",
+            f"the tokenizer has {tokens:,} tokens, the language model {vocabulary:,}",
+            "use tokenizer and weights of one checkpoint",
         )
     if tokenizer.padding_side != "left":
         yield note(
             AREA,
             "padding side",
-            f"{tokenizer.padding_side}: other programs that decode batches need left",
-            'set "padding_side": "left" in tokenizer_config.json; jsfree itself pads nothing',
+            f"{tokenizer.padding_side}: other programs need left padding to decode batches",
+            'set "padding_side": "left" in tokenizer_config.json; jsfree itself does not pad',
         )
     else:
-        yield ok(AREA, "padding side", "left, as batched decoding elsewhere needs it")
+        yield ok(AREA, "padding side", "left, which other programs need to decode batches")
 
 
 def _lengths_fit(config: RunConfig, model: Description) -> Iterator[Finding]:
-    """Prompt, image and the longest caption against the context: nothing is ever cut silently."""
-    room = model.config.get_text_config().max_position_embeddings
+    """Check that prompt, image and the longest caption fit the context."""
+    context = model.config.get_text_config().max_position_embeddings
     prefix = lengths(config, model).prefix
-    asked = {} if config.imported else {"generate.decoding": config.generate.decoding.max_new_tokens}
-    asked |= {f"evaluate.modes.{name}": mode.max_new_tokens for name, mode in config.evaluate.modes.items()}
-    too_long = {name: most for name, most in asked.items() if prefix + most > room}
-    for name, most in too_long.items():
+    limits = {} if config.imported else {"generate.decoding": config.generate.decoding.max_new_tokens}
+    limits |= {f"evaluate.modes.{name}": mode.max_new_tokens for name, mode in config.evaluate.modes.items()}
+    too_long = {name: tokens for name, tokens in limits.items() if prefix + tokens > context}
+    for name, tokens in too_long.items():
         yield fails(
             AREA,
             "context",
-            f"image and prompt take {prefix} positions and {name}.max_new_tokens {most}, together more than the"
-            f" model's {room}",
-            f"set {name}.max_new_tokens to {max(0, room - prefix)} or less",
+            f"image and prompt take {prefix} positions and {name}.max_new_tokens {tokens}, together more than the"
+            f" model's {context}",
+            f"set {name}.max_new_tokens to {max(0, context - prefix)} or less",
         )
     if not too_long:
-        yield ok(AREA, "context", f"{prefix} for image and prompt and up to {max(asked.values())} of {room} positions")
+        yield ok(
+            AREA, "context", f"{prefix} for image and prompt, up to {max(limits.values())}, of {context} positions"
+        )
 
 
 def lengths(config: RunConfig, model: Description) -> Lengths:
-    """Tokens of the prompt, as the tokenizer has them, and of captions."""
+    """Lengths of the prompt, by the tokenizer, and of captions."""
     tokenizer = model.processor.tokenizer
     with_image = prompts.conditional_prompt(model.processor, config.prompt)
     without = prompts.unconditional_prompt(model.processor, config.prompt)
@@ -241,30 +243,30 @@ def lengths(config: RunConfig, model: Description) -> Lengths:
     )
 
 
-def guessed_lengths(config: RunConfig, shape: LlavaShape) -> Lengths:
-    """The same without a tokenizer."""
-    words = TEMPLATE_TOKENS + len(config.prompt) // CHARS_A_TOKEN
-    return Lengths(shape.image_tokens + words, words, caption_tokens(config), config.generate.decoding.max_new_tokens)
+def estimated_lengths(config: RunConfig, shape: LlavaShape) -> Lengths:
+    """Lengths of prompt and captions, estimated without a tokenizer."""
+    text = TEMPLATE_TOKENS + len(config.prompt) // CHARS_A_TOKEN
+    return Lengths(shape.image_tokens + text, text, caption_tokens(config), config.generate.decoding.max_new_tokens)
 
 
 def clip_ref(config: RunConfig) -> str:
-    """The reference behind the configured CLIP model.
+    """The reference of the configured CLIP model.
 
     Raises:
-        ModelError: there is none of the configured weights.
+        ModelError: there are no such pretrained weights.
     """
     return clip_source(config.clip.versioned_ref, config.clip.pretrained)[0]
 
 
 def check_clip(config: RunConfig) -> Iterator[Finding]:
-    """CLIP's files, and what its configuration says of images and texts.
+    """Check CLIP's files, and report its image size and text context.
 
     Raises:
-        ModelError: it is missing, gated or not whole.
+        ModelError: it is missing, gated or incomplete.
     """
     ref = clip_ref(config)
     if is_elsewhere(ref, CLIP, config.models):
-        yield elsewhere("CLIP", ref)
+        yield unchecked("CLIP", ref)
         return
     look_up(ref, CLIP, config.models)
     with description_folder(ref, CLIP, config.models) as folder:
@@ -274,7 +276,7 @@ def check_clip(config: RunConfig) -> Iterator[Finding]:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(
                 f"CLIP {ref!r}: open_clip_config.json does not describe a CLIP model ({error})",
-                "take another, or fetch it again",
+                "use another, or fetch it again",
             ) from error
-    found = f"{config.clip.versioned_ref}: images of {side} pixels; sentences over {context} tokens are cut in parts"
+    found = f"{config.clip.versioned_ref}: images of {side} pixels; sentences over {context} tokens are split"
     yield ok(AREA, "CLIP", found)

@@ -1,4 +1,4 @@
-"""Settings that are each valid and do not go together, as far as they tell by themselves."""
+"""Checks for valid settings that contradict each other."""
 
 from __future__ import annotations
 
@@ -7,63 +7,63 @@ from collections.abc import Iterator
 
 from jsfree.checks.findings import Finding, fails, note, ok
 from jsfree.config import RunConfig
-from jsfree.sizing.work import Work
+from jsfree.sizing.workload import Workload
 from jsfree.uris import has_scheme
 
 AREA = "settings"
-FEW_STEPS = 10
+MIN_STEPS = 10
 
 
-def check_settings(config: RunConfig, work: Work) -> Iterator[Finding]:
-    """What the settings of different sections say about each other, for rounds of ``work.images`` images."""
+def check_settings(config: RunConfig, workload: Workload) -> Iterator[Finding]:
+    """Check settings of different sections against each other, and against the workload."""
     problems = [
-        *_training(config, work),
+        *_training(config, workload),
         *_generation(config),
         *_placement(config),
     ]
     yield from problems or [ok(AREA, "contradictions", "none between sections")]
 
 
-def _training(config: RunConfig, work: Work) -> Iterator[Finding]:
+def _training(config: RunConfig, workload: Workload) -> Iterator[Finding]:
     train, held_out = config.train, config.train.validation.pairs
-    trained = work.pairs - held_out
+    trained = workload.pairs - held_out
     if trained < train.pairs_per_step:
         without = f" without the {held_out} of 'train.validation.pairs'" if held_out else ""
         yield fails(
             AREA,
             "pairs for training",
-            f"{work.images // work.rounds} {'pairs' if config.imported else 'images'} a round leave at most {trained}"
-            f" selected pairs{without}, fewer than the {train.pairs_per_step} of one step (train.pairs_per_step)",
+            f"{workload.images // workload.rounds} {'pairs' if config.imported else 'images'} per round leave at most"
+            f" {trained} selected pairs{without}, fewer than the {train.pairs_per_step} of one step",
             f"{'import more' if config.imported else 'raise source.count'}, widen select.first to select.last, or lower"
             " train.pairs_per_step",
         )
         return
-    if work.steps < FEW_STEPS:
+    if workload.steps < MIN_STEPS:
         yield note(
             AREA,
             "steps of training",
-            f"{work.pairs} selected pairs are only {work.steps} optimizer steps",
-            "take more images, or fewer pairs a step, for a visible effect",
+            f"{workload.pairs} selected pairs are only {workload.steps} optimizer steps",
+            "use more images, or fewer pairs per step, for a visible effect",
         )
-    if train.checkpoint_every >= work.steps and work.steps >= 100:
+    if train.checkpoint_every >= workload.steps and workload.steps >= 100:
         yield note(
             AREA,
             "checkpoints",
-            f"train.checkpoint_every is {train.checkpoint_every}, and there are {work.steps} steps: none is written",
-            "lower it, or a lost worker begins the training again",
+            f"train.checkpoint_every is {train.checkpoint_every}, there are {workload.steps} steps: none is written",
+            "lower it, or training starts over after the loss of a worker",
         )
-    if held_out and train.validation.every > work.steps:
+    if held_out and train.validation.every > workload.steps:
         yield note(
             AREA,
             "validation",
-            f"train.validation.every is {train.validation.every}, there are {work.steps} steps: one look, at the end",
+            f"train.validation.every is {train.validation.every}, there are {workload.steps} steps: it runs once",
             "lower it",
         )
     if train.cache_vision_features and train.epochs == 1:
         yield note(
             AREA,
             "train.cache_vision_features",
-            "with one epoch each image is seen twice (reference and training): little is won for the disk it takes",
+            "with one epoch each image is seen only twice (reference and training): little gain for the disk space",
         )
 
 
@@ -73,8 +73,8 @@ def _generation(config: RunConfig) -> Iterator[Finding]:
         yield note(
             AREA,
             "generate.decoding.temperature",
-            "at temperature 0 both captions follow the most probable token: many pairs are twice the same caption",
-            "set it to 1, as the paper",
+            "at temperature 0 both captions take the most probable token: many pairs have identical captions",
+            "set it to 1, as in the paper",
         )
     for stage, resources in (("generate", config.generate.resources), ("train", config.train.resources)):
         if config.captioner.dtype == "bfloat16" and not resources.gpus:
@@ -109,6 +109,6 @@ def _placement(config: RunConfig) -> Iterator[Finding]:
         yield note(
             AREA,
             "serve.host",
-            f"{config.serve.host} is open to whoever reaches it: there is no authentication",
-            "keep 127.0.0.1, or put a proxy before it",
+            f"{config.serve.host} accepts requests from other machines: there is no authentication",
+            "keep 127.0.0.1, or use an authenticating proxy",
         )

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 
 from jsfree.decoding.cache import CacheLayout, rounded
@@ -140,7 +141,7 @@ def budget_of(captioner: Captioner, kv_cache_gib: float | None, held: int = 0) -
         # Keys and values are on the devices of their layers, about as many on each.
         free = len(devices) * min(torch.cuda.mem_get_info(device)[0] for device in devices)
         return int(OF_GPU * (free + held))
-    return int(OF_CPU * (_meminfo("MemAvailable") + held))
+    return int(OF_CPU * (psutil.virtual_memory().available + held))
 
 
 def limit_of(captioner: Captioner, kv_cache_gib: float | None) -> int:
@@ -151,7 +152,7 @@ def limit_of(captioner: Captioner, kv_cache_gib: float | None) -> int:
     if devices:
         rest = (torch.cuda.mem_get_info(device)[1] - torch.cuda.memory_allocated(device) for device in devices)
         return int(OF_GPU * len(devices) * min(rest))
-    return int(OF_CPU * _meminfo("MemTotal"))
+    return int(OF_CPU * psutil.virtual_memory().total)
 
 
 def _gpus(captioner: Captioner) -> set[torch.device]:
@@ -159,9 +160,3 @@ def _gpus(captioner: Captioner) -> set[torch.device]:
     devices = {torch.device(each) for each in getattr(captioner.model, "hf_device_map", {}).values()}
     devices = devices or {captioner.device}
     return devices if all(device.type == "cuda" for device in devices) else set()
-
-
-def _meminfo(name: str) -> int:
-    """A figure of ``/proc/meminfo``, in bytes."""
-    with open("/proc/meminfo", encoding="utf-8") as file:
-        return 1024 * int(next(line.split()[1] for line in file if line.startswith(f"{name}:")))

@@ -8,6 +8,7 @@ Shapes: N samples, K columns, R resamples.
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -90,10 +91,13 @@ def wilson(successes: int, total: int, z: float = Z95) -> Interval:
     return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
 
 
+@lru_cache(maxsize=1)  # every metric of a set of captions has the same resamples
 def resample_counts(samples: int, resamples: int, seed: int) -> FloatArray:
-    """How often each sample is drawn in each resample, (R, N); rows sum to N."""
+    """How often each sample is drawn in each resample, (R, N), read-only; rows sum to N."""
     rng = np.random.default_rng(seed)
-    return rng.multinomial(samples, np.full(samples, 1 / samples), size=resamples).astype(np.float64)
+    counts = rng.multinomial(samples, np.full(samples, 1 / samples), size=resamples).astype(np.float64)
+    counts.flags.writeable = False
+    return counts
 
 
 def divide(numerators: FloatArray, denominators: FloatArray) -> FloatArray:

@@ -21,7 +21,7 @@ from filelock import FileLock
 from jsfree.config import ModelFiles
 from jsfree.errors import ModelError
 from jsfree.models.contents import CHECKSUMS, Kind, require, require_folder, verify_checksums
-from jsfree.run.filesystems import filesystem_of, reason
+from jsfree.run.filesystems import filesystem_of, free_bytes, reason
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     Raises:
         ModelError: it has not.
     """
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(str(folder))
     if needed and needed + SPARE_BYTES > free:
         raise ModelError(
             f"{what} needs {needed / 1e9:.1f} GB (and {SPARE_BYTES / 1e9:.0f} GB to spare), but the disk of {folder}"

@@ -12,11 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 import jsfree
+from jsfree.gpus import nvidia_driver
 from jsfree.run import code_version
 
 LIBRARIES = ("ray", "torch", "transformers", "open_clip_torch", "deepspeed", "pyarrow", "numpy", "safetensors")
-GPU_FIELDS = "name,memory.total,driver_version"
 Machine = dict[str, Any]
 """A machine: ``host``, ``cpus``, ``memory_gib``, and with GPUs ``gpus`` and ``nvidia_driver``."""
 
@@ -50,13 +52,12 @@ def hardware() -> str:
 
 def machine() -> Machine:
     """Name, CPUs, memory, GPUs and GPU driver of this machine."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = psutil.virtual_memory().total
     facts: Machine = {"host": socket.gethostname(), "cpus": os.cpu_count(), "memory_gib": gibibytes(memory)}
-    listed = _output(["nvidia-smi", f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader,nounits"])
-    gpus = [[field.strip() for field in line.split(",")] for line in (listed or "").splitlines()]
-    if gpus and all(len(fields) == GPU_FIELDS.count(",") + 1 for fields in gpus):
-        facts["gpus"] = [f"{name}, {memory} MiB" for name, memory, _ in gpus]
-        facts["nvidia_driver"] = gpus[0][2]
+    driver = nvidia_driver()
+    if driver is not None and driver.gpus:
+        facts["gpus"] = [f"{name}, {size // 2**20} MiB" for name, size in driver.gpus]
+        facts["nvidia_driver"] = driver.version
     return facts
 
 

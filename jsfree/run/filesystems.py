@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,11 @@ def nearest_existing(path: str) -> Path:
     while not os.path.exists(found):  # Path.exists raises PermissionError where this returns False
         found = found.parent
     return found
+
+
+def free_bytes(path: str) -> int:
+    """Free space on the disk of a path, which need not exist yet."""
+    return shutil.disk_usage(nearest_existing(path)).free
 
 
 def reason(error: BaseException) -> str:

@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -111,8 +112,7 @@ class Holder:
 class Lease:
     """Holds the lease of a run's folder for a ``with`` block.
 
-    In the main thread a lost lease interrupts the block, and SIGTERM ends it like an error, so that the lease is
-    released; in any other thread a lost lease is told when the block ends.
+    In the main thread a lost lease interrupts the block; in any other thread it is reported when the block ends.
 
     Raises:
         LeaseError: another driver holds the lease, or took it while the block ran.
@@ -126,12 +126,14 @@ class Lease:
         self._ended = threading.Event()
         self._lost = ""
         self._thread = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
-        self._handlers: dict[signal.Signals, object] = {}
+        self._handler: Any = None
+        """The handler of ``LOST`` that ours replaced."""
 
     def __enter__(self) -> Lease:
         while not self._claim(self._judged()):
             pass  # the lease changed meanwhile: judge it again
-        self._install_handlers()
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(LOST, _interrupt)
         self._thread.start()
         return self
 
@@ -139,10 +141,12 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        if LOST in self._handlers:
+        if self._handler is not None:
             signal.signal(LOST, signal.SIG_IGN)  # too late to interrupt: what follows must be done
         self._thread.join()
-        self._restore_handlers()
+        if self._handler is not None:
+            signal.signal(LOST, self._handler)
+            self._handler = None
         if self._lost:
             raise LeaseError(self._lost) from error
         with suppress(StorageError):  # it goes stale by itself
@@ -210,7 +214,7 @@ class Lease:
             f"{self.folder.uri}: stopped, for {why}; what was finished stays;"
             " run it again when no other driver works on it"
         )
-        if LOST in self._handlers:
+        if self._handler is not None:
             signal.pthread_kill(threading.main_thread().ident or 0, LOST)
 
     def _release(self) -> None:
@@ -241,26 +245,10 @@ class Lease:
             f" without a sign of life for {held.stale_after:g} s its lease is taken over"
         )
 
-    def _install_handlers(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        self._handlers[LOST] = signal.signal(LOST, _interrupt)
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            self._handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, _end)
-
-    def _restore_handlers(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)  # type: ignore[arg-type] # what signal.signal returned
-        self._handlers = {}
-
 
 def _interrupt(*_: int | FrameType | None) -> None:
     # Of all exceptions Ray lets only this one and SystemExit out of its waiting calls.
     raise KeyboardInterrupt
-
-
-def _end(number: int, _: FrameType | None) -> None:
-    raise SystemExit(128 + number)
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""What a run will need: shapes, memory, time and disk space."""
+"""Predictions of what a run takes: memory, time and disk space, from the shapes of its models."""

@@ -1,21 +1,21 @@
-"""What training takes, in bytes, told from the number of parameters before anything is loaded.
+"""Bytes that training takes, computed from the number of parameters before anything is loaded.
 
-P is the number of all parameters, T of those that are trained, W of workers, and b the bytes of a parameter in
-``captioner.dtype`` (bfloat16 2, float32 4). The optimizer keeps three float32 numbers a trained parameter: master
+P is the number of all parameters, T of the trained ones, W of workers, and b the bytes of a parameter in
+``captioner.dtype`` (bfloat16 2, float32 4). The optimizer keeps three float32 numbers per trained parameter: master
 weight and Adam's two moments.
 
 | | ZeRO-1 | ZeRO-2 | ZeRO-3 |
 |---|---|---|---|
-| weights on a GPU | b P | b P | b P / W |
-| optimizer state on a GPU | 12 T / W | 12 T / W | 12 T / W |
-| gradients on a GPU | b T | b T / W | b T / W |
-| most during an optimizer step, beside these | (b + 4) T / W | (b + 4) T / W | (b + 4) T / W |
-| a checkpoint, all workers' files | 12 T + b P | 12 T + b P | 12 T + b (P - T) |
+| weights per GPU | b P | b P | b P / W |
+| optimizer state per GPU | 12 T / W | 12 T / W | 12 T / W |
+| gradients per GPU | b T | b T / W | b T / W |
+| in addition during an optimizer step | (b + 4) T / W | (b + 4) T / W | (b + 4) T / W |
+| a checkpoint, files of all workers | 12 T + b P | 12 T + b P | 12 T + b (P - T) |
 
-Every worker loads the whole model before it is sharded, so b P is the least. The step's share is a flat copy of the
+Every worker loads the whole model before it is sharded, so b P is the minimum. A step adds a flat copy of the
 gradients and, in bfloat16, their float32 copy. ``jsfree.sizing.memory`` adds activations, buckets and logits.
-Read in DeepSpeed 0.19.8; the checkpoints are measured in tests/dpo/test_engine.py, memory on CPUs by
-``benchmarks/memory.py``, GPU memory is not.
+Source: DeepSpeed 0.19.8. Checkpoints are measured in tests/dpo/test_engine.py and memory on CPUs by
+``benchmarks/memory.py``; GPU memory has not been measured.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ GRADIENT_BYTES = 4
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of a model's parameters: all of them, and those that are trained."""
+    """Number of a model's parameters: all of them, and the trained ones."""
 
     total: int
     trained: int
@@ -73,18 +73,18 @@ def parameters_of(
 
 
 def checkpoint_bytes(parameters: Parameters, zero_stage: int, dtype: str) -> int:
-    """A training checkpoint, summed over all workers' files."""
+    """Size of a training checkpoint, summed over the files of all workers."""
     stored = parameters.total - parameters.trained if zero_stage == 3 else parameters.total
     return OPTIMIZER_BYTES * parameters.trained + BYTES[dtype] * stored
 
 
 def model_bytes(parameters: Parameters, dtype: str) -> int:
-    """The published model."""
+    """Size of the published model."""
     return BYTES[dtype] * parameters.total
 
 
 def feature_bytes(folder: Path, dtype: str) -> int:
-    """Bytes of an image's features: the output of the vision tower of a captioner in a local folder."""
+    """Bytes of the vision tower's features of one image, of a captioner in a local folder."""
     from transformers import LlavaConfig
 
     config: Any = LlavaConfig.from_pretrained(folder)
@@ -93,55 +93,58 @@ def feature_bytes(folder: Path, dtype: str) -> int:
     return int(BYTES[dtype] * visual_tokens(config) * width)
 
 
-def passing_bytes(parameters: Parameters, zero_stage: int, dtype: str, checkpoints: int) -> int:
-    """What lies in TMPDIR at most: a checkpoint, if any is written, or the model, on its way into the run."""
-    each = checkpoint_bytes(parameters, zero_stage, dtype) if checkpoints else 0
-    return max(each, model_bytes(parameters, dtype))
+def temporary_bytes(parameters: Parameters, zero_stage: int, dtype: str, checkpoints: int) -> int:
+    """Most bytes in TMPDIR at a time: a checkpoint (if any is written) or the model, until it is copied."""
+    checkpoint = checkpoint_bytes(parameters, zero_stage, dtype) if checkpoints else 0
+    return max(checkpoint, model_bytes(parameters, dtype))
 
 
 @dataclass(frozen=True)
-class Shares:
-    """What training holds of a model on a GPU, in bytes."""
+class GpuBytes:
+    """Bytes per GPU that training takes, without activations."""
 
     loading: int
-    """The whole model, which every GPU holds at the start, however it is sharded afterwards."""
+    """The whole model, which every GPU holds at the start, before it is sharded."""
     weights: int
     gradients: int
     optimizer: int
     step: int
-    """Beside the others, during an optimizer step alone."""
+    """In addition, during an optimizer step only."""
 
     @property
     def held(self) -> int:
-        """What is there all the time."""
+        """What is held throughout."""
         return self.weights + self.gradients + self.optimizer
 
 
-def shares(parameters: Parameters, zero_stage: int, workers: int, dtype: str, offload: str = "none") -> Shares:
-    """What weights, gradients and optimizer take on a GPU (the table above).
+def training_bytes(
+    parameters: Parameters, zero_stage: int, workers: int, dtype: str, offload: str = "none"
+) -> GpuBytes:
+    """Bytes per GPU of weights, gradients and optimizer (the table above).
 
-    What is offloaded does not count: optimizer and step, or the weights too.
+    Offloaded parts are not counted: optimizer and step, or the weights too.
     """
-    each, trained = BYTES[dtype], parameters.trained
-    weights = 0.0 if offload == "all" else each * parameters.total / (workers if zero_stage == 3 else 1)
-    gradients = each * trained / (1 if zero_stage == 1 else workers)
-    here = offload == "none"
-    return Shares(
-        loading=math.ceil(each * parameters.total),
+    width, trained = BYTES[dtype], parameters.trained
+    weights = 0.0 if offload == "all" else width * parameters.total / (workers if zero_stage == 3 else 1)
+    gradients = width * trained / (1 if zero_stage == 1 else workers)
+    on_gpu = offload == "none"
+    copies = width + (GRADIENT_BYTES if width < GRADIENT_BYTES else 0)
+    return GpuBytes(
+        loading=math.ceil(width * parameters.total),
         weights=math.ceil(weights),
         gradients=math.ceil(gradients),
-        optimizer=math.ceil(OPTIMIZER_BYTES * trained / workers) if here else 0,
-        step=math.ceil((each + (GRADIENT_BYTES if each < GRADIENT_BYTES else 0)) * trained / workers) if here else 0,
+        optimizer=math.ceil(OPTIMIZER_BYTES * trained / workers) if on_gpu else 0,
+        step=math.ceil(copies * trained / workers) if on_gpu else 0,
     )
 
 
 def gpu_bytes(parameters: Parameters, zero_stage: int, workers: int, dtype: str, offload: str = "none") -> int:
-    """The most that weights, gradients and optimizer take on a GPU, without activations."""
-    of = shares(parameters, zero_stage, workers, dtype, offload)
-    return max(of.loading, of.held + of.step)
+    """Most bytes per GPU that weights, gradients and optimizer take at a time, without activations."""
+    taken = training_bytes(parameters, zero_stage, workers, dtype, offload)
+    return max(taken.loading, taken.held + taken.step)
 
 
-def checkpoints_held(steps: int, every: int, keep: int) -> int:
-    """Most checkpoints on the disk at once in a training of ``steps``: those kept and the one being written."""
+def max_checkpoints(steps: int, every: int, keep: int) -> int:
+    """Most checkpoints on the disk at a time in a training of ``steps``: those kept and the one being written."""
     written = (steps - 1) // every
     return min(keep + 1, written)

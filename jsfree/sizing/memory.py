@@ -1,6 +1,6 @@
-"""What generation, scoring and training take on a device, predicted from shapes alone. Pure.
+"""Memory that generation and training take on a device, predicted from shapes. Pure functions.
 
-``benchmarks/memory.py`` compares the predictions with what processes really take on CPUs.
+``benchmarks/memory.py`` compares the predictions with the memory of processes on CPUs.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from jsfree.sizing.footprint import BYTES, Parameters
 from jsfree.sizing.shapes import LlavaShape
 
 CUDA_BYTES = 1_500_000_000
-"""Context, kernels and what torch's allocator cannot use again; an estimate."""
+"""CUDA context, kernels, and fragmentation of torch's allocator; an estimate."""
 ADAM_BUFFERS = 3
-"""Float32 numbers a trained parameter that a step of torch's AdamW works with where it is not fused (CPUs): a gradient,
-and two of its own."""
+"""Float32 numbers per trained parameter in a step of torch's AdamW that is not fused (CPUs): the gradient and two
+temporaries."""
 BUCKET, LIVE = 500_000_000, 1_000_000_000
-"""Numbers that DeepSpeed 0.19.8 reduces together, and that ZeRO-3 leaves gathered, by default."""
+"""DeepSpeed 0.19.8's defaults: numbers reduced together, and numbers that ZeRO-3 keeps gathered."""
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of what a captioner reads and writes."""
+    """Lengths of prompts and captions, in tokens."""
 
     prefix: int
     """Image and prompt."""
-    lead: int
+    text_prefix: int
     """The prompt without the image."""
     caption: int
-    """A caption, on average."""
-    most: int
-    """The longest that is allowed."""
+    """The average caption."""
+    maximum: int
+    """The longest caption allowed."""
 
     def rows(self, count: int) -> Rows:
         """A micro batch of pairs."""
@@ -45,39 +45,39 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on a device, by what they are for; those in ``passing`` never come together."""
+    """Bytes on a device by purpose: ``held`` throughout, and ``transient`` ones, one at a time."""
 
     held: dict[str, int]
-    passing: dict[str, int]
+    transient: dict[str, int]
 
     @property
     def total(self) -> int:
-        """The most at a time."""
-        return sum(self.held.values()) + max(self.passing.values(), default=0)
+        """Most bytes at a time."""
+        return sum(self.held.values()) + max(self.transient.values(), default=0)
 
 
 def parameters(shape: LlavaShape, trained_layers: int | None = None, lora: Lora | None = None) -> Parameters:
-    """Numbers of parameters of a captioner."""
+    """Count the parameters of a captioner."""
     return footprint.parameters_of(shapes.tensors(shape), trained_layers, lora)
 
 
 def keys_of(shape: LlavaShape, dtype: str) -> Keys:
-    """What a token's keys and values take."""
+    """The size of a token's keys and values."""
     heads = shape.language.kv_heads or shape.language.heads
     token = shapes.kv_bytes_per_token(shape, BYTES[dtype])
     return Keys(token, shape.language.heads // heads)
 
 
 def decoding_shape(config: RunConfig) -> Shape:
-    """What ``PairGenerator`` makes its engine for."""
+    """The engine shape that ``PairGenerator`` uses."""
     mixed = 0.5 if config.generate.ratios.winner == "zero" else 1.0
     return Shape(config.generate.slots, mixed, seats=2, images=0.75, prompts=1, second_image=False)
 
 
 def generation(shape: LlavaShape, config: RunConfig, lengths: Lengths, slots: int | None = None) -> Memory:
-    """What a replica of stage 1 takes with so many captions together, without CLIP beside it."""
+    """Memory of a replica of stage 1 that decodes ``slots`` captions together, without CLIP."""
     dtype = config.captioner.dtype
-    need = Need(lengths.prefix, lengths.lead, lengths.most)
+    need = Need(lengths.prefix, lengths.text_prefix, lengths.maximum)
     engine = decoding_shape(config)
     wanted = Shape(slots or engine.slots, engine.mixed, engine.seats, engine.images, engine.prompts, False)
     layout = wanted.layout(keys_of(shape, dtype), need, float("inf"))
@@ -89,29 +89,29 @@ def generation(shape: LlavaShape, config: RunConfig, lengths: Lengths, slots: in
 
 
 def _prefill(shape: LlavaShape, lengths: Lengths, dtype: str) -> int:
-    """An image and its prompt: keys and values before they are stored, and what a layer makes on its way."""
-    each, language = BYTES[dtype], shape.language
-    layer = lengths.prefix * (each * (2 * language.hidden + 3 * language.intermediate) + FLOAT32 * language.hidden)
+    """Bytes of prefilling an image and its prompt: its keys and values, and a layer's activations."""
+    width, language = BYTES[dtype], shape.language
+    layer = lengths.prefix * (width * (2 * language.hidden + 3 * language.intermediate) + FLOAT32 * language.hidden)
     return lengths.prefix * keys_of(shape, dtype).token_bytes + layer
 
 
 def _step(shape: LlavaShape, tokens: int, rows: int, dtype: str) -> int:
-    """Logits and both paths' probabilities in float32, and a layer's keys and values as attention takes them."""
+    """Bytes of a decoding step: logits, both paths' probabilities in float32, and a layer's keys and values."""
     logits = rows * shape.vocabulary * (BYTES[dtype] + 3 * FLOAT32)
     return logits + tokens * keys_of(shape, dtype).token_bytes // shape.language.layers
 
 
-def slots_that_fit(shape: LlavaShape, config: RunConfig, lengths: Lengths, memory: int, beside: int = 0) -> int:
-    """Captions that a device of so many bytes decodes together, at most ``generate.slots``; 0 if not even one.
+def slots_that_fit(shape: LlavaShape, config: RunConfig, lengths: Lengths, memory: int, reserved: int = 0) -> int:
+    """Captions that a device with ``memory`` bytes decodes together, at most ``generate.slots``; 0 if none fits.
 
     Args:
-        beside: bytes that something else takes there, such as CLIP.
+        reserved: bytes that something else takes on the device, such as CLIP.
     """
     empty = generation(shape, config, lengths, slots=1)
-    free = memory - beside - CUDA_BYTES - empty.held["weights"] - max(empty.passing.values())
+    free = memory - reserved - CUDA_BYTES - empty.held["weights"] - max(empty.transient.values())
     given = config.generate.kv_cache_gib
     budget = OF_GPU * free if given is None else min(free, given * GIB)
-    need = Need(lengths.prefix, lengths.lead, lengths.most)
+    need = Need(lengths.prefix, lengths.text_prefix, lengths.maximum)
     try:
         return decoding_shape(config).layout(keys_of(shape, config.captioner.dtype), need, budget).slots
     except DeviceError:
@@ -119,41 +119,44 @@ def slots_that_fit(shape: LlavaShape, config: RunConfig, lengths: Lengths, memor
 
 
 def training(shape: LlavaShape, train: Train, dtype: str, lengths: Lengths, *, on_cpu: bool = False) -> Memory:
-    """What a worker of stage 4 takes on its device, with captions of average length."""
+    """Memory of a worker of stage 4, with captions of average length."""
     counted = parameters(shape, train.trained_layers, train.lora)
     workers = train.resources.replicas
-    offload = "none" if on_cpu else train.offload  # on a CPU it is the same memory
-    of = footprint.shares(counted, train.zero_stage, workers, dtype, offload)
+    offload = "none" if on_cpu else train.offload  # a CPU would offload to the same memory
+    taken = footprint.training_bytes(counted, train.zero_stage, workers, dtype, offload)
     rows = lengths.rows(min(train.pairs_per_worker, train.pairs_per_step // workers))
-    each = BYTES[dtype]
-    activations = activation_bytes(shape, rows, each, checkpointing=train.gradient_checkpointing, lora=train.lora)
-    held = {"weights": of.weights, "optimizer": of.optimizer, "buckets": _buckets(counted, train, each, on_cpu)}
-    # Gradients come while activations go; where they add up over micro batches, or have a buffer, they are held.
-    buffered, added_up = train.zero_stage == 3, train.pairs_per_step > rows.count * workers
-    if buffered or added_up:
-        held["gradients"] = of.gradients
-    step = of.step + (0 if "gradients" in held else of.gradients)
+    width = BYTES[dtype]
+    activations = activation_bytes(shape, rows, width, checkpointing=train.gradient_checkpointing, lora=train.lora)
+    held = {"weights": taken.weights, "optimizer": taken.optimizer, "buckets": _buckets(counted, train, width, on_cpu)}
+    # Gradients replace activations during the backward pass, unless they are accumulated or have a buffer.
+    buffered, accumulated = train.zero_stage == 3, train.pairs_per_step > rows.count * workers
+    if buffered or accumulated:
+        held["gradients"] = taken.gradients
+    step = taken.step + (0 if "gradients" in held else taken.gradients)
     if on_cpu:
         adam = ADAM_BUFFERS * FLOAT32 * counted.trained // workers
-        step = max(step, adam - (of.gradients if added_up and not buffered else 0))
-    loading = max(0, of.loading - sum(held.values()))
+        step = max(step, adam - (taken.gradients if accumulated and not buffered else 0))
+    loading = max(0, taken.loading - sum(held.values()))
     return Memory(held, {"activations": activations, "optimizer step": step, "loading": loading})
 
 
-def _buckets(counted: Parameters, train: Train, each: int, on_cpu: bool) -> int:
-    """DeepSpeed's buffers: for gradients on their way between workers, and under ZeRO-3 for weights in use.
+def _buckets(counted: Parameters, train: Train, width: int, on_cpu: bool) -> int:
+    """Bytes of DeepSpeed's buffers: for gradients that workers exchange, and under ZeRO-3 for gathered weights.
 
-    A CPU's memory is taken as they are filled, and under ZeRO-1 and 2 they come late, when activations are gone.
+    On a CPU, memory is only taken as they fill, which under ZeRO-1 and 2 happens after activations are freed.
     """
     if on_cpu:
-        return each * min(BUCKET, counted.trained) if train.zero_stage == 3 else 0
+        return width * min(BUCKET, counted.trained) if train.zero_stage == 3 else 0
     gathered = min(LIVE, counted.total) if train.zero_stage == 3 and train.resources.replicas > 1 else 0
-    return each * (BUCKET + gathered)
+    return width * (BUCKET + gathered)
 
 
 def alternatives(train: Train, *, on_cpu: bool = False) -> Iterator[tuple[str, Train]]:
-    """Other ways to train the same pairs, the fullest first: as configured (whole model or adapters) before the other,
-    the device's memory before the nodes', more kept before computed again, fewer shards before more."""
+    """Alternative ways to train the same pairs, with their names, in order of preference.
+
+    The configured kind (whole model or adapters) comes before the other, the device's memory before offloading,
+    saved activations before recomputed ones, fewer shards before more.
+    """
     kinds = (train.lora, None if train.lora else Lora())
     for lora in kinds:
         for offload in ("none",) if on_cpu else ("none", "optimizer", "all"):

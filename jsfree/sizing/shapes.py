@@ -1,9 +1,9 @@
-"""The shapes of LLaVA-1.5, and what follows from them without any weights: sizes, names, memory.
+"""The shapes of LLaVA-1.5 models, and what can be computed from them without weights.
 
-``PUBLISHED`` holds the hyper-parameters of the llava-hf checkpoints. From a ``LlavaShape`` follow the names and
-shapes of all tensors in the hub's files, the number of parameters, the visual tokens of an image and the KV cache's
-bytes a token; what training takes follows in ``jsfree.sizing.footprint``. Pure functions; only ``llava_config`` and
-``shape_of`` speak of transformers.
+``PUBLISHED`` holds the hyper-parameters of the llava-hf checkpoints. A ``LlavaShape`` determines the names and shapes
+of all tensors in the hub's files, the number of parameters, the visual tokens of an image and the KV cache's bytes per
+token; ``jsfree.sizing.footprint`` computes what training takes. Pure functions; only ``llava_config`` and ``shape_of``
+use transformers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class TransformerShape:
     heads: int
     intermediate: int
     kv_heads: int | None = None
-    """Heads of keys and values where they are fewer (grouped-query attention); LLaVA-1.5 has as many as ``heads``."""
+    """Heads of keys and values (grouped-query attention); None if they are as many as ``heads``, as in LLaVA-1.5."""
 
     @property
     def head(self) -> int:
@@ -47,7 +47,7 @@ class TransformerShape:
 
 @dataclass(frozen=True)
 class LlavaShape:
-    """A CLIP vision tower, a projector of two layers and a Llama language model."""
+    """A CLIP vision tower, a projector of two layers, and a Llama language model."""
 
     language: TransformerShape
     vision: TransformerShape = TransformerShape(hidden=1024, layers=24, heads=16, intermediate=4096)
@@ -70,13 +70,13 @@ IMAGE_TOKEN_ID, PAD_TOKEN_ID = 32000, 32001
 
 
 def tensors(shape: LlavaShape) -> dict[str, Shape]:
-    """Names and shapes of all tensors of a checkpoint, in the key layout of the llava-hf files on the hub."""
+    """Names and shapes of all tensors of a checkpoint, in the key layout of the llava-hf repositories."""
     return dict([*_vision_tensors(shape), *_projector_tensors(shape), *_language_tensors(shape)])
 
 
 def parameters(shape: LlavaShape) -> int:
     """Number of parameters."""
-    return sum(prod(each) for each in tensors(shape).values())
+    return sum(prod(tensor) for tensor in tensors(shape).values())
 
 
 def kv_bytes_per_token(shape: LlavaShape, bytes_per_number: int = BF16) -> int:
@@ -85,7 +85,7 @@ def kv_bytes_per_token(shape: LlavaShape, bytes_per_number: int = BF16) -> int:
 
 
 def llava_config(shape: LlavaShape) -> LlavaConfig:
-    """The configuration of a published checkpoint, for a model on the meta device."""
+    """The transformers configuration of a shape."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
     vision = CLIPVisionConfig(
@@ -111,17 +111,17 @@ def llava_config(shape: LlavaShape) -> LlavaConfig:
 
 
 def shape_of(config: LlavaConfig) -> LlavaShape:
-    """The shape of a checkpoint by its configuration.
+    """The shape of a checkpoint with a given configuration.
 
     Raises:
-        ModelError: its parts are not a CLIP tower and a Llama (or Mistral), so nothing follows from here.
+        ModelError: its parts are not a CLIP tower and a Llama (or Mistral) model.
     """
     language, vision = config.text_config, config.vision_config
     if vision.model_type != "clip_vision_model" or language.model_type not in ("llama", "mistral"):
         raise ModelError(
-            f"a LLaVA model of {vision.model_type!r} and {language.model_type!r} is none of the LLaVA-1.5 family"
-            " (clip_vision_model and llama)",
-            "its size cannot be told from its configuration",
+            f"a LLaVA model of {vision.model_type!r} and {language.model_type!r} is not of the LLaVA-1.5 family"
+            " (clip_vision_model and llama), so its size cannot be computed",
+            "use a LLaVA-1.5 checkpoint",
         )
     return LlavaShape(
         language=_stack(language, language.num_key_value_heads),
@@ -164,20 +164,20 @@ def _norm(name: str, width: int) -> Iterator[tuple[str, Shape]]:
 
 def _vision_tensors(shape: LlavaShape) -> Iterator[tuple[str, Shape]]:
     vision, root = shape.vision, "vision_tower.vision_model"
-    wide = vision.hidden
-    yield f"{root}.embeddings.class_embedding", (wide,)
-    yield f"{root}.embeddings.patch_embedding.weight", (wide, 3, shape.patch_size, shape.patch_size)
-    yield f"{root}.embeddings.position_embedding.weight", (shape.image_tokens + 1, wide)
-    yield from _norm(f"{root}.pre_layrnorm", wide)  # spelt so in the files
+    hidden = vision.hidden
+    yield f"{root}.embeddings.class_embedding", (hidden,)
+    yield f"{root}.embeddings.patch_embedding.weight", (hidden, 3, shape.patch_size, shape.patch_size)
+    yield f"{root}.embeddings.position_embedding.weight", (shape.image_tokens + 1, hidden)
+    yield from _norm(f"{root}.pre_layrnorm", hidden)  # the spelling of the files
     for number in range(vision.layers):
         layer = f"{root}.encoder.layers.{number}"
         for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            yield from _linear(f"{layer}.self_attn.{part}", wide, wide)
-        yield from _norm(f"{layer}.layer_norm1", wide)
-        yield from _linear(f"{layer}.mlp.fc1", wide, vision.intermediate)
-        yield from _linear(f"{layer}.mlp.fc2", vision.intermediate, wide)
-        yield from _norm(f"{layer}.layer_norm2", wide)
-    yield from _norm(f"{root}.post_layernorm", wide)
+            yield from _linear(f"{layer}.self_attn.{part}", hidden, hidden)
+        yield from _norm(f"{layer}.layer_norm1", hidden)
+        yield from _linear(f"{layer}.mlp.fc1", hidden, vision.intermediate)
+        yield from _linear(f"{layer}.mlp.fc2", vision.intermediate, hidden)
+        yield from _norm(f"{layer}.layer_norm2", hidden)
+    yield from _norm(f"{root}.post_layernorm", hidden)
 
 
 def _projector_tensors(shape: LlavaShape) -> Iterator[tuple[str, Shape]]:
@@ -187,16 +187,16 @@ def _projector_tensors(shape: LlavaShape) -> Iterator[tuple[str, Shape]]:
 
 def _language_tensors(shape: LlavaShape) -> Iterator[tuple[str, Shape]]:
     language, root = shape.language, "language_model.model"
-    wide, between = language.hidden, language.intermediate
-    yield f"{root}.embed_tokens.weight", (shape.vocabulary, wide)
+    hidden, intermediate = language.hidden, language.intermediate
+    yield f"{root}.embed_tokens.weight", (shape.vocabulary, hidden)
     for number in range(language.layers):
         layer = f"{root}.layers.{number}"
-        for part, rows in (("q_proj", wide), ("k_proj", language.kv), ("v_proj", language.kv), ("o_proj", wide)):
-            yield f"{layer}.self_attn.{part}.weight", (rows, wide)
-        yield f"{layer}.mlp.gate_proj.weight", (between, wide)
-        yield f"{layer}.mlp.up_proj.weight", (between, wide)
-        yield f"{layer}.mlp.down_proj.weight", (wide, between)
-        yield f"{layer}.input_layernorm.weight", (wide,)
-        yield f"{layer}.post_attention_layernorm.weight", (wide,)
-    yield f"{root}.norm.weight", (wide,)
-    yield "language_model.lm_head.weight", (shape.vocabulary, wide)
+        for part, rows in (("q_proj", hidden), ("k_proj", language.kv), ("v_proj", language.kv), ("o_proj", hidden)):
+            yield f"{layer}.self_attn.{part}.weight", (rows, hidden)
+        yield f"{layer}.mlp.gate_proj.weight", (intermediate, hidden)
+        yield f"{layer}.mlp.up_proj.weight", (intermediate, hidden)
+        yield f"{layer}.mlp.down_proj.weight", (hidden, intermediate)
+        yield f"{layer}.input_layernorm.weight", (hidden,)
+        yield f"{layer}.post_attention_layernorm.weight", (hidden,)
+    yield f"{root}.norm.weight", (hidden,)
+    yield "language_model.lm_head.weight", (shape.vocabulary, hidden)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jsfree.errors import RowError
-from jsfree.gpus import bisected
+from jsfree.gpus import apply_in_halves
 from jsfree.images.decoding import load_image
 from jsfree.models.loading import load_clip
 from jsfree.schemas import ScoredCaption, SentenceScore, StageOutput, error_row
@@ -77,7 +77,9 @@ class ClipScorer:
         embedded: list[torch.Tensor] = []
         for start in range(0, len(pixels), IMAGES_AT_ONCE):
             with self._turn:
-                embedded += bisected(self._encode_pixels, torch.stack(list(pixels[start : start + IMAGES_AT_ONCE])))
+                embedded += apply_in_halves(
+                    self._encode_pixels, torch.stack(list(pixels[start : start + IMAGES_AT_ONCE]))
+                )
         return embedded
 
     def score(self, pairs: Sequence[Pair], images: Sequence[torch.Tensor | RowError]) -> StageOutput:
@@ -171,7 +173,9 @@ class ClipScorer:
         lengths = _pooled_at(self._clip.model, tokens_TL) + 1 if self._short else (tokens_TL != self._pad).sum(-1)
         order = lengths.argsort(stable=True)
         batches = (order[start : start + TEXTS_AT_ONCE] for start in range(0, len(order), TEXTS_AT_ONCE))
-        encoded = [bisected(partial(self._encode_batch, int(lengths[rows].max())), tokens_TL[rows]) for rows in batches]
+        encoded = [
+            apply_in_halves(partial(self._encode_batch, int(lengths[rows].max())), tokens_TL[rows]) for rows in batches
+        ]
         return torch.cat(encoded)[order.argsort()], int(lengths.sum())
 
     def _encode_batch(self, longest: int, tokens_TL: torch.Tensor) -> torch.Tensor:

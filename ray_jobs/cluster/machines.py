@@ -9,15 +9,15 @@ from functools import partial
 
 from jsfree.checks import devices
 from jsfree.checks.devices import Device
-from jsfree.checks.findings import Finding, fails, note, ok, run_check
-from jsfree.checks.libraries import check_arithmetic, check_drivers
+from jsfree.checks.findings import Finding, fails, from_error, note, ok, run_check
+from jsfree.checks.libraries import check_drivers
 from jsfree.config import Resources, RunConfig
-from jsfree.errors import ConfigError
-from jsfree.gpus import why_no_cuda
+from jsfree.errors import ConfigError, DeviceError
+from jsfree.gpus import Gpu, check_dtype, cuda_error
 from jsfree.run.environment import Machine
 from jsfree.sizing import rates
-from jsfree.sizing.rates import Gpu
-from jsfree.sizing.work import Work
+from jsfree.sizing.rates import GpuKind
+from jsfree.sizing.workload import Workload
 from ray_jobs.cluster.capacity import check_capacity, describe, inventory, replicas_on
 from ray_jobs.cluster.nodes import add_new_nodes
 from ray_jobs.cluster.session import Cluster, session_folder
@@ -48,10 +48,10 @@ class Machines:
         remaining: the stages that still have to run.
     """
 
-    def __init__(self, cluster: Cluster, remaining: set[str], work: Work) -> None:
+    def __init__(self, cluster: Cluster, remaining: set[str], work: Workload) -> None:
         self._cluster, self.remaining, self._work = cluster, remaining, work
         self._gpus: list[_NodeGpu] = []
-        self.gpu: Gpu | None = None
+        self.gpu: GpuKind | None = None
         """The GPU that times are estimated for, if its rates are known."""
 
     def check(self, config: RunConfig) -> Iterator[Finding]:
@@ -144,7 +144,10 @@ class Machines:
             yield note(CLUSTER, "GPU", f"the speed of {device.name} is unknown, so times are not estimated")
             return
         yield ok(CLUSTER, "GPU", f"{device.name}, {device.memory / devices.GB:.0f} GB")
-        yield from check_arithmetic(config, device.name, self.gpu)
+        try:
+            check_dtype(Gpu(device.name, device.memory, self.gpu.bf16), config.captioner.dtype)
+        except DeviceError as error:
+            yield from_error(CLUSTER, "GPU", error)
 
 
 def stage_resources(config: RunConfig) -> dict[str, Resources]:
@@ -165,7 +168,7 @@ def _check_on_this_machine(stage: str, resources: Resources, node: dict[str, int
     request = f"{replicas} x ({describe(resources)})"
     any_gpu = resources.model_copy(update={"accelerator_type": None})
     if resources.gpus and replicas_on({**node, "CPU": UNLIMITED_CPUS}, any_gpu) < replicas:
-        reason = "" if node["GPU"] else f": {why_no_cuda()}"
+        reason = "" if node["GPU"] else f": {cuda_error()}"
         return fails(
             CLUSTER,
             stage,

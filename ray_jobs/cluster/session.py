@@ -7,8 +7,7 @@ import os
 import secrets
 import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, StageError
 from jsfree.run.filesystems import nearest_existing
 from ray_jobs.cluster.failures import first_line
-from ray_jobs.quiet import set_environment, silence_ray
+from ray_jobs.quiet import set_environment, silence_ray, silent_output
 from ray_jobs.shards import board
 from ray_jobs.signals import sigterm_handler_kept
 
@@ -88,7 +87,7 @@ class Cluster:
             local["_temp_dir"] = session_folder()
             _provide_token()
         try:
-            with sigterm_handler_kept(), _silent_stderr():  # the backend logs before it reads its log level
+            with sigterm_handler_kept(), silent_output(2):  # the backend logs before it reads its log level
                 ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
         except ConnectionError as error:
             raise StageError(f"no Ray cluster answers at {address!r}: {error}", "set ray.address") from error
@@ -177,16 +176,3 @@ def _require_listener(address: str | None) -> None:
         raise StageError(
             f"no Ray cluster answers at {address!r}: {reason}", "correct ray.address, or start the cluster"
         ) from error
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Discard what this process writes to file descriptor 2, also from native code."""
-    saved = os.dup(2)
-    with open(os.devnull, "w", encoding="utf-8") as devnull:
-        os.dup2(devnull.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)

@@ -101,7 +101,7 @@ class Reporter:
             TextColumn("{task.fields[note]}", style="dim", markup=False),
         )
         with Progress(*columns, console=self.console, transient=True) as bar:
-            task = bar.add_task(title, total=total, note="")
+            task = bar.add_task(title, total=total or None, note="")
 
             def update(done: int, note: str, total: int | None = None) -> None:
                 bar.update(task, completed=done, note=note, total=total)

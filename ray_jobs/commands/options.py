@@ -10,7 +10,9 @@ import typer
 
 from jsfree import config as configuration
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of settings. Default: MiniWorld's.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="YAML file of settings. Default: MiniWorld's.")
+]
 RunFolder = Annotated[
     str | None, typer.Option("--run", metavar="PATH", help="Folder or URI of the run. Default: the setting 'run'.")
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jsfree import config as configuration
-from jsfree.checks import data, devices, findings, models, places
+from jsfree.checks import data, devices, findings, models, storage
 from jsfree.checks.devices import Device
 from jsfree.checks.findings import Finding, ok, run_check
 from jsfree.checks.libraries import check_libraries
@@ -19,12 +19,11 @@ from jsfree.images.drawing import Drawn
 from jsfree.images.sources import Look, images_of_a_round, look_at
 from jsfree.models.contents import CAPTIONER
 from jsfree.run.run import Run
-from jsfree.sizing import footprint, memory, rates, shapes
-from jsfree.sizing import work as works_out
+from jsfree.sizing import footprint, memory, rates, shapes, workload
 from jsfree.sizing.memory import Lengths
 from jsfree.sizing.rates import StageTime
 from jsfree.sizing.shapes import LlavaShape
-from jsfree.sizing.work import Work
+from jsfree.sizing.workload import Workload
 from ray_jobs.cluster.capacity import ROUNDING
 from ray_jobs.cluster.machines import CLUSTER, Machines, stage_resources
 from ray_jobs.cluster.session import Cluster
@@ -63,7 +62,7 @@ def preflight(config: RunConfig) -> Preflight:
     result = Preflight()
     add = result.findings.extend
     add(run_check("libraries", "versions", lambda: check_libraries(config)))
-    add(run_check("storage", "run folder", lambda: places.check_folder(config), places.REMEDY))
+    add(run_check("storage", "run folder", lambda: storage.check_folder(config), storage.REMEDY))
     remaining = remaining_stages(config)
     if not remaining:
         add([ok("stages", "remaining", "none: all rounds are done")])
@@ -73,7 +72,7 @@ def preflight(config: RunConfig) -> Preflight:
         add(images.check_training(config))
     if "evaluate" in remaining:
         add(images.check(config, config.evaluate.source, "evaluate.source"))
-    work = works_out.work_of(config, images.per_round(config), images.evaluated)
+    work = workload.workload_of(config, images.per_round(config), images.evaluated)
     if work.images:
         add(check_settings(config, work))
     checked = _Models(config)
@@ -97,7 +96,9 @@ def remaining_stages(config: RunConfig) -> set[str]:
         return set(STAGES)
 
 
-def _sizes(checked: _Models, result: Preflight, work: Work, machines: Machines, images: _Images) -> Iterator[Finding]:
+def _sizes(
+    checked: _Models, result: Preflight, work: Workload, machines: Machines, images: _Images
+) -> Iterator[Finding]:
     """Check memory and disk space, and estimate times, from the captioner's shape."""
     config, shape, lengths = checked.config, checked.shape, checked.lengths
     assert shape is not None
@@ -106,8 +107,8 @@ def _sizes(checked: _Models, result: Preflight, work: Work, machines: Machines, 
     generating, training = (machines.device(section.resources) for section in (config.generate, config.train))
     if generating is not None:
         yield from devices.check_generation(config, shape, lengths, generating)
-        room = devices.generation_room(config, generating)
-        slots = memory.slots_that_fit(shape, config, lengths, room.bytes, room.beside)
+        capacity = devices.generation_capacity(config, generating)
+        slots = memory.slots_that_fit(shape, config, lengths, capacity.bytes, capacity.reserved)
     if training is not None and "train" in machines.remaining:
         yield from devices.check_training(config, shape, lengths, training)
         result.training = _ways(config, shape, lengths, training)
@@ -115,9 +116,9 @@ def _sizes(checked: _Models, result: Preflight, work: Work, machines: Machines, 
     parameters = memory.parameters(shape, train.trained_layers, train.lora)
     dtype = config.captioner.dtype
     features = footprint.BYTES[dtype] * shape.image_tokens * shape.vision.hidden
-    needed = works_out.disk_bytes(config, work, parameters, images.image_bytes, features)
-    temporary = footprint.passing_bytes(parameters, train.zero_stage, dtype, works_out.checkpoints(config, work))
-    yield from places.check_disk(config, needed, temporary if "train" in machines.remaining else 0)
+    needed = workload.disk_bytes(config, work, parameters, images.image_bytes, features)
+    temporary = footprint.temporary_bytes(parameters, train.zero_stage, dtype, workload.max_checkpoints(config, work))
+    yield from storage.check_disk_space(config, needed, temporary if "train" in machines.remaining else 0)
     if machines.gpu is not None or not machines.requests_gpus(config):
         result.times = rates.stage_times(config, work, shape, lengths, machines.gpu, slots)
 
@@ -141,12 +142,12 @@ def plan(config: RunConfig, gpu: str | None) -> Preflight:
     gpu = gpu or _named_gpu(config)
     kind = None if gpu is None else rates.gpu_named(gpu)
     shape, lengths = _shape_without_weights(config)
-    work = works_out.work_of(config, images)
+    work = workload.workload_of(config, images)
     cpu = devices.this_machine()
     planned = cpu if kind is None else Device(str(gpu), int(kind.memory), True)
     generating, training = (planned if section.resources.gpus else cpu for section in (config.generate, config.train))
-    room = devices.generation_room(config, generating)
-    slots = memory.slots_that_fit(shape, config, lengths, room.bytes, room.beside)
+    capacity = devices.generation_capacity(config, generating)
+    slots = memory.slots_that_fit(shape, config, lengths, capacity.bytes, capacity.reserved)
     result = Preflight()
     result.findings += check_settings(config, work)
     result.findings += devices.check_generation(config, shape, lengths, generating)
@@ -186,7 +187,7 @@ def with_gpus(config: RunConfig, gpus: int) -> RunConfig:
 
 def _ways(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> list[tuple[str, float, bool]]:
     """The training modes with the memory of a worker, in GB, and whether it fits on the device."""
-    available, dtype = devices.training_room(config, device), config.captioner.dtype
+    available, dtype = devices.training_capacity(config, device), config.captioner.dtype
     ways = []
     for name, train in memory.alternatives(config.train, on_cpu=not device.is_gpu):
         size = memory.training(shape, train, dtype, lengths, on_cpu=not device.is_gpu).total
@@ -198,7 +199,7 @@ def _shape_without_weights(config: RunConfig) -> tuple[LlavaShape, Lengths]:
     """The captioner's shape: known for published models, read from the configuration of others."""
     if config.captioner.ref in shapes.PUBLISHED:
         shape = shapes.PUBLISHED[config.captioner.ref]
-        return shape, models.guessed_lengths(config, shape)
+        return shape, models.estimated_lengths(config, shape)
     with models.described(config) as model:
         return shapes.shape_of(model.config), models.lengths(config, model)
 
@@ -227,9 +228,9 @@ class _Models:
     def _captioner(self) -> Iterator[Finding]:
         config, ref = self.config, self.config.captioner.versioned_ref
         if models.is_elsewhere(ref, CAPTIONER, config.models):
-            yield models.elsewhere("captioner", ref)
+            yield models.unchecked("captioner", ref)
             self.shape = shapes.PUBLISHED.get(config.captioner.ref)
-            self.lengths = None if self.shape is None else models.guessed_lengths(config, self.shape)
+            self.lengths = None if self.shape is None else models.estimated_lengths(config, self.shape)
             return
         with models.described(config) as model:
             self.shape = shapes.shape_of(model.config)

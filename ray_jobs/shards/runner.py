@@ -65,8 +65,6 @@ TURNS_AHEAD = 2
 """Turns that an actor is given for each that it has room for; Ray Data has pools grow from 1.75 on."""
 SETTLE_SECONDS = 10.0
 """Time that actors get to end their turns once all shards are done."""
-TURN = pa.table({"turn": [0]})
-"""The input of a turn, which an actor takes no notice of."""
 NOTHING = Receipt(-1, 0, 0, 0, 0, 0.0)
 """The receipt of a turn in which nothing was left to do."""
 
@@ -265,8 +263,8 @@ def _one_pass(stages: Sequence[ShardedStage], board: Any, left: set[Shard], coun
     compute, at_once = pool(resources, len(left), max(stage.at_once for stage in stages))
     # More turns than shards: in the last ones actors wait for what one that is lost, with its turns, may leave.
     turns = len(left) + min(resources.replicas, len(left)) * TURNS_AHEAD * at_once
-    # Tables of the driver, not ray.data.range: its read tasks start two more workers, which import Ray Data.
-    receipts = ray.data.from_arrow([TURN] * turns).map_batches(
+    # Blocks of the driver: the read tasks of ray.data.range would start further workers.
+    receipts = ray.data.from_items([{"turn": 0}] * turns, override_num_blocks=turns).map_batches(
         checked_actor(partial(ShardActor, stages, board, work), stages[0].name),
         batch_size=1,
         compute=compute,

@@ -1,1 +1,1 @@
-"""The HTTP side: routes, schemas, limits and errors."""
+"""The HTTP API: routes, schema, limits and errors."""

@@ -1,4 +1,4 @@
-"""The JSON of a request's body: read within limits, without nulls, and of text that can be written again."""
+"""Parsing of a request's JSON body: limits its size, drops nulls, refuses text that cannot be encoded."""
 
 from __future__ import annotations
 
@@ -10,26 +10,24 @@ from jsfree.texts import is_text
 from serve.http.errors import invalid
 
 MAX_VALUES = 2000
-"""Numbers, texts, lists and objects in a body. Python takes some 100 bytes for a value that JSON writes in two."""
+"""Maximum number of values in a body: Python needs about 100 bytes for a value of two bytes in JSON."""
 MAX_PATH = 100
-"""Characters of a path in an error; keys may be long."""
+"""Maximum length of a path in an error message, in characters."""
 
 
 def json_object(body: bytes, max_text: int) -> dict[str, Any]:
-    """Read a body.
-
-    A key whose value is null is left out, at every level: in OpenAI's schema null stands for absent.
+    """Parse a body; keys whose value is null are dropped at every level, because OpenAI's schema treats them as absent.
 
     Args:
-        max_text: characters that texts may hold beside values: commas and brackets in them look like values.
+        max_text: maximum length of the body's texts, in which commas and brackets are counted like values.
 
     Raises:
-        ApiError: it is no JSON object in UTF-8 (or UTF-16 or UTF-32), has too many values, or text with half of a
-            surrogate pair.
+        ApiError: the body is not a JSON object in UTF-8, UTF-16 or UTF-32, has too many values, or contains a lone
+            surrogate.
     """
     if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES + max_text:
         raise invalid(
-            f"the body has more than {MAX_VALUES} values; send one message, with one image and a text",
+            f"the body has more than {MAX_VALUES} values; send one message with one image and a text",
             code="invalid_json",
         )
     try:
@@ -37,21 +35,21 @@ def json_object(body: bytes, max_text: int) -> dict[str, Any]:
         if isinstance(fields, dict):
             return dict(_given(fields, ""))
     except UnicodeDecodeError:
-        raise invalid("the body is no valid UTF-8; encode it as UTF-8", code="invalid_json") from None
+        raise invalid("the body is not valid UTF-8; encode it as UTF-8", code="invalid_json") from None
     except (ValueError, RecursionError):
-        raise invalid("the body is no valid JSON", code="invalid_json") from None
+        raise invalid("the body is not valid JSON", code="invalid_json") from None
     raise invalid("the body must be a JSON object", code="invalid_json")
 
 
 def _given(fields: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
-    """The keys that have a value, and their values."""
+    """The keys whose value is not null, with their values."""
     for key, value in fields.items():
         if value is not None:
             yield _encodable(key, path), _cleaned(value, _below(path, key))
 
 
 def _cleaned(value: Any, path: str) -> Any:
-    """A value without the keys of null in it; its texts are checked."""
+    """A value without null entries in its objects; refuses text that cannot be encoded."""
     if isinstance(value, dict):
         return dict(_given(value, path))
     if isinstance(value, list):
@@ -64,9 +62,9 @@ def _below(path: str, key: str) -> str:
 
 
 def _encodable(text: str, path: str) -> str:
-    """The text, if it can be encoded: JSON may escape half of a surrogate pair, which is no character."""
+    """Return ``text`` if it can be encoded; JSON escapes can spell a lone surrogate, which is not a character."""
     if is_text(text):
         return text
     where = repr(path) if path else "a key"
-    message = f"{where} holds half of a surrogate pair (\\ud800 to \\udfff); cut text between characters"
+    message = f"{where} contains a lone surrogate (\\ud800 to \\udfff); do not cut text inside a character"
     raise invalid(message, path or None, "invalid_unicode")

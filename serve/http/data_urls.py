@@ -1,7 +1,7 @@
-"""Data URLs (RFC 2397) as clients write them: read by their grammar, decoded within a limit.
+"""Parsing and size-limited decoding of data URLs (RFC 2397).
 
-Accepted beyond the RFC, as browsers do: any case of scheme and type, blanks around the URL, line breaks and blanks in
-base64, base64 without its padding or in the alphabet of URLs, and base64 that is percent-encoded.
+Like browsers, accepts more than the RFC: any case of scheme and type, whitespace around the URL and in base64, base64
+without padding, in the URL-safe alphabet, or percent-encoded.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ from dataclasses import dataclass
 from urllib.parse import unquote, unquote_to_bytes
 
 MAX_HEADER = 1000
-"""Characters before the comma: type and parameters."""
+"""Maximum length of the part before the comma, in characters."""
 _CHUNK = 2**16
 _BLANKS = string.whitespace.encode()
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 
 class TooLongError(ValueError):
-    """The content has more bytes than allowed."""
+    """The content is larger than the limit."""
 
 
 @dataclass(frozen=True)
 class DataUrl:
-    """A data URL whose content is not decoded yet; ``media_type`` is in lower case, empty if none is given."""
+    """A data URL with its content still encoded; ``media_type`` is in lower case, empty if the URL has none."""
 
     media_type: str
     is_base64: bool
     payload: str
 
     def content(self, max_bytes: int) -> bytes:
-        """Decode the payload, after its length was checked.
+        """Decode the payload; its length is checked first.
 
         Raises:
-            TooLongError: it has more than ``max_bytes``.
-            ValueError: it is no base64, or not in ASCII.
+            TooLongError: the content has more than ``max_bytes`` bytes.
+            ValueError: the payload is not valid base64, or not ASCII.
         """
         encoded = self.payload.encode("ascii")
         if not self.is_base64:
@@ -47,7 +47,7 @@ class DataUrl:
 
 
 def parse(url: str) -> DataUrl | None:
-    """The parts of a data URL; None for any other text."""
+    """Split a data URL; None if ``url`` is not one."""
     url = url.strip()
     comma = url.find(",", 0, MAX_HEADER)
     scheme, colon, header = url[: max(comma, 0)].partition(":")
@@ -63,14 +63,14 @@ def _check(length: int, max_bytes: int) -> None:
 
 
 def _percent_decoded(encoded: bytes) -> bytes:
-    """The text with its escapes decoded, a part at a time: urllib makes an object of each escape."""
+    """Decode percent escapes in chunks, because urllib creates an object for each escape."""
     if b"%" not in encoded:
         return encoded
     decoded, position = bytearray(), 0
     while position < len(encoded):
         end = position + _CHUNK
         escape = encoded.rfind(b"%", end - 2, end)
-        if escape >= 0 and end < len(encoded):  # it would be divided
+        if escape >= 0 and end < len(encoded):  # do not split an escape
             end = escape
         decoded += unquote_to_bytes(encoded[position:end])
         position = end

@@ -1,6 +1,6 @@
-"""Errors as OpenAI's clients expect them: ``{"error": {"message", "type", "param", "code"}}``, always.
+"""Errors in OpenAI's format: ``{"error": {"message", "type", "param", "code"}}``.
 
-A message is written for the client: it never holds the text of an exception from inside.
+Messages are written for clients and never contain the text of an internal exception.
 """
 
 from __future__ import annotations
@@ -15,12 +15,18 @@ from starlette.responses import JSONResponse
 from serve.http.protocol import Refusal
 
 log = logging.getLogger(__name__)
-HTTP_TEXT = {404: "there is no such path", 405: "this path does not take the method"}
+HTTP_TEXT = {404: "no such path", 405: "the path does not support this method"}
 
 
 @dataclass(eq=False)
 class ApiError(Exception):
-    """A refused request; ``param`` names the field, ``code`` is stable."""
+    """A refused request.
+
+    Attributes:
+        param: the field that is wrong, if it is one.
+        code: a stable identifier of the error.
+        kind: OpenAI's type of the error.
+    """
 
     status: int
     message: str
@@ -29,7 +35,7 @@ class ApiError(Exception):
     kind: str = "invalid_request_error"
 
     def response(self) -> JSONResponse:
-        """The answer; a client is told to try again only where that may help."""
+        """The HTTP response; its headers ask for a retry only if that can succeed."""
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
         retry = self.status in (429, 503)
         headers = {"x-should-retry": "true" if retry else "false", **({"Retry-After": "1"} if retry else {})}
@@ -37,23 +43,23 @@ class ApiError(Exception):
 
 
 def invalid(message: str, param: str | None = None, code: str = "invalid_value", status: int = 400) -> ApiError:
-    """An error in the request."""
+    """An invalid request."""
     return ApiError(status, message, param, code)
 
 
 def overloaded(message: str) -> ApiError:
-    """Too much is asked at once."""
+    """Too many requests at once."""
     return ApiError(429, message, code="overloaded", kind="rate_limit_error")
 
 
 def timed_out(seconds: float) -> ApiError:
     """The request took too long."""
-    message = f"not answered within {seconds:g} s; ask for fewer tokens, or try again when there is less to do"
+    message = f"not finished within {seconds:g} s; request fewer tokens, or try again later"
     return ApiError(408, message, code="timeout", kind="timeout_error")
 
 
 def refused(refusal: Refusal, image_param: str, prompt_param: str) -> ApiError:
-    """What a model's refusal is to the client."""
+    """The error for a model's refusal."""
     if refusal.reason == "overloaded":
         return overloaded(refusal.message)
     if refusal.reason == "unavailable":
@@ -64,25 +70,25 @@ def refused(refusal: Refusal, image_param: str, prompt_param: str) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Give every error of the application its shape."""
+    """Register handlers, so that every error of the application has this format."""
 
-    async def ours(_: Request, error: Exception) -> JSONResponse:
+    async def api_error(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
         return error.response()
 
-    async def of_http(request: Request, error: Exception) -> JSONResponse:
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        text = HTTP_TEXT.get(error.status_code, "the request is refused")
+        text = HTTP_TEXT.get(error.status_code, "the request was refused")
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
         response = ApiError(error.status_code, f"{request.method}: {text}", code=code).response()
         response.headers.update(error.headers or {})
         return response
 
-    async def unforeseen(_: Request, error: Exception) -> JSONResponse:
+    async def internal_error(_: Request, error: Exception) -> JSONResponse:
         log.error("a request failed", exc_info=error)
-        message = "the server failed on this request; its log has the reason"
+        message = "the server failed on this request; see its log"
         return ApiError(500, message, code="internal_error", kind="server_error").response()
 
-    app.add_exception_handler(ApiError, ours)
-    app.add_exception_handler(HTTPException, of_http)
-    app.add_exception_handler(Exception, unforeseen)
+    app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(Exception, internal_error)

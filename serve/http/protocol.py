@@ -1,6 +1,6 @@
-"""What the HTTP side asks of a model and what it gets: plain data that travels between processes.
+"""The interface between the HTTP server and a model: plain data that is sent between processes.
 
-Light on purpose: the HTTP side imports neither torch nor a model.
+Imports neither torch nor a model, so that the HTTP server does not load them.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from typing import Literal, Protocol
 
 BEFORE, AFTER = "before", "after"
 
-# Why a model did not answer; the first three are the request's fault, and only the last two are worth another try.
 Reason = Literal["context_length_exceeded", "invalid_prompt", "invalid_image", "failed", "overloaded", "unavailable"]
+"""Why a model did not answer: the first three are errors of the request, only the last two can succeed when retried."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One image and one text, and how the captions are to be decoded.
+    """One image, one text, and the decoding settings.
 
-    ``image`` is the encoded file; ``max_tokens`` of None asks for the longest caption that is allowed; ``stop``
-    are texts before which a caption ends.
+    Attributes:
+        image: the encoded image file.
+        max_tokens: maximum length of a caption; None for the longest that the server allows.
+        choices: number of captions.
+        stop: a caption ends before the first of these strings.
     """
 
     image: bytes
@@ -34,7 +37,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Choice:
-    """One caption; ``tokens`` counts what was decoded of it, end token included."""
+    """One caption; ``tokens`` counts its decoded tokens, including the end token."""
 
     text: str
     finish: Literal["stop", "length"]
@@ -43,7 +46,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Answer:
-    """The captions that a question asked for."""
+    """The captions of a question."""
 
     choices: tuple[Choice, ...]
     prompt_tokens: int
@@ -51,25 +54,25 @@ class Answer:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why there is no answer; the message is for the client."""
+    """The reason why a question has no answer, with a message for the client."""
 
     reason: Reason
     message: str
 
 
 class CaptionModel(Protocol):
-    """A model that can be asked: in this process, or the replicas of a deployment."""
+    """A model in this process, or the replicas of a deployment."""
 
     async def caption(self, question: Question) -> Answer | Refusal:
-        """Captions of an image. Cancelling the call frees the slots that it takes."""
+        """Caption an image; cancelling the call frees its slots."""
 
     async def healthy(self) -> bool:
-        """Whether its decoding advances."""
+        """Whether decoding makes progress."""
 
 
 @dataclass(frozen=True)
 class RunModel:
-    """One of the two models that are served: ``role`` is ``before`` or ``after``, ``name`` m0, m1..."""
+    """A model that is served; ``role`` is ``before`` or ``after``, ``name`` is m0, m1, ..."""
 
     role: str
     name: str

@@ -1,6 +1,6 @@
-"""The HTTP API: routes over two models that can be asked, wherever they are.
+"""The routes of the HTTP API.
 
-``create_app`` knows no Ray: the same application answers in a Serve replica and in a test.
+``create_app`` does not use Ray: the same application runs in a Serve replica and in a test.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def create_app(
     """The application.
 
     Args:
-        models: the model before and the one after.
-        replicas: how each is asked, by role.
-        prompt: what ``/compare`` asks where a request names no prompt.
+        models: the models before and after training.
+        replicas: the interface to each model, by role.
+        prompt: the default prompt of ``/compare``.
     """
     app = FastAPI(title="jsfree", docs_url=None, redoc_url=None, openapi_url=None)
     api = Api(models, replicas, settings, prompt)
@@ -47,7 +47,7 @@ def create_app(
 
 
 class Api:
-    """The routes."""
+    """The handlers of the routes."""
 
     def __init__(
         self, models: Sequence[RunModel], replicas: Mapping[str, CaptionModel], settings: Serve, prompt: str
@@ -60,16 +60,16 @@ class Api:
         self._created = int(time.time())
 
     async def chat(self, request: Request) -> dict[str, Any]:
-        """One image and a text to one model."""
-        # Parsing and decoding megabytes would hold up the other requests.
+        """``POST /v1/chat/completions``: one image and a text for one model."""
+        # In a thread: parsing and decoding megabytes would block the other requests.
         model, question = await asyncio.to_thread(self._chat_question, await _content(request))
         role = self._roles[model]
         answer = _answered(await self._replicas[role].caption(question), "messages")
         return schema.completion(model, answer)
 
     async def compare(self, request: Request) -> dict[str, Any]:
-        """One image and a text to both models, on one random stream."""
-        question = await asyncio.to_thread(self._question_to_both, await _content(request))
+        """``POST /compare``: one image and a text for both models, with the same random numbers."""
+        question = await asyncio.to_thread(self._compare_question, await _content(request))
         async with asyncio.TaskGroup() as both:
             before, after = (both.create_task(self._ask(role, question)) for role in (BEFORE, AFTER))
         answers = {BEFORE: _answered(before.result()), AFTER: _answered(after.result())}
@@ -86,32 +86,32 @@ class Api:
         return {"object": "comparison", "created": created, "prompt": question.prompt, **captions, "usage": used}
 
     async def list_models(self) -> dict[str, Any]:
-        """Both models, under their roles and their names."""
+        """``GET /v1/models``: both models, each by its role and by its name."""
         return {"object": "list", "data": [self._described(identifier) for identifier in self._roles]}
 
     async def show_model(self, model: str) -> dict[str, Any]:
-        """One model."""
+        """``GET /v1/models/{model}``: one model."""
         self._role(model)
         return self._described(model)
 
     async def health(self) -> dict[str, Any]:
-        """Whether both models decode."""
-        async with asyncio.TaskGroup() as all_of_them:
-            checks = {role: all_of_them.create_task(self._healthy(role)) for role in self._replicas}
-        ill = [role for role, check in checks.items() if not check.result()]
-        if ill:
-            raise ApiError(503, f"not decoding: {', '.join(ill)}", code="unavailable", kind="server_error")
+        """``GET /healthz``: whether decoding makes progress in both models."""
+        async with asyncio.TaskGroup() as group:
+            checks = {role: group.create_task(self._healthy(role)) for role in self._replicas}
+        unhealthy = [role for role, check in checks.items() if not check.result()]
+        if unhealthy:
+            raise ApiError(503, f"not decoding: {', '.join(unhealthy)}", code="unavailable", kind="server_error")
         return {"status": "ok", "models": self._names}
 
     def _chat_question(self, body: bytes) -> tuple[str, Question]:
-        """The model that a chat request names, and what it asks of it."""
-        asked = schema.parsed(schema.ChatRequest, body, self._settings)
-        self._role(asked.model)
-        return asked.model, schema.question_of(asked, self._settings)
+        """The model of a chat request, and the question for it."""
+        chat = schema.parse(schema.ChatRequest, body, self._settings)
+        self._role(chat.model)
+        return chat.model, schema.chat_question(chat, self._settings)
 
-    def _question_to_both(self, body: bytes) -> Question:
-        asked = schema.parsed(schema.CompareRequest, body, self._settings)
-        return schema.question_to_both(asked, self._settings, self._prompt)
+    def _compare_question(self, body: bytes) -> Question:
+        compare = schema.parse(schema.CompareRequest, body, self._settings)
+        return schema.compare_question(compare, self._settings, self._prompt)
 
     async def _ask(self, role: str, question: Question) -> Answer | Refusal:
         return await self._replicas[role].caption(question)
@@ -125,7 +125,7 @@ class Api:
 
     def _role(self, identifier: str) -> str:
         if identifier not in self._roles:
-            message = f"there is no such model here; there are {', '.join(self._roles)}"
+            message = f"no such model; choose from {', '.join(self._roles)}"
             raise errors.invalid(message, "model", "model_not_found", 404)
         return self._roles[identifier]
 
@@ -135,12 +135,12 @@ class Api:
 
 
 async def _content(request: Request) -> bytes:
-    """The body; the request keeps no copy of it while the caption is decoded."""
+    """The body; unlike ``request.body()``, the request keeps no copy of it while the caption is decoded."""
     return b"".join([part async for part in request.stream()])
 
 
 def _answered(outcome: Answer | Refusal, param: str | None = None) -> Answer:
-    """The answer, or the refusal as an error."""
+    """Return an answer; raise a refusal as ``ApiError``."""
     if isinstance(outcome, Refusal):
         raise errors.refused(outcome, param or "image", param or "prompt")
     return outcome

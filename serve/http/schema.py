@@ -1,7 +1,7 @@
-"""The OpenAI schema: requests read strictly, answers written as the official client expects them.
+"""OpenAI's schema: strict parsing of requests, and responses for the official client.
 
-A field that is not known, or not supported, is refused with its name: a setting that is ignored would be worse
-than an error. A field whose value asks for nothing (``stream: false``) is accepted, as is null at every level.
+Unknown and unsupported fields are refused by name rather than ignored. An unsupported field is accepted if its value is
+the default (``stream: false``), as is null at every level.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from jsfree.config import Serve
 from serve.http.bodies import json_object
 from serve.http.errors import ApiError, invalid
 from serve.http.protocol import Answer, Question
-from serve.http.security import admitted_image, admitted_prompt
+from serve.http.security import checked_image, checked_prompt
 
-# Fields of OpenAI's schema that are not supported, with the values that ask for nothing.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "frequency_penalty": (0,),
@@ -44,6 +43,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
+"""Unsupported fields of OpenAI's schema, with the values that are accepted because they change nothing."""
 MAX_STOPS, MAX_STOP_CHARS = 4, 100
 
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
@@ -58,28 +58,28 @@ class _Body(BaseModel):
 
 
 class TextPart(_Body):
-    """Text beside the image."""
+    """A text."""
 
     type: Literal["text"]
     text: str
 
 
 class ImageUrl(_Body):
-    """An image; ``detail`` is accepted and changes nothing, the model sees one size."""
+    """An image; ``detail`` is accepted but has no effect, because the model has one input size."""
 
     url: str
     detail: Literal["auto", "low", "high"] = "auto"
 
 
 class ImagePart(_Body):
-    """The image."""
+    """An image as a part of a message."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
 class Message(_Body):
-    """A message; only one of the user's is supported."""
+    """A message."""
 
     role: str
     content: Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(max_length=16)]
@@ -112,7 +112,7 @@ class ChatRequest(_Body):
 
 
 class CompareRequest(_Body):
-    """``POST /compare``: one image to both models, greedy unless a temperature is given."""
+    """``POST /compare``: one image for both models; greedy decoding by default."""
 
     image: str
     prompt: str | None = None
@@ -125,11 +125,11 @@ class CompareRequest(_Body):
 Request = TypeVar("Request", ChatRequest, CompareRequest)
 
 
-def parsed(kind: type[Request], body: bytes, settings: Serve) -> Request:
-    """Read a request's body.
+def parse(kind: type[Request], body: bytes, settings: Serve) -> Request:
+    """Parse a request's body.
 
     Raises:
-        ApiError: it is no JSON object, or a field is unknown, unsupported or of a wrong value.
+        ApiError: the body is not a JSON object, or a field is unknown, unsupported or invalid.
     """
     given = json_object(body, settings.max_prompt_chars)
     for name in sorted(UNSUPPORTED.keys() & given.keys()):
@@ -139,29 +139,29 @@ def parsed(kind: type[Request], body: bytes, settings: Serve) -> Request:
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        raise _explained(error) from None
+        raise _validation_error(error) from None
 
 
-def question_of(chat: ChatRequest, settings: Serve) -> Question:
-    """What a chat request asks of its model.
+def chat_question(chat: ChatRequest, settings: Serve) -> Question:
+    """The question in a chat request.
 
     Raises:
-        ApiError: it does not hold exactly one image and a text, or breaks a limit.
+        ApiError: the request does not have exactly one image and a text, or exceeds a limit.
     """
     if len(chat.messages) != 1 or chat.messages[0].role != "user":
-        raise invalid("send exactly one message, of role 'user', with one image and a text", "messages")
+        raise invalid("send exactly one message of role 'user' with one image and a text", "messages")
     parts = list(enumerate(chat.messages[0].content))
     images = [(index, part) for index, part in parts if isinstance(part, ImagePart)]
     texts = [part.text for _, part in parts if isinstance(part, TextPart)]
     if len(images) != 1:
-        message = f"send exactly one image, as a part of type 'image_url'; found {len(images)}"
+        message = f"found {len(images)} images; send exactly one, as a part of type 'image_url'"
         raise invalid(message, "messages.0.content", "invalid_image_count")
     if chat.n > settings.max_choices:
-        raise invalid(f"'n' may be {settings.max_choices} at most", "n")
+        raise invalid(f"'n' must be at most {settings.max_choices}", "n")
     index, image = images[0]
     return Question(
-        image=admitted_image(image.image_url.url, settings, f"messages.0.content.{index}.image_url.url"),
-        prompt=admitted_prompt("\n".join(texts), settings, "messages.0.content"),
+        image=checked_image(image.image_url.url, settings, f"messages.0.content.{index}.image_url.url"),
+        prompt=checked_prompt("\n".join(texts), settings, "messages.0.content"),
         temperature=chat.temperature,
         top_p=chat.top_p,
         max_tokens=_length(chat, settings),
@@ -171,15 +171,15 @@ def question_of(chat: ChatRequest, settings: Serve) -> Question:
     )
 
 
-def question_to_both(compare: CompareRequest, settings: Serve, prompt: str) -> Question:
-    """What a comparison asks of both models; ``prompt`` is the text where it names none.
+def compare_question(compare: CompareRequest, settings: Serve, prompt: str) -> Question:
+    """The question for both models in a comparison; ``prompt`` is the default text.
 
     Raises:
-        ApiError: the image or the text is not allowed, or breaks a limit.
+        ApiError: the image or the text is invalid, or exceeds a limit.
     """
     return Question(
-        image=admitted_image(compare.image, settings, "image"),
-        prompt=admitted_prompt(prompt if compare.prompt is None else compare.prompt, settings, "prompt"),
+        image=checked_image(compare.image, settings, "image"),
+        prompt=checked_prompt(prompt if compare.prompt is None else compare.prompt, settings, "prompt"),
         temperature=compare.temperature,
         top_p=compare.top_p,
         max_tokens=_checked_length(compare.max_tokens, "max_tokens", settings),
@@ -209,21 +209,21 @@ def completion(model: str, answer: Answer) -> dict[str, Any]:
 
 
 def usage(answers: list[Answer]) -> dict[str, int]:
-    """Tokens read and written, image tokens included."""
-    read = sum(answer.prompt_tokens for answer in answers)
-    written = sum(choice.tokens for answer in answers for choice in answer.choices)
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    """OpenAI's ``usage`` object; prompt tokens include image tokens."""
+    prompt = sum(answer.prompt_tokens for answer in answers)
+    completion = sum(choice.tokens for answer in answers for choice in answer.choices)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def _length(chat: ChatRequest, settings: Serve) -> int | None:
-    """The longest caption; ``max_completion_tokens`` goes before the older ``max_tokens``."""
+    """Maximum length of a caption; ``max_completion_tokens`` takes precedence over the older ``max_tokens``."""
     name = "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens"
     return _checked_length(getattr(chat, name), name, settings)
 
 
 def _checked_length(tokens: int | None, param: str, settings: Serve) -> int | None:
     if tokens is not None and tokens > settings.max_new_tokens:
-        raise invalid(f"{param!r} may be {settings.max_new_tokens} at most", param)
+        raise invalid(f"{param!r} must be at most {settings.max_new_tokens}", param)
     return tokens
 
 
@@ -231,11 +231,11 @@ def _seed(seed: int | None) -> int:
     return secrets.randbits(63) if seed is None else seed
 
 
-def _explained(error: ValidationError) -> ApiError:
-    """The first problem that pydantic found; its text names types and limits, never what was sent."""
+def _validation_error(error: ValidationError) -> ApiError:
+    """The first error that pydantic found, without the client's input."""
     problem = error.errors(include_url=False, include_input=False)[0]
     path = problem["loc"]
-    if len(path) > 5:  # messages, 0, content, 1, the part's type, its field: a client writes no type there
+    if len(path) > 5:  # messages, 0, content, 1, the part's type, its field: omit the type, which clients do not write
         path = path[:4] + path[5:]
     param = ".".join(str(part) for part in path)[:100]
     if problem["type"] == "extra_forbidden":

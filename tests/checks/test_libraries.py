@@ -1,23 +1,21 @@
-"""Versions, drivers and arithmetic that do not fit."""
+"""Unsuitable versions and drivers."""
 
 import torch
 from packaging.requirements import Requirement
 
-from jsfree import config as configuration
 from jsfree.checks import libraries
 from jsfree.checks.findings import Verdict
-from jsfree.sizing.rates import GPUS
 
 
-def test_a_library_that_is_missing_or_of_another_version_is_named():
-    missing, other = libraries._unfit([Requirement("no-such-library>=1"), Requirement("torch<1")])
+def test_a_missing_library_and_a_wrong_version():
+    missing, other = libraries._mismatches([Requirement("no-such-library>=1"), Requirement("torch<1")])
     assert (missing.name, missing.found) == ("no-such-library", "is not installed")
     assert other.name == "torch"
     assert other.found.endswith("<1 is needed")
-    assert list(libraries._unfit([Requirement("torch>=2")])) == []
+    assert list(libraries._mismatches([Requirement("torch>=2")])) == []
 
 
-def test_a_node_with_an_old_driver_is_named(monkeypatch):
+def test_an_old_driver(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     (finding,) = libraries.check_drivers([("new", "580.65.06"), ("old", "550.54")])
     assert finding.verdict is Verdict.NOTE
@@ -25,10 +23,3 @@ def test_a_node_with_an_old_driver_is_named(monkeypatch):
     assert "new:" not in finding.found
     (fine,) = libraries.check_drivers([("new", "580.65.06")])
     assert fine.verdict is Verdict.OK
-
-
-def test_a_gpu_without_bfloat16_is_refused():
-    half = configuration.build({"captioner": {"dtype": "bfloat16"}}, where="test")
-    (finding,) = libraries.check_arithmetic(half, "Tesla T4", GPUS["t4"])
-    assert finding.verdict is Verdict.FAILS
-    assert list(libraries.check_arithmetic(half, "A100", GPUS["a100-80g"])) == []

@@ -85,6 +85,29 @@ def test_every_stage_has_a_command_in_the_order_of_the_pipeline():
     assert set(cli.STAGES) <= {command.name for command in cli.app.registered_commands}
 
 
+def test_every_command_has_debug_and_the_help_groups_them():
+    import typer
+    from typer.testing import CliRunner
+
+    from ray_jobs import cli
+
+    group = typer.main.get_command(cli.app)
+    commands = {**group.commands, **group.commands["miniworld"].commands, "": group}
+    del commands["miniworld"]
+    for name, command in commands.items():
+        assert "--debug" in {option for parameter in command.params for option in parameter.opts}, name
+    shown = CliRunner().invoke(cli.app, ["--help"]).output
+    assert [panel in shown for panel in (cli.RUN, cli.STAGE, cli.DATA, cli.SERVICE)] == [True] * 4
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "report"], ["report", "--debug"]])
+def test_debug_before_or_after_the_command_shows_the_traceback(tmp_path, arguments):
+    done = jsfree(*arguments, "--run", str(tmp_path / "nothing"))
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "RunError: " in done.stderr
+
+
 @pytest.mark.slow
 def test_a_stage_before_its_turn_names_the_command_to_run_first(tmp_path):
     done = jsfree("score", "--run", str(tmp_path / "run"))

@@ -1,13 +1,18 @@
 """Workers, nodes and drivers that die: one of each, of what ``make soak`` does at random to every stage."""
 
+import io
 import shutil
 from pathlib import Path
 
 import kills
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
+from jsfree import config
 from jsfree.run.folder import Folder
+from ray_jobs import pipeline
+from ray_jobs.commands.console import Reporter
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -19,11 +24,24 @@ def raylets():
     cluster.close()
 
 
+def settings_at(path: Path, **changes) -> Path:
+    """Settings of a run whose pairs are scored where they are made, which starts fewer workers."""
+    return kills.settings_at(path, score={"with_generation": True, "resources": {"replicas": 2}}, **changes)
+
+
+def finish_pairs(file: Path) -> None:
+    """Publish the scores and select pairs: all of it is done or takes no worker."""
+    for stage in ("score", "select"):
+        pipeline.run_stage(config.load(file), Reporter(Console(file=io.StringIO())), stage)
+
+
 @pytest.fixture(scope="module")
 def reference(raylets, tmp_path_factory) -> Path:
-    """A run that nobody disturbed."""
+    """A run that nobody disturbed, up to its selected pairs."""
     path = tmp_path_factory.mktemp("undisturbed") / "run"
-    kills.undisturbed("generate", kills.settings_at(path), raylets.address)
+    file = settings_at(path)
+    kills.undisturbed("generate", file, raylets.address)
+    finish_pairs(file)
     return path
 
 
@@ -31,19 +49,19 @@ def test_a_worker_a_node_and_a_driver_may_die_and_nothing_is_lost_twice_or_other
     run = tmp_path / "run"
     kinds = {1: "worker", 4: "raylet", 8: "driver"}  # of 12 shards
     pairs = Folder(f"{run}/round-1/pairs")
-    trial = kills.disturbed_after("generate", kills.settings_at(run), raylets, kinds, lambda: len(pairs.shards()))
+    file = settings_at(run)
+    trial = kills.disturbed_after("generate", file, raylets, kinds, lambda: len(pairs.shards()))
     assert trial.problems == []
     assert [kill["kind"] for kill in trial.kills] == list(kinds.values()), trial.output
     assert trial.drivers >= 2
+    finish_pairs(file)
     assert kills.differences(run, reference) == []
 
 
 def test_training_that_loses_a_worker_and_its_driver_ends_with_the_same_weights(raylets, reference, tmp_path):
     """Two workers under ZeRO-3; ``make soak`` does it with ZeRO-2 too, at random moments."""
     sharded = {**kills.SETTINGS["train"], "zero_stage": 3}
-    file = kills.settings_at(reference, train=sharded)
-    for command in ("score", "select", "train"):
-        kills.undisturbed(command, file, raylets.address)
+    kills.undisturbed("train", settings_at(reference, train=sharded), raylets.address)
     run = tmp_path / "run"
     file = kills.copied(reference, run, ("samples", "pairs", "scored", "selected"), train=sharded)
     log = Folder(f"{run}/round-1/train")

@@ -29,7 +29,7 @@ SMALL = {
     "shard_rows": 48,
     "source": {"count": 144},
     "generate": {"resources": {"replicas": 1}},  # the start of a replica takes longer than its work
-    "score": {"resources": {"replicas": 1}},
+    "score": {"with_generation": True, "resources": {"replicas": 1}},
     "evaluate": {"source": {"count": 60}, "modes": {"greedy": {}}, "bootstrap": 200},
     "select": {"first": 3, "last": 10},
     "train": {"pairs_per_step": 16, "epochs": 1, "checkpoint_every": 2, "sft_weight": 0.1},
@@ -46,6 +46,7 @@ def settings(uri, **changes) -> config.RunConfig:
 
 @pytest.fixture(scope="module")
 def finished(ray_session, tmp_path_factory) -> Run:
+    """Two rounds, captions scored where they are made; tests of single stages score them in a pass of their own."""
     path = tmp_path_factory.mktemp("runs") / "small"
     pipeline.run(settings(path), quiet())
     return Run.existing(str(path))
@@ -202,7 +203,7 @@ def test_a_stage_whose_turn_has_not_come_is_refused_and_leaves_nothing(tmp_path)
 
 
 def test_stages_one_by_one_make_what_a_run_makes(finished, ray_session, tmp_path):
-    alone = settings(tmp_path / "run", source={"count": 48}, rounds=1)
+    alone = settings(tmp_path / "run", source={"count": 48}, rounds=1, score={"resources": {"replicas": 1}})
     for name in ("generate", "score", "select"):
         assert pipeline.run_stage(alone, quiet(), name) == 1
     made = Run.existing(alone.run)
@@ -270,7 +271,6 @@ def test_no_round_trains_on_an_evaluation_image_under_another_name(ray_session, 
         source={"kind": "llava_json", "path": str(tmp_path / "mix.json"), "count": 24},
         evaluate={"source": {"kind": "folder", "path": str(tmp_path / "few"), "count": 6}},
         max_failed_fraction=0,
-        score={"with_generation": True, "resources": {"replicas": 1}},
     )
     pipeline.run_stage(chosen, quiet(), "generate")
     run = Run.existing(chosen.run)

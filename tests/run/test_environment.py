@@ -2,6 +2,7 @@
 
 import subprocess
 
+from jsfree.gpus import Driver
 from jsfree.run import environment
 
 
@@ -22,16 +23,13 @@ def test_the_commit_is_recorded_only_in_a_checkout_of_jsfree(tmp_path, monkeypat
     assert environment.code()["changed"] is True
 
 
-def test_gpus_are_listed_with_their_driver(tmp_path, monkeypatch):
-    """A program in place of nvidia-smi prints its output for two GPUs."""
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\nfor i in 1 2; do echo 'NVIDIA A100-SXM4-80GB, 81920, 580.65.06'; done\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    found = environment.machine()
-    assert found["gpus"] == ["NVIDIA A100-SXM4-80GB, 81920 MiB"] * 2
-    assert found["nvidia_driver"] == "580.65.06"
-    program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
+def test_gpus_are_recorded_with_their_driver(monkeypatch):
+    driver = Driver("580.65.06", [("NVIDIA A100-SXM4-80GB", 81920 * 2**20)] * 2)
+    monkeypatch.setattr(environment, "nvidia_driver", lambda: driver)
+    facts = environment.machine()
+    assert facts["gpus"] == ["NVIDIA A100-SXM4-80GB, 81920 MiB"] * 2
+    assert facts["nvidia_driver"] == "580.65.06"
+    monkeypatch.setattr(environment, "nvidia_driver", lambda: None)
     assert "gpus" not in environment.machine()
 
 

@@ -27,6 +27,7 @@ from jsfree.run.lease import Lease, Timing
 from jsfree.run.folder import Folder
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
+signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 try:
     with Lease(Folder(sys.argv[1]), Timing(renew=0.2, stale=1.5, settle=1.0)):
         print("held", flush=True)

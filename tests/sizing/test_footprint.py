@@ -44,7 +44,7 @@ def test_the_smoke_run_fits_as_its_configuration_says():
     assert footprint.checkpoint_bytes(some, stage, dtype) / GB == pytest.approx(24.1, abs=0.05)
     assert footprint.model_bytes(some, dtype) / GB == pytest.approx(14.1, abs=0.05)
     most = smoke.source.count * 9 // 10 // smoke.train.pairs_per_step * smoke.train.epochs
-    assert footprint.checkpoints_held(most, smoke.train.checkpoint_every, smoke.train.keep) == 2
+    assert footprint.max_checkpoints(most, smoke.train.checkpoint_every, smoke.train.keep) == 2
 
 
 @pytest.mark.parametrize("name", ["llava-1.5-13b", "llava-1.5-13b-paper"])
@@ -55,7 +55,7 @@ def test_the_13b_run_fits_as_its_configuration_says(name):
     assert footprint.checkpoint_bytes(parameters, 2, "bfloat16") / GB == pytest.approx(183, abs=0.5)
     assert footprint.checkpoint_bytes(parameters, 3, "bfloat16") / GB == pytest.approx(157, abs=0.5)
     steps = 10_000 // train.pairs_per_step
-    assert footprint.checkpoints_held(steps, train.checkpoint_every, train.keep) == 1
+    assert footprint.max_checkpoints(steps, train.checkpoint_every, train.keep) == 1
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_the_13b_run_fits_as_its_configuration_says(name):
     [(10, 10, 1, 0), (11, 10, 1, 1), (100, 10, 1, 2), (100, 10, 3, 4), (30, 10, 5, 2)],
 )
 def test_no_more_checkpoints_are_held_than_written(steps, every, keep, held):
-    assert footprint.checkpoints_held(steps, every, keep) == held
+    assert footprint.max_checkpoints(steps, every, keep) == held
 
 
 def test_features_of_an_image_are_counted_as_they_are_stored(captioner):

@@ -13,10 +13,10 @@ from jsfree.errors import ConfigError
 from jsfree.sizing import memory, rates
 from jsfree.sizing.memory import Lengths
 from jsfree.sizing.shapes import PUBLISHED, shape_of
-from jsfree.sizing.work import work_of
+from jsfree.sizing.workload import workload_of
 
 LLAVA = PUBLISHED["llava-hf/llava-1.5-13b-hf"]
-LENGTHS = Lengths(prefix=592, lead=16, caption=130, most=256)
+LENGTHS = Lengths(prefix=592, text_prefix=16, caption=130, maximum=256)
 
 
 def test_generation_is_predicted_as_the_engine_lays_it_out(captioner):
@@ -63,13 +63,13 @@ def test_generation_of_100k_images_takes_hours_as_estimated_elsewhere(gpu, least
     generate = {"slots": {"a100-80g": 98, "h200": 220}[gpu], "resources": {"gpus": 1, "replicas": 1}}
     config = configuration.build({"captioner": {"dtype": "bfloat16", "ref": "llava-hf/llava-1.5-13b-hf"},
                                   "generate": generate}, where="test")  # fmt: skip
-    times = rates.stage_times(config, work_of(config, 100_000), LLAVA, LENGTHS, rates.GPUS[gpu], generate["slots"])
+    times = rates.stage_times(config, workload_of(config, 100_000), LLAVA, LENGTHS, rates.GPUS[gpu], generate["slots"])
     assert least < next(time.seconds for time in times if time.stage == "generate") / 3600 < most
 
 
 def test_shares_measured_on_a_gpu_replace_the_estimates_and_say_so():
     config = configuration.build({"generate": {"resources": {"gpus": 1, "replicas": 1}}}, where="test")
-    work, estimated = work_of(config, 1000), rates.GPUS["h100-80g"]
+    work, estimated = workload_of(config, 1000), rates.GPUS["h100-80g"]
     half = rates.Shares(bandwidth=0.4, prefill=0.25, training=0.35, clip=0.3, known="measured (a card, 2026-11-26)")
     first, other = (
         next(
@@ -107,7 +107,7 @@ def test_a_gpu_of_like_name_is_not_taken_for_another(name):
 def test_a_part_of_a_gpu_has_its_part_of_the_speed():
     def hours(**resources) -> float:
         config = configuration.build({"generate": {"resources": resources}}, where="test")
-        work = work_of(config, 1_000_000)
+        work = workload_of(config, 1_000_000)
         times = rates.stage_times(config, work, LLAVA, LENGTHS, rates.GPUS["h200"], slots=32)
         return next(time.device_seconds for time in times if time.stage == "generate") / 3600
 

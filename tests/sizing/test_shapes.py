@@ -145,7 +145,7 @@ def test_names_and_sizes_follow_for_other_shapes_too():
     assert held == shapes.tensors(shape)
     assert shapes.shape_of(model.config) == shape
     assert shapes.kv_bytes_per_token(shape) == 2 * 3 * 2 * 8 * 2
-    with pytest.raises(ModelError, match=r"'clip_vision_model' and 'qwen2' is none of the LLaVA-1.5 family"):
+    with pytest.raises(ModelError, match=r"'clip_vision_model' and 'qwen2' is not of the LLaVA-1.5 family"):
         shapes.shape_of(LlavaConfig(text_config=Qwen2Config()))
 
 

@@ -261,7 +261,7 @@ def test_a_plan_for_gpus_must_know_which():
     config = configuration.load(CONFIGS / "llava-1.5-13b.yaml")
     with pytest.raises(ConfigError, match=r"does not name the kind of GPU; use --gpu: .*a100-80g"):
         plan(config, None)
-    with pytest.raises(ConfigError, match="no GPU 'voodoo2' is known here"):
+    with pytest.raises(ConfigError, match="unknown GPU 'voodoo2'"):
         plan(config, "voodoo2")
 
 

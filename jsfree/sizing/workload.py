@@ -1,6 +1,6 @@
-"""How much a run has to do: images, captions, pairs, steps, and what they take on a disk. Pure.
+"""The workload of a run: images, captions, pairs, steps, and their disk space. Pure functions.
 
-What is not known before a run is estimated, and said to be: how long captions are, and how many pairs fall out.
+The length of captions is an estimate, and the number of pairs an upper bound: neither is known before a run.
 """
 
 from __future__ import annotations
@@ -12,39 +12,39 @@ from jsfree.sizing import footprint
 from jsfree.sizing.footprint import Parameters
 
 CAPTION_TOKENS = 130
-"""Of LLaVA-1.5's answer to "Describe image in detail.", on average; an estimate."""
+"""Average length of LLaVA-1.5's answer to "Describe image in detail."; an estimate."""
 MINIWORLD_TOKENS = 42
 """The same in MiniWorld, measured (``tokens`` over rows in a run's manifests)."""
 ROW_BYTES = 40
-"""A caption's token as text, number and share of its sentence scores, compressed."""
+"""Bytes per token of a caption: text, token id and share of the sentence scores, compressed."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """What all rounds of a run have to do together, but for ``pairs`` and ``steps``, which are of one round."""
+class Workload:
+    """The work of all rounds together, except for ``pairs`` and ``steps``, which are per round."""
 
     images: int
     captions: int
-    """Of stage 1."""
+    """Captions of stage 1."""
     evaluated: int
-    """Captions of evaluation: of m0 and of every round's model, in every mode."""
+    """Captions of evaluation, of m0 and of every round's model in every mode."""
     pairs: int
-    """Selected pairs of a round, if no row fails and no two captions are the same."""
+    """Selected pairs of a round, if no row fails and no pair has identical captions."""
     steps: int
     """Optimizer steps of a round's training."""
     rounds: int
     caption_tokens: int
 
 
-def work_of(config: RunConfig, images: int, evaluated: int | None = None) -> Work:
-    """The work of a run whose rounds take so many images each, and whose evaluation takes ``evaluated``."""
+def workload_of(config: RunConfig, images: int, evaluated: int | None = None) -> Workload:
+    """The workload of a run with ``images`` per round and ``evaluated`` evaluation images (default: ``images``)."""
     pairs = images * (config.select.last - config.select.first + 1) // config.select.splits
     if config.select.max_pairs is not None:
         pairs = min(pairs, config.select.max_pairs)
     trained = max(0, pairs - config.train.validation.pairs)
     steps = trained // config.train.pairs_per_step * config.train.epochs
     modes, models = len(config.evaluate.modes), 1 + config.rounds
-    return Work(
+    return Workload(
         images * config.rounds,
         2 * images * config.rounds,
         (config.evaluate.source.count or evaluated or images) * modes * models,
@@ -56,37 +56,37 @@ def work_of(config: RunConfig, images: int, evaluated: int | None = None) -> Wor
 
 
 def caption_tokens(config: RunConfig) -> int:
-    """Tokens of a caption, on average."""
+    """Average tokens of a caption."""
     usual = MINIWORLD_TOKENS if config.captioner.ref.startswith("miniworld:") else CAPTION_TOKENS
     return min(usual, config.generate.decoding.max_new_tokens)
 
 
-def checkpoints(config: RunConfig, work: Work) -> int:
-    """Most checkpoints of a round's training on the disk at once."""
+def max_checkpoints(config: RunConfig, work: Workload) -> int:
+    """Most checkpoints of a round's training on the disk at a time."""
     train = config.train
-    return footprint.checkpoints_held(work.steps, train.checkpoint_every, train.keep) if work.steps else 0
+    return footprint.max_checkpoints(work.steps, train.checkpoint_every, train.keep) if work.steps else 0
 
 
 def disk_bytes(
-    config: RunConfig, work: Work, parameters: Parameters, image_bytes: int, features: int
+    config: RunConfig, work: Workload, parameters: Parameters, image_bytes: int, features: int
 ) -> dict[str, int]:
-    """What a whole run leaves in its folder at most, by what it is.
+    """Most bytes that a whole run leaves in its folder, by kind.
 
     Args:
-        image_bytes: of an image that travels in the tables; 0 where they only refer to it.
+        image_bytes: size of an image stored in the tables; 0 if they only refer to images.
         features: bytes of the vision tower's features of an image.
     """
     caption = ROW_BYTES * work.caption_tokens
-    # samples, pairs, scored and selected hold an image each, evaluation two tables of captions.
+    # An image is stored in samples, pairs, scored and selected, and in two tables of evaluation captions.
     pair_tables = work.images * (3 * image_bytes + 4 * caption) + work.rounds * work.pairs * (image_bytes + 4 * caption)
     caption_tables = 2 * work.evaluated * (image_bytes + caption)
     train = config.train
-    each = footprint.checkpoint_bytes(parameters, train.zero_stage, config.captioner.dtype)
-    held = checkpoints(config, work)
+    checkpoint = footprint.checkpoint_bytes(parameters, train.zero_stage, config.captioner.dtype)
+    held = max_checkpoints(config, work)
     kept = work.rounds * min(held, train.keep) + max(0, held - train.keep)
     return {
         "tables": pair_tables + caption_tables,
         "models": work.rounds * footprint.model_bytes(parameters, config.captioner.dtype),
-        "checkpoints": kept * each,
+        "checkpoints": kept * checkpoint,
         "features": work.rounds * work.pairs * features if train.cache_vision_features else 0,
     }
