@@ -1,14 +1,13 @@
-"""Speed, memory and losses of DPO on pairs of captions, against TRL's DPOTrainer.
+"""Speed, memory and losses of DPO against TRL's DPOTrainer.
 
     python benchmarks/dpo.py [--rounds 5]
 
-CPU time of one thread, both in turn, each with all it does for a step: images read and preprocessed, the reference, the
-optimizer. A tiny LLaVA with random weights; both get the same pairs in the same order.
+CPU time of one thread, both in turn, including reading and preprocessing images, the reference and the optimizer. A
+tiny LLaVA with random weights; both get the same pairs in the same order.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -16,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import SUPPRESS
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -26,7 +26,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from dpo_pairs import drawn_pairs, tiny
-from measuring import MemoryGrowth, publish, ratio
+from measuring import MemoryGrowth, command_line, publish, ratio
 
 from jsfree import config
 from jsfree.config import RunConfig
@@ -47,10 +47,10 @@ MICRO = 4
 
 def main() -> None:
     """Measure, write and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--part", choices=["memory", "worker"], help=argparse.SUPPRESS)
-    parser.add_argument("--job", help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=["memory", "worker"], help=SUPPRESS)
+    parser.add_argument("--job", help=SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.part:
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def against_trl(rounds: int) -> None:
-    """All of it on CPUs."""
+    """Measure speed, memory and the cost of two workers, on CPUs."""
     loads = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory(prefix="dpo-") as folder:
         path = Path(folder)
@@ -78,14 +78,14 @@ def against_trl(rounds: int) -> None:
 
 
 def settings(count: int, workers: int = 1, **changes: Any) -> RunConfig:
-    """A training whose epoch is ``count`` pairs."""
-    share = {"pairs_per_step": 2 * MICRO, "pairs_per_worker": MICRO, "epochs": 2, "learning_rate": 1e-4}
+    """A training with ``count`` pairs per epoch."""
+    train = {"pairs_per_step": 2 * MICRO, "pairs_per_worker": MICRO, "epochs": 2, "learning_rate": 1e-4}
     resources = {"resources": {"replicas": workers}}
-    return config.build({"source": {"count": count}, "train": {**share, **resources, **changes}}, where="benchmark")
+    return config.build({"source": {"count": count}, "train": {**train, **resources, **changes}}, where="benchmark")
 
 
-class Ours:
-    """A training of ours whose CPU time is noted: of what comes before the first step, and after every step."""
+class TimedTraining:
+    """A training that records the CPU time of its preparation and after every step."""
 
     def __init__(self, folder: Path, policy: Path) -> None:
         self.folder, self.policy = folder, policy
@@ -93,8 +93,10 @@ class Ours:
         self.after_step: list[float] = []
         self.loss: list[float] = []
 
-    def run(self, settings: RunConfig, pairs: Sequence[SelectedPair], after: Callable[[], None] = lambda: None) -> Ours:
-        """Train to the end."""
+    def run(
+        self, settings: RunConfig, pairs: Sequence[SelectedPair], after: Callable[[], None] = lambda: None
+    ) -> TimedTraining:
+        """Train to the end; ``after`` is called after every step."""
 
         def progress(history: Sequence[dict[str, float]], _: int) -> None:
             self.after_step.append(time.process_time())
@@ -113,8 +115,8 @@ class Ours:
             train(settings, pairs, models, folders, hooks, "cpu")
         return self
 
-    def a_step(self, first: int, last: int) -> float:
-        """CPU seconds of a step, on average over some."""
+    def seconds_per_step(self, first: int, last: int) -> float:
+        """Mean CPU seconds of the steps after ``first`` up to ``last``."""
         return (self.after_step[last] - self.after_step[first]) / (last - first)
 
 
@@ -122,7 +124,7 @@ PREPARE = loop.Trainer.prepare
 
 
 def speeds(folder: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Pairs a second against TRL, by default and with cached vision features, and the loss curves of both."""
+    """Pairs per second against TRL, by default and with cached vision features, and the loss curves of both."""
     import dpo_peer
 
     captioner = tiny(folder / "policy", patches=12, vocabulary=4096)
@@ -138,7 +140,7 @@ def speeds(folder: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
         for prefix, chosen in {"": default, "cached ": cached}.items():
             name = f"{prefix.strip()}{number}"
             with one_worker(folder / f"store-{name}"), silent_output(1, 2):
-                ours[prefix] = Ours(folder / f"run-{name}", folder / "policy").run(chosen, pairs)
+                ours[prefix] = TimedTraining(folder / f"run-{name}", folder / "policy").run(chosen, pairs)
         theirs = dpo_peer.Watch()
         taken, shown = [pairs[at] for at in ordered], [images[at] for at in ordered]
         rate = partial(learning_rate, total=steps * epochs, config=default)
@@ -148,8 +150,8 @@ def speeds(folder: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
             ended = theirs.seconds
             seconds["trl"].append((ended[-1] - ended[0]) / (len(ended) - 1) / size)
             for prefix, run in ours.items():
-                first = run.preparing / len(pairs) + run.a_step(0, steps - 1) / size
-                second = run.a_step(steps - 1, 2 * steps - 1) / size
+                first = run.preparing / len(pairs) + run.seconds_per_step(0, steps - 1) / size
+                second = run.seconds_per_step(steps - 1, 2 * steps - 1) / size
                 for name, value in zip(EPOCHS, (first, second, (first + second) / 2), strict=True):
                     seconds[prefix + name].append(value)
     target = TARGETS["trl_pairs_per_second"]
@@ -175,7 +177,7 @@ def speeds(folder: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def in_our_order(settings: RunConfig, pairs: Sequence[SelectedPair]) -> list[int]:
-    """The pairs as one worker of ours takes them, over all epochs."""
+    """Indices of the pairs in the order in which one worker of ours takes them, over all epochs."""
     size, lengths = settings.train.pairs_per_step, [pair_length(pair) for pair in pairs]
     taken = []
     for epoch in range(settings.train.epochs):
@@ -187,7 +189,7 @@ def in_our_order(settings: RunConfig, pairs: Sequence[SelectedPair]) -> list[int
 
 
 def memories(folder: Path, rounds: int) -> dict[str, list[float]]:
-    """Bytes that a step takes beyond what is there before it: 8 pairs, 32,000 words, each in a process of its own."""
+    """Peak bytes of a step beyond the memory before it: 8 pairs, 32,000 words, each run in its own process."""
     tiny(folder / "policy", patches=16, vocabulary=32_000)
     found: dict[str, list[float]] = {"jsfree": [], "trl": []}
     for number in range(rounds):
@@ -197,14 +199,14 @@ def memories(folder: Path, rounds: int) -> dict[str, list[float]]:
 
 
 def memory(who: str, folder: str, number: int) -> dict[str, float]:
-    """The second step's share, after the first has made the optimizer's state."""
+    """Memory of the second step; the first has created the optimizer's state."""
     path, peak = Path(folder), Peak()
     captioner = load_captioner(f"{folder}/policy")
     pairs, images = drawn_pairs(path / f"images-{who}-{number}", 16, captioner)
     chosen = settings(len(pairs), pairs_per_worker=8, epochs=1, checkpoint_every=1000)
     if who == "jsfree":
         with one_worker(path / f"store-{number}"):
-            Ours(path / f"run-{number}", path / "policy").run(chosen, pairs, peak.mark)
+            TimedTraining(path / f"run-{number}", path / "policy").run(chosen, pairs, peak.mark)
     else:
         import dpo_peer
 
@@ -214,34 +216,34 @@ def memory(who: str, folder: str, number: int) -> dict[str, float]:
 
 
 class Peak:
-    """The memory growth between two marks."""
+    """Memory growth between two calls of ``mark``."""
 
     def __init__(self) -> None:
         self.beyond: list[float] = []
         self._since: MemoryGrowth | None = None
 
     def mark(self) -> None:
-        """A step has ended."""
+        """Record the growth since the last call."""
         self.beyond.append(0.0 if self._since is None else self._since.bytes())
         self._since = MemoryGrowth()
 
 
 def workers_cost(folder: Path, rounds: int) -> dict[str, float]:
-    """CPU time a pair of two workers together over that of one."""
+    """CPU time per pair of two workers together over that of one."""
     tiny(folder / "policy", patches=12, vocabulary=4096)
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for number in range(rounds):
         for count, values in seconds.items():
             name = f"{count}-{number}"
             jobs = [
-                own_start("worker", folder=str(folder), rank=rank, workers=count, name=name) for rank in range(count)
+                start_part("worker", folder=str(folder), rank=rank, workers=count, name=name) for rank in range(count)
             ]
-            values.append(sum(own_end(job)["seconds"] for job in jobs))
+            values.append(sum(result_of(job)["seconds"] for job in jobs))
     return ratio(seconds[2], seconds[1], WORKERS_COST)
 
 
 def worker(folder: str, rank: int, workers: int, name: str) -> dict[str, float]:
-    """CPU seconds of one worker's steps but the first."""
+    """CPU seconds of one worker's steps without the first."""
     path = Path(folder)
     captioner = load_captioner(f"{folder}/policy")
     pairs, _ = drawn_pairs(path / f"images-{name}-{rank}", 32, captioner)
@@ -255,26 +257,26 @@ def worker(folder: str, rank: int, workers: int, name: str) -> dict[str, float]:
         return figures
 
     with one_worker(path / f"store-{name}", rank, workers), mock.patch.object(loop.Trainer, "step", timed):
-        Ours(path / f"run-{name}", path / "policy").run(chosen, pairs)
+        TimedTraining(path / f"run-{name}", path / "policy").run(chosen, pairs)
     return {"seconds": seen[-1] - seen[0]}
 
 
 def own_process(part: str, **job: Any) -> dict[str, float]:
-    """What a part of this benchmark finds in a process of its own."""
-    return own_end(own_start(part, **job))
+    """The result of a part of this benchmark, run in its own process."""
+    return result_of(start_part(part, **job))
 
 
-def own_start(part: str, **job: Any) -> subprocess.Popen[str]:
-    """Start a part."""
+def start_part(part: str, **job: Any) -> subprocess.Popen[str]:
+    """Start a part in its own process."""
     command = [sys.executable, __file__, "--part", part, "--job", json.dumps(job)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
 
 
-def own_end(process: subprocess.Popen[str]) -> dict[str, float]:
-    """Its last line.
+def result_of(process: subprocess.Popen[str]) -> dict[str, float]:
+    """The last line of a part's output.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the part failed.
     """
     output, errors = process.communicate()
     if process.returncode:
@@ -285,12 +287,12 @@ def own_end(process: subprocess.Popen[str]) -> dict[str, float]:
 
 @contextmanager
 def one_worker(store: Path, rank: int = 0, workers: int = 1) -> Iterator[None]:
-    """A process group of this process, and others where there are more workers."""
+    """A process group in which this process is worker ``rank``."""
     import deepspeed
 
-    place = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(workers)}
+    environment = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(workers)}
     store.parent.mkdir(parents=True, exist_ok=True)
-    with mock.patch.dict(os.environ, place):
+    with mock.patch.dict(os.environ, environment):
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
         try:
             yield

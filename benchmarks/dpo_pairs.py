@@ -1,4 +1,4 @@
-"""Pairs of captions to train on, and a LLaVA with random weights that knows MiniWorld's words."""
+"""Pairs of captions to train on, and a LLaVA with random weights and MiniWorld's tokenizer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROMPT = "Describe this image in detail."
 
 
 def tiny(folder: Path, patches: int, vocabulary: int) -> Captioner:
-    """A LLaVA of about 6M parameters and its embeddings, with MiniWorld's words, published into a folder."""
+    """Publish and load a LLaVA of about 6M parameters, plus embeddings, with MiniWorld's tokenizer."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     shipped = load_captioner("miniworld:captioner")
@@ -52,7 +52,7 @@ def tiny(folder: Path, patches: int, vocabulary: int) -> Captioner:
 
 
 def drawn_pairs(folder: Path, count: int, captioner: Captioner) -> tuple[list[SelectedPair], list[Image.Image]]:
-    """Pairs with images on the disk and captions of 36 to 56 tokens."""
+    """Pairs with image files and captions of 36 to 56 tokens, and their images."""
     folder.mkdir(parents=True)
     pairs, images = [], []
     for number in range(count):
@@ -79,13 +79,13 @@ def drawn_pairs(folder: Path, count: int, captioner: Captioner) -> tuple[list[Se
 
 
 def _caption(captioner: Captioner, number: int, tokens: int) -> list[int]:
-    text = " ".join(world.true_caption(world.scene("unlabelled", number + each)) for each in range(4))
+    text = " ".join(world.true_caption(world.scene("unlabelled", number + offset)) for offset in range(4))
     ids = captioner.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     return [*ids[: tokens - 1], 2]
 
 
 def random_batch(captioner: RandomCaptioner, count: int, tokens: int) -> PairBatch:
-    """Pairs of random captions of ``tokens`` tokens, a sixth more or less, with random images."""
+    """A batch of random images with random captions of ``tokens`` tokens, give or take a sixth."""
     words, spread = random.Random(0), tokens // 6
     captions = [
         [words.randrange(10, captioner.vocabulary) for _ in range(words.randint(tokens - spread, tokens + spread))]

@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer on the very pairs, order and learning rates of ours, for ``dpo.py``."""
+"""TRL's DPOTrainer with the same pairs, order and learning rates as ours, for ``dpo.py``."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from jsfree.schemas import SelectedPair
 
 @dataclass
 class Watch:
-    """CPU time and loss after each step of TRL's, and what else is to happen then."""
+    """Records CPU time and loss after each step of TRL's trainer, and calls ``after``."""
 
     after: Callable[[], None] = lambda: None
     seconds: list[float] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
 
     def callback(self) -> Any:
-        """What the trainer calls."""
+        """The callback for the trainer."""
         from transformers import TrainerCallback
 
         class Watching(TrainerCallback):
@@ -51,7 +51,7 @@ def train(
 ) -> None:
     """Train on ``pairs`` in their order, ``settings.pairs_per_step`` of them an optimizer step.
 
-    The vision tower is frozen, as ours; the reference is a second model in memory, as TRL has it for images.
+    The vision tower is frozen, as in ours; the reference is a second model in memory, which TRL requires for images.
     """
     from datasets import Dataset
     from transformers import LlavaForConditionalGeneration
@@ -76,7 +76,7 @@ def train(
 
 
 def row(captioner: Captioner, pair: SelectedPair, image: Any) -> dict[str, Any]:
-    """A pair as TRL takes it; it adds no begin token to what is no chat."""
+    """A pair in TRL's format, with the begin token, which TRL adds to chats only."""
     tokenizer = captioner.processor.tokenizer
     return {
         "images": [image],

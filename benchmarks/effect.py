@@ -2,10 +2,10 @@
 
     make effect            (or: python benchmarks/effect.py [--seeds 0 1 2] [--weights FOLDER])
 
-Reports on test scenes that no choice of settings has seen (docs/log.md).
-``--weights`` repeats it from another m0, as ``jsfree miniworld pretrain --seed 1 --out FOLDER`` makes one.
-The result is written to ``benchmarks/results/effect_<date>_<hardware>.json`` and printed as the last line. Runs that
-are already finished are not repeated; the date is that of the newest run, not the day on which they are summarised.
+Measured on test scenes that were not used to choose any setting (docs/log.md). ``--weights`` repeats it from another
+m0, made by ``jsfree miniworld pretrain --seed 1 --out FOLDER``. The result is written to
+``benchmarks/results/effect_<date>_<hardware>.json`` and printed as the last line. Finished runs are not repeated; the
+date is that of the newest run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from measuring import publish
+from measuring import command_line, publish
 
 from jsfree import config as configuration
 from jsfree.evaluation.metrics import TRUTH
@@ -31,7 +31,7 @@ SETTINGS = {"default": "miniworld.yaml", "paper": "miniworld-paper.yaml"}
 
 
 def main() -> None:
-    """Run the loops, add up, write and print the result."""
+    """Run the loops, then summarise, write and print the result."""
     arguments = parse()
     loads = [os.getloadavg()[0]]
     figures: dict[str, Any] = {}
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--weights", type=Path, help="folder with captioner/ and clip/ of another pre-training")
@@ -57,7 +57,7 @@ def parse() -> argparse.Namespace:
 
 
 def loop(name: str, file: str, seed: int, arguments: argparse.Namespace) -> Run:
-    """One whole loop; a finished one is taken as it is."""
+    """Run one loop, unless it is finished."""
     m0 = arguments.weights.name if arguments.weights else "shipped"
     overrides = [f"run={arguments.runs}/{m0}-{name}-{seed}", f"seed={seed}"]
     if arguments.weights:
@@ -70,7 +70,7 @@ def loop(name: str, file: str, seed: int, arguments: argparse.Namespace) -> Run:
 
 
 def summary(runs: list[Run]) -> dict[str, Any]:
-    """Means over the seeds, with the range, of metrics before and after, and of what inversion did."""
+    """Means and ranges over the seeds of metrics before and after, and the effect of inversion."""
     metrics = [run.round(run.config.rounds).read_json("metrics.json") for run in runs]
     modes = {
         mode: {
@@ -91,7 +91,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def inversion(run: Run) -> dict[str, Any]:
-    """Is CLIP's inversion right? Absent objects of the new winner against those of the new loser, by the truth."""
+    """How often CLIP's inversion is right: whether the new winner names fewer absent objects than the new loser."""
     from jsfree import schemas
     from jsfree.evaluation.miniworld import count_caption
     from jsfree.miniworld.world import scene_from_id

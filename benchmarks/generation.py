@@ -1,4 +1,4 @@
-"""How fast the dual-path engine makes two captions an image, against what people decode with today.
+"""Speed of the dual-path engine for two captions an image, against other ways to decode.
 
     make bench                (or: python benchmarks/generation.py [--rounds 5])
 
@@ -8,7 +8,6 @@ the result is written to ``benchmarks/results/generation_<date>_<hardware>.json`
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 from collections.abc import Callable
@@ -17,14 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from generation_peers import RATIOS, Peers
-from measuring import in_turn, publish, ratio
+from measuring import command_line, in_turn, publish, ratio
 from random_llava import RandomCaptioner, tiny
 
 from jsfree.config import Decoding
 from jsfree.decoding.engine import DualPathEngine
-from jsfree.decoding.memory import keys_of
+from jsfree.decoding.memory import kv_size
 from jsfree.decoding.requests import Request
 from jsfree.decoding.sampling import noise_key
+from jsfree.decoding.workload import Workload
 
 CASES = {"144 image tokens": (12, 8, 32), "256 image tokens": (16, 6, 48)}  # patches a side, images, tokens
 TARGETS = {
@@ -38,7 +38,7 @@ TARGETS = {
 
 def main() -> None:
     """Measure, write and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def against_peers(rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """For each ratio the worse of the cases, and all of them among the figures."""
+    """The worst case of each ratio, and the figures of all cases."""
     cases = {name: case(*of, rounds) for name, of in CASES.items()}
     for name, figures in cases.items():
         for key, each in figures["ratios"].items():
@@ -67,7 +67,7 @@ def against_peers(rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def case(patches: int, images: int, length: int, rounds: int) -> dict[str, Any]:
-    """All variants on one size of image."""
+    """Measure all variants with one size of image."""
     captioner, peers = tiny(patches), Peers(tiny(patches), images, length)
 
     def engine(ratios: tuple[float, float], compiling: str = "none") -> Callable[[], object]:
@@ -106,11 +106,13 @@ ENGINES: dict[tuple[Any, ...], DualPathEngine] = {}
 def engine_run(
     captioner: RandomCaptioner, images: int, length: int, ratios: tuple[float, float], compiling: Any = "none"
 ) -> DualPathEngine:
-    """Two captions of each image; an engine is made once, as a worker does."""
+    """Decode two captions of each image; the engine is reused, as in a worker."""
     key = (id(captioner), ratios, compiling)
     if key not in ENGINES:
-        mixed = sum(ratio > 0 for ratio in ratios) / len(ratios)
-        ENGINES[key] = DualPathEngine(captioner, images * len(ratios), mixed=mixed, prompts=1, compiling=compiling)
+        share = sum(ratio > 0 for ratio in ratios) / len(ratios)
+        ENGINES[key] = DualPathEngine(
+            captioner, Workload(images * len(ratios), dual_path_share=share, prompts=1), compiling=compiling
+        )
     ENGINES[key].decode(requests(captioner, images, [length] * (2 * images), ratios))
     return ENGINES[key]
 
@@ -133,11 +135,11 @@ def requests(captioner: RandomCaptioner, images: int, lengths: list[int], ratios
 
 
 def kv_bytes(captioner: RandomCaptioner, images: int, length: int) -> dict[str, float]:
-    """Bytes of keys and values a caption in flight, laid out, and as they would be with a prefix of its own each."""
+    """Bytes of keys and values per caption in flight: as laid out, and if no caption shared its prefixes."""
     engine = engine_run(captioner, images, length, RATIOS)
     assert engine.layout is not None
-    need = engine.layout.need
-    alone = (need.prefix + need.own + need.lead + need.own) * keys_of(captioner).token_bytes
+    tokens = engine.layout.requirement
+    alone = (tokens.image_prefix + tokens.text_prefix + 2 * tokens.caption) * kv_size(captioner).token_bytes
     return {
         "kv_bytes_a_caption": engine.layout.bytes / engine.layout.slots,
         "kv_bytes_a_caption_without_sharing": alone,
@@ -146,12 +148,14 @@ def kv_bytes(captioner: RandomCaptioner, images: int, length: int) -> dict[str, 
 
 
 def utilisation() -> dict[str, float]:
-    """Share of the slots' steps that make a token, on 400 captions of lognormal length, start and end included."""
+    """Share of the slots that hold a caption, over 400 captions of lognormal length, including start and end."""
     captioner = tiny(4)
     lengths = np.random.default_rng(0).lognormal(np.log(24), 0.5, 400).clip(1, 96).astype(int).tolist()
     found = {}
     for name, ratios in {"h = 0 and 0.6": (0.0, 0.6), "h = 0.2 and 0.6": RATIOS}.items():
-        engine = DualPathEngine(captioner, 16, mixed=sum(ratio > 0 for ratio in ratios) / 2, prompts=1)
+        engine = DualPathEngine(
+            captioner, Workload(16, dual_path_share=sum(ratio > 0 for ratio in ratios) / 2, prompts=1)
+        )
         for request in requests(captioner, 200, lengths, ratios):
             engine.submit(request)
         while engine.active:
@@ -162,7 +166,7 @@ def utilisation() -> dict[str, float]:
 
 
 def bytes_of(module: torch.nn.Module) -> int:
-    """Weights of a module."""
+    """Bytes of a module's weights."""
     return sum(each.numel() * each.element_size() for each in module.parameters())
 
 

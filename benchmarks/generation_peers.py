@@ -1,6 +1,6 @@
-"""What people decode with today, for ``generation.py``: transformers' guidance, VCD's two forwards, plain ``generate``.
+"""Baselines for ``generation.py``: transformers' guidance, VCD's two forward passes, plain ``generate``.
 
-All of them make two captions an image, of a fixed length, from a model that never ends by itself.
+Each makes two captions an image, of a fixed length, from a model that never draws the end token.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ RATIOS = (0.2, 0.6)
 
 
 class Peers:
-    """The baselines on one model, images and length."""
+    """The baselines with one model, one set of images and one length; each returns the number of tokens."""
 
     def __init__(self, captioner: RandomCaptioner, images: int, length: int) -> None:
         self.captioner = captioner
@@ -22,21 +22,21 @@ class Peers:
         self.without_image = torch.tensor([captioner.prompt_ids("", image=False)], device=captioner.device)
 
     def guidance_batched(self) -> int:
-        """transformers' classifier-free guidance; one scalar h a call, so a call for each of the two."""
+        """transformers' classifier-free guidance: it takes one h per call, so there is a call for each h."""
         return sum(self._generate(self.pixels, guidance_scale=1 - ratio) for ratio in RATIOS)
 
     def guidance_per_image(self) -> int:
-        """The same where every image has an h of its own: a call for each caption."""
-        each = [self.pixels[index : index + 1] for index in range(len(self.pixels))]
-        return sum(self._generate(image, guidance_scale=1 - ratio) for ratio in RATIOS for image in each)
+        """The same if every image had its own h: a call for each caption."""
+        images = [self.pixels[index : index + 1] for index in range(len(self.pixels))]
+        return sum(self._generate(image, guidance_scale=1 - ratio) for ratio in RATIOS for image in images)
 
     def single_path(self) -> int:
-        """``generate`` with the image alone, all captions in one batch: what a user knows, without any mixing."""
+        """``generate`` without any mixing, all captions in one batch."""
         return self._generate(self.pixels.repeat_interleave(len(RATIOS), 0))
 
     @torch.inference_mode()
     def two_forwards(self) -> int:
-        """VCD's way: two forwards a step with a cache each, an h a row, all captions in one batch (Eq. 3)."""
+        """As VCD's code: two forward passes a step with separate caches; Eq. 3 with an h per row, in one batch."""
         from transformers import DynamicCache
 
         model, rows = self.captioner.model, len(self.pixels) * len(RATIOS)

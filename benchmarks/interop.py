@@ -1,11 +1,11 @@
-"""Do others read a published model as we do? Greedy captions of jsfree, of transformers and of vLLM, compared.
+"""Agreement of greedy captions of a published model by jsfree, transformers and vLLM.
 
     make interop           (or: python benchmarks/interop.py --peers PYTHON [--model FOLDER] [--scenes 50])
 
-``PYTHON`` is that of the second environment, which has vLLM built for CPUs and no jsfree; ``interop_peers.py`` runs in
-it. Without ``--model`` the shipped captioner of MiniWorld is published into a temporary folder and taken. The result is
-written to ``benchmarks/results/interop_<date>_<hardware>.json`` and printed as the last line; the exit code is 1 if
-fewer captions agree in float32 than asked.
+``PYTHON`` is the interpreter of a second environment, with vLLM built for CPUs and without jsfree, in which
+``interop_peers.py`` runs. Without ``--model``, MiniWorld's shipped captioner is published into a temporary folder. The
+result is written to ``benchmarks/results/interop_<date>_<hardware>.json`` and printed as the last line. The exit code
+is 1 if too few captions agree in float32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from measuring import publish
+from measuring import command_line, publish
 
 from jsfree import config as configuration
 from jsfree.config import RunConfig
@@ -35,11 +35,11 @@ PEERS = Path(__file__).parent / "interop_peers.py"
 TARGET = 0.95
 DTYPES = ("float32", "bfloat16")
 SHOWN = 3
-"""Captions that differ, and are shown, of a peer."""
+"""Differing captions of a peer that are written to the result."""
 
 
 def main() -> None:
-    """Caption the scenes with everything, compare, write and print the result."""
+    """Caption the scenes with each program, compare, write and print the result."""
     arguments = parse()
     loads = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as directory:
@@ -50,11 +50,11 @@ def main() -> None:
     publish("interop", {}, figures, loads)
     shares = {name: found["share"] for name, found in figures["float32"].items()}
     if min(shares.values()) < TARGET:
-        raise SystemExit(f"error: of the float32 captions fewer than {TARGET:.0%} agree: {shares}")
+        raise SystemExit(f"error: fewer than {TARGET:.0%} of the float32 captions agree: {shares}")
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--peers", type=Path, required=True, help="python of the environment with vLLM")
     parser.add_argument("--model", type=Path, help="folder of a published model, such as runs/x/round-1/model")
     parser.add_argument("--scenes", type=int, default=50)
@@ -62,41 +62,43 @@ def parse() -> argparse.Namespace:
 
 
 def shipped(folder: Path) -> Path:
-    """The shipped captioner as a round's model is published."""
+    """Publish the shipped captioner as a round publishes its model."""
     captioner = load_captioner("miniworld:captioner")
     publish_captioner(captioner.model, captioner.processor, folder)
     return folder
 
 
 def measured(model: Path, arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
-    """Agreement of each peer with us, by arithmetic."""
+    """Agreement of each peer with jsfree, by dtype."""
     weights = hashlib.sha256((model / "checksums.json").read_bytes()).hexdigest()
     figures: dict[str, Any] = {"scenes": arguments.scenes, "target": TARGET, "checksums_sha256": weights}
     for dtype in DTYPES:
         settings = config(dtype, arguments.scenes)
         samples = evaluation_samples(settings)
         ours = captions(settings, model, samples)
-        theirs = asked(arguments.peers, model, settings, samples, directory)
+        theirs = ask_peers(arguments.peers, model, settings, samples, directory)
         figures[dtype] = {name: agreement(ours, texts) for name, texts in theirs["captions"].items()}
         figures["versions"] = theirs["versions"]
     return figures
 
 
 def config(dtype: str, scenes: int) -> RunConfig:
-    """MiniWorld's settings with that arithmetic, on the first test scenes."""
+    """MiniWorld's settings with a dtype, for the first test scenes."""
     return configuration.load(None, [f"captioner.dtype={dtype}", f"evaluate.source.count={scenes}"])
 
 
 def captions(settings: RunConfig, model: Path, samples: Sequence[Sample]) -> list[str]:
-    """Our greedy captions, as the evaluation of a run makes them."""
+    """jsfree's greedy captions, as in the evaluation of a run."""
     written = CaptionWriter(settings, str(model), "m1", "greedy")(samples)
     if len(written.rows) != len(samples):
         raise SystemExit(f"error: {written.errors[0]['message']}")
     return [row["text"] for row in written.rows]
 
 
-def asked(python: Path, model: Path, settings: RunConfig, samples: Sequence[Sample], directory: Path) -> dict[str, Any]:
-    """What the peers answer to the same images and the same question."""
+def ask_peers(
+    python: Path, model: Path, settings: RunConfig, samples: Sequence[Sample], directory: Path
+) -> dict[str, Any]:
+    """Captions of the same images with the same prompt by the peers, and their versions."""
     pictures = []
     for number, sample in enumerate(samples):
         picture = directory / f"{number}.png"
@@ -118,12 +120,12 @@ def asked(python: Path, model: Path, settings: RunConfig, samples: Sequence[Samp
         check=True,
         env=environment(directory),
     )
-    told: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    return told
+    captioned: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    return captioned
 
 
 def environment(directory: Path) -> dict[str, str]:
-    """vLLM without a GPU, the network, or another process."""
+    """The environment of vLLM: no GPU, no network, no further processes."""
     return {
         **os.environ,
         "CUDA_VISIBLE_DEVICES": "",
@@ -137,7 +139,7 @@ def environment(directory: Path) -> dict[str, str]:
 
 
 def agreement(ours: Sequence[str], theirs: Sequence[str]) -> dict[str, Any]:
-    """The share of captions that are the same text, with its 95 % interval, and some that are not."""
+    """Share of captions with equal text, its 95 % interval, and examples of differing captions."""
     pairs = list(zip(ours, theirs, strict=True))
     differing = [{"scene": at, "jsfree": a, "peer": b} for at, (a, b) in enumerate(pairs) if a != b]
     same = len(pairs) - len(differing)

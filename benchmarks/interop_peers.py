@@ -1,7 +1,7 @@
-"""Greedy captions of a published model by people who know nothing of jsfree: transformers and vLLM.
+"""Greedy captions of a published model by transformers and vLLM, without jsfree.
 
-Runs in an environment of its own, for ``interop.py``, which hands it a question on stdin and the file to answer into.
-vLLM is asked twice: with the rendered prompt, and as its chat API is.
+Runs in a separate environment for ``interop.py``, which passes a question on stdin and the path of the answer as the
+argument. vLLM captions twice: from the rendered prompt, and through its chat API.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Question = Mapping[str, Any]
 
 
 def main() -> None:
-    """Answer the question on stdin."""
+    """Read the question from stdin and write the answer."""
     question = json.load(sys.stdin)
     pictures = [Image.open(path).convert("RGB") for path in question["pictures"]]
     captions = {"transformers": by_transformers(question, pictures), **by_vllm(question, pictures)}
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def by_transformers(question: Question, pictures: Sequence[Image.Image]) -> list[str]:
-    """As the model card says, in batches."""
+    """Captions by transformers in batches, with the code of the model card."""
     import torch
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
@@ -47,7 +47,7 @@ def by_transformers(question: Question, pictures: Sequence[Image.Image]) -> list
 
 
 def by_vllm(question: Question, pictures: Sequence[Image.Image]) -> dict[str, list[str]]:
-    """With the prompt rendered by the processor, and through the chat API."""
+    """Captions by vLLM: with the prompt rendered by the processor, and through the chat API."""
     from transformers import AutoProcessor
     from vllm import LLM, SamplingParams
 
@@ -63,15 +63,15 @@ def by_vllm(question: Question, pictures: Sequence[Image.Image]) -> dict[str, li
     greedy = SamplingParams(temperature=0, max_tokens=question["max_new_tokens"])
     asked = [{"prompt": prompt, "multi_modal_data": {"image": picture}} for picture in pictures]
     conversations = [turn(question["prompt"], {"type": "image_pil", "image_pil": picture}) for picture in pictures]
-    whole = {"add_special_tokens": True}  # chat prompts get no start token, unless one asks for it
+    options = {"add_special_tokens": True}  # by default chat prompts get no begin token
     return {
         "vllm": spoken(model.generate(asked, greedy, use_tqdm=False)),
-        "vllm_chat": spoken(model.chat(conversations, greedy, use_tqdm=False, tokenization_kwargs=whole)),
+        "vllm_chat": spoken(model.chat(conversations, greedy, use_tqdm=False, tokenization_kwargs=options)),
     }
 
 
 def turn(text: str, image: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One image and one question, as a conversation."""
+    """A conversation of one image and one text."""
     return [{"role": "user", "content": [image, {"type": "text", "text": text}]}]
 
 

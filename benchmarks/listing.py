@@ -1,39 +1,37 @@
-"""What listing a source and reading images inside Parquet take: memory of a process, and time against ``json.loads``.
+"""Memory and time of listing a source and of reading images inside Parquet, against ``json.loads``.
 
     python benchmarks/listing.py [--only CASE] [--small]
 
-Each case runs in a process of its own. Its memory is the most that was resident (Linux's VmHWM) beyond the process's
-size after its imports. Inputs are made up in a temporary folder: a LLaVA JSON of 665,000 rows, Parquet tables of
-10,000,000 paths, and of 12 GB of images (PNG files filled up with zeros, so that they take little on disk) in small
-and in large row groups. The result is written to ``benchmarks/results/listing_<date>_<hardware>.json``.
+Each case runs in its own process. Its memory is the peak of resident memory (Linux's VmHWM) beyond the size after
+imports. Inputs are generated in a temporary folder: a LLaVA JSON of 665,000 rows, and Parquet tables of 10,000,000
+paths and of 12 GB of images (PNG files padded with zeros, so that they take little on disk) in small and in large row
+groups. The result is written to ``benchmarks/results/listing_<date>_<hardware>.json``.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import json
 import os
 import posixpath
-import subprocess
 import sys
 import tempfile
 import time
+from argparse import SUPPRESS
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from measuring import MemoryGrowth, publish
+from measuring import MemoryGrowth, command_line, own_process, publish
 from PIL import Image
 
 from jsfree.config import RunConfig
 from jsfree.images.decoding import load_image
-from jsfree.images.sources import draw_training
+from jsfree.images.sources import training_samples
 from jsfree.run.folder import Folder
 from ray_jobs.stages.generate import write_samples
 
@@ -67,10 +65,10 @@ SLOWER = 1.5
 
 def main() -> None:
     """Measure, compare, write and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--only", choices=CASES)
     parser.add_argument("--small", action="store_true", help="a tenth of the rows, to try the script itself")
-    parser.add_argument("--child", nargs=2, metavar=("CASE", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, metavar=("CASE", "FOLDER"), help=SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(measured(arguments.child[0], Path(arguments.child[1]))))
@@ -83,19 +81,19 @@ def main() -> None:
             if source not in made:
                 _make(source, Path(folder), ROWS[source] // (10 if arguments.small else 1))
                 made.add(source)
-            found[case] = _own_process(case, folder)
+            found[case] = own_process(__file__, ["--child", case, folder])
             print(f"{case}: {json.dumps(found[case])}", file=sys.stderr)
     figures = {"cases": found, "targets_gb": TARGETS, "target_json_time": SLOWER}
     times = [found[case]["cpu_seconds"] for case in ("llava_json", "json.loads") if case in found]
     slower = {"median": times[0] / times[1], "target": SLOWER} if len(times) > 1 else {}
     publish("listing", {"llava_json_time_cost": slower}, figures, [*loads, os.getloadavg()[0]])
-    too_much = [case for case, most in TARGETS.items() if case in found and found[case]["growth_gb"] > most]
-    if too_much or (slower and slower["median"] > SLOWER):
-        raise SystemExit(f"beyond the target: {', '.join(too_much) or 'time of llava_json'}")
+    exceeded = [case for case, limit in TARGETS.items() if case in found and found[case]["growth_gb"] > limit]
+    if exceeded or (slower and slower["median"] > SLOWER):
+        raise SystemExit(f"beyond the target: {', '.join(exceeded) or 'time of llava_json'}")
 
 
 def measured(case: str, folder: Path) -> dict[str, float]:
-    """Do a case's work in this process; its growth, seconds, and images."""
+    """Run a case in this process; its memory growth, seconds and images."""
     work: Callable[[], int] = lambda: _literal(folder) if case == "json.loads" else _list(case, folder)  # noqa: E731
     pa.array([""])  # pyarrow imports pandas with its first array
     growth = MemoryGrowth()
@@ -106,7 +104,7 @@ def measured(case: str, folder: Path) -> dict[str, float]:
 
 
 def _list(case: str, folder: Path) -> int:
-    """Draw a round's samples and write them; of images inside tables some are read too."""
+    """Draw a round's samples; images inside tables are written, and some of them read."""
     kind = "llava_json" if case == "llava_json" else "parquet"
     path = folder / ("mix.json" if kind == "llava_json" else f"{CASES[case]}.parquet")
     settings = RunConfig.model_validate(
@@ -115,7 +113,7 @@ def _list(case: str, folder: Path) -> int:
             "evaluate": {"source": {"kind": "miniworld", "split": "test", "count": 2}},
         }
     )
-    samples = draw_training(settings, 1)
+    samples = training_samples(settings, 1)
     if case == "llava_json":
         return len(samples)
     if case.startswith("paths"):
@@ -127,7 +125,7 @@ def _list(case: str, folder: Path) -> int:
 
 
 def _literal(folder: Path) -> int:
-    """The plain listing: everything at once, an object an image."""
+    """The naive listing: the whole file at once, with an object per image."""
     unique: dict[str, str] = {}
     for row in json.loads((folder / "mix.json").read_bytes()):
         if row.get("image"):
@@ -155,7 +153,7 @@ def _make(source: str, folder: Path, rows: int) -> None:
 
 
 def _llava(rows: int) -> Iterator[str]:
-    """Rows of 730 bytes, many of which share an image, as in LLaVA-1.5's mix."""
+    """Rows of 730 bytes, many of them with the same image, as in LLaVA-1.5's mix."""
     said = "the person in the image holds a red umbrella and walks along a wet street; and " * 7
     for row in range(rows):
         talk = [{"from": "human", "value": f"<image>\nWhat is in row {row}?"}, {"from": "gpt", "value": said}]
@@ -169,7 +167,7 @@ def _paths(rows: range) -> list[str]:
 
 
 def _images(rows: range) -> list[bytes]:
-    """PNG files that differ, with zeros behind their ends."""
+    """Distinct PNG files, padded with zeros."""
 
     def image(row: int) -> bytes:
         sink = io.BytesIO()
@@ -177,14 +175,6 @@ def _images(rows: range) -> list[bytes]:
         return sink.getvalue().ljust(IMAGE_BYTES, b"\0")
 
     return [image(row) for row in rows]
-
-
-def _own_process(case: str, folder: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, __file__, "--child", case, folder], capture_output=True, encoding="utf-8")
-    if done.returncode:
-        raise RuntimeError(f"{case}:\n{done.stderr[-4000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""How benchmarks measure and report: CPU time of one thread, variants in turn, ratios with their spread.
+"""Measurement and results of benchmarks: CPU time of one thread, variants in turn, ratios with their spread.
 
-Wall time on a shared machine says nothing here; the CPU time of two variants that take turns in one process does.
+Wall time is meaningless on a shared machine; the ratio of the CPU times of variants that alternate in one process is
+not.
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
 import json
@@ -12,17 +14,14 @@ import os
 import platform
 import shlex
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-from ray_jobs.quiet import silence_libraries
-
-silence_libraries()  # benchmarks import this module before libraries print anything
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
@@ -39,8 +38,16 @@ PACKAGES = (
 )
 
 
+def command_line(description: str | None) -> argparse.ArgumentParser:
+    """A benchmark's parser, described by the first line of ``description``; silences libraries, so call it first."""
+    from ray_jobs.quiet import silence_libraries  # not at the top: interop_peers.py runs without jsfree
+
+    silence_libraries()
+    return argparse.ArgumentParser(description=(description or "").splitlines()[0])
+
+
 def in_turn(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of each variant in each of ``rounds``, after one run of each that is not counted."""
+    """CPU seconds of each variant in each of ``rounds``, after one warm-up run of each."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, run in variants.items():
@@ -52,34 +59,56 @@ def in_turn(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[s
 
 
 def ratio(above: list[float], below: list[float], target: float) -> dict[str, float]:
-    """The ratio of two variants, round by round, with what is asked of it."""
-    each = [a / b for a, b in zip(above, below, strict=True)]
-    return {"median": statistics.median(each), "min": min(each), "max": max(each), "target": target}
+    """The ratio of two variants, round by round, with its target."""
+    return spread([a / b for a, b in zip(above, below, strict=True)], target)
+
+
+def spread(values: Sequence[float], target: float) -> dict[str, float]:
+    """Median and range of repetitions, with their target."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "target": target}
+
+
+def own_process(script: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Any:
+    """The JSON on the last line of a script's output, run in its own process.
+
+    Args:
+        script: path of the script.
+        arguments: its command line.
+        environment: variables beside those of this process.
+
+    Raises:
+        RuntimeError: the script failed.
+    """
+    command = [sys.executable, script, *arguments]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env={**os.environ, **(environment or {})})
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command)}:\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 class MemoryGrowth:
-    """How far this process's resident memory has grown beyond its size when this was made (Linux)."""
+    """Growth of this process's resident memory since construction (Linux)."""
 
     def __init__(self) -> None:
-        """Return freed memory to the system, and start a new peak."""
+        """Return freed memory to the system, and reset the peak."""
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM
         self.start = resident("VmRSS")
 
     def bytes(self) -> float:
-        """Bytes at the peak so far, beyond those at the start."""
+        """Bytes of the peak so far beyond the size at the start."""
         return resident("VmHWM") - self.start
 
 
 def resident(name: str) -> float:
-    """Bytes of this process: ``VmRSS`` is what is resident now, ``VmHWM`` the peak (Linux)."""
+    """Resident bytes of this process: ``VmRSS`` now, ``VmHWM`` at the peak (Linux)."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024.0 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 def hardware() -> str:
-    """What is measured on, as in the results' names."""
+    """The GPU or CPU, in the form used in names of results."""
     import torch
 
     if torch.cuda.is_available():
@@ -93,7 +122,11 @@ def publish(
     """Write a dated result and print it as the last line.
 
     Args:
-        date: day of the measurement, ISO 8601; today if it is not given.
+        name: the benchmark.
+        ratios: ratios by key, as of ``ratio``.
+        figures: everything else.
+        loads: the machine's load averages before and after.
+        date: day of the measurement, ISO 8601; today by default.
     """
     date = date or datetime.now(UTC).date().isoformat()
     result = {
@@ -114,11 +147,11 @@ def publish(
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of those of the packages that are installed."""
-    found = {}
+    """Versions of the packages that are installed."""
+    installed = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed

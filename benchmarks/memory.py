@@ -1,26 +1,25 @@
-"""Predicted memory against what a process really takes, on CPUs: generation and training of three small captioners.
+"""Predicted against measured memory of generation and training, on CPUs, for three small captioners.
 
     python benchmarks/memory.py [--only CASE]
 
-Each case runs in a process of its own: a small one of the same kind first, so that libraries are there, then the model
-is made and used for a few steps, and the most resident memory since (Linux's VmHWM) is compared with what
-``jsfree.checks`` predicts. The result is written to ``benchmarks/results/memory_<date>_<hardware>.json``.
+Each case runs in its own process: after a warm-up with a smaller model, which loads libraries, the model is created and
+used for a few steps, and the peak of resident memory (Linux's VmHWM) is compared with the prediction of preflight. The
+result is written to ``benchmarks/results/memory_<date>_<hardware>.json``.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
+from argparse import SUPPRESS
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import MemoryGrowth, publish
+from measuring import MemoryGrowth, command_line, own_process, publish
 from random_llava import RandomCaptioner, of_shape
 
 from jsfree import config as configuration
@@ -48,9 +47,9 @@ WITHIN = 0.15
 
 def main() -> None:
     """Measure, compare, write and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--only", choices=CASES)
-    parser.add_argument("--child", nargs=2, metavar=("CASE", "SIZE"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, metavar=("CASE", "SIZE"), help=SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(measured(*arguments.child)))
@@ -58,9 +57,13 @@ def main() -> None:
     loads, found = [os.getloadavg()[0]], {}
     for case in [arguments.only] if arguments.only else CASES:
         for size in SIZES:
-            taken, told = _own_process(case, size), predicted(case, size)
-            found[f"{case}, {size}"] = {"predicted_mb": told / 1e6, "measured_mb": taken / 1e6, "ratio": told / taken}
-            print(f"{case}, {size}: predicted {told / 1e6:.0f} MB, measured {taken / 1e6:.0f} MB", file=sys.stderr)
+            measured_bytes, predicted_bytes = _measured_apart(case, size), predicted(case, size)
+            found[f"{case}, {size}"] = {
+                "predicted_mb": predicted_bytes / 1e6,
+                "measured_mb": measured_bytes / 1e6,
+                "ratio": predicted_bytes / measured_bytes,
+            }
+            print(f"{case}, {size}: {found[f'{case}, {size}']}", file=sys.stderr)
     ratios = sorted(each["ratio"] for each in found.values())
     figures = {"cases": found, "apart_at_most": max(abs(each - 1) for each in ratios), "target": WITHIN}
     middle = {"median": ratios[len(ratios) // 2], "min": ratios[0], "max": ratios[-1], "target": 1.0}
@@ -76,7 +79,7 @@ def shape_of(size: str) -> LlavaShape:
 
 
 def settings(case: str) -> RunConfig:
-    """One worker; sixteen captions together."""
+    """Settings of one worker with 16 slots."""
     train = {"pairs_per_step": PAIRS, "pairs_per_worker": PAIRS, "resources": {"replicas": 1}, **TRAIN.get(case, {})}
     decoding = {"max_new_tokens": CAPTION}
     return configuration.build(
@@ -86,7 +89,7 @@ def settings(case: str) -> RunConfig:
 
 
 def predicted(case: str, size: str) -> float:
-    """Bytes, by the functions that preflight uses."""
+    """Bytes as preflight predicts them."""
     run, shape = settings(case), shape_of(size)
     lengths = memory.Lengths(prefix=shape.image_tokens + 25, text_prefix=25, caption=CAPTION, maximum=CAPTION)
     if case == "generate":
@@ -95,7 +98,7 @@ def predicted(case: str, size: str) -> float:
 
 
 def measured(case: str, size: str) -> float:
-    """Bytes that a process takes beyond what libraries take."""
+    """Peak bytes of a process beyond those of libraries."""
     torch.set_num_threads(1)
     work: Callable[[str], None] = _generate if case == "generate" else lambda size: _train(case, size)
     with tempfile.TemporaryDirectory(prefix="memory-") as folder:
@@ -115,12 +118,13 @@ def _join(store: Path) -> None:
 def _generate(size: str) -> None:
     from jsfree.decoding.engine import DualPathEngine
     from jsfree.decoding.requests import Request
+    from jsfree.decoding.workload import Workload
 
     run, captioner = settings("generate"), _captioner(size)
-    engine = DualPathEngine(captioner, run.generate.slots, mixed=0.5, prompts=1, kv_cache_gib=8)
+    engine = DualPathEngine(captioner, Workload(run.generate.slots, dual_path_share=0.5, prompts=1), kv_cache_gib=8)
     pixels = captioner.random_pixels(12)
     requests = [
-        Request(f"{at}-{ratio}", each, "", ratio, (at, int(2 * ratio)), run.generate.decoding)
+        Request(f"{at}-{ratio}", each, "", ratio, 2 * at + bool(ratio), run.generate.decoding)
         for at, each in enumerate(pixels)
         for ratio in (0.0, 0.5)
     ]
@@ -136,7 +140,8 @@ def _train(case: str, size: str) -> None:
     captioner, run = _captioner(size), settings(case)
     engine = start_engine(captioner, run, 1)
     batch = random_batch(captioner, PAIRS, CAPTION)
-    lengths = Lengths(*torch.tensor(batch.lengths).chunk(2))
+    chosen, rejected = torch.tensor(batch.lengths).chunk(2)
+    lengths = Lengths(chosen, rejected)
     for _ in range(STEPS + 1):
         logps = engine(batch)
         reference = PairLogps(logps.chosen.detach(), logps.rejected.detach())
@@ -148,14 +153,10 @@ def _captioner(size: str) -> RandomCaptioner:
     return of_shape(shape_of(size), torch.float32, "cpu")
 
 
-def _own_process(case: str, size: str) -> float:
-    command = [sys.executable, __file__, "--child", case, size]
-    # Memory that is freed goes back at once, so that what is counted is what is in use.
+def _measured_apart(case: str, size: str) -> float:
+    # Freed memory returns to the system at once, so that only memory in use is counted.
     returned = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env={**os.environ, **returned})
-    if done.returncode:
-        raise RuntimeError(f"{case}, {size}:\n{done.stderr[-4000:]}")
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    return float(own_process(__file__, ["--child", case, size], returned))
 
 
 if __name__ == "__main__":

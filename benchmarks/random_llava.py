@@ -1,4 +1,4 @@
-"""LLaVA models with random weights, for benchmarks: their speed is that of trained ones, and nothing is fetched."""
+"""LLaVA models with random weights for benchmarks: as fast as trained ones, without a download."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BEGIN, WORD = 1, 10
 
 @dataclass(frozen=True)
 class RandomCaptioner(Captioner):
-    """A captioner that takes token ids for words and never ends by itself."""
+    """A captioner with token ids for words, which never draws the end token."""
 
     prompt_tokens: int = PROMPT_TOKENS
 
@@ -38,14 +38,14 @@ class RandomCaptioner(Captioner):
         return " ".join(map(str, token_ids))
 
     def random_pixels(self, count: int, seed: int = 0) -> list[torch.Tensor]:
-        """Pixels of images that do not exist."""
+        """Random pixels, (3, side, side) each."""
         side = self.model.config.vision_config.image_size
         generator = torch.Generator().manual_seed(seed)
         return list(torch.randn(count, 3, side, side, generator=generator))
 
 
 def tiny(patches: int) -> RandomCaptioner:
-    """About 6M parameters, ``patches`` squared visual tokens, on the CPU."""
+    """A LLaVA of about 6M parameters with ``patches`` squared visual tokens, on the CPU."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
     vision = CLIPVisionConfig(
@@ -64,7 +64,7 @@ def tiny(patches: int) -> RandomCaptioner:
 
 
 def of_shape(shape: shapes.LlavaShape, dtype: torch.dtype, device: str) -> RandomCaptioner:
-    """A LLaVA of any shape."""
+    """A LLaVA of a given shape."""
     return _built(shapes.llava_config(shape), dtype, device)
 
 

@@ -1,16 +1,14 @@
-"""How the cost of a stage over shards grows with its images and its nodes, and how busy its actors are.
+"""Cost of a sharded stage by number of images and nodes, and utilisation of its actors.
 
     python benchmarks/scaling.py [--part real|simulated|busy|select|training|driver]
 
-- real: pairs of MiniWorld images by one replica, 500 to 4000 of them: the worker's CPU time an image, and the
-  driver's memory;
-- simulated: 1 to 16 nodes on this machine, whose actors sleep instead of computing (``scaling_simulated.py``): what
-  scheduling, files and the loss of a node cost;
-- busy: 2,000 images on a LLaVA of 6M parameters with captions of lognormal length: share of the time in which the
-  engine steps, and of its slots that hold a caption;
-- select, training: memory and time over the number of pairs, of the driver's selection and of a training worker
-  (``scaling_pairs.py``);
-- driver: what the driver and its board do for every shard and every worker (``scaling_driver.py``).
+- real: pairs of 500 to 4000 MiniWorld images by one replica: the worker's CPU time per image, and the driver's memory;
+- simulated: 1 to 16 nodes on this machine, whose actors sleep instead of computing (``scaling_simulated.py``): the cost
+  of scheduling, files and the loss of a node;
+- busy: 2,000 images with a LLaVA of 6M parameters and captions of lognormal length: share of the time in which the
+  engine steps, and of slots that hold a caption;
+- select, training: memory and time of selection and of a training worker by number of pairs (``scaling_pairs.py``);
+- driver: the cost of a shard and of a worker for the driver and its board (``scaling_driver.py``).
 
 The result is written to ``benchmarks/results/scaling_<date>_<hardware>.json`` (``scaling-<part>_...`` of one part)
 and printed as the last line.
@@ -34,7 +32,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from measuring import publish
+from measuring import command_line, publish
 from PIL import Image
 from random_llava import RandomCaptioner, tiny
 from scaling_driver import driver
@@ -46,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout need not be ins
 from jsfree import config as configuration
 from jsfree import schemas
 from jsfree.config import Decoding, RunConfig
-from jsfree.decoding.requests import Request, Step
+from jsfree.decoding.requests import Request, StepResult
 from jsfree.decoding.sampling import noise_key
 from jsfree.images.sources import training_samples
 from jsfree.run.folder import Folder
@@ -59,10 +57,10 @@ from ray_jobs.stages.generate import at_once, write_samples
 
 CONFIG = Path(__file__).parents[1] / "configs" / "miniworld.yaml"
 MEDIAN, SIGMA, MOST = 22, 0.5, 96
-"""Of the captions' lengths in tokens, lognormal; their mean is 24."""
+"""Lognormal lengths of captions in tokens, and their maximum; the mean is 24."""
 PATCHES = 12
 FIRST = 200
-"""Images of the run that is not counted."""
+"""Images of the warm-up run."""
 LINEAR, BUSY = 1.10, 0.90
 
 
@@ -76,7 +74,7 @@ def main() -> None:
         "training": training,
         "driver": driver,
     }
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--part", choices=list(parts))
     parser.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 2000, 4000], help="real: images of a run")
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="simulated")
@@ -161,7 +159,7 @@ class BusyPairs(MeteredPairs):
         seconds = self._last - self._first
         return {**super().figures(), "busy": self._stepping / seconds, "first_to_last_token_seconds": seconds}
 
-    def _timed_step(self) -> Step:
+    def _timed_step(self) -> StepResult:
         started = time.perf_counter()
         step = self._step()
         self._last = time.perf_counter()
@@ -178,10 +176,9 @@ class BusyPairs(MeteredPairs):
 
 
 def real(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Pairs of MiniWorld images on one replica.
+    """Pairs of MiniWorld images by one replica.
 
-    All samples are written first, and a shard is done that is not counted: what the driver takes for them, and for
-    its imports, is no cost of the runs.
+    All samples are written first, and a warm-up run precedes, so that the driver's imports do not count.
     """
     runs: dict[int, dict[str, float]] = {}
     with TemporaryDirectory() as folder, Cluster(RunConfig()) as session:
@@ -205,14 +202,14 @@ def real(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def line(images: list[int], seconds: list[float]) -> dict[str, float]:
-    """The straight line through the costs, and how far they are from it at most. The last slots fall empty once."""
+    """Least-squares line through the costs, and the largest relative distance from it."""
     slope, fixed = np.polyfit(images, seconds, 1)
     away = max(abs(each / (fixed + slope * number) - 1) for number, each in zip(images, seconds, strict=True))
     return {"cpu_seconds_an_image_more": float(slope), "cpu_seconds_fixed": float(fixed), "most_off_the_line": away}
 
 
 def busy(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Images decoded by a model whose captions end at different times."""
+    """Utilisation when captions end at different times."""
     with TemporaryDirectory() as folder, Cluster(RunConfig()) as session:
         session.ensure()
         listed(f"{folder}/busy", arguments.images)
@@ -223,7 +220,7 @@ def busy(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def settings(folder: str, images: int) -> RunConfig:
-    """MiniWorld's, for one replica."""
+    """MiniWorld's settings for one replica."""
     overrides = [f"source.count={images}", "generate.resources.replicas=1"]
     return configuration.load(CONFIG, overrides, {"run": str(folder)})
 
@@ -235,7 +232,7 @@ def listed(folder: str, images: int) -> None:
 
 
 def generated(folder: str, images: int, build: Callable[..., StageClass], board: Any) -> dict[str, float]:
-    """Stage 1 of so many MiniWorld images on one replica: what the worker and the driver took."""
+    """Run stage 1 on MiniWorld images with one replica; costs of the worker and the driver."""
     config = settings(folder, images)
     notes = f"{folder}/notes.json"
     stage = ShardedStage(

@@ -1,10 +1,10 @@
-"""What the driver and its board do for every shard and every worker, measured without a cluster.
+"""Cost of a shard and of a worker for the driver and its board, measured without a cluster.
 
     python benchmarks/scaling.py --part driver
 
-- board: microseconds of a claim and its end, with so many shards waiting and so many workers heard of;
-- turns: time and memory of Ray Data's read tasks, one a turn, which the driver makes before a pass begins;
-- files: microseconds a shard to list a folder and to read the footers of its shards, on a local disk.
+- board: microseconds of a claim and its end, by number of waiting shards and known workers;
+- turns: time and memory of Ray Data's read tasks, one per turn, which the driver creates before a pass;
+- files: microseconds per shard to list a folder and to read the footers of its shards, on a local disk.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FILES = 5_000
 
 
 def driver(_: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All parts."""
+    """Measure all parts."""
     figures = {
         "microseconds_a_claim": {f"{shards} shards, 8 workers": claim(shards, 8) for shards in SHARDS}
         | {f"10000 shards, {workers} workers": claim(10_000, workers) for workers in WORKERS},
@@ -41,7 +41,7 @@ def driver(_: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def claim(shards: int, workers: int) -> float:
-    """A claim, the end of its turn, and its receipt, averaged over ``CLAIMS`` of them."""
+    """Mean microseconds of a claim, the end of its turn and its receipt."""
     board = Board()
     board.post("work", [(0, number) for number in range(shards)])
     for worker in range(workers):
@@ -57,10 +57,10 @@ def claim(shards: int, workers: int) -> float:
 
 
 def read_tasks(turns: int) -> dict[str, float]:
-    """Ray Data's own objects for a range of so many blocks."""
+    """Time and memory of Ray Data's objects for a range of ``turns`` blocks."""
     from ray.data._internal.datasource.range_datasource import RangeDatasource
 
-    RangeDatasource(1).get_read_tasks(1)  # its imports are no cost of a turn
+    RangeDatasource(1).get_read_tasks(1)  # imports
     tracemalloc.start()
     started = time.process_time()
     tasks = RangeDatasource(turns).get_read_tasks(turns)
@@ -71,7 +71,7 @@ def read_tasks(turns: int) -> dict[str, float]:
 
 
 def files() -> dict[str, float]:
-    """A folder of small shards on a local disk."""
+    """Time to list a folder of small shards and to read their footers."""
     with TemporaryDirectory(prefix="scaling-") as path:
         folder = Folder(path)
         folder.write_table(shard_name(0), pa.table({"sample_id": ["a"]}))

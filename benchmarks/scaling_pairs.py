@@ -1,17 +1,16 @@
-"""Memory and time of the stages that handle all pairs of a round: selection on the driver, and a training worker.
+"""Memory and time of selection on the driver and of a training worker, which handle all pairs of a round.
 
     python benchmarks/scaling.py --part select [--rows 100000 1000000] [--repeat 1]
     python benchmarks/scaling.py --part training [--pairs 10000 200000]
 
-Pairs are synthetic, of the size that LLaVA's have: 9 sentences and 150 tokens a caption. Each measurement runs in a
-process of its own, which is the real code on real shards. Growth is the most resident memory (Linux's VmHWM) less what
-the process had after its imports.
+Pairs are synthetic, of the size of LLaVA's: 9 sentences and 150 tokens a caption. Each measurement runs the real code
+on real shards in its own process. Growth is the peak of resident memory (Linux's VmHWM) beyond the size after imports.
 
 - select: ``select_shards`` with the default settings (splits 4 to 7 of 10), and once with an image of 100 kB in each
   row;
 - training: one worker of ``train`` with MiniWorld's captioner: its index of all pairs, its table of reference
   log-probabilities, and ``STEPS`` optimizer steps of 64 pairs. The reference is given, not computed, and all pairs
-  have one image, which lies on the disk.
+  have the same image file.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -36,17 +34,17 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout need not be installed
 
-from measuring import MemoryGrowth
+from measuring import MemoryGrowth, own_process, spread
 
 from jsfree import schemas
 from jsfree.config import RunConfig, Select
 from jsfree.run.folder import Folder, shard_name
 from jsfree.run.streaming import scan
-from jsfree.stages.selection import select_shards
+from jsfree.stages.shard_selection import select_shards
 
 SENTENCES, TOKENS = 9, 150
 FIRST_TOKEN, VOCABULARY = 10, 500
-"""Tokens of text that MiniWorld's captioner knows."""
+"""Range of MiniWorld's text tokens."""
 BLOCK = 20_000
 EMBEDDED_ROWS, EMBEDDED_BYTES = 20_000, 100_000
 STEPS, PAIRS_PER_STEP = 5, 64
@@ -55,18 +53,18 @@ PROMPT = "Describe image in detail."
 
 
 def select(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Selection among so many scored pairs."""
+    """Selection among scored pairs, by their number."""
     found: dict[int, list[dict[str, float]]] = {rows: [] for rows in sorted(arguments.rows)}
     with TemporaryDirectory(prefix="scaling-") as folder:
         for rows in found:
-            own_process("scored", f"{folder}/{rows}", rows)
+            run_part("scored", f"{folder}/{rows}", rows)
         for _ in range(arguments.repeat):
             for rows, runs in found.items():
-                runs.append(own_process("selected", f"{folder}/{rows}", rows))
+                runs.append(run_part("selected", f"{folder}/{rows}", rows))
                 print(f"select, {rows} rows:", runs[-1], flush=True)
         shutil.rmtree(f"{folder}/{max(found)}")
-        own_process("embedded", f"{folder}/embedded", EMBEDDED_ROWS)
-        embedded = own_process("selected", f"{folder}/embedded", EMBEDDED_ROWS)
+        run_part("embedded", f"{folder}/embedded", EMBEDDED_ROWS)
+        embedded = run_part("selected", f"{folder}/embedded", EMBEDDED_ROWS)
         print("select, images embedded:", embedded, flush=True)
     least, most = min(found), max(found)
     times = {
@@ -84,12 +82,12 @@ def select(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any
 
 
 def training(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A worker that trains on so many selected pairs."""
+    """A worker that trains on selected pairs, by their number."""
     found = {}
     for pairs in sorted(arguments.pairs):
         with TemporaryDirectory(prefix="scaling-") as folder:
-            own_process("prepared", folder, pairs)
-            found[pairs] = own_process("trained", folder, pairs)
+            run_part("prepared", folder, pairs)
+            found[pairs] = run_part("trained", folder, pairs)
             print(f"training, {pairs} pairs:", found[pairs], flush=True)
     least, most = min(found), max(found)
     cost = found[most]["peak_gb"] / found[least]["peak_gb"]
@@ -104,34 +102,21 @@ def training(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, A
     }
 
 
-def spread(values: list[float], target: float) -> dict[str, float]:
-    """Repetitions, with what is asked of them."""
-    return {"median": float(np.median(values)), "min": min(values), "max": max(values), "target": target}
-
-
-def own_process(part: str, folder: str, rows: int) -> dict[str, float]:
-    """What a part finds in a process of its own.
-
-    Raises:
-        RuntimeError: it failed.
-    """
-    command = [sys.executable, __file__, part, folder, str(rows)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8")
-    if done.returncode:
-        raise RuntimeError(f"{command}:\n{done.stderr[-4000:]}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+def run_part(part: str, folder: str, rows: int) -> dict[str, float]:
+    """The result of a part, run in its own process."""
+    result: dict[str, float] = own_process(__file__, [part, folder, str(rows)])
     return result
 
 
 class Usage:
-    """Time and memory of this process from now on."""
+    """Time and memory of this process since construction."""
 
     def __init__(self) -> None:
         self._growth = MemoryGrowth()
         self._started = time.perf_counter(), time.process_time()
 
     def figures(self) -> dict[str, float]:
-        """So far."""
+        """The figures so far."""
         before, growth, (wall, cpu) = self._growth.start, self._growth.bytes(), self._started
         return {
             "seconds": time.perf_counter() - wall,
@@ -158,7 +143,7 @@ def scored(folder: str, rows: int, image: str | bytes = "/data/coco/image.jpg") 
 
 
 def scored_rows(first: int, rows: int, sentences: pa.Array, rng: np.random.Generator, image: str | bytes) -> pa.Table:
-    """Scored pairs with numbers from ``first`` on, made in columns."""
+    """Scored pairs numbered from ``first``, generated by columns."""
     ids = [f"coco/train2017/{number:012d}.jpg" for number in range(first, first + rows)]
     low, high = (captions(rows, sentences, rng, ratio) for ratio in (0.0, 0.5))
     scores = [np.asarray(caption.field("score")) for caption in (low, high)]
@@ -181,7 +166,7 @@ def scored_rows(first: int, rows: int, sentences: pa.Array, rng: np.random.Gener
 
 
 def captions(rows: int, sentences: pa.Array, rng: np.random.Generator, ratio: float) -> pa.StructArray:
-    """Scored captions, 2 % of them cut."""
+    """Scored captions, 2 % of them truncated."""
     ends = np.arange(0, (rows + 1) * SENTENCES, SENTENCES, dtype=np.int32)
     said = sentences.take(pa.array(rng.integers(0, len(sentences), rows * SENTENCES)))
     scores = rng.normal(0.25 - 0.01 * ratio, 0.03, (rows, SENTENCES))
@@ -207,7 +192,7 @@ def embedded(folder: str, rows: int) -> dict[str, float]:
 
 
 def selected(folder: str, rows: int) -> dict[str, float]:
-    """Select among the scored pairs, and see that all is in order."""
+    """Select among the scored pairs, and check the order of the result."""
     target = Folder(f"{folder}/selected")
     target.remove()
     usage = Usage()
@@ -221,7 +206,7 @@ def selected(folder: str, rows: int) -> dict[str, float]:
 
 
 def prepared(folder: str, pairs: int) -> dict[str, float]:
-    """Write selected pairs, all that there are, and a reference table for them."""
+    """Write selected pairs, keeping all, and a reference table for them."""
     from PIL import Image
 
     from jsfree.dpo import reference_logps
@@ -243,11 +228,11 @@ def prepared(folder: str, pairs: int) -> dict[str, float]:
 
 
 class EnoughError(Exception):
-    """So many steps are done."""
+    """Ends a training after ``STEPS`` steps."""
 
 
 def trained(folder: str, pairs: int) -> dict[str, float]:
-    """Train some steps on the selected pairs."""
+    """Train ``STEPS`` steps on the selected pairs."""
     import torch
     import torch.distributed as dist
 
@@ -258,7 +243,7 @@ def trained(folder: str, pairs: int) -> dict[str, float]:
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-    import deepspeed  # noqa: F401 - an import as others
+    import deepspeed  # noqa: F401 - its memory counts as that of imports
 
     settings = {"pairs_per_step": PAIRS_PER_STEP, "pairs_per_worker": 2, "resources": {"replicas": 1}}
     run = configuration.build({"train": settings}, where="benchmark")

@@ -1,19 +1,18 @@
-"""A simulation: how a stage's shards spread over up to 16 nodes, when no node computes anything.
+"""A simulation of a stage's shards on up to 16 nodes, in which actors sleep instead of computing.
 
     python benchmarks/scaling.py --part simulated [--nodes 1 2 4 8 16] [--seconds 45] [--samples 100000] \
         [--shard-rows 128]
 
-What is real: ``run_shards``, Ray Data, raylets (all on one machine, one actor a node), the files of every shard, the
-loss of a node. What is simulated: the device. An actor sleeps for as long as a GPU would take over a shard, one
-shard at a time however many it has under way, with lognormal variation. The time is that which an H200 is
-estimated to need for LLaVA-1.5-13B, compressed: for every number of nodes by another factor, so that each run would
-take ``--seconds`` at best. Compression makes whatever is not the device's time look larger than it would be: shards
-come that many times as often, while drivers, raylets and actors have two cores among them instead of some a node.
+Real are ``run_shards``, Ray Data, raylets (all on one machine, one actor a node), the files of every shard and the loss
+of a node. Simulated is the device: an actor sleeps for as long as a GPU would take for a shard, one shard at a time,
+with lognormal variation. The time is the estimate for LLaVA-1.5-13B on an H200, compressed by a factor for each number
+of nodes such that a run without overhead would take ``--seconds``. Compression exaggerates all overhead: shards come
+that many times as often, while drivers, raylets and actors share two cores instead of having some on every node.
 
-Actors wait for each other before the first shard: on one machine they start one after another, on a cluster they do
-not. What the start takes is told apart (``first_row_seconds``, ``efficiency_from_start``). It is not compressed, and
-neither is the time in which a lost node is noticed and an actor is started in its place: beside runs of ``--seconds``
-they weigh as many times as much as the factor says.
+Actors wait for each other before the first shard, since on one machine, unlike on a cluster, they start one after
+another. The start is reported separately (``first_row_seconds``, ``efficiency_from_start``). Neither it nor the time to
+notice a lost node and to replace its actor is compressed, so compared with runs of ``--seconds`` they are exaggerated
+by the same factor.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +32,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
+from measuring import spread
 
 from jsfree.config import Resources, RunConfig
 from jsfree.run.folder import Folder, shard_name
@@ -46,30 +45,30 @@ from ray_jobs.stages.generate import at_once
 
 ROWS = pa.schema([("sample_id", pa.string())])
 SLOTS = 220
-"""Captions that an H200 has in flight; how many shards an actor has under way follows from it."""
+"""Captions in flight on an H200, which determine the number of shards in progress on an actor."""
 H200_SECONDS = 1.9 * 3600 / 100_000
-"""Estimated for two captions of 130 tokens of an image by LLaVA-1.5-13B on one H200."""
+"""Estimated seconds per image for two captions of 130 tokens by LLaVA-1.5-13B on one H200."""
 SIGMA = 0.1
-"""Of a shard's time. 128 pairs of captions would have 0.03 from their lognormal lengths alone."""
+"""Lognormal spread of a shard's time; lognormal lengths alone would give 128 pairs of captions 0.03."""
 MUST, GOAL = 0.90, 0.97
 PATIENCE = 300.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long the device takes over each shard."""
+    """Simulated device time of each shard."""
 
     seconds_a_row: float
     seed: int
 
     def seconds(self, shard: int, rows: int) -> float:
-        """Lognormal around its mean, the same wherever the shard runs."""
+        """Lognormal seconds of a shard, the same on every node."""
         drawn = np.random.default_rng([self.seed, shard]).normal(-(SIGMA**2) / 2, SIGMA)
         return self.seconds_a_row * rows * float(np.exp(drawn))
 
 
 class Sleeper:
-    """A stage class whose device is a clock; notes when each shard was asked for, begun and ended."""
+    """A stage class that sleeps; records when each shard was submitted, started and finished."""
 
     def __init__(self, plan: Plan, notes: str, crowd: int, device: str) -> None:  # noqa: ARG002 - as all have
         self._plan = plan
@@ -98,14 +97,14 @@ class Sleeper:
 
 @dataclass(frozen=True)
 class LogicalStage(ShardedStage):
-    """A stage whose GPUs are only counted: its class is built without one."""
+    """A stage whose GPUs are logical only: its class is built for the CPU."""
 
     def start(self) -> StageClass:
         return self.build(**self.arguments, device="cpu")
 
 
 class TimedCounts(Counts):
-    """Counts that also keep when each receipt came."""
+    """Counts that also record the time of each receipt."""
 
     def __init__(self, rows_in_all: int) -> None:
         super().__init__(rows_in_all)
@@ -117,14 +116,14 @@ class TimedCounts(Counts):
 
 
 class DriverWatch:
-    """What the driver's process takes: CPU seconds and memory; and how busy the whole machine is meanwhile."""
+    """CPU seconds and memory of the driver's process, and the load of the whole machine meanwhile."""
 
     def __init__(self) -> None:
         self.figures: dict[str, float] = {}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Look several times a second until the block ends."""
+        """Sample five times a second until the end of the block."""
         ended, process = threading.Event(), psutil.Process()
         seen = [process.memory_info().rss]
 
@@ -162,7 +161,7 @@ class Trial:
 
     @property
     def shards(self) -> list[list[str]]:
-        """Samples of each shard; their ids say which it is."""
+        """Sample ids of each shard, which contain its number."""
         starts = enumerate(range(0, self.samples, self.shard_rows))
         size = self.shard_rows
         return [
@@ -177,11 +176,11 @@ class Trial:
 
     @property
     def notes(self) -> Path:
-        """Where actors note when they did what."""
+        """Folder of the actors' records."""
         return self.work / "notes"
 
     def stage(self) -> ShardedStage:
-        """The stage, with its source written."""
+        """Write the source and return the stage."""
         self.notes.mkdir(parents=True)
         source = Folder(f"{self.work}/source")
         for shard, names in enumerate(self.shards):
@@ -200,10 +199,10 @@ class Trial:
 
 
 def simulated(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All numbers of nodes, the largest several times, and once more with a node that is lost in the middle."""
+    """Run all numbers of nodes, the largest several times, and once more with the loss of a node."""
     from ray.cluster_utils import Cluster as Raylets
 
-    # Raylets would start a worker a logical CPU beforehand, and their agents have nobody to report to.
+    # Without this, raylets start a worker per logical CPU in advance.
     os.environ.update(ENVIRONMENT, RAY_enable_worker_prestart="0", RAY_prestart_worker_first_driver="0")
     counts = sorted(arguments.nodes)
     tried: dict[int, list[dict[str, float]]] = {}
@@ -228,10 +227,11 @@ def simulated(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, 
     finally:
         raylets.shutdown()
     ratios = {
-        f"efficiency_{nodes}_nodes": spread([each["efficiency"] for each in found]) for nodes, found in tried.items()
+        f"efficiency_{nodes}_nodes": spread([run["efficiency"] for run in found], MUST)
+        for nodes, found in tried.items()
     }
     if lost:
-        ratios[f"efficiency_{counts[-1]}_nodes_one_lost"] = spread([lost["efficiency"]])
+        ratios[f"efficiency_{counts[-1]}_nodes_one_lost"] = spread([lost["efficiency"]], MUST)
     figures = {
         "what": "SIMULATED: actors sleep instead of computing, all nodes are on this machine, time is compressed",
         "samples": arguments.samples,
@@ -244,32 +244,32 @@ def simulated(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, 
 
 
 def planned(nodes: int, arguments: argparse.Namespace, number: int, folder: Path) -> Trial:
-    """A trial that would take ``--seconds`` at best."""
+    """A trial that would take ``--seconds`` without overhead."""
     plan = Plan(arguments.seconds * nodes / arguments.samples, number)
     return Trial(nodes, arguments.samples, arguments.shard_rows, plan, folder / f"{nodes}-{number}")
 
 
 def run(trial: Trial, board: Any, show: Callable[[Figures], None] = lambda _: None) -> dict[str, float]:
-    """Run a trial; where its time went. The shares add up to 1."""
+    """Run a trial; efficiency and shares of the time, which add up to 1."""
     stage, counts, watch = trial.stage(), TimedCounts(trial.samples), DriverWatch()
     with watch.watching():
         started = time.monotonic()
         run_shards([stage], board, counts, show)
-    _all_given_back(trial.nodes)
-    _require_each_once(stage, trial)
+    _wait_for_free_gpus(trial.nodes)
+    _check_every_sample_once(stage, trial)
     actors = [[each for each in notes if "ended" in each] for notes in notes_of(trial)]
     actors = [sorted(each, key=lambda note: note["begun"]) for each in actors if each]
     first, last = min(each[0]["begun"] for each in actors), counts.times[-1]
-    room = trial.nodes * (last - first)
+    node_seconds = trial.nodes * (last - first)
     slept = sum(note["ended"] - note["begun"] for notes in actors for note in notes)
     active = sum(notes[-1]["ended"] - notes[0]["begun"] for notes in actors)
     return {
-        "efficiency": trial.planned / room,
+        "efficiency": trial.planned / node_seconds,
         "efficiency_from_start": trial.planned / (trial.nodes * (last - started)),
-        "share_waited_for_first_shard": sum(notes[0]["begun"] - first for notes in actors) / room,
-        "share_waited_between_shards": (active - slept) / room,
-        "share_waited_at_end": sum(last - notes[-1]["ended"] for notes in actors) / room,
-        "share_overslept": (slept - trial.planned) / room,
+        "share_waited_for_first_shard": sum(notes[0]["begun"] - first for notes in actors) / node_seconds,
+        "share_waited_between_shards": (active - slept) / node_seconds,
+        "share_waited_at_end": sum(last - notes[-1]["ended"] for notes in actors) / node_seconds,
+        "share_overslept": (slept - trial.planned) / node_seconds,
         "compression": H200_SECONDS / trial.plan.seconds_a_row,
         "seconds": last - first,
         "ideal_seconds": trial.planned / trial.nodes,
@@ -281,9 +281,9 @@ def run(trial: Trial, board: Any, show: Callable[[Figures], None] = lambda _: No
 
 
 def run_with_loss(trial: Trial, board: Any, raylets: Any) -> dict[str, float]:
-    """Run a trial in which a node is killed when 40 % of the rows are done; compared with what its nodes could do.
+    """Run a trial in which a node is killed after 40 % of the rows; compared with the ideal time of its nodes.
 
-    No other node has room for the actor that is lost. Its shards are begun again by whoever does them then.
+    No other node has resources for the lost actor, so other actors repeat its shards.
     """
     import ray
 
@@ -324,31 +324,26 @@ def run_with_loss(trial: Trial, board: Any, raylets: Any) -> dict[str, float]:
 
 
 def notes_of(trial: Trial) -> list[list[dict[str, float]]]:
-    """What each actor noted."""
+    """The records of each actor."""
     return [
         list(map(json.loads, file.read_text(encoding="utf-8").splitlines()))
         for file in sorted(trial.notes.glob("*.jsonl"))
     ]
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """An efficiency over repetitions, with what is asked of it."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values), "target": MUST}
-
-
 def rounded(figures: dict[str, float]) -> dict[str, float]:
-    """As it is printed."""
+    """Figures rounded for printing."""
     return {key: round(value, 3) for key, value in figures.items()}
 
 
-def _require_each_once(stage: ShardedStage, trial: Trial) -> None:
+def _check_every_sample_once(stage: ShardedStage, trial: Trial) -> None:
     found = Folder(stage.target.uri).read_shards(ROWS)["sample_id"].to_pylist()
     if sorted(found) != [name for names in trial.shards for name in names]:
         raise SystemExit(f"{len(found)} rows, {len(set(found))} of them distinct, of {trial.samples} samples")
 
 
-def _all_given_back(nodes: int) -> None:
-    """Wait until the actors of a run have left their nodes."""
+def _wait_for_free_gpus(nodes: int) -> None:
+    """Wait until the actors of a run have released their GPUs."""
     import gc
 
     import ray

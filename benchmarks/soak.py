@@ -1,10 +1,10 @@
-"""Random kills of workers, raylets and drivers, and whether anything is lost, doubled or changed by them.
+"""Random kills of workers, raylets and drivers; checks that nothing is lost, duplicated or changed.
 
     make soak                 (or: python benchmarks/soak.py [--rounds 4] [--seed 0])
 
-A cluster of three raylets on this machine; every command is run once undisturbed, then again and again with parts of
-it killed at random moments (SIGKILL), and started again until it is done. Its tables must then be those of the
-undisturbed run: every sample once, float32 captions and scores equal bit by bit. About 50 minutes on two cores.
+A cluster of three raylets on this machine. Every command runs once undisturbed, then repeatedly with parts of it killed
+at random moments (SIGKILL), and is restarted until it is done. Its tables must equal those of the undisturbed run:
+every sample once, float32 captions and scores bit by bit. Takes about 50 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from kills import (
     undisturbed,
     without_its_path,
 )
-from measuring import publish
+from measuring import command_line, publish
 
 SHARDED = {"train": {**SETTINGS["train"], "zero_stage": 3}}
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a trial runs: a command, the stages that it begins with, how much is killed, and other settings."""
+    """A kind of trial: a command, the stages that exist before it, the number of kills, and changed settings."""
 
     command: str
     before: tuple[str, ...]
@@ -51,7 +51,7 @@ class Case:
 
 
 STORAGE = "storage"
-"""Disks that are full, and a path that goes away."""
+"""The cases with full disks and a path that disappears."""
 SELECTED = ("samples", "pairs", "scored", "selected")
 CASES = {
     "generate": Case("generate", (), 3),
@@ -64,7 +64,7 @@ CASES = {
 
 def main() -> None:
     """Measure, write and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=4, help="trials of each command")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=[*CASES, STORAGE], help="some of the cases")
@@ -77,14 +77,14 @@ def main() -> None:
         finally:
             raylets.close()
     loads.append(os.getloadavg()[0])
-    figures = {"seed": arguments.seed, "matrix": matrix(trials), "trials": [told(trial) for trial in trials]}
+    figures = {"seed": arguments.seed, "matrix": matrix(trials), "trials": [summary(trial) for trial in trials]}
     for line in figures["matrix"]:
         print(line)
     publish("soak" if arguments.only is None else "soak-part", {}, figures, loads)
 
 
 def soak(folder: Path, raylets: Raylets, arguments: argparse.Namespace) -> list[Trial]:
-    """All trials, each compared with the run that nobody disturbed."""
+    """Run all trials and compare each with the undisturbed run."""
     reference = folder / "undisturbed"
     file = settings_at(reference)
     seconds = {command: undisturbed(command, file, raylets.address) for command in ("generate", "score", "select")}
@@ -99,7 +99,7 @@ def soak(folder: Path, raylets: Raylets, arguments: argparse.Namespace) -> list[
             trial.problems += differences(path, reference)
             if trial.command.startswith("train") and not same_model(path, reference):
                 trial.problems.append("other weights")
-            trials.append(finished(trial))
+            trials.append(printed(trial))
     for number in range(arguments.rounds):
         for name, case in CASES.items():
             if arguments.only is not None and name not in arguments.only:
@@ -112,12 +112,12 @@ def soak(folder: Path, raylets: Raylets, arguments: argparse.Namespace) -> list[
             trial.problems += differences(path, reference)
             if case.command in ("train", "run") and not same_model(path, models[bool(case.changes)]):
                 trial.problems.append("other weights")
-            trials.append(finished(trial))
+            trials.append(printed(trial))
     return trials
 
 
 def storage_lost(folder: Path, raylets: Raylets, reference: Path) -> Iterator[tuple[Trial, Path]]:
-    """Full disks (where one may be mounted) and an output path that goes away, with their runs."""
+    """Trials on full disks (which need root to mount) and with an output path that disappears, with their runs."""
     yield without_its_path(folder / "gone" / "run", raylets), folder / "gone" / "run"
     if os.geteuid() == 0:
         for disk, trial in (
@@ -130,23 +130,23 @@ def storage_lost(folder: Path, raylets: Raylets, reference: Path) -> Iterator[tu
                 subprocess.run(["umount", "-l", disk], check=False)
 
 
-def finished(trial: Trial) -> Trial:
-    """Print a trial; with all that its drivers said, where something is wrong."""
-    print(told(trial), flush=True)
+def printed(trial: Trial) -> Trial:
+    """Print a trial, with the output of its drivers if there are problems."""
+    print(summary(trial), flush=True)
     if trial.problems:
         print(trial.output, flush=True)
     return trial
 
 
-def told(trial: Trial) -> dict[str, Any]:
-    """A trial without what its drivers printed."""
+def summary(trial: Trial) -> dict[str, Any]:
+    """A trial without the output of its drivers."""
     facts = asdict(trial)
     del facts["output"]
     return {**facts, "seconds": round(trial.seconds, 1)}
 
 
 def matrix(trials: list[Trial]) -> list[dict[str, Any]]:
-    """For each command: how many of each kind were killed, and what came of it."""
+    """For each command: kills of each kind, drivers started, and problems."""
     rows = []
     for command in dict.fromkeys(trial.command for trial in trials):
         of = [trial for trial in trials if trial.command == command]

@@ -1,34 +1,34 @@
-"""The exceptions a user of jsfree can meet.
+"""The exceptions that jsfree raises for its users.
 
     JsfreeError
-    +-- ConfigError     a setting, key or argument is wrong                        (exit code 2)
-    +-- SourceError     the images of a run cannot be listed                       (exit code 2)
-    +-- RunError        a run folder does not fit what was asked of it             (exit code 2)
-    +-- LeaseError      another driver works on the run                            (exit code 1)
-    +-- CodeError       code or libraries are not those that the work needs        (exit code 1)
-    +-- StorageError    a path cannot be read or written                           (exit code 1)
-    +-- DeviceError     a GPU, its driver, memory or a disk is not what is needed  (exit code 1)
-    +-- ModelError      a model, processor or tokenizer cannot be loaded or saved  (exit code 1)
-    +-- StageError      a stage ran and failed                                     (exit code 1)
-    +-- PreflightError  a run was not begun, because it cannot work                (exit code 1)
-    +-- ServeError      a server cannot start, or a replica of it cannot answer    (exit code 1)
-    +-- DecodingError   captions cannot be decoded now, or decoding has ended      (exit code 1)
-    |   +-- NoTokenError    the model gives no token of a caption any probability  (exit code 1)
+    +-- ConfigError     a setting, key or argument is wrong                   (exit code 2)
+    +-- SourceError     the images of a run cannot be listed                  (exit code 2)
+    +-- RunError        a run's folder does not match the request             (exit code 2)
+    +-- LeaseError      another driver works on the run                       (exit code 1)
+    +-- CodeError       a process has other code or libraries than required   (exit code 1)
+    +-- StorageError    a path cannot be read or written                      (exit code 1)
+    +-- DeviceError     a GPU, driver, memory or disk is insufficient         (exit code 1)
+    +-- ModelError      a model, processor or tokenizer cannot be used        (exit code 1)
+    +-- StageError      a stage failed                                        (exit code 1)
+    +-- PreflightError  a run was not started, because preflight failed       (exit code 1)
+    +-- ServeError      a server cannot start, or a replica does not decode   (exit code 1)
+    +-- DecodingError   captions cannot be decoded, now or any more           (exit code 1)
+    |   +-- NoTokenError    all tokens of a caption have probability zero     (exit code 1)
     +-- RowError        one sample cannot be used; becomes a row of ``errors/``
 
-An error has a problem (what is wrong, and where: file, row or key) and a remedy (what to do about it). Its text is
-both, joined by a semicolon. All of them can be pickled, so that a worker's error reaches the driver as it was raised.
+An error has a problem (what is wrong, and in which file, row or key) and a remedy (what to do). Its text joins them
+with a semicolon. All errors can be pickled, so that the driver can raise a worker's error unchanged.
 """
 
 from __future__ import annotations
 
 
 class JsfreeError(Exception):
-    """Base of all errors that jsfree raises on purpose; the text is written for users.
+    """Base class of all errors that jsfree raises on purpose; the text is written for users.
 
     Args:
         problem: what is wrong, and where.
-        remedy: what the user can do; empty if nothing can be said.
+        remedy: what the user can do; may be empty.
     """
 
     exit_code = 1
@@ -55,17 +55,17 @@ class SourceError(JsfreeError):
 
 
 class RunError(JsfreeError):
-    """A run folder exists, but does not fit what was asked of it."""
+    """The folder of a run does not match the request: its configuration, its stages or its format."""
 
     exit_code = 2
 
 
 class LeaseError(JsfreeError):
-    """Another driver works on the run, or took it over."""
+    """Another driver works on the run, or has taken it over."""
 
 
 class CodeError(JsfreeError):
-    """A process has other code or libraries than the driver, or than the uploaded code was made for."""
+    """A process has other code or libraries than the driver, or than the uploaded code requires."""
 
 
 class StorageError(JsfreeError):
@@ -73,7 +73,7 @@ class StorageError(JsfreeError):
 
 
 class DeviceError(JsfreeError):
-    """A machine lacks what the settings ask of it: a GPU, a driver, memory, disk space."""
+    """A machine lacks what the settings require: a GPU, a driver, memory or disk space."""
 
 
 class ModelError(JsfreeError):
@@ -81,11 +81,11 @@ class ModelError(JsfreeError):
 
 
 class StageError(JsfreeError):
-    """A stage ran and failed as a whole."""
+    """A stage failed as a whole."""
 
 
 class PreflightError(JsfreeError):
-    """A run was not begun: preflight found that it cannot work."""
+    """A run was not started, because preflight failed."""
 
 
 class ServeError(JsfreeError):
@@ -93,21 +93,20 @@ class ServeError(JsfreeError):
 
 
 class DecodingError(JsfreeError):
-    """There is no memory to decode a caption now, or the decoding of all captions has ended; its cause says why."""
+    """A caption cannot be decoded for lack of memory, or the decoding loop has ended; see its cause."""
 
 
 class NoTokenError(DecodingError):
-    """The model gives no token that may be drawn any probability; other captions are not affected."""
+    """All tokens that can be drawn have probability zero; other captions are not affected."""
 
 
 class RowError(JsfreeError):
     """One sample cannot be used.
 
     Args:
-        kind: a short stable identifier (``missing``, ``undecodable``, ``too_large``...) by which rows of ``errors/``
-            are grouped.
+        kind: a short stable identifier, such as ``missing`` or ``undecodable``, that groups the rows of ``errors/``.
         problem: what is wrong, and where.
-        remedy: what the user can do; empty if nothing can be said.
+        remedy: what the user can do; may be empty.
     """
 
     def __init__(self, kind: str, problem: str, remedy: str = "") -> None:

@@ -266,7 +266,7 @@ def import_pairs(
     pipeline.run_stage(resolved, Reporter(console), "generate", 1)
     command = ["jsfree", "score"]
     if has_scheme(resolved.run):
-        options = [configuration.as_override(key, value) for key, value in imported.items()]
+        options = [configuration.format_override(key, value) for key, value in imported.items()]
         command += ["--run", resolved.run, *(part for option in options for part in ("--set", option))]
         _print_next(console, command, "with the same options")
     else:
@@ -290,7 +290,7 @@ def serve(
     from ray_jobs.commands import serve as serve_models
 
     given = {"serve.host": host, "serve.port": port}
-    named = [configuration.as_override(key, value) for key, value in given.items() if value is not None]
+    named = [configuration.format_override(key, value) for key, value in given.items() if value is not None]
     overrides = [*(settings or []), *named]
     if write_yaml is not None:
         serve_models.write_yaml(run, overrides, write_yaml, _console(False))

@@ -183,7 +183,7 @@ def serving_config(run: str, overrides: list[str]) -> RunConfig:
             raise ConfigError(
                 f"{override!r}: a run is served with its own settings", "set only serve.*, ray.* and models.*"
             )
-    config = configuration.overridden(Run.existing(run).config, overrides)
+    config = configuration.with_overrides(Run.existing(run).config, overrides)
     for role in (BEFORE, AFTER):
         gpus = getattr(config.serve, role).gpus
         if gpus > 1 and config.captioner.device_map == "single":

@@ -18,14 +18,13 @@ from jsfree.decoding.engine import DualPathEngine
 from jsfree.decoding.loop import DecodingLoop
 from jsfree.decoding.requests import Caption, Request
 from jsfree.decoding.sampling import noise_key
+from jsfree.decoding.workload import Workload
 from jsfree.errors import DecodingError, DeviceError, NoTokenError, RowError, ServeError
 from jsfree.images.decoding import load_image
 from jsfree.models.loading import load_captioner
 from serve.http.protocol import Answer, Choice, Question, Refusal
 from serve.http.security import image_limits, image_problem
 
-SEATS = 4
-"""Choices of a request that share the prefill of its image."""
 IMAGE_THREADS = 2
 """Threads that decode images, each of up to ``max_pixels`` pixels."""
 
@@ -43,14 +42,8 @@ class Engine:
         self._captioner = load_captioner(ref, device, model.dtype, model.preprocessing, model.device_map, config.models)
         self._admitted = 0
         """Number of captions that are being decoded or wait for it."""
-        decoder = DualPathEngine(
-            self._captioner,
-            config.serve.slots,
-            mixed=0.0,
-            seats=SEATS,
-            images=1.0,
-            kv_cache_gib=config.serve.kv_cache_gib,
-        )
+        workload = Workload.for_serving(config.serve.slots)
+        decoder = DualPathEngine(self._captioner, workload, kv_cache_gib=config.serve.kv_cache_gib)
         self._warm_up(decoder, config.prompt)
         self._decoder = decoder
         self._loop = DecodingLoop(decoder, config.serve.stall_s)
@@ -114,7 +107,7 @@ class Engine:
         sample = f"{hashlib.sha256(question.image).hexdigest()}/{question.prompt}"
         keys = [noise_key(question.seed, 0, sample, f"choice-{index}") for index in range(question.choices)]
         requests = [Request(uuid.uuid4().hex, pixels, question.prompt, 0.0, key, decoding) for key in keys]
-        self._decoder.require_room(requests[0])
+        self._decoder.check_fits(requests[0])
         return await gather(*(wrap_future(future) for future in self._loop.submit(requests)))
 
     def _warm_up(self, decoder: DualPathEngine, prompt: str) -> None:
@@ -128,7 +121,7 @@ class Engine:
 
     def _pixels(self, content: bytes) -> torch.Tensor:
         reference = {"id": "sent", "uri": None, "bytes": content, "sha256": None}
-        image = load_image(reference, image_limits(self._settings))[0]  # type: ignore[arg-type]
+        image = load_image(reference, image_limits(self._settings)).image  # type: ignore[arg-type]
         return self._captioner.pixels(image)
 
     def _prompt_tokens(self, text: str) -> int | Refusal:

@@ -185,7 +185,7 @@ def test_light_modules_import_nothing_heavy():
 
     code = (
         "import sys, jsfree.config, jsfree.schemas, jsfree.run.run, jsfree.miniworld.world;"
-        "import jsfree.exchange, jsfree.stages.preference;"
+        "import jsfree.exchange, jsfree.stages.pair_selection;"
         "print([name for name in ('torch', 'transformers', 'open_clip', 'deepspeed', 'ray') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,1 +1,1 @@
-"""The check of everything that needs a GPU: ``python benchmarks/gpu/check.py`` (``docs/first-run.md``)."""
+"""Checks of everything that needs a GPU: ``python benchmarks/gpu/check.py`` (``docs/first-run.md``)."""

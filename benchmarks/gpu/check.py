@@ -1,11 +1,11 @@
-"""Whether everything that needs a GPU works on the one at hand, how fast, and how well preflight predicts it.
+"""Checks everything that needs a GPU on this one, and measures its speed and the accuracy of preflight's predictions.
 
     python benchmarks/gpu/check.py                 (eight minutes; with the wheels of ``make gpu-kit`` where needed)
     python benchmarks/gpu/check.py --tiny          (tiny shapes on a CPU core: what the tests run)
 
-Needs torch and transformers; no Ray, no DeepSpeed, no network, no model: weights are random, of LLaVA-1.5's shapes.
-Steps run in the order of their value, each with a time limit, a line a step. The result is written after every step,
-into ``benchmarks/results/gpu_<date>_<device>.json``. Exit code 1 if a step failed or was cut off.
+Needs torch and transformers, but no Ray, DeepSpeed, network or model: weights are random, with LLaVA-1.5's shapes.
+Steps run in the order of importance, each with a time limit and a line of output. The result is written after every
+step, into ``benchmarks/results/gpu_<date>_<device>.json``. Exit code 1 if a step failed or was cut off.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# In place of this folder: the checkout, which need not be installed, and what the benchmarks share.
+# Instead of this folder: the checkout, which need not be installed, and the modules that benchmarks share.
 sys.path[0:1] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from gpu import kit  # noqa: E402 - the standard library's alone, until the kit is on the path
+from gpu import kit  # noqa: E402 - imports the standard library only
 
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
-    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking whether there is a GPU must not touch CUDA before steps are forked
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # torch.cuda.is_available() must not initialise CUDA before steps are forked
 }
 
 

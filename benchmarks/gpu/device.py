@@ -1,4 +1,4 @@
-"""What the GPU is, and its two limits: bytes and multiplications a second. Shared by steps: clock and memory."""
+"""The GPU's name and limits: bytes and operations per second. Also the clock and memory peak that steps share."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def measure(scale: Scale, report: Report) -> None:
 
 
 def name(scale: Scale) -> str:
-    """The device's name, as its maker gives it."""
+    """The device's name."""
     return torch.cuda.get_device_name() if scale.device == "cuda" else f"{os.cpu_count()} CPU {platform.machine()}"
 
 
 def hardware(scale: Scale) -> str:
-    """The device as it stands in the names of results."""
+    """The device in the form used in names of results."""
     plain = name(scale) if scale.device == "cuda" else f"{os.cpu_count()}cpu-{platform.machine()}"
     return plain.lower().replace(" ", "-")
 
 
 def kind(scale: Scale) -> rates.GpuKind:
-    """The device as preflight's table has it; one that is not there by its measured limits."""
+    """The device from preflight's table, or from its measured limits if the table lacks it."""
     try:
         return rates.gpu_named(name(scale))
     except ConfigError:
@@ -67,31 +67,31 @@ def kind(scale: Scale) -> rates.GpuKind:
 
 
 def bandwidth(scale: Scale) -> float:
-    """Bytes a second of a copy within the device, read and written bytes counted."""
+    """Bytes per second of a copy within the device, counting read and written bytes."""
     source = torch.empty(scale.copied_bytes, dtype=torch.uint8, device=scale.device).random_(0, 255)
     target = torch.empty_like(source)
     return 2 * source.numel() / seconds_of(lambda: target.copy_(source), scale)
 
 
 def matrix_rate(scale: Scale, dtype: torch.dtype) -> float:
-    """Multiplications and additions a second of a large square matrix product."""
+    """Multiplications and additions per second of a large square matrix product."""
     left, right = (torch.randn(scale.matrix, scale.matrix, device=scale.device).to(dtype) for _ in range(2))
     return 2 * scale.matrix**3 / seconds_of(lambda: left @ right, scale)
 
 
 def seconds_of(work: Callable[[], object], scale: Scale, repeat: int = 5) -> float:
-    """The median of some runs, after two that are not counted."""
-    taken = []
+    """Median seconds of ``repeat`` runs, after two warm-up runs."""
+    seconds = []
     for number in range(repeat + 2):
         started = now(scale)
         work()
         if number >= 2:
-            taken.append(now(scale) - started)
-    return statistics.median(taken)
+            seconds.append(now(scale) - started)
+    return statistics.median(seconds)
 
 
 def now(scale: Scale) -> float:
-    """The time at which all that was asked of the device is done."""
+    """The time once the device has finished all work."""
     if scale.device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -99,7 +99,7 @@ def now(scale: Scale) -> float:
 
 @dataclass
 class Peak:
-    """Memory that tensors take on the device, from here on; nothing is known of a CPU's."""
+    """Peak memory of tensors on the device since construction; None on a CPU."""
 
     scale: Scale
 
@@ -112,17 +112,17 @@ class Peak:
 
     @property
     def bytes(self) -> int | None:
-        """The most at a time, all that was there before included."""
+        """Peak bytes, including those allocated before."""
         return torch.cuda.max_memory_allocated() if self.scale.device == "cuda" else None
 
     @property
     def beyond(self) -> int | None:
-        """The most beyond what was there before."""
+        """Peak bytes beyond those allocated before."""
         return torch.cuda.max_memory_allocated() - self.before if self.scale.device == "cuda" else None
 
 
 def release(scale: Scale) -> None:
-    """Give memory that no tensor uses back to the device."""
+    """Return unused memory to the device."""
     import gc
 
     gc.collect()

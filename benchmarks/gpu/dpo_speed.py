@@ -1,4 +1,4 @@
-"""How fast DPO trains LLaVA-1.5-7B's shape in bfloat16, and what memory it takes: LoRA, or the last four layers."""
+"""Speed and memory of DPO with LLaVA-1.5-7B's shape in bfloat16: LoRA, or the last four layers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def measure_flex(scale: Scale, report: Report) -> None:
 
 
 class Policy:
-    """A captioner with random weights that is trained, and what is measured with it."""
+    """A captioner with random weights, and the measurements of its training."""
 
     def __init__(self, scale: Scale, trained: dict[str, Any], report: Report) -> None:
         self.scale, self.report = scale, report
@@ -60,7 +60,7 @@ class Policy:
         language = self.captioner.model.model.language_model
         self.weights = sum(weight.numel() for weight in language.parameters())
         self.model = prepare_policy(self.captioner, self.settings)
-        # Adapters' own arithmetic is not counted.
+        # Without the adapters' own arithmetic.
         self.trained = sum(
             weight.numel()
             for name, weight in language.named_parameters()
@@ -71,7 +71,7 @@ class Policy:
         report.figure("positions_a_pair", self.positions / scale.pairs)
 
     def run_all(self) -> None:
-        """Shared prefix and two forwards, activations kept and computed again."""
+        """Measure shared prefix and two forwards, with and without gradient checkpointing."""
         shared, plain = self.model, two_forwards(self.model)
         self._compare("shared prefix", shared, "two forwards", plain)
         enable_gradient_checkpointing(self.captioner.model)
@@ -85,7 +85,7 @@ class Policy:
             self.report.headline(f"{times:.2f}x {other_name}")
 
     def run(self, name: str, forward: Forward) -> float | None:
-        """Pairs a second of one way to compute a step; None if it failed."""
+        """Pairs per second of one way to compute a step; None if it failed."""
         self.optimizer.zero_grad()
         device.release(self.scale)
         with self.report.part(name):
@@ -109,7 +109,7 @@ class Policy:
         }
         headline = f"{name}: {found['pairs_per_second']:.1f} pairs/s"
         if forward is self.model:
-            # The positions that the shared prefix leaves; two plain forwards compute more for the same pairs.
+            # Counts the positions of shared prefixes; two plain forwards compute more for the same pairs.
             found["flops_a_second"] = self._operations() / seconds
             found["mfu"] = found["flops_a_second"] / device.kind(scale).flops
             headline += f", MFU {100 * found['mfu']:.0f} %"
@@ -122,16 +122,16 @@ class Policy:
         return found["pairs_per_second"]
 
     def _operations(self) -> float:
-        """Of a step: 2 a weight and position forward, 2 backward, 2 more where the weight is trained.
+        """Operations of a step: 2 per weight and position forward, 2 backward, 2 more if the weight is trained.
 
-        What checkpointing computes again does not count, nor do attention and the vision tower.
+        Without attention, the vision tower and the recomputation of checkpointing.
         """
         return self.positions * (4 * self.weights + 2 * self.trained)
 
     def _predict(self, name: str, pairs_per_second: float, peak: device.Peak) -> None:
-        """Preflight's activations and pairs a second.
+        """Compare preflight's activations and pairs per second.
 
-        DeepSpeed's buffers and its float32 state are not there, so weights and optimizer are not compared.
+        Weights and optimizer are not compared, since DeepSpeed's buffers and its float32 state are missing here.
         """
         checkpointed = self.captioner.model.is_gradient_checkpointing
         train = self.settings.train.model_copy(update={"gradient_checkpointing": checkpointed, "epochs": 1})
@@ -143,7 +143,7 @@ class Policy:
             self.report.predict(f"{name}: activations", predicted.transient["activations"], peak.beyond, "bytes")
         work = workload_of(settings, 1000)
         seconds = rates.train_seconds(settings, work, scale.shape_7b, lengths, device.kind(scale))
-        # The prediction counts a reference pass too, which the measurement leaves out.
+        # The prediction includes a reference pass, the measurement does not.
         self.report.predict(f"{name}: pairs, reference included", work.pairs / seconds, pairs_per_second, "pairs/s")
         if not checkpointed:
             # The operations as preflight counts them, without the reference pass.

@@ -1,4 +1,4 @@
-"""Whether the engine draws what Algorithm 1 draws on this device: MiniWorld, all mixings and ways to compile."""
+"""Checks that the engine agrees with Algorithm 1 on this device, for all mixings and ways to compile."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from gpu.scale import Scale
 from jsfree.config import Compiling, Contrast, Decoding
 from jsfree.decoding import algorithm1
 from jsfree.decoding.engine import DualPathEngine
-from jsfree.decoding.mixing import NAMED, Mixing, contrast_of
+from jsfree.decoding.mixing import MIXINGS, Mixing, contrastive_mixing
 from jsfree.decoding.requests import Request
 from jsfree.decoding.sampling import noise_key
+from jsfree.decoding.workload import Workload
 from jsfree.miniworld import world
 from jsfree.models.loading import Captioner, load_captioner
 
 CAPTIONER = "miniworld:captioner"
 PROMPT = "Describe image in detail."
 SLOTS = 4
-MIXINGS: dict[str, Mixing] = {
-    "probability": NAMED["probability"],
-    "logit": NAMED["logit"],
-    "vcd": contrast_of(Contrast(kind="vcd")),
-    "vcd without image": contrast_of(Contrast(kind="vcd", noise_step=None)),
-    "m3id": contrast_of(Contrast(kind="m3id")),
+CASES: dict[str, Mixing] = {
+    "probability": MIXINGS["probability"],
+    "logit": MIXINGS["logit"],
+    "vcd": contrastive_mixing(Contrast(kind="vcd")),
+    "vcd without image": contrastive_mixing(Contrast(kind="vcd", noise_step=None)),
+    "m3id": contrastive_mixing(Contrast(kind="m3id")),
 }
-OF_BFLOAT16 = 1.5
-"""How many times as far from float32 as Algorithm 1 in bfloat16 the engine in bfloat16 may be."""
+BFLOAT16_LIMIT = 1.5
+"""Largest total variation of the engine in bfloat16 from float32, relative to that of Algorithm 1 in bfloat16."""
 
 
 def measure(scale: Scale, report: Report) -> None:
     """Step ``exact-decoding``."""
     captioner = load_captioner(CAPTIONER, scale.device)
     requests = requests_for(captioner, scale)
-    for name, mixing in MIXINGS.items():
+    for name, mixing in CASES.items():
         few = requests if name == "probability" else requests[:4]
         literal = [algorithm1.decode(captioner, each, mixing) for each in few]
         if name == "probability" and scale.device == "cuda":
@@ -48,7 +49,7 @@ def measure(scale: Scale, report: Report) -> None:
             report.figure("captions_equal_to_the_cpu", f"{sum(same)} of {len(same)}")
         for compiling in ways(scale, report):
             with report.part(f"{name}, {compiling}"):
-                engine = DualPathEngine(captioner, SLOTS, mixing_of=mixing, compiling=compiling)
+                engine = DualPathEngine(captioner, Workload(SLOTS, mixing=mixing), compiling=compiling)
                 decoded = engine.decode(few)
                 differing = sum(one != other for one, other in zip(decoded, literal, strict=True))
                 report.check(f"{name}, float32, {compiling}: captions unlike Algorithm 1", differing, 0)
@@ -59,14 +60,14 @@ def measure(scale: Scale, report: Report) -> None:
 
 
 def measure_inductor(scale: Scale, report: Report) -> None:
-    """Step ``exact-inductor``: equal captions, and what compiling costs, once and with another layout."""
+    """Step ``exact-inductor``: equal captions, and the cost of compiling, also for a second layout."""
     if scale.device == "cpu":
         report.skip("inductor", "compiling takes minutes on a CPU core; tests/decoding covers it")
         return
     captioner = load_captioner(CAPTIONER, scale.device)
     requests = requests_for(captioner, scale)
     literal = [algorithm1.decode(captioner, each) for each in requests]
-    engine = DualPathEngine(captioner, SLOTS, compiling="inductor")
+    engine = DualPathEngine(captioner, Workload(SLOTS), compiling="inductor")
     longer = requests_for(captioner, scale, tokens=4 * scale.exact_tokens)
     for name, asked in (("first", requests), ("second", requests), ("another_layout", longer)):
         with report.part(name):
@@ -91,7 +92,7 @@ def graphs_compiled() -> int:
 
 
 def ways(scale: Scale, report: Report) -> list[Compiling]:
-    """How a step can be run here, but for ``inductor``, which is a step of its own."""
+    """Values of ``compile`` that run here, without ``inductor``, which has its own step."""
     if scale.device == "cuda":
         return ["none", "cuda_graphs"]
     report.skip("cuda_graphs", "needs a GPU")
@@ -99,7 +100,7 @@ def ways(scale: Scale, report: Report) -> list[Compiling]:
 
 
 def requests_for(captioner: Captioner, scale: Scale, tokens: int | None = None) -> list[Request]:
-    """Two captions of each of some images: one at h = 0, one at another h."""
+    """Two captions of each image: one with h = 0, one with another h."""
     pixels = [captioner.pixels(world.draw(world.scene("development", at))) for at in range(scale.exact_images)]
     decoding = Decoding(max_new_tokens=tokens or scale.exact_tokens)
     return [
@@ -110,16 +111,16 @@ def requests_for(captioner: Captioner, scale: Scale, tokens: int | None = None) 
 
 
 class RecordedMixing(Mixing):
-    """A mixing that keeps the distributions it gave, in the order of the tokens drawn from them."""
+    """A mixing that records its distributions, in the order of the tokens drawn from them."""
 
     def __init__(self, mixing: Mixing) -> None:
         self._mixing = mixing
         self.noise_step, self.contrastive = mixing.noise_step, mixing.contrastive
         self.drawn_from: list[torch.Tensor] = []
 
-    def of_table(self, *arguments: object, **options: object) -> torch.Tensor:
-        """As the mixing's own."""
-        probs_BV = self._mixing.of_table(*arguments, **options)  # type: ignore[arg-type]
+    def next_token_probs(self, *arguments: object, **options: object) -> torch.Tensor:
+        """The wrapped mixing's distributions."""
+        probs_BV = self._mixing.next_token_probs(*arguments, **options)  # type: ignore[arg-type]
         self.drawn_from += probs_BV.clone()
         return probs_BV
 
@@ -127,9 +128,9 @@ class RecordedMixing(Mixing):
 def compare_distributions(
     exact: Captioner, half: Captioner, requests: Sequence[Request], compiling: Compiling, report: Report
 ) -> None:
-    """Total variation from Algorithm 1 in float32: of the engine in bfloat16, and of Algorithm 1 in bfloat16."""
-    mixing = RecordedMixing(NAMED["probability"])
-    engine = DualPathEngine(half, SLOTS, mixing_of=mixing, compiling=compiling)
+    """Compare the engine and Algorithm 1 in bfloat16: total variation from Algorithm 1 in float32."""
+    mixing = RecordedMixing(MIXINGS["probability"])
+    engine = DualPathEngine(half, Workload(SLOTS, mixing=mixing), compiling=compiling)
     for request in requests:
         engine.submit(request)
     asked = {request.request_id: request for request in requests}
@@ -148,7 +149,7 @@ def compare_distributions(
     found, literal = statistics.mean(engines), statistics.mean(literals)
     report.figure(f"total_variation_bfloat16_{compiling}", {"engine": found, "algorithm_1": literal})
     report.check(f"bfloat16, {compiling}: total variation from float32", found, 0.05)
-    report.check(f"bfloat16, {compiling}: the same over Algorithm 1's", found / literal, OF_BFLOAT16)
+    report.check(f"bfloat16, {compiling}: the same over Algorithm 1's", found / literal, BFLOAT16_LIMIT)
 
 
 def _total_variation(one_V: torch.Tensor, other_V: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Whether DPO on this device is right: shared prefixes against two plain forwards, the first loss, and 20 steps."""
+"""Checks DPO on this device: shared prefixes against two plain forwards, the initial loss, and 20 steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jsfree.stages.captioning import PairGenerator
 
 STEPS = 20
 SUMS, GRADIENTS, A_TOKEN = 1e-3, 1e-4, 0.01
-"""Limits: log-probabilities of captions in float32, gradients' relative difference, and bfloat16's, a token."""
+"""Limits of differences: log-probabilities in float32, relative gradients, log-probabilities a token in bfloat16."""
 ENDS_BELOW = 0.6
 
 
@@ -61,7 +61,7 @@ def settings_of(scale: Scale, dtype: str = "float32") -> RunConfig:
 
 
 def pairs(scale: Scale) -> list[Any]:
-    """Pairs of captions that the captioner writes."""
+    """Pairs of the captioner's own captions."""
     settings = settings_of(scale)
     generator = PairGenerator(settings, CAPTIONER, 1, scale.device)
     rows = generator(training_samples(settings, 1)).rows
@@ -69,7 +69,7 @@ def pairs(scale: Scale) -> list[Any]:
 
 
 def compare(model: PairModel, batch: PairBatch, attention: str, settings: RunConfig, report: Report) -> None:
-    """Both ways to compute the same, and the loss where policy and reference are one."""
+    """Compare log-probabilities and gradients of both ways, and check the initial loss."""
     name = f"{settings.captioner.dtype}, {attention}"
     expected, wanted = _with_gradients(two_forwards(model), model, batch, settings)
     model.llava.set_attn_implementation({"text_config": attention})
@@ -97,7 +97,7 @@ def _with_gradients(
     model.zero_grad()
     logps = forward(batch)
     detached = PairLogps(logps.chosen.detach(), logps.rejected.detach())
-    # Off by one, so that all gradients of the margin are weighed as in the midst of training.
+    # Shifted by 1, so that the gradient is that of a pair with a margin, as later in training.
     reference = PairLogps(detached.chosen - 1, detached.rejected)
     loss_of(logps, reference, batch, settings.train).backward()  # type: ignore[no-untyped-call]
     named = model.named_parameters()
@@ -105,7 +105,7 @@ def _with_gradients(
 
 
 def train(scale: Scale, report: Report) -> None:
-    """Steps on one batch, whose loss must fall."""
+    """Train on one batch, whose loss must fall."""
     settings = settings_of(scale)
     captioner: Captioner = load_captioner(CAPTIONER, scale.device)
     batch = collate(pairs(scale), captioner, settings.source).to(captioner.device, torch.float32)

@@ -1,4 +1,4 @@
-"""Whether CLIP scores on this device are those of the CPU."""
+"""Checks that CLIP scores on this device agree with those of the CPU."""
 
 from __future__ import annotations
 

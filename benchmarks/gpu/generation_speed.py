@@ -1,4 +1,4 @@
-"""How fast the engine decodes LLaVA-1.5's shapes in bfloat16, against the memory's bandwidth and transformers' own."""
+"""Speed of decoding with LLaVA-1.5's shapes in bfloat16, against the memory bandwidth and transformers."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from gpu.scale import Scale
 from jsfree import config
 from jsfree.config import Compiling, RunConfig
 from jsfree.decoding.engine import DualPathEngine
-from jsfree.decoding.memory import keys_of
+from jsfree.decoding.memory import kv_size
+from jsfree.decoding.workload import Workload
 from jsfree.sizing import memory, rates
 from jsfree.sizing.memory import Lengths
 from jsfree.sizing.shapes import LlavaShape
 from jsfree.sizing.workload import workload_of
 
 H0 = (0.0, RATIOS[1])
-"""The default: one caption of each image with the image alone."""
+"""The default ratios: one of the two captions uses the conditional path alone."""
 SINGLE = (0.0, 0.0)
 TARGETS = {"transformers_generate_single_path": 1.4, "transformers_cfg_batched": 2.5, "dual_over_single_cost": 1.25}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way to decode; ``slots`` None is as many as fit."""
+    """One way to decode; ``slots`` None means as many as fit."""
 
     slots: int | None
     ratios: tuple[float, float]
@@ -42,21 +43,21 @@ class Case:
 
     @property
     def name(self) -> str:
-        """As it stands in the result."""
+        """Name in the result."""
         paths = {H0: "h 0 and 0.6", SINGLE: "single path"}.get(self.ratios, "h 0.2 and 0.6")
         return f"{self.slots or 'most'} slots, {paths}, {self.compiling}"
 
 
 @dataclass
 class Timing:
-    """What decoding took."""
+    """Times of decoding."""
 
     seconds: float = 0.0
     tokens: int = 0
     first: float = 0.0
-    """Seconds of the first step, in which images are prefilled."""
+    """Seconds of the first step, which prefills the images."""
     steps: list[float] = field(default_factory=list)
-    """Seconds of the steps in which no caption began."""
+    """Seconds of the steps in which no caption started."""
 
 
 def measure_7b(scale: Scale, report: Report) -> None:
@@ -85,7 +86,7 @@ def measure_13b(scale: Scale, report: Report) -> None:
 
 
 class Model:
-    """A captioner of a shape with random weights, and what is measured with it."""
+    """A captioner of a given shape with random weights, and its measurements."""
 
     def __init__(self, scale: Scale, shape: LlavaShape, report: Report) -> None:
         self.scale, self.shape, self.report = scale, shape, report
@@ -106,11 +107,13 @@ class Model:
 
     def _run(self, case: Case) -> Timing:
         scale = self.scale
-        mixed = sum(each > 0 for each in case.ratios) / len(case.ratios)
+        share = sum(ratio > 0 for ratio in case.ratios) / len(case.ratios)
         peak = device.Peak(scale)
         with Warnings() as warnings:
             engine = DualPathEngine(
-                self.captioner, case.slots or scale.most_slots, mixed=mixed, prompts=1, compiling=case.compiling
+                self.captioner,
+                Workload(case.slots or scale.most_slots, dual_path_share=share, prompts=1),
+                compiling=case.compiling,
             )
             warm = _decode(engine, self._requests(2, case), scale)  # kernels, memory, graphs
             assert engine.layout is not None
@@ -142,7 +145,7 @@ class Model:
         if timing.steps:
             step, needed = statistics.median(timing.steps), self._bytes_a_step(engine)
             found |= {"step_milliseconds": 1000 * step, "share_of_roofline": needed / self.bandwidth / step}
-            # The first step prefills the images of all slots, two captions each.
+            # The first step prefills the images of all slots, which have two captions each.
             prefill = (timing.first - step) / -(-layout.slots // 2)
             if prefill > 0:
                 found["prefill_milliseconds_an_image"] = 1000 * prefill
@@ -150,7 +153,7 @@ class Model:
         return found
 
     def _shares(self, step: float, needed: float, prefill: float) -> dict[str, float]:
-        """What ``jsfree.sizing.rates`` estimates: shares of the data sheet's bandwidth and arithmetic."""
+        """Achieved shares of the data sheet's bandwidth and arithmetic, which ``jsfree.sizing.rates`` assumes."""
         sheet = device.kind(self.scale)
         operations = 2 * memory.parameters(self.shape).total * self._lengths().prefix
         return {"bandwidth": needed / sheet.bandwidth / step, "prefill": operations / sheet.flops / prefill}
@@ -159,14 +162,15 @@ class Model:
         return requests(self.captioner, images, [self.scale.caption] * (2 * images), case.ratios)
 
     def _bytes_a_step(self, engine: DualPathEngine) -> float:
-        """What a step must read: weights, entries and leads, and half of what rows can hold, their mean."""
+        """Bytes that a step must read: weights, prefixes, and half of the rows' own tokens, their mean."""
         assert engine.layout is not None
         cache = engine.layout.cache
-        tokens = cache.entries * cache.prefix + cache.leads * cache.lead + cache.rows * self.scale.caption / 2
-        return self.read_a_step + tokens * keys_of(self.captioner).token_bytes
+        tokens = cache.image_prefixes * cache.image_tokens + cache.text_prefixes * cache.text_tokens
+        tokens += cache.rows * self.scale.caption / 2
+        return self.read_a_step + tokens * kv_size(self.captioner).token_bytes
 
     def _predict(self, case: Case, engine: DualPathEngine, captions: float, peak: device.Peak) -> None:
-        """Preflight's memory and rates of this case, beside what was measured."""
+        """Compare preflight's memory and rates with the measurements."""
         assert engine.layout is not None
         slots, settings, lengths = engine.layout.slots, self._settings(case), self._lengths()
         held = memory.generation(self.shape, settings, lengths, slots)
@@ -197,7 +201,7 @@ class Model:
         return Lengths(prefix, lead, self.scale.caption, self.scale.caption)
 
     def report_ratios(self, timings: dict[Case, Timing | None], dual: Case, single: Case) -> None:
-        """The second path's cost, and the engine against transformers' ``generate`` and its guidance."""
+        """Report the cost of the second path, and the engine against transformers' ``generate`` and guidance."""
         ratios: dict[str, Any] = {}
         ours, alone = timings.get(dual), timings.get(single)
         if ours and alone:
@@ -206,7 +210,7 @@ class Model:
             self.report.figure("ratios", ratios)
             self.report.headline(f"second path {ratios[key]['median']:.2f}x")
         device.release(self.scale)
-        # The engine's attention is the model's own outside of its steps; this makes sure of it.
+        # Undo ``attention.install``.
         self.captioner.model.model.language_model.set_attn_implementation("sdpa")
         with self.report.part("transformers"):
             peers = Peers(self.captioner, max(1, self.scale.slots[1] // len(RATIOS)), self.scale.caption)
@@ -244,14 +248,14 @@ def _decode(engine: DualPathEngine, asked: list[Any], scale: Scale) -> Timing:
 
 
 class Warnings(logging.Handler):
-    """What the engine warns of while it is entered: memory that gave out."""
+    """Collects the engine's warnings within its context, such as running out of memory."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a warning."""
+        """Record a warning."""
         self.messages.append(record.getMessage())
 
     def __enter__(self) -> Warnings:

@@ -1,4 +1,4 @@
-"""The Python packages that a machine lacks, from the wheels that ``make gpu-kit`` collected. Standard library only.
+"""Makes missing Python packages importable from the wheels of ``make gpu-kit``. Uses the standard library only.
 
 Compiled packages cannot be imported from a wheel, so wheels are unpacked into a temporary folder.
 """

@@ -23,7 +23,7 @@ from jsfree.miniworld import world
 from jsfree.models.loading import load_captioner
 from jsfree.models.saving import publish_captioner
 from jsfree.stages.captioning import CaptionWriter, PairGenerator
-from jsfree.stages.preference import select_pairs
+from jsfree.stages.pair_selection import select_pairs
 from jsfree.stages.scoring import ClipScorer
 
 MODE = "greedy"
@@ -51,20 +51,20 @@ def measure(scale: Scale, report: Report) -> None:
 
 
 class Clock:
-    """Seconds and rows of a part after the other."""
+    """Reports seconds and rows per second of successive parts."""
 
     def __init__(self, report: Report) -> None:
         self._report, self._last = report, time.perf_counter()
 
     def lap(self, name: str, rows: int) -> None:
-        """A part has ended."""
+        """Report the part since the last call."""
         seconds = time.perf_counter() - self._last
         self._report.figure(name, {"seconds": seconds, "rows_per_second": rows / seconds})
         self._last = time.perf_counter()
 
 
 def settings_of(scale: Scale) -> RunConfig:
-    """MiniWorld's defaults for one worker, with fewer images and more epochs; steps that few pairs fill."""
+    """MiniWorld's defaults for one worker, with fewer images, more epochs and smaller steps."""
     size = min(32, scale.round_images // 4)
     train = {"pairs_per_step": size, "pairs_per_worker": size, "epochs": scale.round_epochs}
     train["resources"] = {"replicas": 1}
@@ -75,7 +75,7 @@ def settings_of(scale: Scale) -> RunConfig:
 
 
 def train(settings: RunConfig, pairs: list[Any], folder: str, scale: Scale) -> list[float]:
-    """DPO by the project's order, batches and learning rates; the model is published into ``folder``."""
+    """DPO with the order, batches and learning rates of the training loop; publishes the model into ``folder``."""
     captioner = load_captioner(CAPTIONER, scale.device)
     model, size = prepare_policy(captioner, settings), settings.train.pairs_per_step
     optimizer = adamw(model, settings, fused=scale.device == "cuda")
@@ -105,7 +105,7 @@ def train(settings: RunConfig, pairs: list[Any], folder: str, scale: Scale) -> l
 
 
 def hallucination(settings: RunConfig, model: str, scale: Scale) -> float:
-    """Share of a model's captions that name an absent object."""
+    """Share of a model's captions that mention an absent object."""
     writer = CaptionWriter(settings, model, "m", MODE, scale.device)
     rows = writer(evaluation_samples(settings)).rows
     counts = [metrics.count_caption(world.scene_from_id(row["image"]["id"]), row["text"]) for row in rows]

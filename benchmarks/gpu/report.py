@@ -1,4 +1,4 @@
-"""What a step finds, sent to the process that writes the result as soon as it is known."""
+"""Results of a step, sent at once to the process that writes them."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ log = logging.getLogger(__name__)
 
 
 class Report:
-    """The findings of one step."""
+    """Sends the results of one step."""
 
     def __init__(self, send: Callable[[Message], None]) -> None:
         self._send = send
 
     def figure(self, name: str, value: float | str | dict[str, Any]) -> None:
-        """A measurement, or a group of them; numbers are positive."""
+        """Send a measurement, or a group of them; numbers are positive."""
         self._send(("figures", name, value))
 
     def check(self, name: str, value: float, limit: float) -> None:
-        """A property that holds if ``value`` is at most ``limit``."""
+        """Send a check, which passes if ``value`` is at most ``limit``."""
         passed = math.isfinite(value) and value <= limit
         self._send(("checks", name, {"passed": passed, "value": value, "limit": limit}))
 
     def predict(self, name: str, predicted: float, measured: float, unit: str) -> None:
-        """A figure that ``jsfree.checks`` predicts, beside its measurement."""
+        """Send a figure predicted by preflight with its measurement."""
         line = {"predicted": predicted, "measured": measured, "ratio": predicted / measured, "unit": unit}
         self._send(("predictions", name, line))
 
     def skip(self, part: str, reason: str) -> None:
-        """A part that cannot run here."""
+        """Report a part that cannot run here."""
         self._send(("skipped", part, reason))
 
     def headline(self, text: str) -> None:
-        """A few words for the step's line on the terminal."""
+        """Add text to the step's line on the terminal."""
         self._send(("headlines", text, None))
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """A part of a step whose failure leaves the others to run; one that lacks a library is skipped."""
+        """Run a part of a step: its failure does not stop the others, and it is skipped if a library is missing."""
         try:
             yield
         except ImportError as error:

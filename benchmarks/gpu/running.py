@@ -1,7 +1,7 @@
-"""Runs a step in a process of its own, with a time limit: a hang or a CUDA fault costs that step and no other.
+"""Runs each step in its own process with a time limit, so that a hang or a CUDA fault affects no other step.
 
-Steps are forked from a process that has imported the libraries, which would take seconds in each, but has not touched
-CUDA. Where an import did touch it, torch refuses to use CUDA in a forked process, and steps are started afresh.
+Steps are forked from a process that has imported the libraries, which takes seconds, but has not initialised CUDA. If
+an import did initialise it, torch refuses to use CUDA in a forked process, and steps are spawned instead.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ UNUSABLE_FORK = "CUDA cannot be used in a forked process"
 LOG_TAIL = 4000
 """Characters of a failed step's log that are kept."""
 EXIT_SECONDS = 10
-"""For a step that is done to free the device and exit."""
+"""Time for a finished step to free the device and exit."""
 GRACE_SECONDS = 3
-"""Between asking a step to end, upon which it writes where it was, and killing it."""
+"""Time between SIGTERM, on which a step writes its stack, and SIGKILL."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Step:
 
 @dataclass
 class Outcome:
-    """What became of a step; ``status`` is ``done``, ``failed``, ``timeout`` or ``skipped``."""
+    """Result of a step; ``status`` is ``done``, ``failed``, ``timeout`` or ``skipped``."""
 
     status: str = "done"
     seconds: float = 0.0
@@ -75,7 +75,7 @@ class Outcome:
     log: str = ""
 
     def receive(self, message: Message) -> None:
-        """Take in a finding."""
+        """Add a message of the step."""
         kind, name, value = message
         if kind == "reason":
             self.status, self.reason = name, value
@@ -83,33 +83,33 @@ class Outcome:
             getattr(self, kind)[name] = value
 
     def settle(self) -> None:
-        """Fail a step that came to its end with failed checks or parts."""
+        """Mark a finished step as failed if any of its checks or parts failed."""
         failed = [*(name for name, check in self.checks.items() if not check["passed"]), *self.failures]
         if failed and self.status == "done":
             self.status, self.reason = "failed", f"{len(failed)} failed: {'; '.join(failed)}"
 
     def as_json(self) -> dict[str, Any]:
-        """The findings, without what is empty."""
+        """The non-empty results."""
         found = {name: value for name, value in asdict(self).items() if value and name != "headlines"}
         return {**found, "headline": ", ".join(self.headlines)} if self.headlines else found
 
 
 def preload() -> None:
-    """Import what steps need; a library that is missing fails the steps that need it."""
+    """Import the steps' libraries; errors surface in the steps that need them."""
     for name in PRELOADED:
         with suppress(Exception):
             importlib.import_module(name)
 
 
 class Runner:
-    """Runs steps one after the other."""
+    """Runs steps one after another."""
 
     def __init__(self, scale: Scale) -> None:
         self._scale = scale
         self._method: Literal["fork", "spawn"] = "fork"
 
     def run(self, step: Step, seconds: float) -> Outcome:
-        """Run a step for at most so many seconds."""
+        """Run a step for at most ``seconds``."""
         outcome = self._attempt(step, seconds)
         if outcome.reason == UNUSABLE_FORK and self._method == "fork":
             self._method = "spawn"
@@ -142,7 +142,7 @@ class Runner:
 
 
 def _received(receiver: Connection, outcome: Outcome, deadline: float) -> bool:
-    """Take in findings until the step's end; False if the deadline comes first."""
+    """Receive messages until the end of the step; False if the deadline comes first."""
     with suppress(EOFError):
         while receiver.poll(max(0.0, deadline - time.monotonic())):
             outcome.receive(receiver.recv())
@@ -151,7 +151,7 @@ def _received(receiver: Connection, outcome: Outcome, deadline: float) -> bool:
 
 
 def _end(process: multiprocessing.process.BaseProcess) -> None:
-    """End a step and all that it started, compilers among them."""
+    """End a step with its child processes, such as compilers."""
     assert process.pid is not None
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
@@ -177,7 +177,7 @@ def _run(step: Step, scale: Scale, connection: Connection, log: str) -> None:
         getattr(importlib.import_module(module), name)(scale, Report(connection.send))
     except ImportError as error:
         connection.send(("reason", "skipped", f"{error}; 'make gpu-kit' collects what a machine lacks"))
-    except BaseException as error:  # noqa: BLE001 - told to the parent, whatever it is
+    except BaseException as error:  # noqa: BLE001 - sent to the parent process
         traceback.print_exc()
         connection.send(("reason", "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"))
     finally:
@@ -192,7 +192,7 @@ def _forked_after_cuda() -> bool:
 
 
 def _prepare(scale: Scale) -> None:
-    """Float32 is to be float32: no TF32, in convolutions neither."""
+    """Disable TF32 in matrix products and convolutions."""
     import torch
 
     torch.set_float32_matmul_precision("highest")

@@ -1,4 +1,4 @@
-"""How large the check is: LLaVA-1.5's shapes on a GPU, or tiny ones on a CPU core."""
+"""Sizes of the check: LLaVA-1.5's shapes on a GPU, or tiny ones on a CPU core."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TINY_CLIP = {
 
 @dataclass(frozen=True)
 class Scale:
-    """What the steps measure with."""
+    """Sizes and limits of the steps."""
 
     name: str
     device: str
     seconds: float
     """Time for everything."""
     patience: float
-    """Factor of the steps' time limits: a CPU may be busy with other work."""
+    """Factor of the steps' time limits, for a CPU shared with other work."""
     shape_7b: LlavaShape
     shape_13b: LlavaShape
     clip: dict[str, Any] | None
@@ -37,7 +37,7 @@ class Scale:
     """Tokens of a caption, in measurements of speed."""
     slots: tuple[int, int]
     most_slots: int
-    """More than any GPU's memory holds."""
+    """More than fit into any GPU's memory."""
     exact_images: int
     exact_tokens: int
     scored_images: int

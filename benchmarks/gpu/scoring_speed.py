@@ -1,4 +1,4 @@
-"""How fast captions are scored with CLIP's ViT-L/14 at 336 pixels, random weights."""
+"""Speed of scoring captions with CLIP's ViT-L/14 at 336 pixels, random weights."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from jsfree.stages.scoring import ClipScorer
 
 
 def measure(scale: Scale, report: Report) -> None:
-    """Step ``scoring``: float32, as runs score; and with TF32, which they do not use."""
+    """Step ``scoring``: float32, as in a run, and TF32, for comparison."""
     import open_clip
 
-    described = scale.clip or open_clip.get_model_config("ViT-L-14-336")
+    model_config = scale.clip or open_clip.get_model_config("ViT-L-14-336")
     settings = config.build({"score": {"resources": {"replicas": 1, "gpus": 1, "cpus": 16}}}, where="benchmark")
     with tempfile.TemporaryDirectory(prefix="clip-") as folder:
-        scorer = scorer_of(Path(folder), described, scale.device)
-    side = described["vision_cfg"]["image_size"]
+        scorer = scorer_of(Path(folder), model_config, scale.device)
+    side = model_config["vision_cfg"]["image_size"]
     pixels = list(torch.randn(scale.scored_images, 3, side, side))
     pairs = drawn_pairs(scale.scored_images)
     peak = device.Peak(scale)
@@ -48,7 +48,7 @@ def measure(scale: Scale, report: Report) -> None:
 def timed(
     scorer: ClipScorer, pixels: list[torch.Tensor], pairs: list[Any], name: str, scale: Scale, report: Report
 ) -> float:
-    """Seconds of all images and of both captions of each."""
+    """Seconds for all images and both captions of each."""
     scorer.score(pairs[:2], scorer.embed(pixels[:2]))  # kernels
     started = device.now(scale)
     embedded = scorer.embed(pixels)
@@ -63,7 +63,7 @@ def timed(
 
 
 def drawn_pairs(count: int) -> list[Any]:
-    """Pairs of captions of about ten sentences, numbered so that no sentence is known from another caption."""
+    """Pairs of captions of about ten sentences, numbered so that all sentences are distinct."""
     said = sentences(2 * count)
     texts = [" ".join(f"{sentence[:-1]}, number {at}." for sentence in each) for at, each in enumerate(said)]
     return [

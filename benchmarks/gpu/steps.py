@@ -1,4 +1,4 @@
-"""The steps of the check, by value, and the result that grows with them."""
+"""The steps of the check in the order of importance, and their result."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ STEPS = (
     Step("exact-inductor", "gpu.exact_decoding:measure_inductor", 120),
 )
 FIRST = STEPS[0]
-LEAST_SECONDS = 10
-"""A step that has less is not begun."""
+MIN_SECONDS = 10
+"""A step is not started with less time."""
 MORE_PACKAGES = ("torchvision", "triton", "accelerate", "timm", "pydantic", "sentencex", "pillow")
 
 
 class Check:
-    """Runs the steps within a time and keeps their result on the disk."""
+    """Runs the steps within a time limit and writes the result after each."""
 
     def __init__(self, scale: Scale, folder: Path, seconds: float, kit: Sequence[str]) -> None:
         self._scale, self._folder = scale, folder
@@ -60,10 +60,10 @@ class Check:
         }
 
     def run(self, only: Sequence[str] | None = None) -> bool:
-        """Run all steps, or some; whether none failed.
+        """Run all steps, or those named in ``only``; whether none failed.
 
         Raises:
-            SystemExit: there is no step of a name.
+            SystemExit: a step does not exist.
         """
         if unknown := set(only or ()) - {step.name for step in STEPS}:
             raise SystemExit(f"no step {', '.join(sorted(unknown))}; choose from {', '.join(s.name for s in STEPS)}")
@@ -82,13 +82,13 @@ class Check:
     def _outcome(self, runner: Runner, step: Step, before: Sequence[Outcome]) -> Outcome:
         if before and before[0].status != "done":
             return Outcome("skipped", reason=f"step {FIRST.name!r} found no usable device")
-        left = self._deadline - time.monotonic()
-        if left < LEAST_SECONDS:
+        remaining = self._deadline - time.monotonic()
+        if remaining < MIN_SECONDS:
             return Outcome("skipped", reason="no time left")
-        return runner.run(step, min(step.limit * self._scale.patience, left))
+        return runner.run(step, min(step.limit * self._scale.patience, remaining))
 
     def _add(self, step: Step, outcome: Outcome) -> None:
-        """Take a step's outcome into the result, write it, and print the step's line."""
+        """Add a step's outcome to the result, write it, and print the step's line."""
         result = self._result
         if step is FIRST:
             result["hardware"] = outcome.figures.get("hardware", "unknown")

@@ -1,4 +1,4 @@
-"""DPO steps without DeepSpeed: the project's batches, model and loss with torch's AdamW; and two plain forwards."""
+"""DPO steps without DeepSpeed, on jsfree's batches, model and loss with torch's AdamW; and two plain forwards."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def loss_of(logps: PairLogps, reference: PairLogps, batch: PairBatch, settings: 
 def train_step(
     forward: Forward, optimizer: torch.optim.Optimizer, batch: PairBatch, reference: PairLogps | None, settings: Train
 ) -> torch.Tensor:
-    """One optimizer step on one batch; its loss. Without a reference, the policy before the step is it."""
+    """One optimizer step on one batch; its loss. If ``reference`` is None, the current policy is the reference."""
     optimizer.zero_grad()
     logps = forward(batch)
-    known = reference or PairLogps(logps.chosen.detach(), logps.rejected.detach())
-    loss = loss_of(logps, known, batch, settings)
+    reference = reference or PairLogps(logps.chosen.detach(), logps.rejected.detach())
+    loss = loss_of(logps, reference, batch, settings)
     loss.backward()  # type: ignore[no-untyped-call]
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
@@ -41,7 +41,7 @@ def train_step(
 
 
 def two_forwards(model: PairModel) -> Forward:
-    """The common way: each caption in a row with a prefix of its own, a forward for chosen and one for rejected."""
+    """The common way: one forward pass for chosen and one for rejected captions, each with its own prefix."""
 
     def forward(batch: PairBatch) -> PairLogps:
         return PairLogps(_plain(model, batch, CHOSEN), _plain(model, batch, REJECTED))
@@ -50,7 +50,7 @@ def two_forwards(model: PairModel) -> Forward:
 
 
 def _plain(model: PairModel, batch: PairBatch, segment: int) -> torch.Tensor:
-    """Summed log-probabilities of one caption of each pair, by the model's own forward, (B,)."""
+    """Summed log-probabilities of one caption of each pair from the unmodified model, (B,)."""
     own_BL = (batch.segments_BL == PREFIX) | (batch.segments_BL == segment)
     rows = [ids[own] for ids, own in zip(batch.ids_BL, own_BL, strict=True)]
     prefixes = (batch.segments_BL == PREFIX).sum(-1).tolist()

@@ -12,9 +12,9 @@ from jsfree.checks.findings import Finding, fails, note, ok
 from jsfree.config import Imported, RunConfig, Source
 from jsfree.errors import RowError
 from jsfree.evaluation.statistics import wilson
-from jsfree.exchange import Unusable, preferences
+from jsfree.exchange import UnusableRecord, preferences
 from jsfree.images.decoding import load_image
-from jsfree.images.sources import Look
+from jsfree.images.sources import SourceSummary
 from jsfree.schemas import Sample, sample_id
 
 AREA = "data"
@@ -26,7 +26,7 @@ MAX_RECORDS, MAX_BYTES = 20_000, 500_000_000
 Z_ONE_SIDED_95 = 1.645
 
 
-def check_source(config: RunConfig, source: Source, name: str, look: Look) -> Iterator[Finding]:
+def check_source(config: RunConfig, source: Source, name: str, look: SourceSummary) -> Iterator[Finding]:
     """Report the number of images of a source, repeated ids, unusable rows, and undecodable images in the sample."""
     location = source.path or f"MiniWorld, {source.split}"
     count = "all" if source.count is None else f"{source.count:,}"
@@ -43,7 +43,7 @@ def check_source(config: RunConfig, source: Source, name: str, look: Look) -> It
     yield from _decoded_sample(config, name, look.samples, source)
 
 
-def _unusable_rows(config: RunConfig, name: str, look: Look) -> Finding:
+def _unusable_rows(config: RunConfig, name: str, look: SourceSummary) -> Finding:
     failed, allowed = look.unusable.total(), config.max_failed_fraction
     found = (
         f"{failed:,} of {look.rows:,} name no usable image ({_kinds(look.unusable)}), such as: {look.first_unusable}"
@@ -78,7 +78,7 @@ def sample_imported(settings: Imported) -> ImportedSample:
     samples: list[Sample] = []
     unusable: list[RowError] = []
     for record in islice(records, MAX_RECORDS):
-        if isinstance(record, Unusable):
+        if isinstance(record, UnusableRecord):
             unusable.append(record.error)
             continue
         count += 1

@@ -1,6 +1,6 @@
-"""The configuration of a run: ``settings`` defines every setting and default, ``loading`` reads files and overrides."""
+"""Configuration of a run: ``settings`` defines settings and defaults, ``loading`` reads files and overrides."""
 
-from jsfree.config.loading import as_override, build, differences, load, overridden, parsed_override
+from jsfree.config.loading import build, differences, format_override, load, parse_override, with_overrides
 from jsfree.config.settings import (
     CaptionerSettings,
     ClipSettings,
@@ -61,10 +61,10 @@ __all__ = [
     "Source",
     "Train",
     "Validation",
-    "as_override",
     "build",
     "differences",
+    "format_override",
     "load",
-    "overridden",
-    "parsed_override",
+    "parse_override",
+    "with_overrides",
 ]

@@ -1,7 +1,7 @@
-"""Every setting of a run and its default, documented below the field and checked when it is built.
+"""All settings of a run with their defaults, documented under each field and validated on construction.
 
-The defaults are MiniWorld's, so an empty file is a run that works anywhere. ``jsfree.config.loading`` reads files and
-overrides.
+The defaults describe a run on MiniWorld, so an empty configuration file is valid. ``jsfree.config.loading`` reads
+files and overrides.
 """
 
 from __future__ import annotations
@@ -22,87 +22,87 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Placement:
-    """Marks a setting that only says where work runs, or guards it against loss, and changes no result.
+    """Marks a setting that affects placement, speed or fault tolerance, but not results.
 
-    It is no part of a fingerprint, so that a run may go on with another value. What such a setting can change are
-    the last bits of floating-point results.
+    It is excluded from fingerprints, so a run can be resumed with another value. It may change the last bits of
+    floating-point results.
     """
 
 
 class AddedLater:
-    """Marks a setting that older runs do not know: at its default it is no part of a fingerprint."""
+    """Marks a setting that older runs lack: it is excluded from fingerprints while it has its default value."""
 
 
 class Section(BaseModel):
-    """A group of settings: unknown keys and numbers that are not finite are refused, values do not change."""
+    """Base class of all sections: immutable; unknown keys and non-finite numbers are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Resources(Section):
-    """Where the replicas of a stage run; never part of a fingerprint.
+    """Replicas of a stage and the resources that each reserves. Excluded from fingerprints.
 
-    A replica goes to any node with room for it, so how many a node takes follows from what each reserves: a node
-    of 8 GPUs and 96 CPUs takes 8 replicas of ``gpus: 1``, 32 of ``gpus: 0.25``, and 6 of ``cpus: 16``. Replicas
-    are spread over the nodes, training workers packed onto as few as can be.
+    Ray places a replica on any node with enough free resources: a node with 8 GPUs and 96 CPUs runs 8 replicas with
+    ``gpus: 1``, 32 with ``gpus: 0.25`` or 6 with ``cpus: 16``. Replicas are spread over the nodes; training workers
+    are packed onto as few nodes as possible.
     """
 
     replicas: Positive = 2
-    """Model replicas, one Ray actor (or training worker) each; with ``min_replicas``, the most there may be."""
+    """Number of model replicas, each a Ray actor or training worker; the maximum if ``min_replicas`` is set."""
     min_replicas: Positive | None = None
-    """Replicas to start with; more are added, up to ``replicas``, while shards wait and the cluster has room, also
-    on nodes that join later. ``null``: all from the start. Not for training."""
+    """Number of replicas at the start. More are added, up to ``replicas``, while shards are waiting and the cluster
+    has capacity, including on nodes that join later. ``null``: start all replicas at once. Not used by training."""
     cpus: Annotated[float, Field(ge=0)] = 1
-    """Logical CPUs a replica reserves."""
+    """Logical CPUs that each replica reserves."""
     gpus: Annotated[float, Field(ge=0)] = 0
-    """GPUs a replica reserves; a fraction shares a GPU, more than one needs ``device_map: auto``. 0 runs on the
-    CPU."""
+    """GPUs that each replica reserves. 0: run on the CPU; below 1: share a GPU; above 1: requires
+    ``device_map: auto``."""
     accelerator_type: str | None = None
-    """Ray's name of the GPU that a replica must get (``A100``, ``H100``, ``L4``...); ``null``: any."""
+    """Required GPU model, by Ray's name (``A100``, ``H100``, ``L4``...); ``null``: any."""
 
     @model_validator(mode="after")
     def _check_resources(self) -> Resources:
         if self.min_replicas is not None and self.min_replicas > self.replicas:
-            raise ValueError(f"'min_replicas' ({self.min_replicas}) is more than 'replicas' ({self.replicas})")
+            raise ValueError(f"'min_replicas' ({self.min_replicas}) must not exceed 'replicas' ({self.replicas})")
         if self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ValueError(f"'gpus' above 1 must be whole, got {self.gpus:g}")
+            raise ValueError(f"'gpus' above 1 must be a whole number, got {self.gpus:g}")
         if self.accelerator_type and not self.gpus:
-            raise ValueError(f"'accelerator_type: {self.accelerator_type}' needs 'gpus' above 0")
+            raise ValueError(f"'accelerator_type: {self.accelerator_type}' requires 'gpus' above 0")
         return self
 
 
 class Source(Section):
-    """Where images come from. Every source yields samples with a stable id, in an order drawn by the seed."""
+    """Training images. Every source yields samples with stable ids, in a pseudo-random order keyed with the seed."""
 
     kind: Literal["miniworld", "folder", "llava_json", "parquet", "webdataset"] = "miniworld"
-    """``miniworld`` draws scenes; ``folder`` takes every image below ``path``; ``llava_json`` reads a LLaVA
-    instruct file (conversations dropped, one sample an image); ``parquet`` reads a file or folder of tables;
-    ``webdataset`` reads tar files (images alone, captions in them are not used)."""
+    """``miniworld``: generated scenes; ``folder``: all images below ``path``, recursively; ``llava_json``: the images
+    of a LLaVA instruction file (conversations are ignored); ``parquet``: a Parquet file or a folder of them;
+    ``webdataset``: tar files (captions in them are ignored)."""
     path: str | None = None
-    """Folder, JSON file, Parquet file or folder, or tar file, folder of tar files or pattern of their names
-    (``/data/shard-{000..123}.tar``); local, or any fsspec URI. Not used by ``miniworld``."""
+    """Local path or fsspec URI of the data: a folder, a JSON file, a Parquet file or folder, or a tar file, a folder
+    of tar files or a pattern (``/data/shard-{000..123}.tar``). Not used by ``miniworld``."""
     images: str | None = None
-    """Folder that relative image paths of ``llava_json`` and ``parquet`` start from; default: beside ``path``."""
+    """Base folder of relative image paths in ``llava_json`` and ``parquet``. ``null``: the folder of ``path``."""
     allow_outside: Annotated[bool, AddedLater()] = False
-    """Whether the rows of ``llava_json`` and ``parquet`` may name images outside of ``images`` (or the folder of
-    ``path``): other paths of this machine, other hosts. Otherwise such a row is an error row."""
+    """Allow rows of ``llava_json`` and ``parquet`` to refer to images outside ``images`` (or the folder of ``path``),
+    including other local paths and other hosts. If false, such a row becomes an error row."""
     column: str = "image"
-    """``parquet``: the column of images (bytes, a struct with bytes, or a path or URI)."""
+    """``parquet``: name of the image column. It holds bytes, a struct with bytes, or a path or URI."""
     split: Literal["unlabelled", "development", "test"] = "unlabelled"
-    """``miniworld``: which of the disjoint splits to draw scenes from."""
+    """``miniworld``: split from which scenes are drawn. Splits are disjoint."""
     count: Positive | None = 2400
-    """Images a round takes; every round takes fresh ones. ``null``: all there are (one round only)."""
+    """Images per round; no two rounds share an image. ``null``: all images of the source (one round only)."""
     max_bytes: Positive = 50_000_000
-    """A larger file is an error row."""
+    """Maximum file size in bytes. A larger image becomes an error row."""
     max_pixels: Positive = 40_000_000
-    """An image of more pixels is an error row; checked before its pixels are decoded."""
+    """Maximum width x height, checked before decoding. A larger image becomes an error row."""
     min_side: Positive = 8
-    """An image with a shorter side is an error row."""
+    """Minimum length of the shorter side in pixels. A smaller image becomes an error row."""
 
     @model_validator(mode="after")
     def _check(self) -> Source:
         if self.kind != "miniworld" and not self.path:
-            raise ValueError(f"kind {self.kind!r} needs 'path': the folder or file that holds the images")
+            raise ValueError(f"kind {self.kind!r} requires 'path', the folder or file with the images")
         return self
 
 
@@ -110,28 +110,29 @@ PairFormat = Literal["trl", "ms-swift", "llama-factory", "rlaif-v", "povid"]
 
 
 class Imported(Section):
-    """Preference pairs of somebody else's, taken in place of generated ones: the stage ``generate`` reads them.
+    """External preference pairs, used instead of generated ones; the stage ``generate`` imports them.
 
-    Their chosen caption is the provisional winner, which scoring may invert. Limits of images are those of ``source``.
+    The chosen caption becomes the provisional winner; scoring may invert the pair. The image limits are those of
+    ``source``.
     """
 
     format: PairFormat
-    """Layout of the records: TRL's, ms-swift's, LLaMA-Factory's, RLAIF-V's or POVID's (``docs/data.md``)."""
+    """Format of the records, named after the project that defines it (``docs/data.md``)."""
     path: str
-    """A ``.json``, ``.jsonl`` or ``.parquet`` file, or a folder of them; local, or any fsspec URI."""
+    """Local path or fsspec URI of a ``.json``, ``.jsonl`` or ``.parquet`` file, or of a folder of such files."""
     images: str | None = None
-    """Folder that relative image paths start from; default: beside each file."""
+    """Base folder of relative image paths. ``null``: the folder of each file."""
     allow_outside: Annotated[bool, AddedLater()] = False
-    """Whether image paths of the records may lead out of ``images`` (without it: of the folder of ``path``), by
-    ``..``, an absolute path, a symbolic link or a URI. A record that does is an error row otherwise, because whoever
-    wrote it could have any file of this machine read and exported."""
+    """Allow image paths that leave ``images`` (or the folder of ``path``) through ``..``, an absolute path, a symbolic
+    link or a URI. If false, such a record becomes an error row: its author could otherwise make jsfree read and export
+    any file on this machine."""
     max_tokens: Positive = 1024
-    """A pair with a caption of more tokens is an error row."""
+    """Maximum tokens per caption. A pair with a longer caption becomes an error row."""
 
 
 def _check_revision(ref: str, revision: str | None) -> None:
     if revision is not None and not is_hub_syntax(ref):
-        raise ValueError(f"'revision' belongs to a model of the hub; {ref!r} is none")
+        raise ValueError(f"'revision' requires a hub id, but 'ref' is {ref!r}")
 
 
 Preprocessing = Literal["crop", "pad"]
@@ -139,21 +140,23 @@ DeviceMap = Literal["single", "auto"]
 
 
 class CaptionerSettings(Section):
-    """The seed captioner m0."""
+    """The initial captioner, m0."""
 
     ref: str = "miniworld:captioner"
-    """Hub id, folder or URI of a LLaVA checkpoint; ``miniworld:captioner`` is the shipped tiny one."""
+    """Hub id, local folder or URI of a LLaVA checkpoint; ``miniworld:captioner`` is a tiny model shipped with
+    jsfree."""
     revision: str | None = None
-    """Branch, tag or commit of a hub id; ``null``: the newest when the run starts (kept in ``models.commits``)."""
+    """Branch, tag or commit of a hub model. ``null``: the latest commit when the run starts, which is recorded in
+    ``models.commits``."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of generation and training."""
+    """Data type of the weights and of the arithmetic in generation and training."""
     preprocessing: Preprocessing = "crop"
-    """``crop``: the Hugging Face processor's centre crop; ``pad``: to a square with the mean colour, as the
-    original LLaVA. The same in generation, training, evaluation and serving."""
+    """Image preprocessing in generation, training, evaluation and serving. ``crop``: the center crop of the Hugging
+    Face processor; ``pad``: pad to a square with the mean color, as in the original LLaVA code."""
     device_map: Annotated[DeviceMap, Placement()] = "single"
-    """``single``: a replica's model is on one GPU; ``auto``: its layers are laid out over all the GPUs that
-    ``generate.resources.gpus`` reserves, for a model larger than one.
-    Training shards a model over its workers instead (``train.zero_stage: 3``)."""
+    """``single``: each replica uses one GPU; ``auto``: the layers are distributed over the GPUs that
+    ``generate.resources.gpus`` reserves, for a model that does not fit on one GPU. Training shards the model over its
+    workers instead (``train.zero_stage: 3``)."""
 
     @model_validator(mode="after")
     def _check(self) -> CaptionerSettings:
@@ -162,19 +165,19 @@ class CaptionerSettings(Section):
 
     @property
     def versioned_ref(self) -> str:
-        """What ``jsfree.models.loading`` loads: ``ref``, or ``ref@revision``."""
+        """Reference for ``jsfree.models.loading``: ``ref`` or ``ref@revision``."""
         return f"{self.ref}@{self.revision}" if self.revision else self.ref
 
 
 class ClipSettings(Section):
-    """The CLIP model that verifies sentences."""
+    """The CLIP model that scores sentences."""
 
     ref: str = "miniworld:clip"
-    """open_clip name (with ``pretrained``), ``hf-hub:`` id, folder or URI."""
+    """open_clip model name (with ``pretrained``), ``hf-hub:`` id, local folder or URI."""
     pretrained: str | None = None
-    """open_clip weight tag of a built-in name (``openai`` for ViT-L-14-336)."""
+    """open_clip tag of the weights, for an open_clip model name (``openai`` for ViT-L-14-336)."""
     revision: str | None = None
-    """Branch, tag or commit, as of the captioner."""
+    """Branch, tag or commit of a hub model, as ``captioner.revision``."""
 
     @model_validator(mode="after")
     def _check(self) -> ClipSettings:
@@ -183,22 +186,23 @@ class ClipSettings(Section):
 
     @property
     def versioned_ref(self) -> str:
-        """What ``jsfree.models.loading`` loads: ``ref``, or ``ref@revision``."""
+        """Reference for ``jsfree.models.loading``: ``ref`` or ``ref@revision``."""
         return f"{self.ref}@{self.revision}" if self.revision else self.ref
 
 
 class Ratios(Section):
-    """How the two hallucination ratios of a pair are drawn, once a response (paper, section 3.3)."""
+    """Distribution of the two hallucination ratios of a pair, drawn once per response (paper, section 3.3)."""
 
     distribution: Literal["fixed", "uniform", "gaussian"] = "gaussian"
-    """``fixed``: the two values below; ``uniform``: on [0, 1]; ``gaussian``: N(mean, std) clipped to [0, 1]."""
+    """``fixed``: ``low`` and ``high``; ``uniform``: uniform on [0, 1]; ``gaussian``: N(mean, std^2), clipped to
+    [0, 1]."""
     winner: Literal["zero", "drawn"] = "zero"
-    """``zero``: the provisional winner is decoded at h = 0, only the loser's ratio is drawn; ``drawn``: both
-    are drawn from the distribution and the lower one is the provisional winner, as the paper writes."""
+    """``zero``: the provisional winner is decoded at h = 0, and the loser's ratio is drawn; ``drawn``: both ratios are
+    drawn, and the caption with the lower one is the provisional winner, as in the paper."""
     low: Fraction = 0.0
-    """``fixed``: the winner's ratio."""
+    """``fixed``: ratio of the provisional winner."""
     high: Fraction = 0.1
-    """``fixed``: the loser's ratio."""
+    """``fixed``: ratio of the provisional loser."""
     mean: float = 0.5
     """``gaussian``: mean."""
     std: Annotated[float, Field(gt=0)] = 0.15
@@ -207,7 +211,7 @@ class Ratios(Section):
     @model_validator(mode="after")
     def _check(self) -> Ratios:
         if self.distribution == "fixed" and self.low >= self.high:
-            raise ValueError(f"'low' ({self.low}) must be below 'high' ({self.high}): they order the pair")
+            raise ValueError(f"'low' ({self.low}) must be less than 'high' ({self.high})")
         if self.distribution == "fixed" and self.winner == "zero" and self.low != 0:
             raise ValueError(
                 f"'winner: zero' decodes the winner at h = 0, but 'low' is {self.low}; use 'winner: drawn'"
@@ -216,49 +220,50 @@ class Ratios(Section):
 
 
 class Contrast(Section):
-    """A contrastive decoding baseline of the literature, in place of Eq. 3."""
+    """A published contrastive decoding method, used as a baseline instead of Eq. 3."""
 
     kind: Literal["vcd", "m3id"]
-    """``vcd``: Visual Contrastive Decoding (arXiv 2311.16922); ``m3id``: arXiv 2403.14003."""
+    """``vcd``: Visual Contrastive Decoding (arXiv 2311.16922); ``m3id``: Multi-Modal Mutual-Information Decoding
+    (arXiv 2403.14003)."""
     alpha: Annotated[float, Field(ge=0)] = 1.0
-    """``vcd``: how strongly the second path is subtracted."""
+    """``vcd``: weight of the contrast with the second path."""
     beta: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """``vcd``: tokens less probable than this share of the most probable one are left out."""
+    """``vcd``: plausibility threshold; tokens below this fraction of the maximum probability are excluded."""
     noise_step: Annotated[int, Field(ge=0, le=999)] | None = 500
-    """``vcd``: how far the second path's image is noised, of 1,000 diffusion steps; ``null``: no image there."""
+    """``vcd``: diffusion step (of 1,000) of the noise added to the second path's image. ``null``: no image."""
     decay: Annotated[float, Field(ge=0)] = 0.02
-    """``m3id``: lambda, by how much the correction grows a token."""
+    """``m3id``: lambda, the growth rate of the correction per generated token."""
     gate: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """``m3id``: no correction where the most probable token has at least this probability."""
+    """``m3id``: no correction if the maximum probability is at least this value."""
 
 
 class Decoding(Section):
-    """How a caption is decoded from the next-token distribution."""
+    """Sampling parameters."""
 
     temperature: Annotated[float, Field(ge=0)] = 1.0
-    """Divides the logits of each path before mixing; 0 takes the most probable token of the mixture."""
+    """Sampling temperature, applied to the logits of each path before mixing. 0: greedy decoding of the mixture."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus of each path's distribution, applied before mixing; 1 keeps all tokens."""
+    """Nucleus sampling threshold, applied to each path before mixing. 1: keep all tokens."""
     top_k: Annotated[int, Field(ge=0)] = 0
-    """Most probable tokens that are kept, before ``top_p``; 0 keeps all."""
+    """Number of most probable tokens to keep, applied before ``top_p``. 0: keep all tokens."""
     max_new_tokens: Positive = 96
-    """A caption that has not ended by then is cut (finish ``length``)."""
+    """Maximum tokens per caption. A caption that reaches it has the finish reason ``length``."""
     stop: tuple[str, ...] = ()
-    """Texts that end a caption; it ends before the first of them."""
+    """Stop strings. A caption ends before the first occurrence of any of them."""
 
     @field_validator("stop")
     @classmethod
-    def _stops_say_something(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+    def _require_non_empty_stops(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
         if "" in stop:
-            raise ValueError("an empty text would end every caption at once")
+            raise ValueError("a stop string must not be empty")
         return stop
 
 
 class Mode(Decoding):
-    """A way to decode captions for evaluation."""
+    """Decoding settings for evaluation."""
 
     contrast: Contrast | None = None
-    """``null``: with the image alone; else with a baseline's contrast of two paths."""
+    """Contrastive decoding baseline. ``null``: ordinary decoding, conditioned on the image."""
 
 
 MixingName = Literal["probability", "logit"]
@@ -266,146 +271,158 @@ Compiling = Literal["none", "inductor", "cuda_graphs"]
 
 
 class Generate(Section):
-    """Stage 1: two captions an image by dual-path decoding (Eq. 3)."""
+    """Stage 1: two captions per image by dual-path decoding (Eq. 3)."""
 
     ratios: Ratios = Ratios()
     decoding: Decoding = Decoding()
     mixing: MixingName = "probability"
-    """``probability``: Eq. 3; ``logit``: the geometric mixture, for comparison."""
+    """``probability``: mixture of probabilities (Eq. 3); ``logit``: geometric mixture, for comparison."""
     slots: Annotated[Positive, Placement()] = 64
-    """Captions decoded together by a replica; fewer where ``kv_cache_gib`` does not hold them."""
+    """Maximum captions that a replica decodes concurrently, limited further by ``kv_cache_gib``."""
     kv_cache_gib: Annotated[Annotated[float, Field(gt=0)] | None, Placement()] = None
-    """Memory of a replica for keys and values; ``null``: nine tenths of what a GPU has left beside the model, half of
-    what is available on a CPU. Replicas that share a GPU (``gpus`` below 1) want a number."""
+    """KV cache size per replica, in GiB. ``null``: 90% of the GPU memory that remains after the model is loaded, or
+    half of the available memory on a CPU. Set it if replicas share a GPU (``gpus`` below 1)."""
     compile: Annotated[Compiling, Placement()] = "none"
-    """How a decoding step is run: as it is; compiled by torch (takes a C++ compiler on CPUs, minutes at the first
-    step); or recorded once and replayed by the GPU, which spares it waiting for Python."""
+    """``none``: eager execution; ``inductor``: ``torch.compile``, which takes minutes at the first step and needs a
+    C++ compiler on CPUs; ``cuda_graphs``: capture each decoding step once and replay it, which removes Python
+    overhead."""
     resources: Annotated[Resources, Placement()] = Resources()
 
 
 class Score(Section):
-    """Stage 2: CLIP similarity of every sentence with the image."""
+    """Stage 2: CLIP similarity between each sentence and the image."""
 
     with_generation: Annotated[bool, Placement()] = False
-    """Score captions, of pairs and of evaluation, in the pass that makes them: each image is decoded once, and CLIP is
-    on the captioner's GPU, which must have room for both. Same scores; ``resources`` are then only for captions that
-    were made without scores."""
+    """Score captions, of pairs and of the evaluation, in the replicas that generate them. Each image is read once, and
+    the scores are the same, but captioner and CLIP must fit on one GPU together. ``resources`` then applies only to
+    captions that were generated without scores."""
     resources: Annotated[Resources, Placement()] = Resources()
 
 
 class Select(Section):
-    """Stage 3: which scored pairs are trained on."""
+    """Stage 3: selection of the scored pairs to train on."""
 
     inverted: Literal["swap", "drop", "keep"] = "swap"
-    """A pair whose provisional loser scores higher: ``swap`` its roles (the paper), ``drop`` it, or ``keep``
-    the order of the ratios (no verification, for ablation)."""
+    """Treatment of a pair whose provisional loser scores higher. ``swap``: swap chosen and rejected, as in the paper;
+    ``drop``: discard the pair; ``keep``: keep the order of the ratios (no verification, for ablations)."""
     splits: Positive = 10
-    """Equal splits of the pairs sorted by score gap, lowest first."""
+    """Number of equal splits of the pairs, sorted by ascending score gap."""
     first: Positive = 4
-    """First split kept, counted from 1."""
+    """First split to keep, counted from 1."""
     last: Positive = 7
-    """Last split kept."""
+    """Last split to keep."""
     keep_truncated: bool = False
-    """Keep pairs with a caption that was cut at ``max_new_tokens`` (it has no end token to learn)."""
+    """Keep pairs with a caption that was truncated at ``max_new_tokens`` and therefore has no end token."""
     repeating: Literal["keep", "drop"] = "keep"
-    """A pair whose chosen caption says more sentences again than its rejected one: ``keep`` it, or ``drop`` it,
-    because it teaches repetition, which the mean sentence score does not punish."""
+    """Treatment of a pair whose chosen caption repeats more sentences than the rejected one. ``drop`` discards it,
+    because it teaches repetition, which the mean sentence score does not penalize."""
     max_pairs: Positive | None = None
-    """At most so many of the kept pairs, drawn by the seed."""
+    """Maximum number of pairs, a random subset of the kept splits. ``null``: no limit."""
 
     @model_validator(mode="after")
     def _check(self) -> Select:
         if not self.first <= self.last <= self.splits:
-            raise ValueError(f"need first <= last <= splits, got {self.first}, {self.last}, {self.splits}")
+            raise ValueError(
+                f"'first' ({self.first}), 'last' ({self.last}) and 'splits' ({self.splits}) must be in ascending order"
+            )
         return self
 
 
 class Validation(Section):
-    """Pairs that training does not see, and what their loss decides."""
+    """Held-out pairs, early stopping and the choice of the published weights."""
 
     pairs: Annotated[int, Field(ge=0)] = 0
-    """Selected pairs that are held out, drawn by the seed; a multiple of the training workers. 0: none."""
+    """Number of selected pairs to hold out at random; a multiple of the number of training workers. 0: none."""
     every: Positive = 20
-    """Optimizer steps between two looks at them; there is one after the last step too."""
+    """Optimizer steps between validations; there is also one after the last step."""
     patience: Positive | None = None
-    """Looks without a lower loss after which training stops; ``null``: it never stops early."""
+    """Validations without a lower loss before training stops early. ``null``: no early stopping."""
     publish: Literal["last", "best"] = "last"
-    """The weights that are published: after the last step, or those of the lowest loss, written whenever it falls."""
+    """Weights to publish. ``last``: those after the last step; ``best``: those with the lowest validation loss."""
 
 
 class Lora(Section):
-    """Low-rank adapters beside frozen weights (arXiv 2106.09685), merged into the published model."""
+    """Low-rank adapters (LoRA, arXiv 2106.09685). They are merged into the published model."""
 
     rank: Positive = 128
-    """Width of the factors."""
+    """Rank of the adapters."""
     alpha: Positive = 256
-    """The adapters' share is scaled by alpha / rank."""
+    """Scale of the adapters: their output is multiplied by alpha / rank."""
     targets: tuple[str, ...] = (
         *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         *("linear_1", "linear_2"),
     )
-    """Names of the linear layers that get adapters: by default all of the language model and of the projector. The
-    vision tower gets none."""
+    """Names of the linear layers with adapters. The default is all those of the language model and the projector. The
+    vision tower never has adapters."""
 
 
 class Train(Section):
-    """Stage 4: DPO against the frozen model of the round's start (Eq. 1-2)."""
+    """Stage 4: DPO with a frozen reference model (Eq. 1-2)."""
 
     beta: Annotated[float, Field(gt=0)] = 0.1
-    """Weight of the implicit reward. The paper writes none (1); 0.1 is what published LLaVA runs use."""
+    """Scale of the implicit reward. The paper's equations omit it (1); published LLaVA runs use 0.1."""
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
-    """``sigmoid``: Eq. 1-2. ``ipo``: the squared distance of the margin, a token, from 1 / (2 beta)."""
+    """``sigmoid``: DPO loss (Eq. 1-2); ``ipo``: squared difference between the per-token margin and 1 / (2 beta)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """``sigmoid``: share of the pairs that is taken for inverted."""
+    """``sigmoid``: assumed fraction of pairs with inverted labels."""
     sft_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the mean per-token negative log-likelihood of the chosen caption, added to the DPO loss."""
+    """Weight of the mean per-token negative log-likelihood of the chosen caption, which is added to the loss."""
     reference: Literal["previous", "seed"] = "previous"
-    """The frozen reference of round k: the model the round starts from, or always m0."""
+    """Reference model. ``previous``: the model from which the round starts; ``seed``: m0 in every round."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """Peak learning rate."""
     epochs: Positive = 2
+    """Passes over the selected pairs."""
     pairs_per_step: Positive = 32
-    """Pairs of one optimizer step, over all workers."""
+    """Global batch size: pairs per optimizer step, summed over all workers."""
     pairs_per_worker: Positive = 16
-    """Pairs in one forward pass of a worker; gradients accumulate up to ``pairs_per_step``."""
+    """Pairs per forward pass of a worker. Gradients are accumulated up to ``pairs_per_step``."""
     warmup_fraction: Fraction = 0.05
-    """Share of the steps with a rising learning rate; a cosine to zero follows."""
+    """Fraction of the steps with linear warmup; cosine decay to zero follows."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay of AdamW."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Maximum gradient norm; larger gradients are clipped."""
     trained_layers: Annotated[int, Field(ge=0)] | None = None
-    """Layers of the language model that are trained, counted from the last, with the projector; the rest, embeddings
-    and head included, is frozen. 0: the projector alone. ``null``: projector and language model whole, as in the
-    paper. The vision tower is always frozen. For GPUs that cannot hold the whole optimizer state."""
+    """Number of language model layers to train, counted from the last, in addition to the projector; all other
+    weights, including embeddings and head, are frozen. 0: the projector only. ``null``: the projector and the whole
+    language model, as in the paper. The vision tower is always frozen. Lower it to reduce optimizer memory."""
     lora: Lora | None = None
-    """Train low-rank adapters instead of the weights themselves; ``null``: the weights."""
+    """Train low-rank adapters. ``null``: train the weights themselves."""
     zero_stage: Literal[1, 2, 3] = 2
-    """DeepSpeed ZeRO stage."""
+    """DeepSpeed ZeRO stage. 1: shard the optimizer state; 2: also gradients; 3: also weights."""
     offload: Literal["none", "optimizer", "all"] = "none"
-    """What is kept in the nodes' memory instead of the GPUs': the optimizer's state, or the weights too (ZeRO-3)."""
+    """State to keep in CPU memory instead of GPU memory. ``optimizer``: the optimizer state; ``all``: the weights too
+    (requires ``zero_stage: 3``)."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass, which saves memory and takes more time."""
     attention: Annotated[Literal["sdpa", "flex"], Placement()] = "sdpa"
-    """torch's kernel: ``sdpa`` with a mask of all positions, or ``flex``, which skips blocks that no position sees and
-    is compiled at the first step (GPUs)."""
+    """Attention implementation. ``sdpa``: scaled dot-product attention with a dense mask; ``flex``: FlexAttention,
+    which skips masked blocks and is compiled at the first step (GPUs only)."""
     cache_vision_features: Annotated[bool, Placement()] = False
-    """Keep what the frozen vision tower makes of each image on disk (1.2 MB an image for LLaVA-1.5), so that it sees
-    each once."""
+    """Cache the output of the frozen vision tower on disk (1.2 MB per image for LLaVA-1.5), so that each image is
+    encoded once."""
     validation: Validation = Validation()
     chosen_alarm: Annotated[Annotated[float, Field(gt=0)] | None, Placement()] = 0.5
-    """A warning is given when the chosen captions have lost so much log-probability a token."""
+    """Log a warning if the log-probability per token of chosen captions falls by more than this value. ``null``:
+    never."""
     checkpoint_every: Annotated[Positive, Placement()] = 50
-    """Optimizer steps between checkpoints; not after the last."""
+    """Optimizer steps between checkpoints. There is none after the last step."""
     keep: Annotated[Positive, Placement()] = 1
-    """Checkpoints that are kept; while one is written there is one more."""
+    """Number of checkpoints to keep. One more exists while a checkpoint is being written."""
     max_failures: Annotated[int, Field(ge=0), Placement()] = 2
-    """Lost workers that Ray Train replaces before the stage fails."""
+    """Worker failures from which Ray Train recovers before the stage fails."""
     resources: Annotated[Resources, Placement()] = Resources()
 
     @model_validator(mode="after")
     def _check(self) -> Train:
         if self.resources.min_replicas is not None:
-            raise ValueError("'resources.min_replicas' is not for training: the shards of its state fix the workers")
+            raise ValueError(
+                "'resources.min_replicas' cannot be used for training, which has a fixed number of workers"
+            )
         if self.resources.gpus not in (0, 1):
             raise ValueError(
-                f"a training worker takes one whole GPU, not {self.resources.gpus:g}; set 'resources.gpus: 1' and use"
+                f"a training worker uses 0 or 1 GPUs, not {self.resources.gpus:g}; set 'resources.gpus: 1', and use"
                 " more 'replicas' with 'zero_stage: 3' for a larger model"
             )
         if self.pairs_per_step % self.resources.replicas:
@@ -414,160 +431,165 @@ class Train(Section):
                 f" {self.resources.replicas} training workers"
             )
         if self.attention == "flex" and not self.resources.gpus:
-            raise ValueError("'attention: flex' computes no gradients on CPUs; set it to sdpa, or 'resources.gpus: 1'")
+            raise ValueError("'attention: flex' has no gradients on CPUs; set 'attention: sdpa' or 'resources.gpus: 1'")
         if self.validation.pairs % self.resources.replicas:
             raise ValueError(
                 f"'validation.pairs' ({self.validation.pairs}) must be a multiple of the"
                 f" {self.resources.replicas} training workers"
             )
         if not self.validation.pairs and (self.validation.patience is not None or self.validation.publish == "best"):
-            raise ValueError("'validation.patience' and 'validation.publish: best' need 'validation.pairs'")
+            raise ValueError("'validation.patience' and 'validation.publish: best' require 'validation.pairs'")
         if self.lora is not None and self.trained_layers is not None:
-            raise ValueError("'lora' and 'trained_layers' both say what is trained; set one of them to null")
+            raise ValueError("'lora' and 'trained_layers' are mutually exclusive; set one of them to null")
         if self.offload == "all" and self.zero_stage != 3:
             raise ValueError(
-                f"'offload: all' needs 'zero_stage: 3', not {self.zero_stage}: other stages keep all weights"
+                f"'offload: all' requires 'zero_stage: 3', not {self.zero_stage}: the other stages do not shard weights"
             )
         if self.loss == "ipo" and self.label_smoothing:
-            raise ValueError("'label_smoothing' belongs to 'loss: sigmoid', not to 'ipo'")
+            raise ValueError("'label_smoothing' requires 'loss: sigmoid', not 'ipo'")
         share = self.pairs_per_step // self.resources.replicas
         if share % min(self.pairs_per_worker, share):
             raise ValueError(
-                f"'pairs_per_worker' ({self.pairs_per_worker}) must divide the {share} pairs a worker has a step"
+                f"'pairs_per_worker' ({self.pairs_per_worker}) must divide the {share} pairs per worker and step"
             )
         return self
 
 
 class EvaluationSource(Source):
-    """Images for evaluation; the defaults are another split than that of training.
+    """Evaluation images, disjoint from the training images.
 
-    Without a ``path`` of its own, a source of the same kind reads where ``source`` does, from the other end.
+    If ``path`` is not set and the kind is that of ``source``, images are taken from the same location as for training,
+    but from the end of the order.
     """
 
     split: Literal["unlabelled", "development", "test"] = "test"
-    """``miniworld``: which of the disjoint splits to draw scenes from."""
+    """``miniworld``: split from which scenes are drawn. Splits are disjoint."""
     count: Positive | None = 600
-    """Images of the evaluation, taken from the end of the order that training takes from the start."""
+    """Number of images, taken from the end of the order; training takes its images from the start. ``null``: all
+    images that are not used for training."""
     first: Annotated[int, Field(ge=0)] = 0
-    """``miniworld``: number of the first scene of the split; the others take their images from the end."""
+    """``miniworld``: index of the first scene in the split. Not used by other sources."""
 
 
 class Evaluate(Section):
-    """Stage 5: captions of the models before and after, and what is measured on them."""
+    """Stage 5: captions of the models before and after training, and their metrics."""
 
     source: EvaluationSource = EvaluationSource()
-    """Images that no round trains on; MiniWorld's truth is known, elsewhere the label-free metrics are used."""
+    """Evaluation images. Metrics use the ground truth on MiniWorld and are label-free on other sources."""
     modes: dict[str, Mode] = {"greedy": Mode(temperature=0), "sampled": Mode(temperature=1)}
-    """How captions are decoded, by name; ``greedy`` means temperature 0 unless it says otherwise."""
+    """Decoding settings by name. A mode named ``greedy`` has temperature 0 by default."""
     bootstrap: Positive = 2000
-    """Resamples behind every 95 % interval."""
+    """Bootstrap resamples for each 95% confidence interval."""
 
     @field_validator("modes", mode="before")
     @classmethod
-    def _greedy_is_greedy(cls, modes: Any) -> Any:
-        """A mode that sets something else keeps the temperature that its name stands for."""
+    def _default_greedy_temperature(cls, modes: Any) -> Any:
+        """Set the default temperature of a mode named ``greedy`` to 0."""
         if isinstance(modes, dict) and isinstance(modes.get("greedy"), dict):
             return {**modes, "greedy": {"temperature": 0, **modes["greedy"]}}
         return modes
 
 
 class ServedModel(Resources):
-    """Where the replicas of a served model run."""
+    """Replicas of a served model and the resources that each reserves."""
 
     replicas: Positive = 1
-    """Replicas of the model; requests are shared out among them."""
+    """Number of replicas; requests are distributed among them."""
 
     @model_validator(mode="after")
     def _check_serving(self) -> ServedModel:
         if self.min_replicas is not None:
-            raise ValueError("'min_replicas' is not for serving: set 'replicas', the number that always runs")
+            raise ValueError("'min_replicas' cannot be used for serving; set 'replicas', which is constant")
         return self
 
 
 class Serve(Section):
-    """The HTTP server of ``jsfree serve``; never part of a fingerprint."""
+    """The HTTP server of ``jsfree serve``. Excluded from fingerprints."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. There is no authentication: another one than loopback is open to whoever reaches it."""
+    """Address to listen on. The server has no authentication: with an address other than loopback, anyone who can
+    reach it can use it."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port to listen on."""
     before: ServedModel = ServedModel()
     """Replicas of m0."""
     after: ServedModel = ServedModel()
-    """Replicas of the run's last model."""
+    """Replicas of the last model of the run."""
     slots: Positive = 16
-    """Captions that a replica decodes together; fewer where ``kv_cache_gib`` does not hold them."""
+    """Maximum captions that a replica decodes concurrently, limited further by ``kv_cache_gib``."""
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
-    """Memory of a replica for keys and values, as in ``generate``."""
+    """KV cache size per replica in GiB, as ``generate.kv_cache_gib``."""
     max_waiting: Annotated[int, Field(ge=0)] = 64
-    """Captions that may wait for a replica's slots; a request that would add to them is refused (429)."""
+    """Maximum captions waiting for a slot of a replica. Further requests are rejected with status 429."""
     max_requests: Positive = 128
-    """Requests under way at once; the next is refused (429) before its body is read."""
+    """Maximum concurrent requests. Further requests are rejected with status 429 before their body is read."""
     request_timeout_s: Annotated[float, Field(gt=0)] = 120
-    """A request that is not answered by then is refused (408), and its slots are freed."""
+    """Maximum time for a request, in seconds. It then fails with status 408, and its slots are freed."""
     stall_s: Annotated[float, Field(gt=0)] = 120
-    """A replica whose decoding has not advanced for so long is unhealthy, and replaced."""
+    """Seconds without decoding progress after which a replica is considered unhealthy and is replaced."""
     max_new_tokens: Positive = 512
-    """Longest caption that a request may ask for, and what it gets if it names no length."""
+    """Maximum, and default, number of tokens per caption."""
     max_choices: Positive = 8
-    """Captions that one request may ask for (``n``)."""
+    """Maximum captions per request (``n``)."""
     max_prompt_chars: Positive = 4000
-    """Longest text beside the image."""
+    """Maximum length of the prompt in characters."""
     max_image_bytes: Positive = 10_000_000
-    """Largest image file; checked before its base64 is decoded. The limit of a request's body follows from it."""
+    """Maximum size of an image file, checked before its base64 is decoded. It determines the maximum body size."""
     max_pixels: Positive = 20_000_000
-    """An image of more pixels is refused; checked before its pixels are decoded."""
+    """Maximum width x height of an image, checked before decoding. Larger images are rejected."""
     min_side: Positive = 8
-    """An image with a shorter side is refused."""
+    """Minimum length of the shorter side in pixels. Smaller images are rejected."""
 
     @property
     def max_body_bytes(self) -> int:
-        """Bytes of a request's body: the largest image in base64 (folded or escaped, a tenth longer) and the rest.
+        """Maximum size of a request body, in bytes.
 
-        The rest is the longest text, escaped, and 64 KiB for all other fields.
+        The sum of the largest image in base64 (with 10% for line breaks or escapes), the longest prompt with all its
+        characters escaped, and 64 KiB for other fields.
         """
         return (self.max_image_bytes + 2) // 3 * 4 * 11 // 10 + 6 * self.max_prompt_chars + 65536
 
 
 class Ray(Section):
-    """The Ray cluster; never part of a fingerprint."""
+    """The Ray cluster. Excluded from fingerprints."""
 
     address: str | None = None
-    """``null`` starts a local cluster for this run; ``auto`` joins the one on this machine or of this job."""
+    """Address of a cluster. ``null``: start a local cluster for this run; ``auto``: connect to the cluster of this
+    machine or job."""
     num_cpus: Positive | None = None
-    """Logical CPUs of a local cluster; default: what the stages ask for, at least 4."""
+    """Logical CPUs of a local cluster. ``null``: as many as the stages reserve, and at least 4."""
 
 
 class ModelFiles(Section):
-    """How models come to a node; never part of a fingerprint."""
+    """Downloads of models. Excluded from fingerprints."""
 
     cache: str | None = None
-    """Folder, on every node, for models that are fetched. ``null``: the one that the environment's ``JSFREE_CACHE``
-    names; without it ``~/.cache/jsfree``, and Hugging Face's own cache for hub models."""
+    """Folder for downloaded models, on every node. ``null``: the environment variable ``JSFREE_CACHE``; if it is not
+    set, ``~/.cache/jsfree``, and the cache of Hugging Face for hub models."""
     offline: bool = False
-    """Ask no hub: its models must be in the cache. ``HF_HUB_OFFLINE=1`` does the same."""
+    """Do not access the hub; its models must be in the cache. ``HF_HUB_OFFLINE=1`` has the same effect."""
     commits: dict[str, str] = {}
-    """Commit that the run takes of each hub model, filled in when it starts: all nodes have the same, to the end."""
+    """Commit of each hub model, recorded when the run starts, so that all nodes use the same files throughout."""
 
 
 class RunConfig(Section):
-    """One run: the whole loop, ``rounds`` times."""
+    """Configuration of a run."""
 
     run: str = "runs/miniworld"
-    """Folder of the run; local, or any fsspec URI."""
+    """Folder of the run: a local path or an fsspec URI."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Decides which images are drawn, every sampled token, and the order of training pairs."""
+    """Seed of the image order, of sampling and of the order of training pairs."""
     rounds: Positive = 1
-    """Rounds of self-improvement; each starts from the model of the round before."""
+    """Number of self-improvement rounds. Each starts from the model of the previous round."""
     prompt: str = "Describe image in detail."
-    """What the captioner is asked about every image."""
+    """Prompt for every image."""
     shard_rows: Positive = 200
-    """Samples in one shard, the unit of work, of files and of resumption."""
+    """Samples per shard. A shard is one file and the unit of scheduling and resumption."""
     max_failed_fraction: Fraction = 0.01
-    """A stage in which a larger share of rows fails is a failed stage."""
+    """Maximum fraction of failed rows per stage. If more rows fail, the stage fails."""
     source: Source = Source()
     imported: Imported | None = None
-    """Pairs from elsewhere, for one round; ``null``: pairs are generated from ``source``."""
+    """External pairs, for a run of one round. ``null``: generate pairs from ``source``."""
     captioner: CaptionerSettings = CaptionerSettings()
     clip: ClipSettings = ClipSettings()
     generate: Generate = Generate()
@@ -581,8 +603,8 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _evaluation_reads_where_training_does(cls, settings: Any) -> Any:
-        """Fill in ``evaluate.source`` what it leaves out, where it is of the same kind as ``source``."""
+    def _inherit_evaluation_path(cls, settings: Any) -> Any:
+        """Use the location of ``source`` as the default of ``evaluate.source`` if both are of one kind."""
         evaluate, source = (_section(settings, key) for key in ("evaluate", "source"))
         own = _section(evaluate, "source")
         if own.get("path") or not source.get("path") or own.get("kind") != source.get("kind"):
@@ -594,24 +616,24 @@ class RunConfig(Section):
     @classmethod
     def _require_text(cls, text: str) -> str:
         if not text.strip():
-            raise ValueError("the text is empty")
+            raise ValueError("must not be empty")
         return text
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
         if self.rounds > 1 and self.source.count is None:
-            raise ValueError("several rounds need 'source.count': how many fresh images each takes")
+            raise ValueError("more than one round requires 'source.count', the number of images per round")
         return self
 
     @model_validator(mode="after")
     def _check_imported(self) -> RunConfig:
         if self.imported is not None and self.rounds > 1:
             raise ValueError(
-                f"'imported' pairs are of one round, but 'rounds' is {self.rounds}; set 'rounds: 1', and start"
+                f"'imported' pairs are used in one round, but 'rounds' is {self.rounds}; set 'rounds: 1', and start"
                 " another run from the model of this one"
             )
         if self.imported is not None and self.score.with_generation:
-            raise ValueError("'score.with_generation' has no generation to go with 'imported' pairs; set it to false")
+            raise ValueError("'score.with_generation' cannot be used with 'imported' pairs; set it to false")
         return self
 
     @model_validator(mode="after")
@@ -619,8 +641,8 @@ class RunConfig(Section):
         gpus = self.generate.resources.gpus
         if self.captioner.device_map == "auto" and gpus <= 1:
             raise ValueError(
-                f"'captioner.device_map: auto' lays a model out over several GPUs, but 'generate.resources.gpus' is"
-                f" {gpus:g}; set it to 2 or more, or use 'device_map: single'"
+                f"'captioner.device_map: auto' requires several GPUs, but 'generate.resources.gpus' is {gpus:g}; set it"
+                " to 2 or more, or use 'device_map: single'"
             )
         if self.captioner.device_map == "single" and gpus > 1:
             raise ValueError(
@@ -628,49 +650,47 @@ class RunConfig(Section):
                 " set 'gpus: 1', or 'device_map: auto' for a model larger than a GPU"
             )
         if self.score.resources.gpus > 1:
-            raise ValueError(
-                f"'score.resources.gpus' is {self.score.resources.gpus:g}, but CLIP uses one GPU or a fraction of one"
-            )
+            raise ValueError(f"'score.resources.gpus' is {self.score.resources.gpus:g}, but CLIP uses at most one GPU")
         return self
 
     def fingerprint(self, *paths: str) -> str:
-        """Hash of the settings at the dotted ``paths`` that decide a result."""
-        settings = deciding_settings(self)
-        chosen = {path: _at(settings, path) for path in paths}
+        """Hash the settings at the dotted ``paths``, without those that do not affect results."""
+        settings = fingerprinted_settings(self)
+        chosen = {path: _value_at(settings, path) for path in paths}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def own_fingerprint(self) -> str:
-        """Hash of all settings that decide a result, wherever the run is stored."""
-        return self.fingerprint(*(set(deciding_settings(self)) - {"run"}))
+        """Hash of all settings that affect results, without the location of the run."""
+        return self.fingerprint(*(set(fingerprinted_settings(self)) - {"run"}))
 
     def to_yaml(self) -> str:
-        """The resolved configuration as YAML."""
+        """Format the resolved configuration as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=math.inf)
 
 
 def _section(settings: Any, key: str) -> dict[str, Any]:
-    """The section ``key`` of settings not yet checked; empty where there is none."""
+    """Return the section ``key`` of unvalidated settings, or an empty one."""
     section = settings.get(key) if isinstance(settings, dict) else None
     return section if isinstance(section, dict) else {}
 
 
-def _at(settings: Any, path: str) -> Any:
+def _value_at(settings: Any, path: str) -> Any:
     for part in path.split("."):
         settings = settings[part]
     return settings
 
 
-def deciding_settings(value: Any) -> Any:
-    """A section as plain values, without settings marked ``Placement`` and those ``AddedLater`` that are unchanged."""
+def fingerprinted_settings(value: Any) -> Any:
+    """Convert a section to plain values, without the settings that fingerprints exclude."""
     if isinstance(value, Section):
         fields = type(value).model_fields
-        return {name: deciding_settings(each) for name, each in value if _decides(fields[name], each)}
+        return {name: fingerprinted_settings(each) for name, each in value if _is_fingerprinted(fields[name], each)}
     if isinstance(value, dict):
-        return {key: deciding_settings(each) for key, each in value.items()}
-    return [deciding_settings(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: fingerprinted_settings(each) for key, each in value.items()}
+    return [fingerprinted_settings(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _decides(field: FieldInfo, value: Any) -> bool:
+def _is_fingerprinted(field: FieldInfo, value: Any) -> bool:
     marks = {type(mark) for mark in field.metadata}
     return Placement not in marks and not (AddedLater in marks and value == field.default)

@@ -1,7 +1,7 @@
-"""Reads YAML without silently losing anything: duplicate keys, comments inside values and other encodings are refused.
+"""A strict YAML reader that raises ``ConfigError``, with the line, where PyYAML would silently lose or change content.
 
-PyYAML keeps the last of two equal keys, reads ``no`` as a boolean key, cuts a value at `` #``, and follows aliases
-into structures of any size. ``read_mapping`` and ``read_value`` raise ``ConfigError`` with the line instead.
+PyYAML keeps the last of two equal keys, reads the key ``no`` as a boolean, ends a value at `` #``, and expands aliases
+without a limit.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import yaml
 from jsfree.errors import ConfigError
 
 MAX_NODES = 100_000
-"""Largest document, in keys and values, with every alias written out."""
+"""Maximum number of keys and values in a document after its aliases are expanded."""
 MERGE = "tag:yaml.org,2002:merge"
 TEXT = "tag:yaml.org,2002:str"
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def decode(content: bytes, where: str) -> str:
-    """The text of a file in UTF-8, or in UTF-16 with a byte order mark.
+    """Decode UTF-8, or UTF-16 with a byte order mark.
 
     Raises:
-        ConfigError: it is in another encoding; the message names the line.
+        ConfigError: the content has another encoding.
     """
     encoding = "utf-16" if content.startswith(UTF16) else "utf-8-sig"
     try:
@@ -33,41 +33,44 @@ def decode(content: bytes, where: str) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(
-            f"{where}: line {line} is not {encoding.removesuffix('-sig').upper()} (byte 0x{content[error.start]:02x});"
-            " save the file as UTF-8"
+            f"{where}: line {line} is not {encoding.removesuffix('-sig').upper()} (byte 0x{content[error.start]:02x})",
+            "save the file as UTF-8",
         ) from None
 
 
 def read_mapping(content: bytes, where: str) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty mapping.
+    """Parse a YAML file whose top level is a mapping; an empty file is an empty mapping.
 
     Args:
         content: the bytes of the file.
-        where: the file's name, for errors.
+        where: the file name, for error messages.
 
     Raises:
-        ConfigError: the file is not UTF-8 or not valid YAML, repeats a key, has a key that is not text, expands to
-            more than ``MAX_NODES`` nodes, or holds something else than a mapping.
+        ConfigError: the file is not UTF-8 or not valid YAML, repeats a key, has a key that is not a string, expands to
+            more than ``MAX_NODES`` nodes, or is not a mapping.
     """
     value = _read(decode(content, where), where)
     if value is not None and not isinstance(value, dict):
-        raise ConfigError(f"{where}: expected keys and values at the top, found {type(value).__name__}")
+        raise ConfigError(
+            f"{where}: expected a mapping at the top level, got {type(value).__name__}",
+            "write it as 'key: value' lines",
+        )
     return value or {}
 
 
 def read_value(text: str, where: str) -> Any:
-    """The YAML value of a command-line argument.
+    """Parse a command-line argument as YAML.
 
     Raises:
-        ConfigError: as ``read_mapping``, or the text holds a comment.
+        ConfigError: as ``read_mapping``, or the text contains a comment.
     """
     if _has_comment(text):
-        raise ConfigError(f"{where}: YAML reads '#' as the start of a comment", "write texts with '#' in quotes")
+        raise ConfigError(f"{where}: YAML reads '#' as the start of a comment", "put values with '#' in quotes")
     return _read(text, where)
 
 
-def unquoted(text: str) -> str | None:
-    """The content of a text that is one quoted YAML string from end to end; None for every other text."""
+def unquote(text: str) -> str | None:
+    """Parse a text that is, as a whole, one quoted YAML string; return None for any other text."""
     if len(text) < 2 or text[0] != text[-1] or text[0] not in "\"'":
         return None
     try:
@@ -88,18 +91,18 @@ def _read(text: str, where: str) -> Any:
         _check(node, where, set(), {})
         return loader.construct_document(node)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is no valid YAML: {_problem(error)}") from None
-    except (ValueError, LookupError, AttributeError, ArithmeticError) as error:  # not a value of the tag that is named
-        raise ConfigError(f"{where} is no valid YAML: {error}") from None
+        raise ConfigError(f"{where} is not valid YAML: {_problem(error)}") from None
+    except (ValueError, LookupError, AttributeError, ArithmeticError) as error:  # the value does not fit its tag
+        raise ConfigError(f"{where} is not valid YAML: {error}") from None
     except RecursionError:
-        raise ConfigError(f"{where}: sections are nested too deeply") from None
+        raise ConfigError(f"{where}: values are nested too deeply") from None
     finally:
         if loader is not None:
             loader.dispose()
 
 
 def _problem(error: yaml.YAMLError) -> str:
-    """What is wrong and where, in one line."""
+    """Describe a YAML error and its position in one line."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if mark is None:
         return " ".join(str(error).split())
@@ -108,18 +111,26 @@ def _problem(error: yaml.YAMLError) -> str:
 
 
 def _check(node: yaml.Node, where: str, open_nodes: set[int], sizes: dict[int, int]) -> int:
-    """Check keys and size of a node and of all below it; its number of nodes with every alias written out."""
+    """Validate the keys and the size of a node and its descendants.
+
+    Args:
+        open_nodes: ids of the node's ancestors.
+        sizes: sizes of validated nodes by id.
+
+    Returns:
+        The number of nodes after expansion of aliases.
+    """
     if id(node) in sizes:
         return sizes[id(node)]
     line = node.start_mark.line + 1
     if id(node) in open_nodes:
-        raise ConfigError(f"{where}: line {line}: an alias refers to a section that it is part of", "write it out")
+        raise ConfigError(f"{where}: line {line}: an alias refers to its own ancestor", "write the value out")
     open_nodes.add(id(node))
     if isinstance(node, yaml.MappingNode):
         _check_keys(node, where)
     size = 1 + sum(_check(child, where, open_nodes, sizes) for child in _children(node))
     if size > MAX_NODES:
-        raise ConfigError(f"{where}: line {line}: aliases expand to more than {MAX_NODES:,} values", "write them out")
+        raise ConfigError(f"{where}: line {line}: aliases expand to more than {MAX_NODES:,} values", "use fewer")
     open_nodes.remove(id(node))
     sizes[id(node)] = size
     return size
@@ -138,24 +149,22 @@ def _check_keys(node: yaml.MappingNode, where: str) -> None:
     for key, _ in node.value:
         line = key.start_mark.line + 1
         if key.tag not in (TEXT, MERGE):
-            shown = key.value if isinstance(key, yaml.ScalarNode) else "that begins here"
+            shown = f"the key {key.value}" if isinstance(key, yaml.ScalarNode) else "a key"
             kind = key.tag.rpartition(":")[2]
-            raise ConfigError(
-                f"{where}: line {line}: the key {shown} is read as {kind}, not as text", "put it in quotes"
-            )
+            raise ConfigError(f"{where}: line {line}: {shown} is read as {kind}, not as a string", "put it in quotes")
         if key.value in lines:
             raise ConfigError(
-                f"{where}: the key {key.value!r} is given twice, in lines {lines[key.value]} and {line}", "keep one"
+                f"{where}: duplicate key {key.value!r} in lines {lines[key.value]} and {line}", "remove one of them"
             )
         lines[key.value] = line
 
 
 def _has_comment(text: str) -> bool:
-    """Whether YAML leaves out a part of a text that is more than space."""
+    """Whether YAML ignores a part of the text other than white space."""
     try:
         tokens = list(yaml.scan(text, yaml.SafeLoader))
     except yaml.YAMLError:
-        return False  # reading it says what is wrong
+        return False  # parsing it raises the error
     covered = bytearray(len(text))
     for token in tokens:
         covered[token.start_mark.index : token.end_mark.index] = b"\1" * (token.end_mark.index - token.start_mark.index)

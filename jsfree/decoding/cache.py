@@ -1,16 +1,16 @@
-"""Keys and values of captions in flight, in memory that is laid out once.
+"""Keys and values of captions in flight, in memory that is allocated once.
 
-The memory holds numbers only. What is masked is multiplied by zero, which NaN outlives: a caption that meets NaN fails,
-and must leave none for the next.
+*Image prefixes* (an image with its prompt) are stored once for several captions, their *readers*. *Text prefixes* (a
+prompt without image) are stored once for all second paths that read them. *Rows* hold the own tokens of one path of a
+caption; the first rows read an image prefix, the others a text prefix. In a step the queries of all readers of a
+prefix meet its keys in one matrix product, and no row is padded to the length of another.
 
-*Entries* are what several captions share: an image with its prompt, stored once, with *seats* for the captions that
-read it. *Leads* are what second paths share: a prompt without image, stored once for all of them. *Rows* are what a
-path of a caption has of its own; the first of them read an entry beside it, the others a lead. A step's queries meet
-each entry once, those of all its seats together, and no row is padded for another's sake.
+The memory must hold finite numbers only: masked values are multiplied by zero, and zero times NaN is NaN. A caption
+whose values are NaN fails, and its rows are cleared for the next one.
 
-Shape suffixes: R rows, Q rows that read an entry, M the other rows, H heads of keys and values, G query heads that
-share one of them, T tokens of a row's own, P tokens of an entry, N tokens of all leads, L = P + T or N + T, E entries,
-S seats of an entry, X = S G, D head width.
+Shape suffixes: R rows, Q rows that read an image prefix, M rows that read a text prefix, H heads of keys and values,
+G query heads that share one of them, T own tokens of a row, P tokens of an image prefix, N tokens of all text
+prefixes, L = P + T or N + T, I image prefixes, S readers of an image prefix, X = S G, K text prefixes, D head width.
 """
 
 from __future__ import annotations
@@ -26,197 +26,222 @@ if TYPE_CHECKING:
     from transformers import DynamicCache
 
 ROUNDING = 16
-"""What rows attend to grows by this many tokens at a time."""
+"""Tokens by which the attended length grows at a time."""
 
 
-def rounded(length: int) -> int:
-    """A length in tokens as rows are laid out."""
+def round_up(length: int) -> int:
+    """Round a length in tokens up to a multiple of ``ROUNDING``."""
     return -(-length // ROUNDING) * ROUNDING
 
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """How much there is of everything."""
+    """Sizes of the memory."""
 
     rows: int
+    image_rows: int
+    """The first rows, which read an image prefix; the others read a text prefix."""
+    own_tokens: int
+    """Own tokens of a row."""
+    image_prefixes: int
     readers: int
-    """Rows, the first ones, that read an entry; the others read a lead."""
-    own: int
-    """Tokens of a row's own."""
-    entries: int
-    seats: int
-    prefix: int
-    """Tokens of an entry."""
-    leads: int
-    lead: int
-    """Tokens of a lead."""
+    """Captions that may read an image prefix at a time."""
+    image_tokens: int
+    """Tokens of an image prefix."""
+    text_prefixes: int
+    text_tokens: int
+    """Tokens of a text prefix."""
     group: int
     """Query heads that share a head of keys and values."""
 
     @property
     def tokens(self) -> int:
-        """Tokens whose keys and values are held."""
-        return self.rows * self.own + self.entries * self.prefix + self.leads * self.lead
+        """Tokens whose keys and values fit."""
+        return (
+            self.rows * self.own_tokens
+            + self.image_prefixes * self.image_tokens
+            + self.text_prefixes * self.text_tokens
+        )
 
 
 @dataclass(frozen=True)
-class Fed:
-    """Where the rows stand in a step, one number a row, int64."""
+class StepRows:
+    """State of the rows in a step, (R,) int64 each."""
 
-    fill_R: torch.Tensor
-    """Tokens of its own that a row holds already; the token fed is stored behind them."""
-    source_R: torch.Tensor
-    """The entry or lead that a row reads; the number of entries, or of leads, for one that reads none."""
-    seat_R: torch.Tensor
+    own_length_R: torch.Tensor
+    """Own tokens that a row holds already; the new token is stored after them."""
+    prefix_R: torch.Tensor
+    """Image or text prefix that a row reads; their total number for a row that reads none."""
+    reader_R: torch.Tensor
+    """Number of a row among the readers of its image prefix."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much a step reads; what is behind holds nothing that any row attends to."""
+    """The part of the memory that a step reads; no row attends to anything beyond."""
 
-    own: int
-    """Tokens of a row's own."""
-    entries: int
-    prefix: int
-    """Tokens of an entry."""
-    leads: int
+    own_tokens: int
+    image_prefixes: int
+    image_tokens: int
+    text_prefixes: int
 
 
 class KvCache:
-    """Keys and values of all layers; the model's forward takes it for a cache of transformers."""
+    """Keys and values of all layers, with the interface that the model's forward expects of a transformers cache."""
 
     def __init__(self, layout: CacheLayout, device: torch.device) -> None:
         self.layout = layout
         self._layers: list[_Layer] = []
-        self._lengths_E = torch.zeros(layout.entries + 1, dtype=torch.int64, device=device)
-        self._lengths_K = torch.zeros(layout.leads + 1, dtype=torch.int64, device=device)  # K leads, and none
-        self._own_T = torch.arange(layout.own, device=device)
-        self._prefix_P = torch.arange(layout.prefix, device=device)
-        self._lead_N = torch.arange(layout.leads * layout.lead, device=device)
+        # One length more, which is 0, for rows that read no prefix.
+        self._image_lengths_I = torch.zeros(layout.image_prefixes + 1, dtype=torch.int64, device=device)
+        self._text_lengths_K = torch.zeros(layout.text_prefixes + 1, dtype=torch.int64, device=device)
+        self._own_T = torch.arange(layout.own_tokens, device=device)
+        self._image_P = torch.arange(layout.image_tokens, device=device)
+        self._text_N = torch.arange(layout.text_prefixes * layout.text_tokens, device=device)
         self._steps: dict[torch.device, _Step] = {}
-        self.lengths = [0] * layout.entries
-        """Tokens that entries hold."""
+        self.image_lengths = [0] * layout.image_prefixes
+        """Tokens that each image prefix holds."""
 
-    def store_entry(self, entry: int, prefilled: DynamicCache) -> None:
-        """Keep what image and prompt prefilled, for all captions that take a seat there."""
-        for layer, keys_HLD, values_HLD in self._beside(prefilled):
-            layer.prefix_keys[entry, :, : keys_HLD.shape[1]] = keys_HLD.nan_to_num()
-            layer.prefix_values[entry, :, : values_HLD.shape[1]] = values_HLD.nan_to_num()
-        self._lengths_E[entry] = self.lengths[entry] = prefilled.get_seq_length()
+    def store_image_prefix(self, number: int, prefilled: DynamicCache) -> None:
+        """Store the prefill of an image and its prompt."""
+        for layer, keys_HLD, values_HLD in self._pair_layers(prefilled):
+            layer.image_keys[number, :, : keys_HLD.shape[1]] = keys_HLD.nan_to_num()
+            layer.image_values[number, :, : values_HLD.shape[1]] = values_HLD.nan_to_num()
+        self._image_lengths_I[number] = self.image_lengths[number] = prefilled.get_seq_length()
 
-    def store_lead(self, lead: int, prefilled: DynamicCache) -> None:
-        """Keep what a prompt without image prefilled, for all rows that follow it."""
+    def store_text_prefix(self, number: int, prefilled: DynamicCache) -> None:
+        """Store the prefill of a prompt without image."""
         length = prefilled.get_seq_length()
-        start = lead * self.layout.lead
-        for layer, keys_HLD, values_HLD in self._beside(prefilled):
-            layer.lead_keys[:, start : start + length] = keys_HLD.nan_to_num()
-            layer.lead_values[:, start : start + length] = values_HLD.nan_to_num()
-        self._lengths_K[lead] = length
+        start = number * self.layout.text_tokens
+        for layer, keys_HLD, values_HLD in self._pair_layers(prefilled):
+            layer.text_keys[:, start : start + length] = keys_HLD.nan_to_num()
+            layer.text_values[:, start : start + length] = values_HLD.nan_to_num()
+        self._text_lengths_K[number] = length
 
     def clear_rows(self, rows: Sequence[int]) -> None:
-        """Zero the rows' own keys and values: NaN would reach whoever is decoded there next, mask or not."""
+        """Set the rows' own keys and values to zero, so that NaN does not reach the next captions."""
         for layer in self._layers:
             layer.keys[rows] = 0.0
             layer.values[rows] = 0.0
 
-    def feed(self, fed: Fed, extent: Extent) -> torch.Tensor:
-        """Begin a step; the position of every row's token, (R,).
+    def begin_step(self, step_rows: StepRows, extent: Extent) -> torch.Tensor:
+        """Prepare the masks of a step; the position of every row's new token, (R,).
 
-        Rows attend to ``extent.own`` tokens of their own, masked where they hold fewer. An idle row (nothing filled,
-        no source) attends to its own token.
+        Rows attend to ``extent.own_tokens`` own tokens, of which those they do not hold are masked. An idle row (no
+        own tokens, no prefix) attends to its new token only.
         """
-        readers = self.layout.readers
-        entry_Q, lead_M = fed.source_R[:readers], fed.source_R[readers:]
-        lengths_Q1, lengths_M1 = self._lengths_E[entry_Q][:, None], self._lengths_K[lead_M][:, None]
-        own_RT = _masked(self._own_T[: extent.own] <= fed.fill_R[:, None])
-        in_lead_MN = self._lead_N[: extent.leads * self.layout.lead] - lead_M[:, None] * self.layout.lead
-        prefix_QP = _masked(self._prefix_P[: extent.prefix] < lengths_Q1)
-        lead_MN = _masked((in_lead_MN >= 0) & (in_lead_MN < lengths_M1))
-        seats = slice(None), fed.seat_R[:readers]
+        image_rows, text_tokens = self.layout.image_rows, self.layout.text_tokens
+        image_Q, text_M = step_rows.prefix_R[:image_rows], step_rows.prefix_R[image_rows:]
+        lengths_Q1, lengths_M1 = self._image_lengths_I[image_Q][:, None], self._text_lengths_K[text_M][:, None]
+        own_RT = _additive_mask(self._own_T[: extent.own_tokens] <= step_rows.own_length_R[:, None])
+        offset_MN = self._text_N[: extent.text_prefixes * text_tokens] - text_M[:, None] * text_tokens
+        image_QP = _additive_mask(self._image_P[: extent.image_tokens] < lengths_Q1)
+        text_MN = _additive_mask((offset_MN >= 0) & (offset_MN < lengths_M1))
+        readers = slice(None), step_rows.reader_R[:image_rows]
         step = _Step(
             extent,
-            fed.fill_R,
-            write=(entry_Q, *seats),
-            read=(entry_Q.clamp(max=max(extent.entries - 1, 0)), *seats),
-            read_Q11L=torch.cat((prefix_QP, own_RT[:readers]), dim=-1)[:, None, None],
-            lead_M11L=torch.cat((lead_MN, own_RT[readers:]), dim=-1)[:, None, None],
+            step_rows.own_length_R,
+            write=(image_Q, *readers),
+            read=(image_Q.clamp(max=max(extent.image_prefixes - 1, 0)), *readers),
+            image_mask_Q11L=torch.cat((image_QP, own_RT[:image_rows]), dim=-1)[:, None, None],
+            text_mask_M11L=torch.cat((text_MN, own_RT[image_rows:]), dim=-1)[:, None, None],
         )
-        self._steps = {fed.fill_R.device: step}
-        return torch.cat((lengths_Q1, lengths_M1))[:, 0] + fed.fill_R
+        self._steps = {step_rows.own_length_R.device: step}
+        return torch.cat((lengths_Q1, lengths_M1))[:, 0] + step_rows.own_length_R
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, *_: object, **__: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """transformers' way to store keys and values; ``attend`` does it, once it has the queries too."""
+        """Return keys and values unchanged: transformers calls this to store them, but ``attend`` does that."""
         return key, value
 
     def attend(
-        self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+        self, layer_index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Store a token of every row and let it attend: (R, 1, heads, D) of queries (R, heads, 1, D)."""
-        layer, step = self._layers[number], self._step_on(query.device)
+        """Store the new token of every row and compute its attention.
+
+        Args:
+            layer_index: the layer.
+            query: (R, H G, 1, D).
+            key: (R, H, 1, D).
+            value: (R, H, 1, D).
+            scale: factor of the queries.
+
+        Returns:
+            (R, 1, H G, D).
+        """
+        layer, step = self._layers[layer_index], self._step_on(query.device)
         rows, heads = key.shape[:2]
-        own, readers, prefix = step.extent.own, self.layout.readers, step.extent.prefix
-        leads = step.extent.leads * self.layout.lead
-        layer.keys[layer.rows_R, :, step.fill_R] = key[:, :, 0]
-        layer.values[layer.rows_R, :, step.fill_R] = value[:, :, 0]
+        own, image_rows, image = step.extent.own_tokens, self.layout.image_rows, step.extent.image_tokens
+        text = step.extent.text_prefixes * self.layout.text_tokens
+        layer.keys[layer.rows_R, :, step.own_length_R] = key[:, :, 0]
+        layer.values[layer.rows_R, :, step.own_length_R] = value[:, :, 0]
         query_RHGD = query.view(rows, heads, -1, query.shape[-1]) * scale
         scores_RHGT = query_RHGD @ layer.keys[:, :, :own].transpose(-1, -2)
         weights: list[torch.Tensor] = []
-        if readers:
-            scores_QHGP = layer.prefix_scores(query_RHGD[:readers], step)
-            weights_QHGL = _weights(scores_QHGP, scores_RHGT[:readers], step.read_Q11L)
-            weights.append(weights_QHGL[..., prefix:])
-        if readers < rows:
-            scores_MHGN = _by_head(query_RHGD[readers:], layer.lead_keys[:, :leads].transpose(-1, -2))
-            weights_MHGL = _weights(scores_MHGN, scores_RHGT[readers:], step.lead_M11L)
-            weights.append(weights_MHGL[..., leads:])
+        if image_rows:
+            scores_QHGP = layer.image_scores(query_RHGD[:image_rows], step)
+            weights_QHGL = _softmax(scores_QHGP, scores_RHGT[:image_rows], step.image_mask_Q11L)
+            weights.append(weights_QHGL[..., image:])
+        if image_rows < rows:
+            scores_MHGN = _matmul_shared(query_RHGD[image_rows:], layer.text_keys[:, :text].transpose(-1, -2))
+            weights_MHGL = _softmax(scores_MHGN, scores_RHGT[image_rows:], step.text_mask_M11L)
+            weights.append(weights_MHGL[..., text:])
         weights_RHGT = weights[0] if len(weights) == 1 else torch.cat(weights)
         output_RHGD = weights_RHGT @ layer.values[:, :, :own]
-        if readers:
-            output_RHGD[:readers] += layer.prefix_output(weights_QHGL[..., :prefix], step)
-        if readers < rows:
-            output_RHGD[readers:] += _by_head(weights_MHGL[..., :leads], layer.lead_values[:, :leads])
+        if image_rows:
+            output_RHGD[:image_rows] += layer.image_output(weights_QHGL[..., :image], step)
+        if image_rows < rows:
+            output_RHGD[image_rows:] += _matmul_shared(weights_MHGL[..., :text], layer.text_values[:, :text])
         return output_RHGD.flatten(1, 2).unsqueeze(1)
 
     def _step_on(self, device: torch.device) -> _Step:
-        """The step beside a layer, which may be on another device than the first."""
+        """The step's tensors on the device of a layer, which may differ from that of the first."""
         if device not in self._steps:
-            self._steps[device] = next(iter(self._steps.values())).on(device)
+            self._steps[device] = next(iter(self._steps.values())).to(device)
         return self._steps[device]
 
-    def _beside(self, prefilled: DynamicCache) -> Iterator[tuple[_Layer, torch.Tensor, torch.Tensor]]:
-        """Each layer's memory with what one prompt prefilled for it, which the first one says the shape of."""
+    def _pair_layers(self, prefilled: DynamicCache) -> Iterator[tuple[_Layer, torch.Tensor, torch.Tensor]]:
+        """Each layer's memory with the keys and values (H, length, D) that a prompt prefilled for it.
+
+        The first prefill determines shape, dtype and device of the memory.
+        """
         if not self._layers:
             self._layers = [_Layer(self.layout, source.keys) for source in prefilled.layers]
         for layer, source in zip(self._layers, prefilled.layers, strict=True):
             yield layer, source.keys[0], source.values[0]
 
 
-Seats = tuple[torch.Tensor, slice, torch.Tensor]
-"""Index of each reading row's place among (entries, heads, seats)."""
+ReaderIndex = tuple[torch.Tensor, slice, torch.Tensor]
+"""Index of image rows into (image prefixes, heads, readers)."""
 
 
 @dataclass(frozen=True)
 class _Step:
-    """What all layers of a step need."""
+    """Tensors that all layers of a step share."""
 
     extent: Extent
-    fill_R: torch.Tensor
-    write: Seats
-    """Where rows put what they ask of an entry; those without one beyond the last."""
-    read: Seats
-    """Where they find the answer; those without one anywhere."""
-    read_Q11L: torch.Tensor
-    """Mask of rows that read an entry: 0 or minus infinity."""
-    lead_M11L: torch.Tensor
-    """Mask of the other rows."""
+    own_length_R: torch.Tensor
+    write: ReaderIndex
+    """Where rows write their queries; rows without an image prefix write after the last one."""
+    read: ReaderIndex
+    """Where rows read their results; rows without an image prefix read from an arbitrary place."""
+    image_mask_Q11L: torch.Tensor
+    """Additive mask of rows that read an image prefix."""
+    text_mask_M11L: torch.Tensor
+    """Additive mask of rows that read a text prefix."""
 
-    def on(self, device: torch.device) -> _Step:
-        """The same on another device."""
-        write, read = ((entry.to(device), heads, seat.to(device)) for entry, heads, seat in (self.write, self.read))
-        fill_R, read_Q11L, lead_M11L = (each.to(device) for each in (self.fill_R, self.read_Q11L, self.lead_M11L))
-        return _Step(self.extent, fill_R, write, read, read_Q11L, lead_M11L)
+    def to(self, device: torch.device) -> _Step:
+        """Copy to another device."""
+        (write, heads, writer), (read, _, reader) = self.write, self.read
+        return _Step(
+            self.extent,
+            self.own_length_R.to(device),
+            write=(write.to(device), heads, writer.to(device)),
+            read=(read.to(device), heads, reader.to(device)),
+            image_mask_Q11L=self.image_mask_Q11L.to(device),
+            text_mask_M11L=self.text_mask_M11L.to(device),
+        )
 
 
 class _Layer:
@@ -224,54 +249,54 @@ class _Layer:
 
     def __init__(self, layout: CacheLayout, like_1HLD: torch.Tensor) -> None:
         _, heads, _, width = like_1HLD.shape
-        self.keys = like_1HLD.new_zeros(layout.rows, heads, layout.own, width)
+        self.keys = like_1HLD.new_zeros(layout.rows, heads, layout.own_tokens, width)
         self.values = torch.zeros_like(self.keys)
         self.rows_R = torch.arange(layout.rows, device=like_1HLD.device)
-        self.prefix_keys = like_1HLD.new_zeros(layout.entries, heads, layout.prefix, width)
-        self.prefix_values = torch.zeros_like(self.prefix_keys)
-        self.lead_keys = like_1HLD.new_zeros(heads, layout.leads * layout.lead, width)
-        self.lead_values = torch.zeros_like(self.lead_keys)
-        # One entry more: rows without an entry are sent there.
-        grid = layout.entries + 1, heads, layout.seats, layout.group
+        self.image_keys = like_1HLD.new_zeros(layout.image_prefixes, heads, layout.image_tokens, width)
+        self.image_values = torch.zeros_like(self.image_keys)
+        self.text_keys = like_1HLD.new_zeros(heads, layout.text_prefixes * layout.text_tokens, width)
+        self.text_values = torch.zeros_like(self.text_keys)
+        # One prefix more, for rows that read none.
+        grid = layout.image_prefixes + 1, heads, layout.readers, layout.group
         self._queries = like_1HLD.new_zeros(*grid, width)
-        self._weights = like_1HLD.new_zeros(*grid, layout.prefix)
+        self._weights = like_1HLD.new_zeros(*grid, layout.image_tokens)
 
-    def prefix_scores(self, query_QHGD: torch.Tensor, step: _Step) -> torch.Tensor:
-        """Scores of rows against their entries, (Q, H, G, P); an entry is read once for all its seats."""
-        entries, prefix = step.extent.entries, step.extent.prefix
+    def image_scores(self, query_QHGD: torch.Tensor, step: _Step) -> torch.Tensor:
+        """Scores of rows against their image prefixes, (Q, H, G, P); one matrix product for all readers."""
+        prefixes, tokens = step.extent.image_prefixes, step.extent.image_tokens
         self._queries[step.write] = query_QHGD
-        keys_EHPD = self.prefix_keys[:entries, :, :prefix]
-        scores_EHXP = self._queries[:entries].flatten(2, 3) @ keys_EHPD.transpose(-1, -2)
-        return self._of_rows(scores_EHXP, step)
+        keys_IHPD = self.image_keys[:prefixes, :, :tokens]
+        scores_IHXP = self._queries[:prefixes].flatten(2, 3) @ keys_IHPD.transpose(-1, -2)
+        return self._gather_rows(scores_IHXP, step)
 
-    def prefix_output(self, weights_QHGP: torch.Tensor, step: _Step) -> torch.Tensor:
-        """Weighted sums of the entries' values, (Q, H, G, D)."""
-        entries, prefix = step.extent.entries, step.extent.prefix
-        weights_EHSGP = self._weights[..., :prefix]
-        weights_EHSGP[step.write] = weights_QHGP
-        output_EHXD = weights_EHSGP[:entries].flatten(2, 3) @ self.prefix_values[:entries, :, :prefix]
-        return self._of_rows(output_EHXD, step)
+    def image_output(self, weights_QHGP: torch.Tensor, step: _Step) -> torch.Tensor:
+        """Weighted sums of the image prefixes' values, (Q, H, G, D)."""
+        prefixes, tokens = step.extent.image_prefixes, step.extent.image_tokens
+        weights_IHSGP = self._weights[..., :tokens]
+        weights_IHSGP[step.write] = weights_QHGP
+        output_IHXD = weights_IHSGP[:prefixes].flatten(2, 3) @ self.image_values[:prefixes, :, :tokens]
+        return self._gather_rows(output_IHXD, step)
 
-    def _of_rows(self, of_entries_EHXD: torch.Tensor, step: _Step) -> torch.Tensor:
-        """What belongs to each row; something finite for rows without an entry."""
-        entries, heads, _, width = of_entries_EHXD.shape
-        gathered: torch.Tensor = of_entries_EHXD.view(entries, heads, *self._queries.shape[2:4], width)[step.read]
+    def _gather_rows(self, results_IHXA: torch.Tensor, step: _Step) -> torch.Tensor:
+        """The result of each row, (Q, H, G, A); some finite number for rows without an image prefix."""
+        prefixes, heads, _, width = results_IHXA.shape
+        gathered: torch.Tensor = results_IHXA.view(prefixes, heads, *self._queries.shape[2:4], width)[step.read]
         return gathered
 
 
-def _masked(seen: torch.Tensor) -> torch.Tensor:
-    """What is added to scores: 0 where a token is seen, else minus infinity."""
-    return torch.where(seen, 0.0, -torch.inf)
+def _additive_mask(visible: torch.Tensor) -> torch.Tensor:
+    """0 where a token is visible, else minus infinity."""
+    return torch.where(visible, 0.0, -torch.inf)
 
 
-def _weights(shared_RHGP: torch.Tensor, own_RHGT: torch.Tensor, mask_R11L: torch.Tensor) -> torch.Tensor:
-    """Softmax over what rows share and their own, in float32, as transformers' own attention computes it."""
+def _softmax(shared_RHGP: torch.Tensor, own_RHGT: torch.Tensor, mask_R11L: torch.Tensor) -> torch.Tensor:
+    """Softmax over shared and own tokens together, in float32 as in transformers' attention, (R, H, G, L)."""
     scores_RHGL = torch.cat((shared_RHGP, own_RHGT), dim=-1).add_(mask_R11L)
     return F.softmax(scores_RHGL, dim=-1, dtype=torch.float32).to(own_RHGT.dtype)
 
 
-def _by_head(rows_MHGA: torch.Tensor, shared_HAB: torch.Tensor) -> torch.Tensor:
-    """Products of every row with what all rows share, (M, H, G, B): one matrix product a head."""
+def _matmul_shared(rows_MHGA: torch.Tensor, shared_HAB: torch.Tensor) -> torch.Tensor:
+    """Products of every row with a matrix that all rows share, (M, H, G, B): one matrix product a head."""
     rows, heads, group, _ = rows_MHGA.shape
     product_HXB = rows_MHGA.transpose(0, 1).flatten(1, 2) @ shared_HAB
     return product_HXB.view(heads, rows, group, -1).transpose(0, 1)

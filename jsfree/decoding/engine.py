@@ -1,12 +1,14 @@
-"""The dual-path engine: captions in flight, each in a slot that is refilled as soon as the caption ends.
+"""The dual-path engine: captions in flight, each in a slot that is refilled as soon as its caption ends.
 
-A step is one forward of the model over a fixed number of rows: a row a slot for the path with the image, and rows
-of the second path for captions that mix it in (h = 0 needs none; h = 1 needs no image). An image with its prompt
-is prefilled alone, once for all its captions that are decoded together, and the prompt without image once at all.
-How many rows there are does not depend on who is decoded; how far back they look does, which adds masked zeros to
-sums. In float32 a caption is the same whatever its neighbours, their order and its worker (tested on CPUs).
+A step is one forward pass over a fixed number of rows: one row a slot for the conditional path, and rows for the
+second path of captions that use it (h = 0 needs no second path, h = 1 no image). An image with its prompt is prefilled
+alone, once for all its captions that are decoded together; a prompt without image is prefilled once. The attended
+length depends on the other captions, but only adds masked zeros to sums. So in float32 a caption does not depend on
+other captions, their order or the worker (tested on CPUs).
 
-Use ``decode`` for a batch, or ``submit``, ``step`` and ``cancel`` to come and go while others are under way.
+``decode`` decodes a batch; ``submit``, ``step`` and ``cancel`` let requests come and go between steps.
+
+Shape suffixes: B captions, N numbers of noise a token, R rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,18 +24,19 @@ import torch
 from jsfree.config import Compiling
 from jsfree.decoding import attention, mixing, sampling
 from jsfree.decoding.capacity import Capacity
-from jsfree.decoding.entries import Entries, Leads, Live, first_free
 from jsfree.decoding.forward import IDLE, Forward, Row
-from jsfree.decoding.memory import Layout, Shape, budget_of, keys_of, limit_of
+from jsfree.decoding.memory import kv_budget, kv_limit, kv_size
 from jsfree.decoding.prefill import Prefill
-from jsfree.decoding.requests import NO_MEMORY, NO_TOKEN, Caption, Request, Step, finished
-from jsfree.errors import DecodingError, DeviceError, NoTokenError
+from jsfree.decoding.prefixes import ActiveCaption, ImagePrefixes, TextPrefixes, first_free
+from jsfree.decoding.requests import Caption, Request, StepResult, completed_caption, no_memory_error, no_token_error
+from jsfree.decoding.workload import Layout, Workload
+from jsfree.errors import DeviceError
 from jsfree.gpus import out_of_memory
 from jsfree.models.loading import Captioner
 
 log = logging.getLogger(__name__)
 LOOKAHEAD = 2
-"""Requests that wait, as a multiple of the slots, and may overtake one whose place is taken."""
+"""Waiting requests, as a multiple of the slots, that may overtake one for which there is no place."""
 
 
 class DualPathEngine:
@@ -42,353 +45,355 @@ class DualPathEngine:
     def __init__(
         self,
         captioner: Captioner,
-        slots: int,
+        workload: Workload,
         *,
-        mixed: float = 1.0,
-        seats: int = 2,
-        images: float = 0.75,
-        prompts: int | None = None,
-        mixing_of: mixing.Mixing | None = None,
         kv_cache_gib: float | None = None,
         compiling: Compiling = "none",
     ) -> None:
-        """Prepare; memory for keys and values is laid out when the first request is there.
+        """Prepare; memory for keys and values is laid out when the first request arrives.
 
         Args:
-            captioner: its language model is set to attend through ``attention.py``.
-            slots: most captions decoded together; fewer where memory does not hold them.
-            mixed: share of the slots that may use the second path at a time.
-            seats: captions of an image that share its prefill.
-            images: images whose prefill is held, as a share of the slots. A caption that outlives its sibling holds
-                one alone, so more than one in ``seats`` are needed; 1 always suffices.
-            prompts: distinct prompts that second paths without image follow at a time; any number when omitted, for
-                more memory. A request with one more waits until there is a place.
-            mixing_of: how the paths are mixed; Eq. 3 when omitted.
-            kv_cache_gib: memory for keys and values; a share of what is free when omitted.
-            compiling: how a step is run.
+            captioner: the model; its language model is set to attend through ``attention.py``.
+            workload: the captions that are decoded together.
+            kv_cache_gib: memory for keys and values; None takes a share of the free memory.
+            compiling: how a step is run (``generate.compile``).
         """
         attention.install(captioner)
         self.captioner = captioner
-        self.mixing = mixing_of or mixing.Probability()
+        self.mixing = workload.mixing
         self.layout: Layout | None = None
         self.reset_counts()
-        self._shape = Shape(slots, mixed, seats, images, prompts, self.mixing.noise_step is not None)
+        self._workload = workload
         self._kv_cache_gib = kv_cache_gib
-        self._capacity = Capacity(self._shape, keys_of(captioner), limit_of(captioner, kv_cache_gib))
+        self._capacity = Capacity(workload, kv_size(captioner), kv_limit(captioner, kv_cache_gib))
         self._compiling = compiling
         self._prefill = Prefill(captioner)
         self._queue: deque[Request] = deque()
-        self._slots: list[Live | None] = []
-        self._second: list[int | None] = []
+        self._slots: list[ActiveCaption | None] = []
+        self._second_rows: list[int | None] = []
         self._forward: Forward | None
-        self._forget()
+        self._release_layout()
 
     def reset_counts(self) -> None:
-        """Begin to count anew: tokens drawn, forwards of the model, and slots that held a caption in them."""
+        """Reset the counts of drawn tokens, of forward passes, and of slots that held a caption in them."""
         self.tokens = self.forwards = 0
-        self._fed = self._room = 0
+        self._used_slots = self._offered_slots = 0
 
     @property
     def active(self) -> int:
-        """Captions waiting or being decoded."""
-        return len(self._queue) + sum(live is not None for live in self._slots)
+        """Captions waiting or in flight."""
+        return len(self._queue) + len(self._in_flight())
 
     @property
-    def room(self) -> int:
-        """Requests that would not wait long."""
-        return LOOKAHEAD * self._shape.slots - len(self._queue)
+    def queue_space(self) -> int:
+        """Requests that may be submitted before the queue is full."""
+        return LOOKAHEAD * self._workload.slots - len(self._queue)
 
     @property
     def utilisation(self) -> float:
-        """Share of the slots that held a caption, over all forwards of the model."""
-        return self._fed / self._room if self._room else 0.0
+        """Share of the slots that held a caption, over all forward passes."""
+        return self._used_slots / self._offered_slots if self._offered_slots else 0.0
 
     def submit(self, request: Request) -> None:
         """Queue a request; it starts at a later step.
 
         Raises:
-            DeviceError: it could never fit into the memory; one that only does not fit now waits.
-            ValueError: it needs a second path, which this engine was made without.
+            DeviceError: it could never fit into memory. A request that does not fit at the moment waits.
+            ValueError: it needs the second path, which this engine's workload does not have.
         """
-        self.require_room(request)
-        if self.mixing.uses_second(request.ratio) and not self._shape.mixed:
+        self.check_fits(request)
+        if self.mixing.uses_second(request.ratio) and not self._workload.dual_path_share:
             raise ValueError(f"request {request.request_id!r} has h = {request.ratio:g}; the engine has no second path")
         self._queue.append(request)
 
-    def require_room(self, request: Request) -> None:
-        """Check that keys and values of a request could fit into the memory, alone if need be.
+    def check_fits(self, request: Request) -> None:
+        """Check that a request's keys and values could fit into memory, alone if necessary. Thread-safe.
 
         Raises:
-            DeviceError: they are larger than the configured size, or than the device could ever hold.
+            DeviceError: they exceed the configured size, or the device's memory.
         """
-        self._capacity.require(self._prefill.need(request))
+        self._capacity.check_limit(self._prefill.requirement(request))
 
     def cancel(self, request_id: str) -> bool:
-        """Drop a request, waiting or live; False when there is none of that id."""
+        """Drop a request, waiting or in flight; False if there is none with that id."""
         waiting = [request for request in self._queue if request.request_id == request_id]
         for request in waiting:
             self._queue.remove(request)
-        live = [slot for slot, each in enumerate(self._slots) if each and each.request.request_id == request_id]
-        for slot in live:
-            self._free(slot)
-        return bool(waiting or live)
+        slots = [slot for slot, caption in self._in_flight() if caption.request.request_id == request_id]
+        for slot in slots:
+            self._free_slot(slot)
+        return bool(waiting or slots)
 
     @torch.inference_mode()
-    def step(self) -> Step:
-        """Decode one token of every live caption.
+    def step(self) -> StepResult:
+        """Decode one token of every caption in flight.
 
-        Slots that fall free are refilled within the step, so that none is idle while a request waits. Where the
-        device runs out of memory, captions begin anew in half as many slots, for a while (``capacity.py``).
+        Free slots are refilled within the step, so that none is idle while a request waits. If the device runs out of
+        memory, captions restart in half as many slots for a while (``capacity.py``).
 
         Raises:
-            DeviceError: there has not been enough memory for a single caption for some time.
+            DeviceError: for some time there has not been enough memory for a single caption.
         """
-        step, crowded = Step(), False
+        result, ran_out = StepResult(), False
         try:
-            self._step(step)
+            self._step(result)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            crowded = True  # dealt with below: the error holds on to what a step had computed
-        if crowded:
-            self._shrink()
-        elif step.drawn:
-            self._capacity.note_progress()
-        self.tokens += len(step.drawn)
-        return step
+            ran_out = True  # handled below: here the traceback still references the step's tensors
+        if ran_out:
+            self._halve_slots()
+        elif result.drawn:
+            self._capacity.reset_patience()
+        self.tokens += len(result.drawn)
+        return result
 
-    def _step(self, step: Step) -> None:
-        fresh = [slot for slot, live in enumerate(self._slots) if live is not None]
-        fresh += self._admit(step)
-        while fresh:
-            for slot, token in zip(fresh, self._draw(fresh), strict=True):
-                self._take(slot, token, step)
-            fresh = self._admit(step)
-        self._advance()
+    def _step(self, result: StepResult) -> None:
+        slots = [slot for slot, _ in self._in_flight()]
+        slots += self._fill_slots(result)
+        while slots:
+            for slot, token in zip(slots, self._sample(slots), strict=True):
+                self._append_token(slot, token, result)
+            slots = self._fill_slots(result)
+        self._forward_step()
 
-    def _shrink(self) -> None:
-        """Give up half of the slots and the memory laid out for them; live captions wait again, before the others."""
+    def _halve_slots(self) -> None:
+        """Free all memory and lay out half the slots next; captions in flight return to the front of the queue."""
         slots = len(self._slots) or self._capacity.slots
         if slots == 1 and not self._capacity.wait_for_memory():
             raise DeviceError(
                 "the device has too little memory to decode one caption",
-                "stop what else runs on it, set 'generate.kv_cache_gib' lower, or take one with more memory",
+                "stop other processes on it, set 'generate.kv_cache_gib' lower, or take one with more memory",
             )
         fewer = max(1, slots // 2)
         if fewer < slots:
-            log.warning("out of memory with %d captions together; going on with %d", slots, fewer)
-        live = [each for each in self._slots if each is not None]
-        self._queue.extendleft(each.request for each in reversed(live))
-        self._capacity.lower(fewer)
-        self._forget()
+            log.warning("out of memory with %d captions together; continuing with %d", slots, fewer)
+        self._queue.extendleft(caption.request for _, caption in reversed(self._in_flight()))
+        self._capacity.reduce_to(fewer)
+        self._release_layout()
 
-    def _forget(self) -> None:
-        """Free all that is laid out."""
+    def _release_layout(self) -> None:
+        """Free all memory that is laid out."""
         self.layout = self._forward = None
-        self._slots, self._second = [], []
+        self._slots, self._second_rows = [], []
         self._draining = False
-        self._entries, self._leads = Entries(0, 0), Leads(0)
+        self._images, self._texts = ImagePrefixes(0, 0), TextPrefixes(0)
         self._logits_RV = torch.zeros(0)
 
     def decode(self, requests: Iterable[Request]) -> list[Caption]:
         """Decode requests with distinct ids; captions in the order of the requests.
 
-        Requests are taken as slots ask for them: they may be made, and their images read, while others are decoded.
+        Requests are drawn from the iterable as slots become free, so that images can be read while others are decoded.
+
+        Raises:
+            DecodingError: a request cannot be decoded.
         """
         order: list[str] = []
         captions: dict[str, Caption] = {}
 
         def step() -> None:
-            made = self.step()
-            captions.update((caption.request_id, caption) for caption in made.finished)
-            for _, error in made.failed:
+            result = self.step()
+            captions.update((caption.request_id, caption) for caption in result.finished)
+            for _, error in result.failed:
                 raise error
 
         try:
             for request in requests:
                 order.append(request.request_id)
                 self.submit(request)
-                while self.room <= 0:
+                while self.queue_space <= 0:
                     step()
             while self.active:
                 step()
         except BaseException:
-            for request_id in order:  # the next batch must not decode what nobody waits for
+            for request_id in order:  # the next batch must not decode the rest of this one
                 self.cancel(request_id)
             raise
         return [captions[request_id] for request_id in order]
 
-    def _admit(self, step: Step) -> list[int]:
-        """Fill free slots; those that were."""
+    def _fill_slots(self, result: StepResult) -> list[int]:
+        """Start waiting captions in free slots; the slots that were filled."""
         filled: list[int] = []
-        self._lay_out(step)
+        self._update_layout(result)
         while self._queue and not self._draining and (slot := first_free(self._slots)) is not None:
-            request = next(self._placeable(), None)
+            request = next(self._startable(), None)
             if request is None:
                 break
-            self._slots[slot] = self._begin(request, slot)
-            self._queue.remove(request)  # not before: memory may give out there
+            self._slots[slot] = self._start(request, slot)
+            self._queue.remove(request)  # only now: starting may run out of memory
             filled.append(slot)
         return filled
 
-    def _lay_out(self, step: Step) -> None:
-        """Lay memory out where no caption is live and the next request does not fit, or more slots can be tried."""
+    def _update_layout(self, result: StepResult) -> None:
+        """Lay memory out, once no caption is in flight, if the next request needs it or to try more slots."""
         if not self._queue:
             return
         if self.layout is not None and not self._draining:
-            if self._capacity.due:
-                budget = budget_of(self.captioner, self._kv_cache_gib, self.layout.bytes)
-                needs = [self._prefill.need(request) for request in self._queue]
-                self._draining = self._capacity.try_more(self.layout.slots, needs, budget)
-            if not self._draining and self.layout.need.holds(self._prefill.need(self._queue[0])):
+            if self._capacity.retry_due:
+                budget = kv_budget(self.captioner, self._kv_cache_gib, self.layout.bytes)
+                requirements = [self._prefill.requirement(request) for request in self._queue]
+                self._draining = self._capacity.try_more(self.layout.slots, requirements, budget)
+            if not self._draining and self.layout.requirement.covers(self._prefill.requirement(self._queue[0])):
                 return
         if any(self._slots):
             return
-        before = self.layout.need if self.layout is not None else None
-        self._forget()
-        budget = budget_of(self.captioner, self._kv_cache_gib)
-        needs = [self._prefill.need(request) for request in self._queue]
-        fits = [self._capacity.holds(need, budget) for need in needs]
+        previous = self.layout.requirement if self.layout is not None else None
+        self._release_layout()
+        budget = kv_budget(self.captioner, self._kv_cache_gib)
+        requirements = [self._prefill.requirement(request) for request in self._queue]
+        fits = [self._capacity.fits(requirement, budget) for requirement in requirements]
         if not any(fits):
-            self._wait_for_memory(step)
+            self._wait_for_memory(result)
             return
-        order = sorted(range(len(fits)), key=lambda at: not fits[at])  # what does not fit now waits behind the others
-        self._queue = deque(self._queue[at] for at in order)
-        self.layout = self._capacity.layout([needs[at] for at in order if fits[at]], before, budget)
-        self._forward = Forward(self.captioner, self.layout.cache, self._compiling)
-        self._logits_RV = torch.zeros(self.layout.cache.rows, self.captioner.vocabulary, device=self.captioner.device)
-        self._slots = [None] * self.layout.slots
-        self._second = [None] * self.layout.mixed
-        self._entries, self._leads = Entries(self.layout.images, self._shape.seats), Leads(self.layout.cache.leads)
+        order = sorted(range(len(fits)), key=lambda index: not fits[index])  # requests that fit come first
+        self._queue = deque(self._queue[index] for index in order)
+        fitting = [requirements[index] for index in order if fits[index]]
+        self._allocate(self._capacity.layout(fitting, previous, budget))
 
-    def _wait_for_memory(self, step: Step) -> None:
-        """Pause, because no request that waits fits into the memory that is free now; after some time they fail."""
+    def _allocate(self, layout: Layout) -> None:
+        """Allocate the memory of a layout."""
+        self.layout = layout
+        self._forward = Forward(self.captioner, layout.cache, self._compiling)
+        self._logits_RV = torch.zeros(layout.cache.rows, self.captioner.vocabulary, device=self.captioner.device)
+        self._slots = [None] * layout.slots
+        self._second_rows = [None] * layout.second_rows
+        self._images = ImagePrefixes(layout.images, self._workload.captions_per_image)
+        self._texts = TextPrefixes(layout.cache.text_prefixes)
+
+    def _wait_for_memory(self, result: StepResult) -> None:
+        """Pause because no waiting request fits into the free memory; after some time all of them fail."""
         if not self._capacity.wait_for_memory():
             while self._queue:
-                step.fail(self._queue.popleft(), DecodingError, NO_MEMORY)
+                request = self._queue.popleft()
+                result.failed.append((request.request_id, no_memory_error(request)))
 
-    def _placeable(self) -> Iterator[Request]:
-        """Waiting requests, the longest first, for which there is a place now.
+    def _startable(self) -> Iterator[Request]:
+        """Waiting requests that can start now, in the order of their submission.
 
-        None overtakes one that is too large, or whose prompt waits for a place: it would wait for ever.
+        No request overtakes one that is too large for the layout or waits for a text prefix: it might wait for ever.
         """
         assert self.layout is not None
-        for request in islice(self._queue, LOOKAHEAD * self._shape.slots):
-            if not self.layout.need.holds(self._prefill.need(request)):
+        for request in islice(self._queue, LOOKAHEAD * self._workload.slots):
+            if not self.layout.requirement.covers(self._prefill.requirement(request)):
                 return
-            mixed = self.mixing.uses_second(request.ratio)
-            if mixed and not self._shape.second_image and self._leads.place_for(request.prompt) is None:
+            is_dual = self.mixing.uses_second(request.ratio)
+            if is_dual and not self._workload.second_image and self._texts.find(request.prompt) is None:
                 return
-            has_row = not mixed or first_free(self._second) is not None
-            needs_entry = self.mixing.uses_first(request.ratio) or self._shape.second_image
-            if has_row and (not needs_entry or self._place(request) is not None):
+            has_second_row = not is_dual or first_free(self._second_rows) is not None
+            if has_second_row and (
+                not self._workload.uses_image(request.ratio) or self._find_image_prefix(request) is not None
+            ):
                 yield request
 
-    def _place(self, request: Request) -> int | None:
-        """The entry that a request can take a seat at now."""
-        return self._entries.place_for(request, self._queue, must=not any(self._slots))
+    def _find_image_prefix(self, request: Request) -> int | None:
+        return self._images.find(request, self._queue, force=not any(self._slots))
 
-    def _begin(self, request: Request, slot: int) -> Live:
-        """Prefill what a caption needs."""
+    def _start(self, request: Request, slot: int) -> ActiveCaption:
+        """Prefill a caption's prefixes and set the logits of its first token."""
         assert self._forward is not None
-        live = Live(request, sampling.NoiseStream(request.noise, self.captioner.vocabulary))
-        if self.mixing.uses_first(request.ratio) or self._shape.second_image:
-            live.entry = self._place(request)
-            assert live.entry is not None
-            entry = self._entries.prefilled(request, live.entry, self._prefill, self._forward.cache)
-            live.seat = entry.readers.index(None)
-            entry.readers[live.seat] = slot
-            self._logits_RV[slot] = entry.first_V
+        cache = self._forward.cache
+        caption = ActiveCaption(request, sampling.NoiseStream(request.noise_key, self.captioner.vocabulary))
+        image = self._find_image_prefix(request) if self._workload.uses_image(request.ratio) else None
+        if image is not None:
+            caption.image_prefix = image
+            prefix = self._images.load(request, image, self._prefill, cache)
+            caption.reader = prefix.readers.index(None)
+            prefix.readers[caption.reader] = slot
+            self._logits_RV[slot] = prefix.logits_V
         if self.mixing.uses_second(request.ratio):
-            live.second_row = len(self._slots) + self._second.index(None)
-            self._second[live.second_row - len(self._slots)] = slot
-            if self._shape.second_image:
-                assert live.entry is not None
-                self._logits_RV[live.second_row] = self._entries.second(
-                    live.entry, self.mixing.noise_step, self._prefill, self._forward.cache
-                )
+            number = self._second_rows.index(None)
+            self._second_rows[number] = slot
+            caption.second_row = len(self._slots) + number
+            if self._workload.second_image:
+                assert image is not None
+                logits_V = self._images.load_noised(image, self.mixing.noise_step, self._prefill, cache)
+                caption.second_prefix = len(self._images) + image
             else:
-                prefilled = self._prefill.text(request.prompt)
-                self._logits_RV[live.second_row] = prefilled.logits_V
-                live.lead = self._leads.place_for(request.prompt)
-                assert live.lead is not None
-                if self._leads.follow(live.lead, request.prompt):
-                    self._forward.cache.store_lead(live.lead, prefilled.cache)
-        return live
+                prefilled = self._prefill.text_prefix(request.prompt)
+                logits_V, text = prefilled.logits_V, self._texts.find(request.prompt)
+                assert text is not None
+                caption.second_prefix = text
+                if self._texts.acquire(text, request.prompt):
+                    cache.store_text_prefix(text, prefilled.cache)
+            self._logits_RV[caption.second_row] = logits_V
+        return caption
 
-    def _draw(self, slots: Sequence[int]) -> list[int]:
-        """The next token of these slots' captions."""
-        live = [self._live(slot) for slot in slots]
-        noise_BN = torch.from_numpy(np.stack([each.noise.token() for each in live])).to(self.captioner.device)
-        greedy = [each.request.decoding.temperature == 0 for each in live]
-        tokens: list[int] = sampling.draw(self._probs(slots, live), noise_BN, greedy).tolist()
+    def _sample(self, slots: Sequence[int]) -> list[int]:
+        """Sample the next token of the captions in some slots."""
+        captions = [self._caption(slot) for slot in slots]
+        noise_BN = torch.from_numpy(np.stack([caption.noise.next_token() for caption in captions]))
+        greedy = [caption.request.decoding.temperature == 0 for caption in captions]
+        probs_BV = self._probs(slots, captions)
+        tokens: list[int] = sampling.sample_tokens(probs_BV, noise_BN.to(self.captioner.device), greedy).tolist()
         return tokens
 
-    def _probs(self, slots: Sequence[int], live: Sequence[Live]) -> torch.Tensor:
-        """What the next tokens are drawn from, (captions, V)."""
-        requests = [each.request for each in live]
-        rows = mixing.Rows.of(
+    def _probs(self, slots: Sequence[int], captions: Sequence[ActiveCaption]) -> torch.Tensor:
+        """Distribution of the next token of the captions in some slots, (B, V)."""
+        requests = [caption.request for caption in captions]
+        settings = mixing.BatchSettings.of(
             [request.decoding for request in requests],
             [request.ratio for request in requests],
-            [len(each.tokens) for each in live],
+            [len(caption.tokens) for caption in captions],
             self.captioner.device,
         )
-        # A caption of h = 1 has no first path: its second is looked at in its place.
-        firsts = [
-            slot if self.mixing.uses_first(request.ratio) else each.second_row or 0
-            for slot, each, request in zip(slots, live, requests, strict=True)
+        # A caption with h = 1 has no conditional path: its second row stands in for it.
+        first_rows = [
+            slot if self.mixing.uses_conditional(caption.request.ratio) else caption.second_row or 0
+            for slot, caption in zip(slots, captions, strict=True)
         ]
-        seconds = [each.second_row for each in live]
-        return self.mixing.of_table(self._logits_RV, firsts, seconds, rows, self.captioner.suppressed_ids)
+        second_rows = [caption.second_row for caption in captions]
+        return self.mixing.next_token_probs(
+            self._logits_RV, first_rows, second_rows, settings, self.captioner.suppressed_ids
+        )
 
-    def _take(self, slot: int, token: int, step: Step) -> None:
-        """Add a token to a caption; a caption that it completes leaves its slot."""
-        live = self._live(slot)
+    def _append_token(self, slot: int, token: int, result: StepResult) -> None:
+        """Append a token to a caption; a finished or failed caption leaves its slot."""
+        caption = self._caption(slot)
+        request = caption.request
         if token == sampling.NO_TOKEN:
-            step.fail(live.request, NoTokenError, NO_TOKEN.format(at=len(live.tokens)))
-            self._free(slot)
+            result.failed.append((request.request_id, no_token_error(request, len(caption.tokens))))
+            self._free_slot(slot)
             if self._forward is not None:
-                self._forward.cache.clear_rows([row for row in (slot, live.second_row) if row is not None])
+                self._forward.cache.clear_rows([row for row in (slot, caption.second_row) if row is not None])
             return
-        live.tokens.append(token)
-        step.drawn.append((live.request.request_id, token))
-        caption = finished(self.captioner, live.request, live.tokens)
-        if caption is not None:
-            step.finished.append(caption)
-            self._free(slot)
+        caption.tokens.append(token)
+        result.drawn.append((request.request_id, token))
+        completed = completed_caption(self.captioner, request, caption.tokens)
+        if completed is not None:
+            result.finished.append(completed)
+            self._free_slot(slot)
 
-    def _advance(self) -> None:
-        """Feed the last token of every live caption to the model."""
+    def _forward_step(self) -> None:
+        """Feed the last token of every caption in flight to the model."""
         if self._forward is None or not any(self._slots):
             return
-        self._fed += sum(live is not None for live in self._slots)
-        self._room += len(self._slots)
+        self._used_slots += len(self._in_flight())
+        self._offered_slots += len(self._slots)
         self.forwards += 1
-        rows = [IDLE] * (len(self._slots) + len(self._second))
-        for slot, live in enumerate(self._slots):
-            if live is None:
-                continue
-            fill, token = len(live.tokens) - 1, live.tokens[-1]
-            if self.mixing.uses_first(live.request.ratio):
-                rows[slot] = Row(token, fill, live.entry, live.seat)
-            if live.second_row is not None:
-                source = live.lead
-                if live.entry is not None and self._shape.second_image:
-                    source = len(self._entries) + live.entry
-                rows[live.second_row] = Row(token, fill, source, live.seat)
+        rows = [IDLE] * (len(self._slots) + len(self._second_rows))
+        for slot, caption in self._in_flight():
+            own_length, token = len(caption.tokens) - 1, caption.tokens[-1]
+            if self.mixing.uses_conditional(caption.request.ratio):
+                rows[slot] = Row(token, own_length, caption.image_prefix, caption.reader)
+            if caption.second_row is not None:
+                rows[caption.second_row] = Row(token, own_length, caption.second_prefix, caption.reader)
         self._logits_RV = self._forward(rows)
 
-    def _free(self, slot: int) -> None:
-        live = self._live(slot)
+    def _free_slot(self, slot: int) -> None:
+        caption = self._caption(slot)
         self._slots[slot] = None
-        if live.entry is not None:
-            self._entries[live.entry].readers[live.seat] = None
-        if live.second_row is not None:
-            self._second[live.second_row - len(self._slots)] = None
-        if live.lead is not None:
-            self._leads.leave(live.lead)
+        if caption.image_prefix is not None:
+            self._images[caption.image_prefix].readers[caption.reader] = None
+        if caption.second_row is not None:
+            self._second_rows[caption.second_row - len(self._slots)] = None
+        if caption.second_prefix is not None and not self._workload.second_image:
+            self._texts.release(caption.second_prefix)
 
-    def _live(self, slot: int) -> Live:
-        live = self._slots[slot]
-        assert live is not None
-        return live
+    def _in_flight(self) -> list[tuple[int, ActiveCaption]]:
+        """Slots that hold a caption, with their captions."""
+        return [(slot, caption) for slot, caption in enumerate(self._slots) if caption is not None]
+
+    def _caption(self, slot: int) -> ActiveCaption:
+        caption = self._slots[slot]
+        assert caption is not None
+        return caption

@@ -1,7 +1,7 @@
-"""The thread that decodes for all who ask: a server's clients, or the shards that a worker has under way.
+"""A thread that decodes the requests of many callers: clients of a server, or the shards of a worker.
 
-One thread owns the engine and steps it; requests come in, and those that nobody waits for are dropped, between two
-steps. It ends when there is nothing to do, and begins again with the next request.
+Only this thread steps the engine. Between two steps it takes new requests and drops cancelled ones. It ends when there
+is nothing to do, and starts again with the next request.
 """
 
 from __future__ import annotations
@@ -14,162 +14,162 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 
 from jsfree.decoding.engine import DualPathEngine
-from jsfree.decoding.requests import Caption, Request, Step
+from jsfree.decoding.requests import Caption, Request, StepResult
 from jsfree.errors import DecodingError, NoTokenError
 
 log = logging.getLogger(__name__)
 
 
 class DecodingLoop:
-    """Decodes what any thread submits."""
+    """Decodes requests that are submitted from any thread."""
 
     def __init__(self, engine: DualPathEngine, stall_seconds: float = math.inf) -> None:
         """Prepare; the thread starts with the first request.
 
         Args:
-            engine: nobody else may step it.
-            stall_seconds: a step that takes longer is a ``problem``.
+            engine: the engine; only this loop may step it.
+            stall_seconds: a step that takes longer counts as a problem.
         """
         self._engine = engine
         self._stall_seconds = stall_seconds
         self._changed = threading.Condition()
-        self._turn = threading.Lock()
+        self._batch_lock = threading.Lock()
         self._incoming: list[tuple[Request, Future[Caption]]] = []
-        self._under_way: dict[str, Future[Caption]] = {}
+        self._futures: dict[str, Future[Caption]] = {}
         self._thread: threading.Thread | None = None
         self._ended = False
         self._closing = False
         self._cause: BaseException | None = None
-        self._beat = time.monotonic()
+        self._last_step = time.monotonic()
 
     def submit(self, requests: Sequence[Request]) -> list[Future[Caption]]:
-        """Queue requests, whose ids are nobody else's; a future that is cancelled frees its slot.
+        """Queue requests, whose ids must be unique among all callers; cancelling a future frees its slot.
 
-        A future raises what is wrong with its request: DeviceError if it could never fit into the memory,
-        NoTokenError if the model gives it no token, DecodingError if there is no memory now, or if all decoding ends.
+        A future raises DeviceError if its request could never fit into memory, NoTokenError if the model gives no token
+        any probability, and DecodingError if there is no memory at the moment or the loop ends.
 
         Raises:
-            DecodingError: the decoding has ended.
+            DecodingError: the loop has ended.
         """
         futures: list[Future[Caption]] = [Future() for _ in requests]
         with self._changed:
-            self._require_open()
+            self._check_open()
             self._incoming.extend(zip(requests, futures, strict=True))
             if self._thread is None:
-                self._beat = time.monotonic()
+                self._last_step = time.monotonic()
                 self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
         return futures
 
     def decode(self, requests: Iterable[Request]) -> list[Caption | NoTokenError]:
-        """Captions of requests, in their order; the error in place of one for which the model gives no token.
+        """Decode requests; in their order a caption each, or the error if the model gives it no token. Thread-safe.
 
-        Any number of threads may call. Requests are taken as slots ask for them, those of one caller after those of
-        another: they may be made, and their images read, while others are decoded.
+        Requests are drawn from the iterable as slots become free, so that images can be read while others are decoded.
+        The requests of one caller come after those of the caller before.
 
         Raises:
-            DeviceError: there is no memory for a request.
-            Exception: what ended the decoding.
+            DeviceError: a request does not fit into memory.
+            Exception: the error that ended the loop.
         """
         futures: list[Future[Caption]] = []
         try:
-            with self._turn:
+            with self._batch_lock:
                 for request in requests:
-                    self._wait_for_room()
+                    self._wait_for_space()
                     futures += self.submit([request])
-            return [_outcome(future) for future in futures]
+            return [_result(future) for future in futures]
         except DecodingError as error:
             raise (error.__cause__ or error) from None
         finally:
-            for future in futures:  # nobody waits for the others when one has failed
+            for future in futures:  # once one request has failed, the others are not needed
                 future.cancel()
 
     def problem(self) -> str | None:
-        """Why the loop does not decode; None while it does, or would."""
+        """Why the loop cannot decode; None if it can."""
         if self._ended:
             return "the decoding loop has ended; the replica's log has the reason"
-        still = time.monotonic() - self._beat if self._thread is not None else 0.0
-        return f"the decoding has not advanced for {still:.0f} s" if still > self._stall_seconds else None
+        stalled = time.monotonic() - self._last_step if self._thread is not None else 0.0
+        return f"the decoding has not advanced for {stalled:.0f} s" if stalled > self._stall_seconds else None
 
     def close(self) -> None:
-        """End after the step under way; what is being decoded is refused."""
+        """End the loop after the current step; unfinished requests fail."""
         with self._changed:
             self._closing = True
             if self._thread is None:
                 self._ended = True
             self._changed.notify_all()
 
-    def _require_open(self) -> None:
+    def _check_open(self) -> None:
         if self._ended:
             raise DecodingError("the decoding loop has ended") from self._cause
 
-    def _wait_for_room(self) -> None:
+    def _wait_for_space(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._ended or self._engine.room > len(self._incoming))
+            self._changed.wait_for(lambda: self._ended or self._engine.queue_space > len(self._incoming))
 
     def _run(self) -> None:
         error: BaseException | None = None
         try:
-            while self._admit():
-                self._beat = time.monotonic()
-                self._drop_abandoned()
-                self._hand_out(self._engine.step())
-        except BaseException as raised:  # noqa: BLE001 - told to all who wait
+            while self._take_requests():
+                self._last_step = time.monotonic()
+                self._drop_cancelled()
+                self._set_results(self._engine.step())
+        except BaseException as raised:  # noqa: BLE001 - passed on to all waiting callers
             log.error("decoding has ended: %r", raised)
             error = raised
         if error is not None or self._closing:
             self._end(error)
 
-    def _admit(self) -> bool:
-        """Take in what has come; whether to go on."""
+    def _take_requests(self) -> bool:
+        """Submit incoming requests to the engine; whether there is anything to decode."""
         with self._changed:
             while self._incoming:
                 request, future = self._incoming.pop(0)
                 try:
                     self._engine.submit(request)
-                except Exception as error:  # noqa: BLE001 - of this request: told to who asked
+                except Exception as error:  # noqa: BLE001 - passed on to the request's caller
                     if future.set_running_or_notify_cancel():
                         future.set_exception(error)
                 else:
-                    self._under_way[request.request_id] = future
+                    self._futures[request.request_id] = future
             self._changed.notify_all()
             if self._closing or not self._engine.active:
                 self._thread = None
                 return False
             return True
 
-    def _drop_abandoned(self) -> None:
-        for request_id in [name for name, future in self._under_way.items() if future.cancelled()]:
+    def _drop_cancelled(self) -> None:
+        for request_id in [name for name, future in self._futures.items() if future.cancelled()]:
             self._engine.cancel(request_id)
-            del self._under_way[request_id]
+            del self._futures[request_id]
 
-    def _hand_out(self, step: Step) -> None:
-        for caption in step.finished:
-            future = self._under_way.pop(caption.request_id)
-            if future.set_running_or_notify_cancel():  # False: it was cancelled during this very step
+    def _set_results(self, result: StepResult) -> None:
+        for caption in result.finished:
+            future = self._futures.pop(caption.request_id)
+            if future.set_running_or_notify_cancel():  # False if it was cancelled during the step
                 future.set_result(caption)
-        for request_id, error in step.failed:
-            future = self._under_way.pop(request_id)
+        for request_id, error in result.failed:
+            future = self._futures.pop(request_id)
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
 
     def _end(self, cause: BaseException | None) -> None:
-        """Refuse what is under way: nobody may wait for a loop that has ended."""
+        """Fail all unfinished requests, so that no caller waits for ever."""
         with self._changed:
             self._ended, self._cause = True, cause
-            waiting = [*self._under_way.values(), *(future for _, future in self._incoming)]
-            self._under_way.clear()
+            unfinished = [*self._futures.values(), *(future for _, future in self._incoming)]
+            self._futures.clear()
             self._incoming.clear()
             self._changed.notify_all()
-        for future in waiting:
+        for future in unfinished:
             if not future.done() and future.set_running_or_notify_cancel():
-                refusal = DecodingError("the decoding loop has ended")
-                refusal.__cause__ = cause
-                future.set_exception(refusal)
+                error = DecodingError("the decoding loop has ended")
+                error.__cause__ = cause
+                future.set_exception(error)
 
 
-def _outcome(future: Future[Caption]) -> Caption | NoTokenError:
+def _result(future: Future[Caption]) -> Caption | NoTokenError:
     try:
         return future.result()
     except NoTokenError as error:

@@ -1,4 +1,4 @@
-"""What is computed before a caption's first token: image and prompt for the first path, the second path's own."""
+"""Prefill of prompts: with an image for the conditional path, without or with a noised one for the second path."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from jsfree.decoding.memory import Need
-from jsfree.decoding.mixing import noised
+from jsfree.decoding.mixing import add_diffusion_noise
 from jsfree.decoding.requests import Request
+from jsfree.decoding.workload import Requirement
 from jsfree.models.loading import Captioner
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
 
-PROMPTS_KEPT = 64
+CACHED_PROMPTS = 64
 
 
 @dataclass(frozen=True)
 class Prefilled:
-    """Keys and values of a path's beginning, and the logits of the token behind it."""
+    """Keys and values of a prefix, and the logits of the token after it."""
 
     cache: DynamicCache
     logits_V: torch.Tensor
@@ -30,7 +30,7 @@ class Prefilled:
 
 @dataclass
 class _Prompt:
-    """A prompt's token ids, (1, length) each, and its prefill without image, which is made once."""
+    """Token ids of a prompt, (1, length) each, and its prefill without image, which is made once."""
 
     with_image: torch.Tensor
     without_image: torch.Tensor
@@ -38,29 +38,33 @@ class _Prompt:
 
 
 class Prefill:
-    """Runs the model over prompts, one at a time, so that no caption's arithmetic depends on another's."""
+    """Runs the model over prompts, one at a time, so that no caption's arithmetic depends on other captions."""
 
     def __init__(self, captioner: Captioner) -> None:
         self._captioner = captioner
         self._prompts: OrderedDict[str, _Prompt] = OrderedDict()
-        self._lock = threading.Lock()  # a server asks what requests need while others are decoded
+        self._lock = threading.Lock()  # a server calls requirement() from another thread
 
-    def need(self, request: Request) -> Need:
-        """What a request asks of the memory for keys and values."""
+    def requirement(self, request: Request) -> Requirement:
+        """Tokens that a request takes at most. Thread-safe."""
         prompt = self._prompt(request.prompt)
-        return Need(prompt.with_image.shape[1], prompt.without_image.shape[1], request.decoding.max_new_tokens)
+        return Requirement(
+            image_prefix=prompt.with_image.shape[1],
+            text_prefix=prompt.without_image.shape[1],
+            caption=request.decoding.max_new_tokens,
+        )
 
-    def image(self, pixels: torch.Tensor, prompt: str, noise_step: int | None = None) -> Prefilled:
-        """Prefill an image, noised where asked, with its prompt."""
-        seen = pixels if noise_step is None else noised(pixels, noise_step)
-        return self._run(self._prompt(prompt).with_image, self._captioner.batch([seen]))
+    def image_prefix(self, pixels: torch.Tensor, prompt: str, noise_step: int | None = None) -> Prefilled:
+        """Prefill an image, noised if ``noise_step`` is given, with its prompt."""
+        shown = pixels if noise_step is None else add_diffusion_noise(pixels, noise_step)
+        return self._run(self._prompt(prompt).with_image, self._captioner.batch([shown]))
 
-    def text(self, prompt: str) -> Prefilled:
-        """Prefill a prompt without image, or what was kept of it."""
-        of = self._prompt(prompt)
-        if of.prefilled is None:
-            of.prefilled = self._run(of.without_image, None)
-        return of.prefilled
+    def text_prefix(self, text: str) -> Prefilled:
+        """Prefill a prompt without image, or return the cached prefill."""
+        prompt = self._prompt(text)
+        if prompt.prefilled is None:
+            prompt.prefilled = self._run(prompt.without_image, None)
+        return prompt.prefilled
 
     def _run(self, ids: torch.Tensor, pixels: torch.Tensor | None) -> Prefilled:
         from transformers import DynamicCache
@@ -78,7 +82,7 @@ class Prefill:
                     torch.tensor([self._captioner.prompt_ids(text, image=image)]) for image in (True, False)
                 )
                 self._prompts[text] = _Prompt(with_image, without_image)
-                if len(self._prompts) > PROMPTS_KEPT:  # a server is asked without end
+                if len(self._prompts) > CACHED_PROMPTS:  # a server meets any number of prompts
                     self._prompts.popitem(last=False)
             self._prompts.move_to_end(text)
             return self._prompts[text]

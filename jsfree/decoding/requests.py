@@ -1,4 +1,4 @@
-"""What every decoder takes and gives."""
+"""Input and output of every decoder: requests, captions and the results of a step."""
 
 from __future__ import annotations
 
@@ -9,34 +9,25 @@ from typing import Literal
 import torch
 
 from jsfree.config import Decoding
-from jsfree.errors import DecodingError
+from jsfree.errors import DecodingError, NoTokenError
 from jsfree.models.loading import Captioner
 
 Finish = Literal["stop", "length"]
-NO_MEMORY = (
-    "its keys and values do not fit into the memory that is free; stop what else runs on the device, or set"
-    " 'max_new_tokens' lower"
-)
-NO_TOKEN = (
-    "after {at} tokens the model gives no token that may be drawn any probability: its logits are not numbers, or all"
-    " minus infinity; check the model's weights, or set 'captioner.dtype: float32'"
-)
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One caption to be decoded.
-
-    ``pixels`` is the preprocessed image, (3, height, width), on the CPU; two requests that hold the same object
-    and the same prompt share its prefill. ``ratio`` is the hallucination ratio h of Eq. 3; ``noise`` the key of
-    the caption's random stream.
-    """
+    """One caption to be decoded."""
 
     request_id: str
     pixels: torch.Tensor
+    """The preprocessed image, (3, height, width), on the CPU. Requests with the same tensor object and the same prompt
+    share its prefill."""
     prompt: str
     ratio: float
-    noise: int
+    """Hallucination ratio h of Eq. 3."""
+    noise_key: int
+    """Key of the caption's random stream (``sampling.noise_key``)."""
     decoding: Decoding
 
 
@@ -44,8 +35,8 @@ class Request:
 class Caption:
     """A finished caption.
 
-    ``token_ids`` end with the end token, or with what completed a stop string, when ``finish`` is ``stop``; the
-    ``text`` ends before either.
+    With ``finish`` ``stop``, ``token_ids`` include the end token, or the tokens of the stop string; ``text`` ends
+    before either.
     """
 
     request_id: str
@@ -55,27 +46,42 @@ class Caption:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a step has made: tokens with their requests' ids, captions that they completed, and requests that failed."""
+class StepResult:
+    """Results of a decoding step."""
 
     drawn: list[tuple[str, int]] = field(default_factory=list)
+    """Request ids with their new tokens."""
     finished: list[Caption] = field(default_factory=list)
     failed: list[tuple[str, DecodingError]] = field(default_factory=list)
-
-    def fail(self, request: Request, kind: type[DecodingError], reason: str) -> None:
-        """Add a request that cannot be decoded."""
-        self.failed.append((request.request_id, kind(f"request {request.request_id!r}: {reason}")))
+    """Request ids with their errors."""
 
 
-def finished(captioner: Captioner, request: Request, token_ids: Sequence[int]) -> Caption | None:
-    """The caption, if these tokens complete it; None while it goes on."""
+def no_memory_error(request: Request) -> DecodingError:
+    """The error of a request that found no memory for too long."""
+    return DecodingError(
+        f"request {request.request_id!r}: its keys and values do not fit into the memory that is free",
+        "stop other processes on the device, or set 'max_new_tokens' lower",
+    )
+
+
+def no_token_error(request: Request, tokens: int) -> NoTokenError:
+    """The error of a request that has no next token after ``tokens`` tokens."""
+    return NoTokenError(
+        f"request {request.request_id!r}: after {tokens} tokens the model gives no token that may be drawn any"
+        " probability: its logits are NaN, or all minus infinity",
+        "check the model's weights, or set 'captioner.dtype: float32'",
+    )
+
+
+def completed_caption(captioner: Captioner, request: Request, token_ids: Sequence[int]) -> Caption | None:
+    """The caption if ``token_ids`` complete it, else None."""
     spelt = captioner.spelt(token_ids) if request.decoding.stop else ""
-    stopped_at = min((spelt.index(stop) for stop in request.decoding.stop if stop in spelt), default=None)
-    if token_ids[-1] in captioner.eos_ids or stopped_at is not None:
+    stop_index = min((spelt.index(stop) for stop in request.decoding.stop if stop in spelt), default=None)
+    if token_ids[-1] in captioner.eos_ids or stop_index is not None:
         finish: Finish = "stop"
     elif len(token_ids) >= request.decoding.max_new_tokens:
         finish = "length"
     else:
         return None
-    text = captioner.text(token_ids) if stopped_at is None else spelt[:stopped_at].lstrip()
+    text = captioner.text(token_ids) if stop_index is None else spelt[:stop_index].lstrip()
     return Caption(request.request_id, tuple(token_ids), text, finish)

@@ -118,7 +118,7 @@ def collate(
         return replace(batch, features=torch.stack(list(features)))
     # One decoded image at a time: each may take hundreds of megabytes.
     return replace(
-        batch, pixels=torch.stack([captioner.pixels(load_image(pair["image"], limits)[0]) for pair in pairs])
+        batch, pixels=torch.stack([captioner.pixels(load_image(pair["image"], limits).image) for pair in pairs])
     )
 
 

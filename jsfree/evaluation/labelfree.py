@@ -17,7 +17,7 @@ from jsfree.errors import ConfigError, StageError
 from jsfree.evaluation.metrics import LABEL_FREE
 from jsfree.evaluation.statistics import RESAMPLES, UNDEFINED, Z95, Interval, mean_interval, ratio_interval
 from jsfree.schemas import ScoredCaptionRow
-from jsfree.stages.sentences import repeated, words
+from jsfree.stages.sentences import count_repeated, words
 
 LOW_SHARE = 0.10
 
@@ -61,7 +61,7 @@ def summarise(
     means: dict[str, list[int]] = {
         "sentences": sentences,
         "words": [len(row["text"].split()) for row in rows],
-        "repeated_sentences": [repeated([sentence["text"] for sentence in row["sentences"]]) for row in rows],
+        "repeated_sentences": [count_repeated([sentence["text"] for sentence in row["sentences"]]) for row in rows],
         "truncated": [int(row["finish"] == "length") for row in rows],
         "empty": [int(not row["text"].strip()) for row in rows],
     }

@@ -1,10 +1,10 @@
-"""Preference pairs in the layouts that others use: out of a run (``exporting``) and into one (``importing``).
+"""Preference pairs in the formats of other projects: ``exporting`` from a run, ``importing`` into one.
 
-``preferences`` is what all layouts have in common, ``formats`` how each writes and reads one record, ``placing`` where
-its image goes, ``records`` how files of records are read, ``card`` what is said of an exported set.
+``preferences`` has the pair that all formats have in common, ``formats`` writes and reads one record of each,
+``placing`` stores its image, ``records`` reads files of records, ``card`` writes the data set card.
 """
 
 from jsfree.exchange.exporting import Export, export
-from jsfree.exchange.importing import Unusable, preferences
+from jsfree.exchange.importing import UnusableRecord, preferences
 
-__all__ = ["Export", "Unusable", "export", "preferences"]
+__all__ = ["Export", "UnusableRecord", "export", "preferences"]

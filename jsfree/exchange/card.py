@@ -1,4 +1,4 @@
-"""What is said of an exported set: its figures, and a data set card for the Hugging Face hub."""
+"""The statistics of an exported data set, and its card for the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
-
-import yaml
 
 import jsfree
 from jsfree.run.run import Run
@@ -23,7 +21,7 @@ STAGES = ("samples", "pairs", "scored")
 
 @dataclass
 class Tally:
-    """What is kept in memory of every exported pair, and of those left out; only known ratios."""
+    """Gaps and known ratios of the exported pairs, and the number of pairs left out."""
 
     gaps: array[float] = field(default_factory=lambda: array("d"))
     low: array[float] = field(default_factory=lambda: array("d"))
@@ -31,11 +29,11 @@ class Tally:
     inverted: int = 0
     left_out: int = 0
     first: str = ""
-    """Why the first one was left out."""
+    """Why the first pair was left out."""
 
     @property
     def pairs(self) -> int:
-        """Pairs that were exported."""
+        """Number of exported pairs."""
         return len(self.gaps)
 
     def add(self, pair: SelectedPair) -> None:
@@ -46,17 +44,17 @@ class Tally:
                 ratios.append(caption["ratio"])
         self.inverted += pair["inverted"]
 
-    def leave_out(self, why: str) -> None:
+    def leave_out(self, reason: str) -> None:
         """Count a pair that cannot be exported."""
         self.left_out += 1
-        self.first = self.first or why
+        self.first = self.first or reason
 
 
 def figures(run: Run, number: int, pairs: str, tally: Tally) -> dict[str, Any]:
-    """Counts of a round's stages, and the distributions of what was exported; gaps are CLIP cosines times 100.
+    """Counts of a round's stages, and distributions over the exported pairs; gaps are CLIP cosines × 100.
 
-    ``inverted_share`` is of the exported pairs, ``scored_inverted_share`` of all scored ones. What a stage that is not
-    done would tell is None.
+    ``inverted_share`` is of the exported pairs, ``scored_inverted_share`` of all scored ones. Figures of stages that
+    are not done are None.
     """
     done = {name: manifest for name in (*STAGES, "selected") if (manifest := run.manifest(number, name))}
     chosen = done["selected"].facts if "selected" in done else {}
@@ -84,12 +82,12 @@ def figures(run: Run, number: int, pairs: str, tally: Tally) -> dict[str, Any]:
 
 
 def _spread(values: Sequence[float]) -> dict[str, float] | None:
-    """Mean, least and largest of the values; None where there are none."""
+    """Mean, minimum and maximum; None if there are no values."""
     return {"mean": fmean(values), "min": min(values), "max": max(values)} if values else None
 
 
 def histogram(values: Sequence[float]) -> list[dict[str, Any]]:
-    """How many values are in each of ``BINS`` equal bins from the least to the largest; the last one is closed."""
+    """Counts of values in ``BINS`` equal bins from the minimum to the maximum; the last bin is closed."""
     low, high = min(values), max(values)
     width = (high - low) / BINS or 1.0
     counts = [0] * BINS
@@ -99,20 +97,22 @@ def histogram(values: Sequence[float]) -> list[dict[str, Any]]:
     return [{"from": edges[at], "to": edges[at + 1], "pairs": count} for at, count in enumerate(counts)]
 
 
-def card(run: Run, found: dict[str, Any], files: str, features: Sequence[dict[str, Any]]) -> str:
-    """The set's README.md: front matter for the hub, and what it is in words and figures."""
-    head = {
-        "license": "unknown",
-        "task_categories": ["image-text-to-text"],
-        "tags": ["preference", "dpo", "image-captioning", "jsfree"],
-        "size_categories": [_size(found["exported"])],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": files}]}],
-        # Through JSON: YAML would say parts that are alike once and refer to them, which datasets cannot read.
-        **({"dataset_info": {"features": json.loads(json.dumps(features))}} if features else {}),
-    }
-    parts = [_made(run, found), _counts(found), _ratios(found), _gaps(found), LICENCE]
+def card(run: Run, statistics: dict[str, Any], files: str, features: Sequence[dict[str, Any]]) -> str:
+    """The ``README.md`` of the data set: front matter, then Markdown."""
+    from huggingface_hub import DatasetCardData
+
+    data = DatasetCardData(
+        license="unknown",
+        task_categories=["image-text-to-text"],
+        tags=["preference", "dpo", "image-captioning", "jsfree"],
+        size_categories=[_size(statistics["exported"])],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": files}]}],
+        # Copied through JSON: YAML would write repeated parts as references, which datasets cannot read.
+        dataset_info={"features": json.loads(json.dumps(features))} if features else None,
+    )
+    parts = [_origin(run, statistics), _counts(statistics), _ratios(statistics), _gaps(statistics), LICENCE]
     return (
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# Preference pairs of image captions\n\n"
+        f"---\n{data.to_yaml()}\n---\n\n# Preference pairs of image captions\n\n"
         + "\n\n".join(part.strip() for part in parts)
         + "\n"
     )
@@ -121,33 +121,33 @@ def card(run: Run, found: dict[str, Any], files: str, features: Sequence[dict[st
 LICENCE = """
 ## Licence
 
-The licence above is not filled in. It follows from the licences of the images, of the captioner and of CLIP: whoever
-publishes this set has to look them up and state it.
+The licence above is not filled in. It follows from the licences of the images, of the captioner and of CLIP: look
+them up and state it before you publish this data set.
 """
 
 
-def _made(run: Run, found: dict[str, Any]) -> str:
+def _origin(run: Run, statistics: dict[str, Any]) -> str:
     config = run.config
     if config.imported is not None:
-        made = f"The pairs were made elsewhere and imported ({config.imported.format}: `{config.imported.path}`)."
-        asked = "Each pair has its own prompt."
+        origin = f"The pairs were imported ({config.imported.format}: `{config.imported.path}`)."
+        prompt = "Each pair has its own prompt."
     else:
-        made = (
-            "The captioner wrote two captions of every image by dual-path decoding (arXiv 2411.17760): each token is"
-            " drawn from a mixture of what it says with the image and, by the hallucination ratio, without it."
+        origin = (
+            "The captioner generated two captions of every image by dual-path decoding (arXiv 2411.17760): each token"
+            " is drawn from a mixture of the distributions with and without the image, by the hallucination ratio."
         )
-        asked = f"Prompt: `{config.prompt}`"
-    ways = {"swap": "swapped", "drop": "left out", "keep": "kept in the order they came in"}
+        prompt = f"Prompt: `{config.prompt}`"
+    handling = {"swap": "swapped", "drop": "left out", "keep": "kept in their order"}
     clip = config.clip.versioned_ref + (f" ({config.clip.pretrained})" if config.clip.pretrained else "")
-    improved = f", improved in {found['round'] - 1} rounds" if found["round"] > 1 else ""
+    improved = f", improved in {statistics['round'] - 1} rounds" if statistics["round"] > 1 else ""
     return f"""
-{found["exported"]:,} pairs, format `{found["format"]}`, images: {found["images"]}.
+{statistics["exported"]:,} pairs, format `{statistics["format"]}`, images: {statistics["images"]}.
 
 ## How it was made
 
-{made} CLIP scored every sentence against the image; pairs whose scores contradict their order were
-{ways[config.select.inverted]}. The rows are the {found["pairs"]} pairs of round {found["round"]};
-`provenance.jsonl` has ratio, score and gap of each, in the same order.
+{origin} CLIP scored every sentence against the image; pairs whose scores contradict their order were
+{handling[config.select.inverted]}. The rows are the {statistics["pairs"]} pairs of round {statistics["round"]};
+`provenance.jsonl` has the ratio, score and gap of each, in the same order.
 
 | | |
 |---|---|
@@ -157,60 +157,60 @@ def _made(run: Run, found: dict[str, Any]) -> str:
 | jsfree | {jsfree.__version__} |
 | configuration | {config.own_fingerprint} |
 
-{asked}
+{prompt}
 """
 
 
-def _counts(found: dict[str, Any]) -> str:
+def _counts(statistics: dict[str, Any]) -> str:
     rows = {
-        "pairs made": found["generated"],
-        "samples and pairs that failed": found["failed"],
-        "excluded, because the image is also in the evaluation set": found["excluded"],
-        "pairs scored": found["scored"],
-        "dropped for identical captions": found["identical"],
-        "dropped for a caption that was cut": found["truncated"],
-        "dropped because CLIP inverted them": found["dropped_inverted"],
-        "dropped for a chosen caption that repeats more": found["repeating"],
-        "selected for training": found["selected"],
-        "left out here, image not usable": found["left_out"],
-        "**in this set**": found["exported"],
-        "inverted by CLIP, of all scored": _percent(found["scored_inverted_share"]),
-        "inverted by CLIP, in this set": _percent(found["inverted_share"]),
+        "pairs made": statistics["generated"],
+        "samples and pairs that failed": statistics["failed"],
+        "excluded, because the image is also in the evaluation set": statistics["excluded"],
+        "pairs scored": statistics["scored"],
+        "dropped for identical captions": statistics["identical"],
+        "dropped for a truncated caption": statistics["truncated"],
+        "dropped because CLIP inverted them": statistics["dropped_inverted"],
+        "dropped for a chosen caption that repeats more": statistics["repeating"],
+        "selected for training": statistics["selected"],
+        "left out here, image not usable": statistics["left_out"],
+        "**in this set**": statistics["exported"],
+        "inverted by CLIP, of all scored": _percent(statistics["scored_inverted_share"]),
+        "inverted by CLIP, in this set": _percent(statistics["inverted_share"]),
     }
     return "## Counts\n\n| | |\n|---|---:|\n" + "\n".join(
         f"| {name} | {_cell(value)} |" for name, value in rows.items()
     )
 
 
-def _ratios(found: dict[str, Any]) -> str:
-    lines = ["## Hallucination ratios", "", "| caption decoded at | mean | least | largest |", "|---|---:|---:|---:|"]
+def _ratios(statistics: dict[str, Any]) -> str:
+    lines = ["## Hallucination ratios", "", "| caption decoded at | mean | minimum | maximum |", "|---|---:|---:|---:|"]
     for role, words in (("low", "the lower ratio"), ("high", "the higher ratio")):
-        spread = found["ratios"][role]
+        spread = statistics["ratios"][role]
         cells = ["unknown"] * 3 if spread is None else [f"{spread[key]:.3f}" for key in ("mean", "min", "max")]
         lines.append(f"| {words} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _gaps(found: dict[str, Any]) -> str:
-    most = max(each["pairs"] for each in found["gaps"])
-    spread = found["gap"]
+def _gaps(statistics: dict[str, Any]) -> str:
+    largest = max(gap_bin["pairs"] for gap_bin in statistics["gaps"])
+    spread = statistics["gap"]
     lines = [
         "## Score gaps",
         "",
-        "CLIP cosine of the chosen caption less that of the rejected one, times 100:"
+        "CLIP cosine of the chosen caption minus that of the rejected one, × 100:"
         f" {spread['mean']:.2f} on average, {spread['min']:.2f} to {spread['max']:.2f}.",
         "",
         "| gap | pairs | |",
         "|---|---:|---|",
     ]
-    for each in found["gaps"]:
-        bar = "█" * round(BAR * each["pairs"] / most)
-        lines.append(f"| {each['from']:.2f} to {each['to']:.2f} | {each['pairs']} | {bar} |")
+    for gap_bin in statistics["gaps"]:
+        bar = "█" * round(BAR * gap_bin["pairs"] / largest)
+        lines.append(f"| {gap_bin['from']:.2f} to {gap_bin['to']:.2f} | {gap_bin['pairs']} | {bar} |")
     return "\n".join(lines)
 
 
 def _size(pairs: int) -> str:
-    """The hub's name for a set of so many rows."""
+    """The hub's size category for a number of rows."""
     names = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M"]
     return names[sum(pairs >= size for size in SIZES)]
 

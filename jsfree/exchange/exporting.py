@@ -1,6 +1,6 @@
-"""A run's pairs in somebody else's layout, with a card that says what they are and how they came to be.
+"""Exports the pairs of a run in the format of another project, with a data set card.
 
-Pairs are read and written a few at a time. Each file appears whole or not at all, and the card last.
+Pairs are read and written a few at a time. Each file appears complete or not at all, and the card last.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from jsfree.config import PairFormat, RunConfig
 from jsfree.errors import ConfigError, RowError, RunError
 from jsfree.exchange.card import Tally, card, figures
 from jsfree.exchange.formats import FORMATS, Format, Placement
-from jsfree.exchange.placing import Placer
+from jsfree.exchange.placing import ImageStore
 from jsfree.exchange.preferences import preference
 from jsfree.run.folder import Folder
 from jsfree.run.locations import require_outside_runs, require_outside_sources
 from jsfree.run.run import Run
 from jsfree.run.streaming import scan
 from jsfree.schemas import SelectedPair
-from jsfree.stages.preference import with_roles
+from jsfree.stages.pair_selection import assign_roles
 
 Pairs = Literal["selected", "scored"]
-ROWS_A_FILE = 2000
-BYTES_A_FILE = 256 * 10**6
+ROWS_PER_FILE = 2000
+BYTES_PER_FILE = 256 * 10**6
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written, and where."""
+    """Where the data set was written, and its statistics."""
 
     uri: str
     figures: dict[str, Any]
 
 
 class Writer(Protocol):
-    """Takes records one by one; ``files`` is a pattern of what it writes, below the folder."""
+    """Writes records one by one; ``files`` is a pattern of its files, relative to the folder."""
 
     files: str
 
     def add(self, record: dict[str, Any]) -> None:
-        """Write a record, now or later."""
+        """Write a record, possibly with a delay."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining records."""
 
 
 def export(
@@ -65,53 +65,55 @@ def export(
     """Write the pairs of a round in the format ``name`` to the folder or URI ``out``.
 
     Args:
-        number: the round; the last one that has such pairs, when omitted.
-        pairs: those that were selected for training, or all that were scored, each with the role that selection
-            gives it (identical captions, and inverted ones under ``select.inverted: drop``, are left out).
-        placement: how images go with them; the format's usual way when omitted.
+        number: the round; by default the last one that has such pairs.
+        pairs: those selected for training, or all scored ones with the roles that selection would give them (without
+            identical captions, and without inverted pairs under ``select.inverted: drop``).
+        placement: how images are stored; by default the first one that the format supports.
 
     Raises:
-        ConfigError: the format cannot place images so, an image cannot be referred to, or ``out`` belongs to a run or
-            to a source of this one.
+        ConfigError: the format does not support the placement, an image cannot be referred to, or ``out`` belongs to a
+            run or to a source of this one.
         RunError: the run has no such pairs, or ``out`` is not empty.
-        StorageError: something cannot be read or written.
+        StorageError: a file cannot be read or written.
     """
     layout = FORMATS[name]
-    placement = _allowed(name, layout, placement)
+    placement = _supported(name, layout, placement)
     number = _round(run, pairs, number)
     folder = Folder(out)
     require_outside_runs("--out", folder)
     require_outside_sources("--out", folder, run.config)
     if folder.names() or folder.is_file():
-        raise RunError(f"{out} is not empty", "choose another --out, or remove what is there")
+        raise RunError(f"{out} is not empty", "choose another --out, or empty it")
     tally = Tally()
-    records = _records(run, number, pairs, layout, Placer(placement, folder, run.config.source), tally)
-    first = next(records, None)  # before any file is begun: what the placement does not allow shows here
+    records = _records(run, number, pairs, layout, ImageStore(placement, folder, run.config.source), tally)
+    first = next(records, None)  # before any file is created, so that an unsupported placement leaves none
     if first is None:
         raise RunError(
-            f"{run.folder.uri}: none of the {pairs} pairs of round {number} can be exported", f"{tally.first}"
+            f"{run.folder.uri}: none of the {pairs} pairs of round {number} can be exported ({tally.first})",
+            "make the images readable",
         )
     with folder.create("provenance.jsonl") as provenance, _writer(folder, layout, placement) as writer:
-        for record, told in chain([first], records):
+        for record, row in chain([first], records):
             writer.add(record)
-            provenance.write(f"{_json(told)}\n".encode())
+            provenance.write(f"{_json(row)}\n".encode())
         writer.close()
     files = writer.files
     if name == "llama-factory":
         folder.write_json("dataset_info.json", _dataset_info(files))
-    found = {"format": name, "images": placement, **figures(run, number, pairs, tally)}
+    statistics = {"format": name, "images": placement, **figures(run, number, pairs, tally)}
     features = layout.features if _is_table(layout, placement) else ()
-    folder.write("README.md", card(run, found, files, features).encode())
-    return Export(folder.uri, found)
+    folder.write("README.md", card(run, statistics, files, features).encode())
+    return Export(folder.uri, statistics)
 
 
-def _allowed(name: str, layout: Format, placement: Placement | None) -> Placement:
+def _supported(name: str, layout: Format, placement: Placement | None) -> Placement:
     if placement is None:
         return layout.placements[0]
     if placement not in layout.placements:
-        able = " and ".join(each for each, other in FORMATS.items() if placement in other.placements)
+        others = " or ".join(each for each, other in FORMATS.items() if placement in other.placements)
         raise ConfigError(
-            f"--images {placement}: {name} takes {' or '.join(layout.placements)}", f"{able} can {placement} images"
+            f"--images {placement}: {name} supports {' or '.join(layout.placements)}",
+            f"choose one of these, or the format {others}",
         )
     return placement
 
@@ -121,7 +123,7 @@ def _is_table(layout: Format, placement: Placement) -> bool:
 
 
 def _round(run: Run, pairs: Pairs, number: int | None) -> int:
-    """The round that is meant, which must have its pairs."""
+    """The round to export; checks that it has its pairs."""
     stage = {"selected": "select", "scored": "score"}[pairs]
     if number is None:
         rounds = range(run.config.rounds, 0, -1)
@@ -135,7 +137,7 @@ def _round(run: Run, pairs: Pairs, number: int | None) -> int:
 
 @contextmanager
 def _writer(folder: Folder, layout: Format, placement: Placement) -> Iterator[Writer]:
-    """The writer for a layout; a file of text is published when the block ends without an error."""
+    """The writer for a format; a text file is published when the block ends without an error."""
     if _is_table(layout, placement):
         yield TableFiles(folder, layout)
         return
@@ -145,19 +147,19 @@ def _writer(folder: Folder, layout: Format, placement: Placement) -> Iterator[Wr
 
 
 def _records(
-    run: Run, number: int, pairs: Pairs, layout: Format, placer: Placer, tally: Tally
+    run: Run, number: int, pairs: Pairs, layout: Format, image_store: ImageStore, tally: Tally
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """The record of each pair, and its provenance; a pair whose image cannot be used is left out and counted."""
+    """The record and provenance of each pair; pairs with unusable images are left out and counted."""
     source, captioner = _origin(run.config, number)
     for pair in _pairs(run, number, pairs):
-        taken = preference(pair, source, captioner)
+        converted = preference(pair, source, captioner)
         try:
-            record = layout.write(taken, placer.place(pair["image"]))
+            record = layout.write(converted, image_store.place(pair["image"]))
         except RowError as error:
-            tally.leave_out(str(error))
+            tally.leave_out(error.problem)
         else:
             tally.add(pair)
-            yield record, taken.told()
+            yield record, converted.provenance_row()
 
 
 def _pairs(run: Run, number: int, pairs: Pairs) -> Iterator[SelectedPair]:
@@ -169,11 +171,11 @@ def _pairs(run: Run, number: int, pairs: Pairs) -> Iterator[SelectedPair]:
     for table in scan(folder, schemas.SCORED):
         for pair in table.to_pylist():
             if pair["low"]["text"] != pair["high"]["text"] and not (pair["inverted"] and select.inverted == "drop"):
-                yield with_roles(pair, select)
+                yield assign_roles(pair, select)
 
 
 def _origin(config: RunConfig, number: int) -> tuple[str, str]:
-    """The kind of source, and the captioner; of imported pairs nobody knows it."""
+    """The kind of source, and the captioner, which is unknown for imported pairs."""
     if config.imported is not None:
         return f"imported {config.imported.format}", "unknown"
     seed = config.captioner.versioned_ref
@@ -181,7 +183,7 @@ def _origin(config: RunConfig, number: int) -> tuple[str, str]:
 
 
 class TableFiles:
-    """Parquet files of bounded size, images inside."""
+    """Writes Parquet files of bounded size with embedded images."""
 
     files = "data/train-*.parquet"
 
@@ -193,10 +195,10 @@ class TableFiles:
         self._files = 0
 
     def add(self, record: dict[str, Any]) -> None:
-        """Keep a record until there are enough for a file."""
+        """Buffer a record until there are enough for a file."""
         self._rows.append(record)
         self._size += _embedded(record)
-        if len(self._rows) >= ROWS_A_FILE or self._size >= BYTES_A_FILE:
+        if len(self._rows) >= ROWS_PER_FILE or self._size >= BYTES_PER_FILE:
             self._flush()
 
     def close(self) -> None:
@@ -212,32 +214,32 @@ class TableFiles:
 
 
 class TextFile:
-    """One file of JSON lines, or of a JSON list; it holds texts and paths alone."""
+    """Writes one file of JSON lines, or a JSON list, of texts and paths."""
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self.files = name
         self._file = file
         lines = name.endswith(".jsonl")
-        self._before, self._between, self._behind = ("", "\n", "\n") if lines else ("[\n", ",\n", "\n]\n")
+        self._prefix, self._separator, self._suffix = ("", "\n", "\n") if lines else ("[\n", ",\n", "\n]\n")
 
     def add(self, record: dict[str, Any]) -> None:
         """Write a record."""
-        self._file.write((self._before + _json(record)).encode())
-        self._before = self._between
+        self._file.write((self._prefix + _json(record)).encode())
+        self._prefix = self._separator
 
     def close(self) -> None:
-        """End the file."""
-        self._file.write(self._behind.encode())
+        """Write the end of the file."""
+        self._file.write(self._suffix.encode())
 
 
 def _embedded(record: dict[str, Any]) -> int:
-    """Bytes of the image in a record."""
+    """Bytes of the embedded image of a record."""
     image = record["images"][0] if "images" in record else record["image"]
     return len(image["bytes"])
 
 
 def _dataset_info(file: str) -> dict[str, Any]:
-    """How LLaMA-Factory is told of a set: with this folder as ``dataset_dir`` and ``dataset: jsfree``."""
+    """LLaMA-Factory's description of the data set, used with this ``dataset_dir`` and ``dataset: jsfree``."""
     columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected", "images": "images"}
     return {"jsfree": {"file_name": file, "formatting": "sharegpt", "ranking": True, "columns": columns}}
 

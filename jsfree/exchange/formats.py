@@ -1,4 +1,4 @@
-"""The layouts of preference pairs: how each writes a record, and what it reads out of one.
+"""The formats of preference pairs: each writes a pair as a record, and reads a record.
 
 - ``trl``: https://huggingface.co/docs/trl/dataset_formats, conversational, with ``images``; Parquet or JSON lines;
 - ``ms-swift``: https://swift.readthedocs.io/en/latest/Customization/Custom-dataset.html; JSON lines;
@@ -6,7 +6,7 @@
 - ``rlaif-v``: the columns of https://huggingface.co/datasets/openbmb/RLAIF-V-Dataset; Parquet;
 - ``povid``: LLaVA's conversations twice, https://github.com/YiyangZhou/POVID; JSON.
 
-Reading takes what others write too: plain texts for TRL's messages, images as paths or as ``{bytes, path}``.
+Reading accepts variants: plain texts instead of TRL's messages, images as paths or as ``{bytes, path}``.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ Record = Mapping[str, Any]
 Placement = Literal["embed", "copy", "reference"]
 
 
-class Placed(NamedTuple):
-    """An image as a record has it: its path or URI (a name, where it is embedded), and its bytes if it is."""
+class StoredImage(NamedTuple):
+    """An image in a record: its path or URI, or if it is embedded its name and bytes."""
 
     path: str
     bytes: bytes | None = None
 
 
-class Parts(NamedTuple):
-    """What a record says, its texts as they stand there; ``image`` is a path, a URI or ``{bytes, path}``."""
+class Fields(NamedTuple):
+    """The fields of a record, texts unchanged; ``image`` is a path, a URI or ``{bytes, path}``."""
 
     id: str | None
     image: Any
@@ -47,62 +47,62 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Format:
-    """A layout: ``named`` are the keys of prompt, chosen and rejected caption, ``optional`` others that are read.
+    """A format: ``named`` are the keys of prompt, chosen and rejected caption, ``optional`` other keys that are read.
 
-    ``table`` is the schema of its Parquet files and ``features`` says which of their columns are images, for Hugging
-    Face datasets; ``text`` is the name of its file where it is text.
+    ``table`` is the schema of its Parquet files, and ``features`` marks their image columns for Hugging Face datasets;
+    ``text`` is the name of its text file, if it has one.
     """
 
     named: tuple[str, str, str]
     optional: tuple[str, ...]
-    write: Callable[[Preference, Placed], dict[str, Any]]
-    read: Callable[[Record], Parts]
+    write: Callable[[Preference, StoredImage], dict[str, Any]]
+    read: Callable[[Record], Fields]
     table: pa.Schema | None = None
     features: tuple[dict[str, Any], ...] = ()
     text: str | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What every record has."""
+        """The keys of every record."""
         return tuple(dict.fromkeys(self.named))
 
     @property
     def placements(self) -> tuple[Placement, ...]:
-        """The ways in which images can go with it, the usual one first."""
-        found: list[Placement] = ["embed"] if self.table is not None else []
-        return (*found, "copy", "reference") if self.text else tuple(found)
+        """The supported ways to store images, the default first."""
+        embedded: tuple[Placement, ...] = ("embed",) if self.table is not None else ()
+        return (*embedded, "copy", "reference") if self.text else embedded
 
 
-def _write_trl(pair: Preference, image: Placed) -> dict[str, Any]:
-    asked = [{"type": "image"}, {"type": "text", "text": pair.prompt}]
+def _write_trl(pair: Preference, image: StoredImage) -> dict[str, Any]:
+    question = [{"type": "image"}, {"type": "text", "text": pair.prompt}]
     return {
         "images": [image.path if image.bytes is None else image._asdict()],
-        "prompt": [{"role": "user", "content": asked}],
+        "prompt": [{"role": "user", "content": question}],
         "chosen": [{"role": "assistant", "content": [{"type": "text", "text": pair.chosen}]}],
         "rejected": [{"role": "assistant", "content": [{"type": "text", "text": pair.rejected}]}],
     }
 
 
-def _read_trl(record: Record) -> Parts:
-    def said(key: str, role: str) -> str:
+def _read_trl(record: Record) -> Fields:
+    def text(key: str, role: str) -> str:
         value = record.get(key)
         return _text(record, key) if isinstance(value, str) else _turns(value, key, "role", "content", role)[0]
 
-    image = _one(record, "images") if record.get("images") is not None else record.get("image")
-    return Parts(None, image, said("prompt", "user"), said("chosen", "assistant"), said("rejected", "assistant"))
+    image = _single_image(record, "images") if record.get("images") is not None else record.get("image")
+    return Fields(None, image, text("prompt", "user"), text("chosen", "assistant"), text("rejected", "assistant"))
 
 
-def _write_swift(pair: Preference, image: Placed) -> dict[str, Any]:
+def _write_swift(pair: Preference, image: StoredImage) -> dict[str, Any]:
     messages = [{"role": "user", "content": f"{MARKER}{pair.prompt}"}, {"role": "assistant", "content": pair.chosen}]
     return {"messages": messages, "images": [image.path], "rejected_response": pair.rejected}
 
 
-def _read_swift(record: Record) -> Parts:
+def _read_swift(record: Record) -> Fields:
     prompt, chosen = _turns(record.get("messages"), "messages", "role", "content", "user", "assistant")
-    return Parts(None, _one(record, "images"), prompt, chosen, _text(record, "rejected_response"))
+    return Fields(None, _single_image(record, "images"), prompt, chosen, _text(record, "rejected_response"))
 
 
-def _write_factory(pair: Preference, image: Placed) -> dict[str, Any]:
+def _write_factory(pair: Preference, image: StoredImage) -> dict[str, Any]:
     return {
         "conversations": [{"from": "human", "value": f"{MARKER}{pair.prompt}"}],
         "chosen": {"from": "gpt", "value": pair.chosen},
@@ -111,7 +111,7 @@ def _write_factory(pair: Preference, image: Placed) -> dict[str, Any]:
     }
 
 
-def _read_factory(record: Record) -> Parts:
+def _read_factory(record: Record) -> Fields:
     def answer(key: str) -> str:
         message = record.get(key)
         if not isinstance(message, Mapping):
@@ -119,56 +119,58 @@ def _read_factory(record: Record) -> Parts:
         return _turns([message], key, "from", "value", "gpt")[0]
 
     prompt = _turns(record.get("conversations"), "conversations", "from", "value", "human")[0]
-    return Parts(None, _one(record, "images"), prompt, answer("chosen"), answer("rejected"))
+    return Fields(None, _single_image(record, "images"), prompt, answer("chosen"), answer("rejected"))
 
 
-def _write_rlaif(pair: Preference, image: Placed) -> dict[str, Any]:
-    known = pair.provenance
+def _write_rlaif(pair: Preference, image: StoredImage) -> dict[str, Any]:
+    provenance = pair.provenance
     return {
         "ds_name": "jsfree",
         "image": image._asdict(),
         "question": pair.prompt,
         "chosen": pair.chosen,
         "rejected": pair.rejected,
-        "origin_dataset": known.source if known else "",
-        "origin_split": json.dumps({"model": known.captioner if known else ""}),
+        "origin_dataset": provenance.source if provenance else "",
+        "origin_split": json.dumps({"model": provenance.captioner if provenance else ""}),
         "idx": pair.id,
         "image_path": pair.image["uri"] or image.path,
     }
 
 
-def _read_rlaif(record: Record) -> Parts:
+def _read_rlaif(record: Record) -> Fields:
     prompt, chosen, rejected = (_text(record, key) for key in ("question", "chosen", "rejected"))
     image = record.get("image")
-    named = any(image.get(key) for key in ("bytes", "path")) if isinstance(image, Mapping) else image
-    return Parts(_id(record, "idx"), image if named else record.get("image_path"), prompt, chosen, rejected)
+    given = any(image.get(key) for key in ("bytes", "path")) if isinstance(image, Mapping) else image
+    return Fields(_id(record, "idx"), image if given else record.get("image_path"), prompt, chosen, rejected)
 
 
-def _write_povid(pair: Preference, image: Placed) -> dict[str, Any]:
-    def talk(answer: str) -> list[dict[str, str]]:
+def _write_povid(pair: Preference, image: StoredImage) -> dict[str, Any]:
+    def conversation(answer: str) -> list[dict[str, str]]:
         return [{"from": "human", "value": f"{MARKER}\n{pair.prompt}"}, {"from": "gpt", "value": answer}]
 
     return {
         "id": pair.id,
         "image": image.path,
-        "conversations": talk(pair.chosen),
-        "rejected_conversations": talk(pair.rejected),
+        "conversations": conversation(pair.chosen),
+        "rejected_conversations": conversation(pair.rejected),
     }
 
 
-def _read_povid(record: Record) -> Parts:
-    (prompt, chosen), (again, rejected) = (
-        _turns(record.get(key), key, "from", "value", "human", "gpt") for key in _TALKS
+def _read_povid(record: Record) -> Fields:
+    (prompt, chosen), (other_prompt, rejected) = (
+        _turns(record.get(key), key, "from", "value", "human", "gpt") for key in _CONVERSATIONS
     )
-    if prompt != again:
+    if prompt != other_prompt:
         raise RowError(
-            "malformed", f"keys {_TALKS[0]!r} and {_TALKS[1]!r} ask different questions", "make them the same"
+            "malformed",
+            f"keys {_CONVERSATIONS[0]!r} and {_CONVERSATIONS[1]!r} ask different questions",
+            "make them the same",
         )
-    return Parts(_id(record, "id"), record.get("image"), prompt, chosen, rejected)
+    return Fields(_id(record, "id"), record.get("image"), prompt, chosen, rejected)
 
 
 def _id(record: Record, key: str) -> str | None:
-    """A record's id as text; None where it has none (null, or NaN as tables write it in a column of numbers)."""
+    """A record's id as text; None if it is null, or NaN, which columns of numbers contain instead."""
     value = record.get(key)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
@@ -186,25 +188,25 @@ def _text(record: Record, key: str) -> str:
     raise RowError("malformed", f"key {key!r} is {_kind(value)}, expected a text")
 
 
-def _one(record: Record, key: str) -> Any:
-    """The only image of a list of them."""
+def _single_image(record: Record, key: str) -> Any:
+    """The only image of a list."""
     images = record.get(key)
     if not isinstance(images, list | tuple):
         raise RowError("no_image", f"key {key!r} is {_kind(images)}, expected a list of one image", "remove the row")
     if not images:
-        raise RowError("no_image", f"key {key!r} is an empty list", "a pair has one image, remove the row")
+        raise RowError("no_image", f"key {key!r} is an empty list, but a pair has one image", "remove the row")
     if len(images) > 1:
-        raise RowError("several_images", f"key {key!r} has {len(images)} images", "a pair has one, remove the row")
+        raise RowError("several_images", f"key {key!r} has {len(images)} images, but a pair has one", "remove the row")
     return images[0]
 
 
 def _turns(messages: Any, key: str, role_key: str, text_key: str, *roles: str) -> list[str]:
-    """The texts of a conversation of exactly these turns."""
+    """The texts of a conversation with exactly these roles."""
     if not isinstance(messages, list | tuple) or not all(isinstance(message, Mapping) for message in messages):
         raise RowError("malformed", f"key {key!r} is {_kind(messages)}, expected messages of {' and '.join(roles)}")
-    found = [message.get(role_key) for message in messages]
-    if found != list(roles):
-        named = ", ".join(role if isinstance(role, str) else _kind(role) for role in found[:MAX_TURNS])
+    given = [message.get(role_key) for message in messages]
+    if given != list(roles):
+        named = ", ".join(role if isinstance(role, str) else _kind(role) for role in given[:MAX_TURNS])
         raise RowError(
             "malformed",
             f"key {key!r} has the turns {named or 'none'} ({role_key!r}), expected {', '.join(roles)}:"
@@ -214,14 +216,14 @@ def _turns(messages: Any, key: str, role_key: str, text_key: str, *roles: str) -
 
 
 def _content(content: Any, key: str) -> str:
-    """The text of a message: as it is, or in parts of which one may stand for the image."""
+    """The text of a message, given as a text or as parts, one of which may be the image."""
     if isinstance(content, str):
         return require_text(content, f"key {key!r}")
     if not isinstance(content, list | tuple) or not all(isinstance(part, Mapping) for part in content):
         raise RowError("malformed", f"key {key!r} is {_kind(content)}, expected a text")
-    places: int = sum(part.get("type") == "image" for part in content)
+    images: int = sum(part.get("type") == "image" for part in content)
     texts = [_text(part, "text") for part in content if part.get("type") == "text"]
-    return MARKER * places + "\n".join(texts)
+    return MARKER * images + "\n".join(texts)
 
 
 def _kind(value: Any) -> str:
@@ -233,13 +235,13 @@ def _kind(value: Any) -> str:
 
 
 MAX_TURNS = 10
-"""Turns of a conversation that a message names."""
-_TALKS = ("conversations", "rejected_conversations")
+"""Turns of a conversation listed in an error message."""
+_CONVERSATIONS = ("conversations", "rejected_conversations")
 _STRUCT = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 _MESSAGES = pa.list_(
     pa.struct({"role": pa.string(), "content": pa.list_(pa.struct({"type": pa.string(), "text": pa.string()}))})
 )
-_SAID = [
+_MESSAGE_FEATURES = [
     {"name": "role", "dtype": "string"},
     {"name": "content", "list": [{"name": "type", "dtype": "string"}, {"name": "text", "dtype": "string"}]},
 ]
@@ -254,7 +256,7 @@ FORMATS: dict[PairFormat, Format] = {
         table=pa.schema({"images": pa.list_(_STRUCT), **dict.fromkeys(("prompt", "chosen", "rejected"), _MESSAGES)}),
         features=(
             {"name": "images", "sequence": "image"},
-            *({"name": name, "list": _SAID} for name in ("prompt", "chosen", "rejected")),
+            *({"name": name, "list": _MESSAGE_FEATURES} for name in ("prompt", "chosen", "rejected")),
         ),
         text="train.jsonl",
     ),
@@ -272,10 +274,12 @@ FORMATS: dict[PairFormat, Format] = {
         table=pa.schema({name: _STRUCT if name == "image" else pa.string() for name in _RLAIF}),
         features=tuple({"name": name, "dtype": "image" if name == "image" else "string"} for name in _RLAIF),
     ),
-    "povid": Format((_TALKS[0], *_TALKS), ("id", "image"), _write_povid, _read_povid, text="train.json"),
+    "povid": Format(
+        (_CONVERSATIONS[0], *_CONVERSATIONS), ("id", "image"), _write_povid, _read_povid, text="train.json"
+    ),
 }
 
 
-def fitting(keys: Sequence[str]) -> list[PairFormat]:
-    """Layouts that records with these keys could be of."""
+def matching_formats(keys: Sequence[str]) -> list[PairFormat]:
+    """The formats whose records have these keys."""
     return [name for name, layout in FORMATS.items() if set(layout.keys) <= set(keys)]

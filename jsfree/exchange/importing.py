@@ -1,4 +1,4 @@
-"""Records of other projects as preference pairs: each either usable, or with what is wrong with it."""
+"""Imports records of other projects as preference pairs; an unusable record comes with its error."""
 
 from __future__ import annotations
 
@@ -10,75 +10,75 @@ from typing import Any
 
 from jsfree.config import Imported
 from jsfree.errors import RowError, SourceError
-from jsfree.exchange.formats import FORMATS, Parts
+from jsfree.exchange.formats import FORMATS, Fields
 from jsfree.exchange.preferences import MARKER, Preference, without_marker
-from jsfree.exchange.records import Found, configured_folder, records
+from jsfree.exchange.records import ReadRecord, configured_folder, records
 from jsfree.images.confinement import Confinement, absolute, check_links
 from jsfree.images.listing import image_uri
-from jsfree.images.tables import MOST_EMBEDDED_BYTES
+from jsfree.images.tables import MAX_EMBEDDED_BYTES
 from jsfree.schemas import ImageRef, sample_id
 from jsfree.texts import printable, require_text
 from jsfree.uris import local_path
 
 MAX_TOKEN_CHARACTERS = 256
-"""Characters that a token may stand for; longer texts are refused before a tokenizer has to read them."""
+"""Most characters per token; longer texts are refused before they are tokenized."""
 
 
 @dataclass(frozen=True)
-class Unusable:
-    """A record that is no pair: a name for it, and why; both can be written to a table whatever the record holds."""
+class UnusableRecord:
+    """A record that is not a valid pair: an id and the error, both printable whatever the record contains."""
 
     id: str
     error: RowError
 
 
-def preferences(settings: Imported) -> Iterator[Preference | Unusable]:
-    """The pairs of ``settings.path``, in the order of files and rows.
+def preferences(settings: Imported) -> Iterator[Preference | UnusableRecord]:
+    """Yield the pairs of ``settings.path``, in the order of files and rows.
 
-    A pair's id is the record's own where the format has one, else file and row. Of several records with one id and
-    one prompt the first is used.
+    A pair's id is the record's own if the format has one, else file and row. Of several records with the same id and
+    prompt the first is used.
 
     Raises:
-        SourceError: the path is missing or unreadable, holds no record, is not of the format, or holds more bytes of
-            images than a run carries.
+        SourceError: the path is missing or unreadable, has no records, is not of the format, or has more bytes of
+            embedded images than a run can store.
     """
     seen: dict[str, str] = {}
-    embedded, found = 0, None
+    embedded, read = 0, None
     confinement = _confinement(settings)
-    for found in records(settings):
-        where = f"{found.file.shown}, row {found.row}"
+    for read in records(settings):
+        where = f"{read.file.shown}, row {read.row}"
         try:
-            pair = _pair(found, settings, confinement)
+            pair = _pair(read, settings, confinement)
             name = sample_id(pair.id, pair.prompt)
             if name in seen:
-                told = printable(repr(pair.id))
-                raise RowError("duplicate_id", f"key 'id' or 'idx' is {told}, as in {seen[name]}", "make it unique")
+                shown = printable(repr(pair.id))
+                raise RowError("duplicate_id", f"key 'id' or 'idx' is {shown}, as in {seen[name]}", "make it unique")
         except RowError as error:
-            yield Unusable(
-                _name(found), RowError(error.kind, f"{where}: {printable(error.problem)}", printable(error.remedy))
+            yield UnusableRecord(
+                _name(read), RowError(error.kind, f"{where}: {printable(error.problem)}", printable(error.remedy))
             )
         else:
             seen[name] = where
             embedded += len(pair.image["bytes"] or b"")
-            _require_room(embedded, settings)
+            _check_size(embedded, settings)
             yield pair
-    if found is None:
-        raise SourceError(f"{settings.path} holds no records", "correct 'imported.path'")
+    if read is None:
+        raise SourceError(f"{settings.path} has no records", "correct 'imported.path'")
 
 
-def _name(found: Found) -> str:
-    """A name for a record without an id of its own."""
-    return f"{printable(found.file.name)}:{found.row}"
+def _name(read: ReadRecord) -> str:
+    """The id of a record that has none of its own."""
+    return f"{printable(read.file.name)}:{read.row}"
 
 
-def _pair(found: Found, settings: Imported, confinement: Confinement) -> Preference:
-    if isinstance(found.record, RowError):
-        raise found.record
+def _pair(read: ReadRecord, settings: Imported, confinement: Confinement) -> Preference:
+    if isinstance(read.record, RowError):
+        raise read.record
     layout = FORMATS[settings.format]
-    parts = layout.read(found.record)
-    name = parts.id or _name(found)
-    prompt = without_marker(parts.prompt, layout.named[0])
-    texts = {"prompt": prompt, "chosen": parts.chosen.strip(), "rejected": parts.rejected.strip()}
+    fields = layout.read(read.record)
+    name = fields.id or _name(read)
+    prompt = without_marker(fields.prompt, layout.named[0])
+    texts = {"prompt": prompt, "chosen": fields.chosen.strip(), "rejected": fields.rejected.strip()}
     longest = MAX_TOKEN_CHARACTERS * settings.max_tokens
     for key, (what, text) in zip(layout.named, texts.items(), strict=True):
         if not text:
@@ -92,28 +92,28 @@ def _pair(found: Found, settings: Imported, confinement: Confinement) -> Prefere
                 f" ({MAX_TOKEN_CHARACTERS} for each of 'imported.max_tokens')",
                 "remove the row",
             )
-    start = confinement.folder if settings.images else posixpath.dirname(found.file.address)
-    image = _image(name, parts, start, confinement)
+    start = confinement.folder if settings.images else posixpath.dirname(read.file.address)
+    image = _image(name, fields, start, confinement)
     return Preference(name, image, prompt, texts["chosen"], texts["rejected"])
 
 
-def _require_room(embedded: int, settings: Imported) -> None:
-    if embedded > MOST_EMBEDDED_BYTES:
+def _check_size(embedded: int, settings: Imported) -> None:
+    if embedded > MAX_EMBEDDED_BYTES:
         raise SourceError(
-            f"{settings.path} holds more than {MOST_EMBEDDED_BYTES / 1e9:.0f} GB of images, which a run's tables would"
-            " carry",
-            "put the images into files and their paths into the records, or import a part of them",
+            f"{settings.path} holds more than {MAX_EMBEDDED_BYTES / 1e9:.0f} GB of images, too much for the run's"
+            " tables",
+            "put the images into files and their paths into the records, or import fewer records",
         )
 
 
 def _confinement(settings: Imported) -> Confinement:
-    """Where images may be; ``imported.images`` is made absolute, because workers have other working directories."""
+    """The folder that images must be in; absolute, because workers have other working directories."""
     folder = absolute(settings.images) if settings.images else configured_folder(settings)
     return Confinement(folder, settings.allow_outside, "imported")
 
 
-def _image(name: str, parts: Parts, start: str, confinement: Confinement) -> ImageRef:
-    image = parts.image
+def _image(name: str, fields: Fields, start: str, confinement: Confinement) -> ImageRef:
+    image = fields.image
     content: Any = image.get("bytes") if isinstance(image, Mapping) else image if isinstance(image, bytes) else None
     if isinstance(content, bytes) and content:
         return {"id": name, "uri": None, "bytes": content, "sha256": hashlib.sha256(content).hexdigest()}
@@ -128,7 +128,7 @@ def _image(name: str, parts: Parts, start: str, confinement: Confinement) -> Ima
 
 
 def imported_uri(path: str, start: str, confinement: Confinement) -> str:
-    """Where the image of a record is; symbolic links are followed now, because later stages do not.
+    """The URI of a record's image; symbolic links are resolved now, because later stages do not.
 
     Raises:
         RowError: ``malformed`` or ``outside``, as ``image_uri`` and ``check_links``.

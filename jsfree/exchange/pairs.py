@@ -1,6 +1,6 @@
-"""Imported preferences as rows of a run: samples, and pairs whose captions are tokens of the run's captioner.
+"""Converts imported preferences to rows of a run: samples, and pairs tokenized for the run's captioner.
 
-A plain class without Ray, as those of the other stages. Only the captioner's tokenizer is loaded, not its weights.
+Only the captioner's tokenizer is loaded, not its weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsfree.config import Imported, RunConfig
 from jsfree.errors import ConfigError, ModelError, RowError
-from jsfree.exchange.importing import Unusable
+from jsfree.exchange.importing import UnusableRecord
 from jsfree.exchange.preferences import Preference
 from jsfree.images.decoding import image_bytes
 from jsfree.images.overlap import READERS, require_not_evaluated
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
     from transformers import LlavaProcessor
 
 
-def samples(found: Sequence[Preference | Unusable]) -> StageOutput:
-    """Rows of ``schemas.SAMPLES`` of what is usable, and an error row for the rest."""
+def samples(records: Sequence[Preference | UnusableRecord]) -> StageOutput:
+    """Rows of ``schemas.SAMPLES`` for usable records, and error rows for the others."""
     output = StageOutput()
-    for each in found:
-        if isinstance(each, Unusable):
-            output.errors.append(error_row(each.id, "samples", each.error))
+    for record in records:
+        if isinstance(record, UnusableRecord):
+            output.errors.append(error_row(record.id, "samples", record.error))
         else:
-            output.rows.append({**_sample(each)})
+            output.rows.append({**_sample(record)})
     return output
 
 
 class ImportedPairs:
-    """Rows of ``schemas.PAIRS``: the caption imported as chosen is ``low``, the provisional winner."""
+    """Makes rows of ``schemas.PAIRS``; the caption imported as chosen is ``low``, the provisional winner."""
 
     def __init__(self, config: RunConfig, settings: Imported, model_ref: str, evaluated: Collection[str] = ()) -> None:
         """Load the tokenizer of the captioner ``model_ref``.
 
         Args:
-            evaluated: SHA-256 of the images of the evaluation set; a pair of one of them is excluded.
+            evaluated: SHA-256 of the images of the evaluation set, whose pairs are excluded.
 
         Raises:
             ModelError: it cannot be loaded.
@@ -56,13 +56,13 @@ class ImportedPairs:
         self._evaluated = evaluated
         self._captions = CaptionTokens(local_folder(model_ref, CAPTIONER, config.models), settings.max_tokens)
 
-    def __call__(self, found: Sequence[Preference | Unusable]) -> StageOutput:
-        """One row a usable pair; one that cannot or must not be trained on becomes an error row.
+    def __call__(self, records: Sequence[Preference | UnusableRecord]) -> StageOutput:
+        """One row per usable pair; excluded pairs and pairs that cannot be tokenized become error rows.
 
-        Rows have the hashes of their images. An image that cannot be read has none, and fails when it is scored.
+        Rows have the hashes of their images. An unreadable image has none, and fails in scoring.
         """
         output = StageOutput()
-        pairs = [pair for pair in found if not isinstance(pair, Unusable)]  # the others are error rows of the samples
+        pairs = [pair for pair in records if not isinstance(pair, UnusableRecord)]
         with ThreadPoolExecutor(READERS, "hash-image") as readers:
             images = list(readers.map(self._hashed, (pair.image for pair in pairs)))
         for pair, image in zip(pairs, images, strict=True):
@@ -88,23 +88,25 @@ class ImportedPairs:
         try:
             tokens = self._captions.of(prompt, text)
         except RowError as error:
-            raise RowError(error.kind, f"the {what} caption {error}") from error
+            raise RowError(error.kind, f"the {what} caption {error.problem}", error.remedy) from error
         return {"ratio": None, "text": text, "token_ids": tokens, "finish": "stop"}
 
 
 class CaptionTokens:
-    """Captions as the tokens that a captioner would have generated behind a prompt, its end token included."""
+    """Tokenizes captions as a captioner would have generated them after a prompt, including the end token."""
 
-    def __init__(self, folder: Path, most: int) -> None:
+    def __init__(self, folder: Path, max_tokens: int) -> None:
         from transformers import LlavaProcessor
 
         try:
             self._processor: LlavaProcessor = LlavaProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
-            raise ModelError(f"no tokenizer can be loaded from {folder}: {' '.join(str(error).split())}") from error
+            raise ModelError(
+                f"no tokenizer can be loaded from {folder} ({' '.join(str(error).split())})", "fetch the model again"
+            ) from error
         tokenizer = self._processor.tokenizer
         self._tokenizer: Any = tokenizer
-        self._most = most
+        self._max_tokens = max_tokens
         self._end = _end_token(folder, tokenizer.eos_token_id)
         image = tokenizer.convert_tokens_to_ids(self._processor.image_token)
         self._special = {*tokenizer.all_special_ids, image, self._end} - {tokenizer.unk_token_id}
@@ -113,24 +115,23 @@ class CaptionTokens:
     def of(self, prompt: str, text: str) -> list[int]:
         """The completion tokens of a caption.
 
-        They are cut from those of the whole conversation, because the first token of a caption depends on what is
-        before it.
+        They are cut out of the tokens of the whole conversation, because the first token depends on the preceding text.
 
         Raises:
             RowError: ``special_token``, ``too_long``, or the prompt cannot be rendered.
         """
         prefix, before = self._prefix(prompt)
-        together = self._ids(prefix + ("" if prefix[-1:].isspace() else " ") + text)
-        tokens = together[len(before) :]
-        if together[: len(before)] != before:  # a token reaches across the border
+        whole = self._ids(prefix + ("" if prefix[-1:].isspace() else " ") + text)
+        tokens = whole[len(before) :]
+        if whole[: len(before)] != before:  # a token spans both prompt and caption
             tokens = self._ids(text, add_special_tokens=False)
         special = next((token for token in tokens if token in self._special), None)
         if special is not None:
             name = self._tokenizer.convert_ids_to_tokens(special)
-            raise RowError("special_token", f"holds {name!r}, which is no text for the captioner", "remove it")
-        if len(tokens) >= self._most:
+            raise RowError("special_token", f"contains {name!r}, a special token of the captioner", "remove it")
+        if len(tokens) >= self._max_tokens:
             raise RowError(
-                "too_long", f"has {len(tokens)} tokens, the limit is {self._most}", "raise 'imported.max_tokens'"
+                "too_long", f"has {len(tokens)} tokens, the limit is {self._max_tokens}", "raise 'imported.max_tokens'"
             )
         return [*tokens, self._end]
 
@@ -138,7 +139,7 @@ class CaptionTokens:
         try:
             rendered = prompts.conditional_prompt(self._processor, prompt)
         except ConfigError as error:
-            raise RowError("image_marker", f"cannot be used: {error}") from error
+            raise RowError("image_marker", f"cannot be used: {error.problem}", error.remedy) from error
         return rendered, self._ids(rendered)
 
     def _ids(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -146,10 +147,10 @@ class CaptionTokens:
 
 
 def _end_token(folder: Path, own: int) -> int:
-    """The token that ends a caption: the tokenizer's, unless the model was told of others only."""
+    """The token that ends a caption: the tokenizer's, unless the generation configuration has only others."""
     path = folder / "generation_config.json"
-    told = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
-    ends = told if isinstance(told, list) else [own if told is None else told]
+    configured = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
+    ends = configured if isinstance(configured, list) else [own if configured is None else configured]
     return int(own if own in ends else ends[0])
 
 

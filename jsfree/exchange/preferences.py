@@ -1,4 +1,4 @@
-"""A preference pair as all layouts know it: an image, a prompt, and two captions with the better one named."""
+"""A preference pair as all formats have it: an image, a prompt, a chosen and a rejected caption."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from jsfree.errors import RowError
 from jsfree.schemas import ImageRef, ScoredCaption, SelectedPair
 
 MARKER = "<image>"
-"""What layouts of plain text put where the image is."""
+"""The placeholder of the image in formats of plain text."""
 
 
 @dataclass(frozen=True)
-class Made:
-    """How a caption came to be: its hallucination ratio, None where nobody knows it, and its CLIP score."""
+class CaptionOrigin:
+    """The hallucination ratio of a caption (None if unknown) and its CLIP score."""
 
     ratio: float | None
     score: float
@@ -22,15 +22,15 @@ class Made:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a pair comes from: kind of source, captioner, and what the run found out about it.
+    """The origin of a pair: kind of source, captioner, ratios and scores.
 
-    ``gap`` is the chosen caption's score less the rejected one's.
+    ``gap`` is the chosen caption's score minus the rejected one's.
     """
 
     source: str
     captioner: str
-    chosen: Made
-    rejected: Made
+    chosen: CaptionOrigin
+    rejected: CaptionOrigin
     inverted: bool
     gap: float
 
@@ -46,32 +46,39 @@ class Preference:
     rejected: str
     provenance: Provenance | None = None
 
-    def told(self) -> dict[str, Any]:
-        """The pair without its texts, for ``provenance.jsonl``."""
+    def provenance_row(self) -> dict[str, Any]:
+        """The row of ``provenance.jsonl``: id and provenance, without texts."""
         return {"id": self.id, **(asdict(self.provenance) if self.provenance else {})}
 
 
 def preference(pair: SelectedPair, source: str, captioner: str) -> Preference:
-    """A pair of a run as others take it."""
+    """Convert a pair of a run."""
     provenance = Provenance(
-        source, captioner, _made(pair["chosen"]), _made(pair["rejected"]), pair["inverted"], pair["gap"]
+        source,
+        captioner,
+        _caption_origin(pair["chosen"]),
+        _caption_origin(pair["rejected"]),
+        pair["inverted"],
+        pair["gap"],
     )
     image = pair["image"]
     return Preference(image["id"], image, pair["prompt"], pair["chosen"]["text"], pair["rejected"]["text"], provenance)
 
 
 def without_marker(text: str, key: str) -> str:
-    """A prompt without the place of its image.
+    """Remove the placeholder of the image from a prompt.
 
     Raises:
-        RowError: it has places for several images.
+        RowError: it has several placeholders.
     """
     if text.count(MARKER) > 1:
         raise RowError(
-            "several_images", f"key {key!r} has {text.count(MARKER)} times {MARKER!r}", "a pair has one image"
+            "several_images",
+            f"key {key!r} has {text.count(MARKER)} times {MARKER!r}, a pair has one image",
+            "remove the row",
         )
     return text.replace(MARKER, "").strip()
 
 
-def _made(caption: ScoredCaption) -> Made:
-    return Made(caption["ratio"], caption["score"])
+def _caption_origin(caption: ScoredCaption) -> CaptionOrigin:
+    return CaptionOrigin(caption["ratio"], caption["score"])

@@ -1,8 +1,7 @@
-"""Files of records: Parquet, JSON lines or a JSON list, alone or below a folder, on any filesystem.
+"""Reads files of records: Parquet, JSON lines or a JSON list, alone or below a folder, on any filesystem.
 
-Records are read a few at a time, so that memory does not depend on the size of a file. Whether JSON is a list or
-lines is seen by its content. A record that cannot be read is a RowError in its place; a file that cannot be read as a
-whole is a SourceError.
+Records are read a few at a time, so that memory does not depend on the size of a file. JSON lists and lines are told
+apart by their content. An unreadable record is returned as a RowError; an unreadable file raises a SourceError.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ import pyarrow.parquet as pq
 
 from jsfree.config import Imported
 from jsfree.errors import RowError, SourceError
-from jsfree.exchange.formats import FORMATS, Record, fitting
+from jsfree.exchange.formats import FORMATS, Record, matching_formats
 from jsfree.images.json_rows import json_rows
-from jsfree.images.listing import address, explained, files_below, opened
+from jsfree.images.listing import absolute_uri, files_below, open_path, reported_as_source_error
 from jsfree.images.tables import values
 from jsfree.texts import printable
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
-BESIDE = ("dataset_info.json", "provenance.jsonl")
+IGNORED = ("dataset_info.json", "provenance.jsonl")
 """Files that an export writes next to its records."""
 ROWS_AT_ONCE = 64
-ROWS_JUDGED = 100
-"""Records of a file of which one at least must have the format's keys."""
+CHECKED_ROWS = 100
+"""Records at the start of a file, one of which must have the format's keys."""
 BLOCK_BYTES = 1 << 20
 
 
@@ -46,78 +45,78 @@ class File(NamedTuple):
         return printable(self.address)
 
 
-class Found(NamedTuple):
-    """A record, or what is wrong with it; rows are counted from 0."""
+class ReadRecord(NamedTuple):
+    """A record of a file, or its error; rows are counted from 0."""
 
     file: File
     row: int
     record: Record | RowError
 
 
-def records(settings: Imported) -> Iterator[Found]:
-    """All records, file by file.
+def records(settings: Imported) -> Iterator[ReadRecord]:
+    """Yield all records, file by file.
 
     Raises:
-        SourceError: the path is missing or unreadable, or a file is no file of records of this format.
+        SourceError: the path is missing or unreadable, or a file is not of the format.
     """
     for file in _files(settings):
-        found = _read(file, settings)
-        first = list(islice(found, ROWS_JUDGED))
+        read = _read(file, settings)
+        first = list(islice(read, CHECKED_ROWS))
         if first:
-            _require_format(first, settings)
-            yield from chain(first, found)
+            _check_format(first, settings)
+            yield from chain(first, read)
 
 
 def configured_folder(settings: Imported) -> str:
-    """The folder of ``settings.path``: itself, or that of the file; an absolute path or a URI.
+    """The folder of ``settings.path``, which may be a file, as an absolute path or a URI.
 
     Raises:
         SourceError: the path is missing or unreadable.
     """
-    filesystem, inner = opened(settings.path, "'imported.path'")
-    with explained(settings.path, Exception):
+    filesystem, inner = open_path(settings.path, "'imported.path'")
+    with reported_as_source_error(settings.path, Exception):
         folder = inner if filesystem.isdir(inner) else inner.rpartition("/")[0]
-    return address(filesystem, folder.rstrip("/") or "/")
+    return absolute_uri(filesystem, folder.rstrip("/") or "/")
 
 
 def content_hash(settings: Imported) -> str:
-    """A hash of the names and bytes of all files of records, in their order; reads every file once.
+    """Hash the names and contents of all files of records, in order.
 
     Raises:
         SourceError: the path is missing or unreadable.
     """
-    found = hashlib.sha256()
+    total = hashlib.sha256()
     for file in _files(settings):
         content = hashlib.sha256()
-        with explained(file.shown, Exception), file.filesystem.open(file.path, "rb") as stream:
+        with reported_as_source_error(file.shown, Exception), file.filesystem.open(file.path, "rb") as stream:
             while block := stream.read(BLOCK_BYTES):
                 content.update(block)
-        found.update(file.name.encode("utf-8", "surrogateescape") + b"\0" + content.digest())
-    return found.hexdigest()
+        total.update(file.name.encode("utf-8", "surrogateescape") + b"\0" + content.digest())
+    return total.hexdigest()
 
 
 def _files(settings: Imported) -> list[File]:
     path = settings.path
-    filesystem, inner = opened(path, "'imported.path'")
-    with explained(path):
+    filesystem, inner = open_path(path, "'imported.path'")
+    with reported_as_source_error(path):
         if filesystem.isdir(inner):
             below = sorted(name for name in files_below(filesystem, inner) if name.endswith(SUFFIXES))
-            names = {name: f"{inner.rstrip('/')}/{name}" for name in below if name.rsplit("/", 1)[-1] not in BESIDE}
+            names = {name: f"{inner.rstrip('/')}/{name}" for name in below if name.rsplit("/", 1)[-1] not in IGNORED}
         else:
             names = {inner.rsplit("/", 1)[-1]: inner}
     unknown = next((name for name in names if not name.endswith(SUFFIXES)), None)
     if unknown or not names:
-        what = f"is no {', '.join(SUFFIXES)} file" if unknown else f"holds no {', '.join(SUFFIXES)} files"
-        raise SourceError(f"{path} {what}", "let 'imported.path' name the records, or a folder of them")
-    return [File(name, address(filesystem, each), filesystem, each) for name, each in names.items()]
+        what = f"is not a {', '.join(SUFFIXES)} file" if unknown else f"contains no {', '.join(SUFFIXES)} files"
+        raise SourceError(f"{path} {what}", "set 'imported.path' to a file of records, or a folder of them")
+    return [File(name, absolute_uri(filesystem, each), filesystem, each) for name, each in names.items()]
 
 
-def _read(file: File, settings: Imported) -> Iterator[Found]:
+def _read(file: File, settings: Imported) -> Iterator[ReadRecord]:
     layout = FORMATS[settings.format]
     read = _table if file.path.endswith(".parquet") else _json
-    with explained(file.shown, Exception):  # every filesystem has errors of its own
+    with reported_as_source_error(file.shown, Exception):  # filesystems raise errors of their own
         rows = read(file, (*layout.keys, *layout.optional))
-        yield from (Found(file, row, _record(value)) for row, value in enumerate(rows))
+        yield from (ReadRecord(file, row, _record(value)) for row, value in enumerate(rows))
 
 
 def _record(value: Any) -> Record | RowError:
@@ -131,16 +130,16 @@ def _table(file: File, columns: Iterable[str]) -> Iterator[Record | RowError]:
         try:
             table = pq.ParquetFile(content)
         except pa.ArrowException as error:
-            raise SourceError(f"{file.shown} is no Parquet file ({error})", "copy it again, or remove it") from error
+            raise SourceError(f"{file.shown} is not a Parquet file ({error})", "copy it again, or remove it") from error
         names = table.schema_arrow.names
-        wanted = [name for name in names if name in columns]
-        twice = next((name for name in wanted if wanted.count(name) > 1), None)
-        if twice is not None:
-            raise SourceError(f"{file.shown} has two columns {twice!r}", "rename or remove one of them")
-        if not wanted:
-            yield dict.fromkeys(names)  # its keys tell what it is instead
+        used = [name for name in names if name in columns]
+        duplicate = next((name for name in used if used.count(name) > 1), None)
+        if duplicate is not None:
+            raise SourceError(f"{file.shown} has two columns {duplicate!r}", "rename or remove one of them")
+        if not used:
+            yield dict.fromkeys(names)  # for the error message of _check_format
             return
-        for batch in table.iter_batches(ROWS_AT_ONCE, columns=wanted):
+        for batch in table.iter_batches(ROWS_AT_ONCE, columns=used):
             yield from values(batch)
 
 
@@ -150,21 +149,24 @@ def _json(file: File, _: Iterable[str]) -> Iterator[Any]:
         yield from json_rows(content, file.shown, distinct_keys=True, may_be_empty=is_lines)
 
 
-def _require_format(first: list[Found], settings: Imported) -> None:
-    """See by its first records that a file is of the format it should be: one of them has its keys."""
-    wanted = FORMATS[settings.format].keys
-    found = [each for each in first if not isinstance(each.record, RowError)]
-    if any(all(key in each.record for key in wanted) for each in found if not isinstance(each.record, RowError)):
+def _check_format(first: list[ReadRecord], settings: Imported) -> None:
+    """Check that one of the first records of a file has the keys of the format."""
+    required = FORMATS[settings.format].keys
+    readable = [(each, each.record) for each in first if not isinstance(each.record, RowError)]
+    if any(all(key in record for key in required) for _, record in readable):
         return
-    odd = (found or first)[0]
-    where = f"{odd.file.shown}, row {odd.row}"
-    if isinstance(odd.record, RowError):
-        raise SourceError(f"{where} {odd.record}", f"'imported.path' must name files of {settings.format} records")
-    keys = list(odd.record)
-    missing = next(key for key in wanted if key not in keys)
-    fits = fitting(keys)
-    remedy = f"set 'imported.format' to {' or '.join(fits)}" if fits else "no format of jsfree has these keys"
-    named = printable(", ".join(keys))
+    if not readable:
+        raise SourceError(
+            f"{first[0].file.shown}, row {first[0].row} {first[0].record}",
+            f"set 'imported.path' to files of {settings.format} records",
+        )
+    example, record = readable[0]
+    keys = list(record)
+    missing = next(key for key in required if key not in keys)
+    formats = matching_formats(keys)
+    remedy = f"set 'imported.format' to {' or '.join(formats)}" if formats else "convert it: no format has these keys"
     raise SourceError(
-        f"{where} has no key {missing!r}, so it is no {settings.format} record", f"it has {named}: {remedy}"
+        f"{example.file.shown}, row {example.row} is not a {settings.format} record: it has no key {missing!r}, only"
+        f" {printable(', '.join(keys))}",
+        remedy,
     )

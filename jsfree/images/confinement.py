@@ -1,10 +1,10 @@
-"""Keeps the image paths of a data file inside the folder that its user configured.
+"""Restricts the image paths in data files to a configured folder.
 
-Somebody else's JSON or Parquet file may name ``../../home/x.png``, ``/etc/x.png`` or a file on another host. Unless
-``allow_outside`` is set, a row of ``source`` or ``imported`` may only name images in its ``images``, or without it in
-the folder of its ``path``. Spelling is checked when rows are listed. Symbolic links are followed whenever an image of
-a source is read, because links can change and the driver may not see them; those of imported records when they are
-imported.
+A JSON or Parquet file from an untrusted author can refer to ``../../home/x.png``, ``/etc/x.png`` or another host.
+Unless ``allow_outside`` is set, rows of ``source`` and ``imported`` may only refer to images in the folder ``images``,
+or in the folder of ``path`` if ``images`` is not set. Paths are checked when rows are listed. Symbolic links are
+checked each time an image of a source is read, because links can change and the driver may not see them; those of
+imported records are checked during import.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from fsspec.core import split_protocol
 
 from jsfree.config import Source
 from jsfree.errors import RowError
-from jsfree.images.ranges import Cell, Part, file_of, part_at
+from jsfree.images.ranges import Cell, Part, file_of, parse_address
 from jsfree.run.filesystems import filesystem_of, is_chain
 from jsfree.uris import has_scheme, is_remote, local_path
 
 KINDS = ("llava_json", "parquet")
-"""Kinds of sources whose data name paths."""
+"""Kinds of sources whose data contain paths."""
 
 
 class Confinement(NamedTuple):
-    """Where the images may be that a data file names.
+    """The folder in which the images of a data file must be.
 
     Attributes:
         folder: an absolute path or a URI.
-        allow_outside: whether they may be anywhere.
-        section: of the configuration, whose ``images`` and ``allow_outside`` a message names.
+        allow_outside: allow images anywhere.
+        section: section of the configuration with ``images`` and ``allow_outside``, for error messages.
     """
 
     folder: str
@@ -42,27 +42,32 @@ class Confinement(NamedTuple):
 
 
 def confinement_of(source: Source) -> Confinement:
-    """Where the images may be that the data of ``source`` name."""
+    """Return the confinement of the images of ``source``."""
     return Confinement(confining_folder(source), source.allow_outside, "source")
 
 
 def check_spelling(uri: str, confinement: Confinement, name: str) -> None:
-    """See that ``uri`` lies in the folder by its spelling; ``name`` is what the row calls it.
+    """Check that ``uri`` is in the folder, without access to the filesystem.
+
+    Args:
+        uri: an absolute path or a URI.
+        confinement: the folder.
+        name: the image path in the row, for the error message.
 
     Raises:
-        RowError: it does not (``outside``), and that is not allowed.
+        RowError: ``uri`` is outside the folder (``outside``).
     """
     if not confinement.allow_outside and not is_inside(uri, confinement.folder):
         raise _outside(name, confinement)
 
 
 def check_links(uri: str, confinement: Confinement, name: str) -> None:
-    """See that an image, spelled as inside of the folder, is inside once its address is resolved.
+    """Check that an image is in the folder after local symbolic links are resolved; arguments as ``check_spelling``.
 
-    Symbolic links of a local one are followed; of a part of a file (``ranges``) the file decides.
+    For an image inside a larger file (``ranges``), the file is checked.
 
     Raises:
-        RowError: a link leads out of the folder (``outside``), and that is not allowed.
+        RowError: a link leads out of the folder (``outside``).
     """
     if confinement.allow_outside:
         return
@@ -74,23 +79,23 @@ def check_links(uri: str, confinement: Confinement, name: str) -> None:
 
 
 def check_source_links(uri: str | None, source: Source) -> None:
-    """``check_links`` of an image that is about to be read, if the data of ``source`` name it.
+    """Apply ``check_links`` to an image of ``source`` before it is read.
 
     Raises:
         RowError: as ``check_links``.
     """
     if uri is None or source.allow_outside or source.kind not in KINDS or source.path is None:
         return
-    part = part_at(uri)
+    part = parse_address(uri)
     if isinstance(part, Part | Cell):
-        return  # a part of the source's own file
+        return  # inside a file of the source itself
     confinement = confinement_of(source)
-    if is_inside(uri if part is None else part.file, confinement.folder):  # else of another source
+    if is_inside(uri if part is None else part.file, confinement.folder):  # otherwise it is an image of another source
         check_links(uri, confinement, uri)
 
 
 def confining_folder(source: Source) -> str:
-    """The folder that images named in the data of ``source`` must lie in: absolute, or a URI."""
+    """Return the folder in which the images of ``source`` must be, as an absolute path or a URI."""
     if source.images:
         return absolute(source.images)
     path = str(source.path)
@@ -102,12 +107,12 @@ def confining_folder(source: Source) -> str:
 
 
 def absolute(folder: str) -> str:
-    """A folder as every worker of a cluster finds it, whatever its working directory: absolute, or a URI."""
+    """Convert a folder to an absolute path, which is valid in any working directory; URIs stay unchanged."""
     return folder.rstrip("/") if has_scheme(folder) else os.path.abspath(filesystem_of(folder)[1])
 
 
 def is_inside(uri: str, folder: str) -> bool:
-    """Whether an absolute path or URI lies in ``folder`` by its spelling."""
+    """Whether an absolute path or URI is in ``folder``, without access to the filesystem."""
     if is_remote(folder):
         return has_scheme(uri) and _is_remote_inside(uri, folder)
     if uri.startswith(f"{folder}/") and ".." not in uri:
@@ -120,15 +125,15 @@ def is_inside(uri: str, folder: str) -> bool:
 
 def _is_remote_inside(uri: str, folder: str) -> bool:
     protocol, other = split_protocol(folder)[0], split_protocol(uri)[0]
-    if any(ord(character) < 32 for character in uri):  # clients drop them, which would join what they part
+    if any(ord(character) < 32 for character in uri):  # some clients remove them, which can create another path
         return False
     if protocol != other or ".." in unquote(uri).split("/") or is_chain(uri.removeprefix(folder)):
         return False
     if uri.startswith(f"{folder}/"):
         return True
     try:
-        kind = fsspec.get_filesystem_class(protocol)  # the class alone: an instance may connect to a foreign host
-    except (ImportError, ValueError):  # nobody can read it
+        kind = fsspec.get_filesystem_class(protocol)  # only the class: an instance may open a connection
+    except (ImportError, ValueError):  # such a URI cannot be read either
         return False
     if kind._get_kwargs_from_urls(uri) != kind._get_kwargs_from_urls(folder):
         return False
@@ -148,6 +153,6 @@ def _outside(name: str, confinement: Confinement) -> RowError:
     return RowError(
         "outside",
         f"the image {name[:200]!r} is outside {folder}",
-        f"move it there, set '{section}.images' to a folder that holds"
-        f" all images, or set '{section}.allow_outside' if you trust the records",
+        f"move it there, set '{section}.images' to a folder with all images,"
+        f" or set '{section}.allow_outside' if you trust the data",
     )

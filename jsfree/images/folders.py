@@ -1,7 +1,6 @@
-"""Lists the images of a folder and all folders below it, local or behind any fsspec URI.
+"""Lists the images in a local or remote folder, recursively.
 
-A file is an image by its extension. One whose extension is not commonly known (or that has none) is opened, and is an
-image if its first bytes say so.
+Files are classified by extension. A file with an uncommon extension, or none, is classified by its first bytes.
 """
 
 from __future__ import annotations
@@ -18,52 +17,62 @@ from fsspec.implementations.local import LocalFileSystem
 
 from jsfree.config import Source
 from jsfree.errors import SourceError
-from jsfree.images.formats import EXTENSIONS, FORMATS, OTHER_FORMATS, PREFIX, by_content, by_name
-from jsfree.images.listing import Entry, Place, address, explained, files_below, opened, read_ahead
+from jsfree.images.formats import EXTENSIONS, FORMATS, OTHER_FORMATS, PREFIX, format_by_content, kind_by_name
+from jsfree.images.listing import (
+    Container,
+    Entry,
+    absolute_uri,
+    files_below,
+    open_path,
+    read_ahead,
+    reported_as_source_error,
+)
 from jsfree.images.ranges import uri_of
 from jsfree.texts import readable
 
 _log = logging.getLogger(__name__)
 READERS = 16
-"""Files of a store that are looked into at once."""
+"""Number of remote files read concurrently."""
 
 
 def folder_images(source: Source) -> Iterator[Entry]:
-    """Every image below the folder, in no order; its id is its path there.
+    """List the images below a folder, in no particular order. Their ids are their relative paths.
 
     Raises:
-        SourceError: the path is missing, unreadable or no folder, or holds no images.
+        SourceError: the path is missing, unreadable or not a folder, or it contains no images.
     """
     path = str(source.path)
-    filesystem, folder = opened(path)
-    with explained(path):
+    filesystem, folder = open_path(path)
+    with reported_as_source_error(path):
         if not filesystem.isdir(folder):
-            kinds = "llava_json, parquet or webdataset"
-            raise SourceError(f"{path} is a file, not a folder", f"set 'source.kind' to {kinds} to read it")
-    root = address(filesystem, folder.rstrip("/"))
-    place, found, others = Place(f"{root}/"), 0, Counter[str]()
-    with explained(path, Exception):
+            raise SourceError(
+                f"{path} is a file, not a folder", "set 'source.kind' to llava_json, parquet or webdataset to read it"
+            )
+    root = absolute_uri(filesystem, folder.rstrip("/"))
+    container, count, others = Container(f"{root}/"), 0, Counter[str]()
+    with reported_as_source_error(path, Exception):
         for name in _images(filesystem, folder, others):
-            found += 1
+            count += 1
             uri = f"{root}/{name}"
             literal = uri_of(uri)
-            yield Entry(name, place, name) if literal == uri else Entry(readable(name), Place(""), literal)
-    known = {name: others[name] for name in dict.fromkeys(OTHER_FORMATS.values()) if others[name]}
-    named = " and ".join(f"{count} {name}" for name, count in known.items())
-    if not found:
-        raise _nothing(path, named, has_tars=bool(others[".tar"]))
-    if named:
-        _log.warning("%s: %s files are passed over, because these formats are not read; convert them", path, named)
+            yield Entry(name, container, name) if literal == uri else Entry(readable(name), Container(""), literal)
+    unsupported = " and ".join(
+        f"{others[name]} {name}" for name in dict.fromkeys(OTHER_FORMATS.values()) if others[name]
+    )
+    if not count:
+        raise _no_images(path, unsupported, has_tars=bool(others[".tar"]))
+    if unsupported:
+        _log.warning("%s: ignoring %s files: unsupported formats; convert them", path, unsupported)
 
 
 def _images(filesystem: Any, folder: str, others: Counter[str]) -> Iterator[str]:
-    """Images below a folder; ``others`` counts the formats of files that are none."""
+    """List the images below a folder, and count other files by format or extension in ``others``."""
     is_local = isinstance(filesystem, LocalFileSystem)
     unknown = []
     for name in files_below(filesystem, folder):
-        kind = by_name(name)
+        kind = kind_by_name(name)
         if kind == "unknown" and is_local:
-            kind = _kind(_local_prefix(f"{folder}/{name}"), others)
+            kind = _kind_by_content(_local_prefix(f"{folder}/{name}"), others)
         if kind == "image":
             yield name
         elif kind == "unknown":
@@ -80,20 +89,20 @@ def _images(filesystem: Any, folder: str, others: Counter[str]) -> Iterator[str]
 
     with ThreadPoolExecutor(READERS) as readers:
         for name, content in read_ahead(readers, prefix, unknown):
-            if _kind(content, others) == "image":
+            if _kind_by_content(content, others) == "image":
                 yield name
 
 
-def _kind(prefix: bytes, others: Counter[str]) -> Literal["image", "other"]:
-    """What a file without a known extension is, by its first bytes."""
-    if kind := by_content(prefix):
+def _kind_by_content(prefix: bytes, others: Counter[str]) -> Literal["image", "other"]:
+    """Classify a file by its first bytes, and count unsupported formats in ``others``."""
+    if kind := format_by_content(prefix):
         others[kind] += kind not in FORMATS
     return "image" if kind in FORMATS else "other"
 
 
 def _local_prefix(path: str) -> bytes:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block
             return b""
         with open(path, "rb", buffering=0) as file:
             return file.read(PREFIX)
@@ -101,12 +110,12 @@ def _local_prefix(path: str) -> bytes:
         return b""
 
 
-def _nothing(path: str, named: str, *, has_tars: bool) -> SourceError:
+def _no_images(path: str, unsupported: str, *, has_tars: bool) -> SourceError:
     if has_tars:
-        return SourceError(f"{path} holds .tar files and no images", "set 'source.kind' to webdataset to read them")
-    if named:
+        return SourceError(f"{path} has .tar files but no images", "set 'source.kind' to webdataset to read them")
+    if unsupported:
         return SourceError(
-            f"{path} holds {named} files, which are not read, and no {', '.join(FORMATS)};"
-            " convert them, for example by `magick mogrify -format jpg`"
+            f"{path} has no {', '.join(FORMATS)}, only {unsupported} files, which are not supported",
+            "convert them, for example with `magick mogrify -format jpg`",
         )
-    return SourceError(f"{path} holds no images (looked for {', '.join(EXTENSIONS)})", "correct 'source.path'")
+    return SourceError(f"{path} has no images (extensions: {', '.join(EXTENSIONS)})", "correct 'source.path'")

@@ -1,4 +1,4 @@
-"""Which files are images, by their names, and where a name does not say, by their first bytes."""
+"""Detects image files by their extension or by their first bytes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ OTHER_FORMATS = {
     ".jxl": "JPEG XL",
     ".jp2": "JPEG 2000",
 }
-"""Formats of photographs that are not read, by extension."""
+"""Image formats that are not supported, by extension."""
 PREFIX = 16
-"""Bytes at the beginning of a file that tell its format."""
+"""Number of bytes at the start of a file that are needed to detect its format."""
 
 _MAGIC = {
     b"\xff\xd8\xff": "JPEG",
@@ -35,31 +35,30 @@ _BRANDS = {
     **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevm", b"hevx", b"mif1", b"msf1"), "HEIC"),
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
 }
-_KNOWN = mimetypes.MimeTypes()  # Python's own table: the same on every machine
+_MIME_TYPES = mimetypes.MimeTypes()  # Python's own table, which is the same on every machine
 
 
-def by_name(name: str) -> Literal["image", "other", "unknown"]:
-    """What the extension of a file's name says; ``unknown`` if there is none that is commonly known."""
+def kind_by_name(name: str) -> Literal["image", "other", "unknown"]:
+    """Classify a file by its extension; ``unknown`` if it has none or an uncommon one."""
     extension = posixpath.splitext(name)[1].lower()
     if extension in EXTENSIONS:
         return "image"
-    if extension in OTHER_FORMATS or _KNOWN.guess_type(f"x{extension}")[0] or extension in _KNOWN.encodings_map:
-        return "other"
-    return "unknown"
+    is_common = _MIME_TYPES.guess_type(f"x{extension}")[0] or extension in _MIME_TYPES.encodings_map
+    return "other" if is_common or extension in OTHER_FORMATS else "unknown"
 
 
-def by_content(prefix: bytes) -> str | None:
-    """The image format that a file's first ``PREFIX`` bytes announce; None if it is none that is known here."""
+def format_by_content(prefix: bytes) -> str | None:
+    """Detect an image format from the first ``PREFIX`` bytes of a file; None if it is not recognized."""
     if prefix[4:8] == b"ftyp":
         return _BRANDS.get(prefix[8:12])
     if prefix[:4] == b"RIFF" and prefix[8:12] == b"WEBP":
         return "WEBP"
-    # A text can begin with BM too: two fields of a bitmap's header are always zero.
+    # Text can start with "BM" too, but these two fields of a bitmap header are always zero.
     if prefix[:2] == b"BM" and prefix[6:10] == bytes(4):
         return "BMP"
     return next((name for magic, name in _MAGIC.items() if prefix.startswith(magic)), None)
 
 
-def is_read(prefix: bytes) -> bool:
-    """Whether a file that begins so is an image of a format that is read."""
-    return by_content(prefix) in FORMATS
+def is_supported(prefix: bytes) -> bool:
+    """Whether a file with these first bytes is an image in a supported format."""
+    return format_by_content(prefix) in FORMATS

@@ -1,7 +1,7 @@
-"""What the listers of all kinds of sources share: the entries that they yield, and the paths in them.
+"""Entries of a listing, and the functions on paths that all listers share.
 
-A lister (``folders``, ``llava``, ``tables``, ``tars``) yields entries one by one and opens no image. Nobody keeps
-them as objects: ``drawing`` packs what is drawn into Arrow arrays.
+A lister (``folders``, ``llava``, ``tables``, ``tars``) yields entries one at a time, without opening images.
+``drawing`` packs them into Arrow arrays.
 """
 
 from __future__ import annotations
@@ -29,51 +29,56 @@ from jsfree.uris import has_scheme
 Content = TypeVar("Content")
 LONGEST_PATH = 4096
 _BASE64 = re.compile(r"(?:[/_]9j[/_]|iVBORw0KGgo|R0lGOD|UklGR|Qk0|SUkq|TU0A)[A-Za-z0-9+/_\s-]{80,}={0,2}\s*")
-"""Base64 of the six formats' first bytes; long enough to be no path."""
+"""Base64 that starts with the magic bytes of a supported format and is too long for a path."""
 
 
-class Place(NamedTuple):
-    """Where images come from: their addresses begin with ``prefix``; ``shard`` names the tar file they are in."""
+class Container(NamedTuple):
+    """A folder or file with images: the common ``prefix`` of their URIs, and the name of the tar file, if it is one."""
 
     prefix: str
     shard: str | None = None
 
 
 class Entry(NamedTuple):
-    """An image that could be used, at ``place.prefix + tail``.
+    """An image, at the URI ``container.prefix + tail``.
 
-    Images are drawn by ``id``. Where several shards use one id, it is preceded by the shard's name.
+    The position in the order depends on ``id`` only. If several tar files contain the same id, the name of the tar file
+    is added to it later.
     """
 
     id: str
-    place: Place
+    container: Container
     tail: str
 
 
 class Unusable(NamedTuple):
-    """A row that names no image, and why; ``id`` is its file's name and its number."""
+    """A row without a usable image; ``id`` consists of its file name and row number."""
 
     id: str
     error: RowError
 
 
-def opened(path: str, setting: str = "'source.path' (or 'evaluate.source.path')") -> tuple[Any, str]:
-    """The filesystem of ``path`` and the path on it; ``setting`` is what a user would have to correct.
+def open_path(path: str, setting: str = "'source.path' (or 'evaluate.source.path')") -> tuple[Any, str]:
+    """Return the filesystem of ``path`` and the path on it.
+
+    Args:
+        path: a local path or URI.
+        setting: the setting to correct, for the error message.
 
     Raises:
-        SourceError: nothing exists at ``path``, or no filesystem is known for it.
+        SourceError: ``path`` does not exist, or no filesystem supports it.
     """
-    with explained(path, Exception):  # every filesystem has errors of its own for refused access
+    with reported_as_source_error(path, Exception):  # filesystems have their own errors for denied access
         filesystem, inner = filesystem_of(path)
         if filesystem.exists(inner):
             return filesystem, inner
-    at = "" if has_scheme(path) or os.path.isabs(os.path.expanduser(path)) else f" in {os.getcwd()}"
-    raise SourceError(f"{path} does not exist{at}", f"correct {setting}")
+    where = "" if has_scheme(path) or os.path.isabs(os.path.expanduser(path)) else f" in {os.getcwd()}"
+    raise SourceError(f"{path} does not exist{where}", f"correct {setting}")
 
 
 @contextmanager
-def explained(path: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turn a filesystem's error into one line that names the path; ``errors`` are expected in addition to the usual."""
+def reported_as_source_error(path: str, *errors: type[Exception]) -> Iterator[None]:
+    """Convert errors of a filesystem, and ``errors``, to a ``SourceError`` that names the path."""
     expected: tuple[type[Exception], ...] = (OSError, ImportError, ValueError, *errors)
     try:
         yield
@@ -83,23 +88,23 @@ def explained(path: str, *errors: type[Exception]) -> Iterator[None]:
         raise SourceError(f"{path} cannot be read: {reason(error)}", "check the path and your access to it") from error
 
 
-def beside(source: Source, path: str) -> str:
-    """Where images with relative paths start: ``source.images``, else the folder of ``path``."""
+def images_root(source: Source, path: str) -> str:
+    """Base folder of relative image paths: ``source.images``, or the folder of ``path``."""
     return absolute(source.images) if source.images else posixpath.dirname(path)
 
 
-def located(root: str, path: str) -> str:
-    """The URI of an image path: as it is when absolute, else below ``root``."""
+def join_path(root: str, path: str) -> str:
+    """Resolve an image path against ``root``; absolute paths and URIs are returned unchanged."""
     return path if has_scheme(path) or path.startswith("/") or not root else f"{root}/{path}"
 
 
-def address(filesystem: Any, path: str) -> str:
-    """What opens ``path`` without the filesystem at hand."""
+def absolute_uri(filesystem: Any, path: str) -> str:
+    """Convert a path on a filesystem to a URI, or a local path, that is valid without the filesystem object."""
     return path if isinstance(filesystem, LocalFileSystem) else str(filesystem.unstrip_protocol(path))
 
 
 def files_below(filesystem: Any, folder: str) -> Iterator[str]:
-    """Paths, relative to ``folder``, of all files below it, without hidden files and folders."""
+    """List the files below ``folder`` as relative paths, without hidden files and folders."""
     root = folder.rstrip("/")
     if isinstance(filesystem, LocalFileSystem):
         yield from _local_files(root or "/", "")
@@ -111,7 +116,7 @@ def files_below(filesystem: Any, folder: str) -> Iterator[str]:
 
 
 def _local_files(folder: str, prefix: str) -> Iterator[str]:
-    """One folder at a time; links to folders are not followed, and a folder that may not be read is passed over."""
+    """List local files. Links to folders are not followed; folders without read permission are skipped."""
     waiting = [(folder, prefix)]
     while waiting:
         folder, prefix = waiting.pop()
@@ -130,58 +135,57 @@ def _local_files(folder: str, prefix: str) -> Iterator[str]:
 
 
 def read_ahead(
-    readers: ThreadPoolExecutor, read: Callable[[str], Content], names: Iterable[str], most: int = 64
+    readers: ThreadPoolExecutor, read: Callable[[str], Content], names: Iterable[str], max_pending: int = 64
 ) -> Iterator[tuple[str, Content]]:
-    """What ``read`` makes of each name, in order; ``most`` of them are under way or wait to be taken."""
+    """Yield each name with the result of ``read``, in order, with at most ``max_pending`` reads in advance."""
     waiting: deque[tuple[str, Future[Content]]] = deque()
     for name in names:
         waiting.append((name, readers.submit(read, name)))
-        if len(waiting) >= most:
+        if len(waiting) >= max_pending:
             first, done = waiting.popleft()
             yield first, done.result()
     yield from ((name, done.result()) for name, done in waiting)
 
 
 def image_uri(name: str, root: str, confinement: Confinement) -> str:
-    """Where the image is that a row of a data file names: an absolute path or a URI.
+    """Resolve the image path in a row of a data file to an absolute path or a URI.
 
     Args:
-        name: a path relative to ``root``, an absolute one, or a URI.
-        root: where relative paths start.
-        confinement: where images may be.
+        name: a path relative to ``root``, an absolute path, or a URI.
+        root: base folder of relative paths.
+        confinement: the folder in which images are allowed.
 
     Raises:
-        RowError: the name is no path (``malformed``), or leads ``outside`` by its spelling.
+        RowError: ``name`` is not a path (``malformed``), or is not in the folder (``outside``).
     """
     if len(name) > LONGEST_PATH or name[:5].lower() == "data:" or _BASE64.fullmatch(name):
-        shown = f"a text of {len(name)} characters that begins with {name[:20]!r}"
         raise RowError(
             "malformed",
-            f"the image is {shown}, not a path",
-            "if it is base64, decode it into a column of bytes or into files",
+            f"the image is a string of {len(name)} characters that starts with {name[:20]!r}, not a path",
+            "if it is base64, decode it to a column of bytes or to files",
         )
-    uri = located(root, require_text(name, "the image's path"))
+    uri = join_path(root, require_text(name, "the image's path"))
     check_spelling(uri, confinement, name)
     return uri
 
 
 def entry_of(name: str, root: str, confinement: Confinement, image_id: str | None = None) -> Entry:
-    """The image that a row of a source names; arguments and errors as of ``image_uri``.
+    """Create the entry for a row of a source; other arguments and errors as in ``image_uri``.
 
     Args:
-        image_id: the image's id, where it is not its name.
+        image_id: id of the image; None: use ``name``.
     """
     uri = image_uri(name, root, confinement)
     if image_id is None:
         image_id = name
     literal = uri_of(uri)
     if literal == uri and uri != name:
-        return Entry(image_id, Place(f"{root}/"), name)
-    return Entry(image_id, Place(""), literal)
+        return Entry(image_id, Container(f"{root}/"), name)
+    return Entry(image_id, Container(""), literal)
 
 
 def id_of(value: Any) -> str | None:
-    """An id as text; None for one that tells no image from another: null, NaN, blank, or lists and structs."""
+    """Convert an id to a string; None for values that are not ids: null, NaN, blank strings, lists and structs."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "backslashreplace")
     if value is None or isinstance(value, list | dict) or (isinstance(value, float) and math.isnan(value)):

@@ -1,4 +1,4 @@
-"""Lists the images that a LLaVA instruct file names: a JSON list of rows, or JSON lines; conversations are dropped."""
+"""Lists the images of a LLaVA instruction file: a JSON list of rows or JSON lines. Conversations are ignored."""
 
 from __future__ import annotations
 
@@ -10,26 +10,34 @@ from jsfree.config import Source
 from jsfree.errors import RowError, SourceError
 from jsfree.images.confinement import confinement_of
 from jsfree.images.json_rows import json_rows
-from jsfree.images.listing import Entry, Unusable, address, beside, entry_of, explained, opened
+from jsfree.images.listing import (
+    Entry,
+    Unusable,
+    absolute_uri,
+    entry_of,
+    images_root,
+    open_path,
+    reported_as_source_error,
+)
 from jsfree.texts import readable
 from jsfree.uris import has_scheme
 
 
 def llava_images(source: Source) -> Iterator[Entry | Unusable]:
-    """The image of every row that has one, and every row whose image cannot be used; rows of text only are passed over.
+    """List the rows that have an image; text-only rows are skipped.
 
     Raises:
-        SourceError: the path is missing or unreadable, the file is no JSON, or none of its rows has an image.
+        SourceError: the path is missing or unreadable, the file is not JSON, or none of its rows has an image.
     """
     path = str(source.path)
-    filesystem, inner = opened(path)
-    with explained(path):
+    filesystem, inner = open_path(path)
+    with reported_as_source_error(path):
         if filesystem.isdir(inner):
-            raise SourceError(f"{path} is a folder", "'source.path' of llava_json is the JSON file")
-    uri = address(filesystem, inner)
-    root, confinement = beside(source, uri), confinement_of(source)
+            raise SourceError(f"{path} is a folder", "set 'source.path' to the JSON file in it")
+    uri = absolute_uri(filesystem, inner)
+    root, confinement = images_root(source, uri), confinement_of(source)
     name, number, images, row = readable(posixpath.basename(inner)), -1, 0, None
-    with explained(path, Exception), filesystem.open(inner, "rb") as file:
+    with reported_as_source_error(path, Exception), filesystem.open(inner, "rb") as file:
         for number, row in enumerate(json_rows(file, path)):
             try:
                 image = _image_of(row)
@@ -42,17 +50,18 @@ def llava_images(source: Source) -> Iterator[Entry | Unusable]:
             yield entry
     if number == 0 and not images:
         raise SourceError(
-            f"{path}: expected a list of rows with the key 'image', found {type(row).__name__} without it"
+            f"{path} has one row, of type {type(row).__name__}, without the key 'image'",
+            "expected a list of rows with this key",
         )
     if not images:
-        raise SourceError(f"{path}: none of its {number + 1} rows has the key 'image'", "nothing to caption")
+        raise SourceError(f"{path}: none of its {number + 1} rows has the key 'image'", "correct 'source.path'")
 
 
 def _image_of(row: Any) -> str | None:
-    """The image path of a row; None for a row of text only.
+    """Return the image path of a row, or None for a text-only row.
 
     Raises:
-        RowError: it is no LLaVA row (``malformed``).
+        RowError: the row is not in the format of LLaVA (``malformed``).
     """
     if isinstance(row, RowError):
         raise row
@@ -63,5 +72,5 @@ def _image_of(row: Any) -> str | None:
     if image is None or image == "":
         return None
     if not isinstance(image, str):
-        raise RowError("malformed", f"key 'image' is {type(image).__name__}, expected one path as a string")
+        raise RowError("malformed", f"key 'image' is {type(image).__name__}", "expected one path as a string")
     return image if has_scheme(image) else posixpath.normpath(image)

@@ -1,7 +1,7 @@
-"""Removes metadata from encoded images, for those whose pixels are sound and whose metadata keeps Pillow from them.
+"""Removes metadata from encoded images whose pixels are valid but whose metadata Pillow rejects.
 
-Pillow refuses a file for a text chunk over 1 MiB, a wrong checksum in a comment or a segment that is too short, and
-its limits belong to the whole process. What is kept here is what decides the pixels and the orientation.
+Pillow rejects files with a text chunk over 1 MiB, a wrong checksum in a comment, or a segment that is too short, and
+its limits are global to the process. Data that affect the pixels or the orientation are kept.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import zlib
 from collections.abc import Iterator
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_XMP = b"XML:com.adobe.xmp\0\0"  # keyword of the only text that matters: it may hold the orientation; not compressed
+_XMP = b"XML:com.adobe.xmp\0\0"  # keyword of XMP, which may contain the orientation; not compressed
 _WEBP_IMAGE = re.compile(rb"VP8[ LX]|ALPH|ANIM|ANMF")
-# Baseline and extension tags that libtiff or Pillow need to decode pixels, and the orientation (274).
+# Tags that libtiff or Pillow needs to decode pixels, and the orientation (274).
 _TIFF_TAGS = {256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332}
 _TIFF_TAGS |= {338, 339, 347, *range(512, 522), 529, 530, 531, 532}
 
 
 def without_metadata(content: bytes) -> bytes:
-    """The encoded image without the metadata that decides nothing about its pixels.
+    """Remove the metadata that do not affect the pixels of an encoded image.
 
-    PNG: of the ancillary chunks only transparency, EXIF and XMP stay, where their checksums hold. JPEG: comments and
-    application segments other than EXIF, XMP and Adobe's colour transform go. WEBP: only images, animation and EXIF
-    stay. TIFF: of the first page's tags those that are needed to decode it. Other formats are returned as they are,
-    as is a file that ends within its pixel data.
+    PNG: keeps of the ancillary chunks only transparency, EXIF and XMP with valid checksums. JPEG: removes comments and
+    application segments except EXIF, XMP and Adobe's color transform. WEBP: keeps images, animation and EXIF. TIFF:
+    keeps the tags that are needed to decode the first page. Other formats, and files truncated in their pixel data, are
+    returned unchanged.
     """
     if content.startswith(_PNG):
         return _joined(_png(content))
@@ -39,7 +39,7 @@ def without_metadata(content: bytes) -> bytes:
 
 
 def _joined(pieces: Iterator[bytes]) -> bytes:
-    """The pieces as one, without a list of what may be a million of them."""
+    """Concatenate pieces without a list, because there may be a million."""
     joined = bytearray()
     for piece in pieces:
         joined += piece
@@ -47,7 +47,7 @@ def _joined(pieces: Iterator[bytes]) -> bytes:
 
 
 def _png(content: bytes) -> Iterator[bytes]:
-    """The signature and the chunks that stay. An ancillary chunk has a lower-case first letter."""
+    """Yield the signature and the chunks to keep. The first letter of an ancillary chunk is lower case."""
     yield _PNG
     position, pixels = len(_PNG), False
     while position + 8 <= len(content):
@@ -59,7 +59,8 @@ def _png(content: bytes) -> Iterator[bytes]:
                 yield content[position:]
                 return
             break
-        if not ancillary or (_is_wanted(kind, content[position + 8 : end - 4]) and _is_sound(content, position, end)):
+        wanted = _is_wanted(kind, content[position + 8 : end - 4]) and _has_valid_checksum(content, position, end)
+        if wanted or not ancillary:
             yield content[position:end]
         if kind == b"IEND":
             return
@@ -72,13 +73,12 @@ def _is_wanted(kind: bytes, data: bytes) -> bool:
     return kind in (b"tRNS", b"eXIf") or (kind == b"iTXt" and data.startswith(_XMP) and len(data) < 2**20)
 
 
-def _is_sound(content: bytes, start: int, end: int) -> bool:
-    """Whether the checksum of a PNG chunk is right."""
+def _has_valid_checksum(content: bytes, start: int, end: int) -> bool:
     return zlib.crc32(memoryview(content)[start + 4 : end - 4]) == int.from_bytes(content[end - 4 : end], "big")
 
 
 def _jpeg(content: bytes) -> Iterator[bytes]:
-    """The segments before the first scan that stay, then everything from there on."""
+    """Yield the segments to keep before the first scan, then the rest."""
     yield content[:2]
     position = 2
     while position + 4 <= len(content) and content[position] == 0xFF:
@@ -97,7 +97,7 @@ def _jpeg(content: bytes) -> Iterator[bytes]:
 
 
 def _webp(content: bytes) -> bytes:
-    """The RIFF file again, with the chunks that stay and a header that announces no others."""
+    """Rebuild the RIFF file with the chunks to keep and a matching header."""
     kinds: set[bytes] = set()
     header, body = b"", bytearray()
     position = 12
@@ -105,7 +105,7 @@ def _webp(content: bytes) -> bytes:
         kind, length = content[position : position + 4], int.from_bytes(content[position + 4 : position + 8], "little")
         end = position + 8 + length + length % 2
         image = _WEBP_IMAGE.fullmatch(kind) is not None
-        if not image and not _is_chunk_at(content, end):  # its length is damaged: go on at the next image
+        if not image and not _is_chunk_at(content, end):  # the length is invalid: continue at the next image
             following = None if kinds & {b"VP8 ", b"VP8L", b"ANMF"} else _WEBP_IMAGE.search(content, position + 4)
             position = following.start() if following else len(content)
             continue
@@ -122,13 +122,13 @@ def _webp(content: bytes) -> bytes:
 
 
 def _is_chunk_at(content: bytes, position: int) -> bool:
-    """Whether a chunk of a WEBP file begins at ``position``, or the file ends there."""
+    """Whether a chunk of a WEBP file starts at ``position``, or the file ends there."""
     following = content[position : position + 4]
     return len(content) - 1 <= position <= len(content) + 1 or (len(following) == 4 and following.isascii())
 
 
 def _tiff(content: bytes) -> bytes:
-    """The file with a shorter first directory; everything else stays where it is."""
+    """Shorten the first directory in place; offsets of other data do not change."""
     order = "<" if content[:2] == b"II" else ">"
     big = content[2:4] in (b"+\0", b"\0+")
     offset_format, count_format, entry_size = (order + "Q", order + "Q", 20) if big else (order + "I", order + "H", 12)

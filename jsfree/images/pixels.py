@@ -1,8 +1,8 @@
 """Converts a decoded image of any mode to upright 8-bit RGB in bounded memory.
 
-Conversions that work on the whole image hold several copies of it at once (16-bit levels as 8-byte floats, three
-RGBA layers). Here they work on bands of at most ``BAND_PIXELS`` pixels, so that no more than the decoded image and
-the RGB result (Pillow stores 4 bytes a pixel) exist together.
+Converting a whole image at once would need several copies of it (16-bit levels as 8-byte floats, three RGBA layers).
+Images are therefore converted in bands of at most ``BAND_PIXELS`` pixels, so memory is that of the decoded image and
+the RGB result, which Pillow stores with 4 bytes per pixel.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from PIL import ExifTags, Image
 
 BAND_PIXELS = 2**18
-# What Pillow's decoders raise on damaged files, found by fuzzing them; anything else is a bug that should show.
+# Exceptions of Pillow's decoders on damaged files, found by fuzzing. Any other exception is a bug and is not caught.
 DAMAGED = (
     OSError,
     SyntaxError,
@@ -43,19 +43,19 @@ _UPRIGHT = {
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Convert a decoded image to RGB with its EXIF orientation applied, and close it.
+    """Convert a decoded image to RGB, apply its EXIF orientation, and close it.
 
-    Transparency is composited over white. Grey levels of 16 bits are divided by 257; those of 32 bits are stretched
-    from their own minimum to their maximum, with NaN and infinity as 0.
+    Transparent pixels are composited over white. 16-bit gray levels are divided by 257. 32-bit levels are scaled such
+    that their minimum becomes black and their maximum white; NaN and infinity count as 0.
     """
-    turn = _orientation(image)
+    transposition = _orientation(image)
     converted = _rgb(image)
     image.close()  # frees its pixels before a rotation allocates its result
-    return converted if turn is None else converted.transpose(turn)
+    return converted if transposition is None else converted.transpose(transposition)
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
-    """The transposition that EXIF or XMP asks for; None where there is none, or where the metadata is damaged."""
+    """Return the transposition given by EXIF or XMP; None if there is none or the metadata are damaged."""
     try:
         return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except DAMAGED:
@@ -71,7 +71,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _bands(image: Image.Image) -> list[tuple[int, int, int, int]]:
-    """Boxes of full width that cover the image."""
+    """Split the image into boxes of full width."""
     rows = max(1, BAND_PIXELS // image.width)
     return [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
 
@@ -86,7 +86,7 @@ def _rgb_band(band: Image.Image, levels: tuple[float, float] | None) -> Image.Im
 
 
 def _levels(image: Image.Image) -> tuple[float, float] | None:
-    """The levels that become black and white; None for a mode of 8 bits or fewer."""
+    """Return the levels of black and white; None for modes with at most 8 bits."""
     if image.mode.startswith("I;16"):
         return 0.0, 65535.0
     if image.mode not in ("I", "F"):
@@ -104,7 +104,7 @@ def _eight_bit(band: Image.Image, low: float, high: float) -> Image.Image:
 
 
 def _numbers(band: Image.Image) -> Any:
-    """The levels of a band as an array of float64, NaN and infinity as 0."""
+    """Convert the levels of a band to float64, with NaN and infinity as 0."""
     import numpy as np
 
     return np.nan_to_num(np.asarray(band).astype(np.float64), copy=False, posinf=0, neginf=0)

@@ -1,11 +1,11 @@
-"""Addresses of images that are not the whole of a file with a printable name.
+"""Addresses of images inside larger files, and of files whose names are not valid UTF-8.
 
-    /data/a.tar#offset=1536&length=20480                a part of a file (``Part``)
+    /data/a.tar#offset=1536&length=20480                a byte range of a file (``Part``)
     /data/a.parquet#column=image&row_group=3&row=17     a cell of a Parquet table (``Cell``)
     /data/caf%E9.png#escaped                            a file whose name is not UTF-8 (``Escaped``)
 
-What precedes the last ``#`` is a path or any fsspec URI. Such an address is a string like every other ``uri`` of an
-image, so that tables and stages handle all of them alike; only the reader of images tells them apart.
+The part before the last ``#`` is a local path or an fsspec URI. These strings are used as the ``uri`` of an image; only
+the functions that open an image parse them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ESCAPED = re.compile(r"([!-~]+)#escaped")
 
 
 class Part(NamedTuple):
-    """``length`` bytes of ``file``, from ``offset`` on."""
+    """``length`` bytes of ``file``, starting at ``offset``."""
 
     file: str
     offset: int
@@ -32,12 +32,12 @@ class Part(NamedTuple):
 
     @property
     def uri(self) -> str:
-        """The address of this part."""
+        """The address of the byte range."""
         return f"{self.file}#offset={self.offset}&length={self.length}"
 
 
 class Cell(NamedTuple):
-    """The value of ``column`` in row ``row`` of row group ``row_group`` of a Parquet file; both count from 0."""
+    """A cell of a Parquet file; row groups, and rows in a row group, are counted from 0."""
 
     file: str
     column: str
@@ -46,23 +46,23 @@ class Cell(NamedTuple):
 
     @property
     def uri(self) -> str:
-        """The address of this cell."""
+        """The address of the cell."""
         return f"{self.file}#column={quote(self.column, safe='')}&row_group={self.row_group}&row={self.row}"
 
 
 class Escaped(NamedTuple):
-    """A whole file whose name is not UTF-8, or reads like one of these addresses."""
+    """A file whose name is not UTF-8 or has the syntax of one of these addresses."""
 
     file: str
 
     @property
     def uri(self) -> str:
-        """The address of this file, all in ASCII."""
+        """The address of the file, in ASCII."""
         return f"{quote(os.fsencode(self.file), safe='/:')}#escaped"
 
 
-def part_at(uri: str) -> Part | Cell | Escaped | None:
-    """What ``uri`` names, unless it is simply the address of a file (None)."""
+def parse_address(uri: str) -> Part | Cell | Escaped | None:
+    """Parse an address; None for an ordinary path or URI of a file."""
     if "#" not in uri:
         return None
     if uri.endswith("#escaped") and (match := _ESCAPED.fullmatch(uri)):
@@ -75,19 +75,19 @@ def part_at(uri: str) -> Part | Cell | Escaped | None:
 
 
 def uri_of(path: str) -> str:
-    """An address for ``path`` that tables can hold and that names this file and nothing else."""
-    return path if is_text(path) and part_at(path) is None else Escaped(path).uri
+    """Return an unambiguous address of the file ``path`` that is valid UTF-8."""
+    return path if is_text(path) and parse_address(path) is None else Escaped(path).uri
 
 
 def file_at(uri: str) -> tuple[Any, str]:
-    """The filesystem of a whole file, and the path on it; raises as ``filesystem_of``."""
-    named = part_at(uri)
-    return filesystem_of(named.file if isinstance(named, Escaped) else uri)
+    """Return the filesystem of a file and the path on it; raises as ``filesystem_of``."""
+    address = parse_address(uri)
+    return filesystem_of(address.file if isinstance(address, Escaped) else uri)
 
 
 def file_of(uri: str) -> str:
-    """The path or URI of the file that is opened for an address."""
-    named = part_at(uri)
-    if isinstance(named, Part | Cell):
-        uri, named = named.file, part_at(named.file)
-    return named.file if isinstance(named, Escaped) else uri
+    """Return the path or URI of the file that contains the image at an address."""
+    address = parse_address(uri)
+    if isinstance(address, Part | Cell):
+        uri, address = address.file, parse_address(address.file)
+    return address.file if isinstance(address, Escaped) else uri

@@ -1,7 +1,7 @@
-"""Reads from stores that fail now and then: which failures are worth another attempt, and what each one means.
+"""Retries of reads from remote filesystems, and the classification of their errors.
 
-fsspec raises ``FileNotFoundError`` for whatever goes wrong with an HTTP request, and the clients of object stores
-have exceptions of their own. What happened is in the status of the response, somewhere along the chain of causes.
+fsspec raises ``FileNotFoundError`` for any failed HTTP request, and clients of object stores have their own exceptions.
+The HTTP status, which tells the actual cause, is an attribute somewhere in the chain of causes.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from jsfree.errors import RowError
 from jsfree.run.filesystems import reason
 
 DELAYS = (0.5, 1.5)
-"""Seconds before the second and the third attempt, half of them drawn at random."""
+"""Seconds before the second and third attempt, each with a random reduction of up to 50%."""
 MAX_DELAY = 15.0
-"""Seconds: the longest that a server's ``Retry-After`` is followed."""
-PATIENCE = 60.0
-"""Seconds after which a read is not attempted again."""
+"""Maximum seconds to wait for a server's ``Retry-After``."""
+RETRY_SECONDS = 60.0
+"""Seconds after which a read is not retried."""
 TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 MISSING_STATUSES = frozenset({404, 410})
 _TRANSIENT_ERRNOS = frozenset(
     {errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH}
     | {errno.ENETUNREACH, errno.EPIPE, errno.ETIMEDOUT}
 )
-# Clients' own classes for a connection that broke or was never made: of aiohttp, botocore, requests and azure.
+# Exception classes for connection failures in aiohttp, botocore, requests and azure.
 _NETWORK_FAILURES = frozenset(
     {
         "ClientConnectionError",
@@ -50,25 +50,25 @@ _lock = threading.Lock()
 
 
 def read_with_retries(uri: str, read: Callable[[], Read]) -> Read:
-    """Call ``read``, up to ``1 + len(DELAYS)`` times while it fails for a reason that may pass.
+    """Call ``read``, and retry transient errors up to ``len(DELAYS)`` times.
 
-    A host on which all attempts failed gets one attempt a read until a read succeeds again: a store that is down
-    costs its delays once, not once an image.
+    After a host has failed all attempts, its reads are not retried until one succeeds, so an unavailable host causes
+    the delays once, not once per image.
 
     Raises:
-        Exception: what the last attempt raised.
+        Exception: the error of the last attempt.
     """
     host, started = _host(uri), time.monotonic()
     for delay in DELAYS:
         try:
-            return _succeeded(host, read())
+            return _clear_failure(host, read())
         except Exception as error:
             pause = _pause(error, delay)
-            if not is_transient(error) or host in _failing or time.monotonic() - started + pause > PATIENCE:
+            if not is_transient(error) or host in _failing or time.monotonic() - started + pause > RETRY_SECONDS:
                 raise
             time.sleep(pause)
     try:
-        return _succeeded(host, read())
+        return _clear_failure(host, read())
     except Exception as error:
         if is_transient(error):
             with _lock:
@@ -77,17 +77,17 @@ def read_with_retries(uri: str, read: Callable[[], Read]) -> Read:
 
 
 def read_error(error: Exception, name: str) -> RowError:
-    """What a failed read is for the image ``name``: ``missing`` if it is known not to exist, else ``unreadable``."""
+    """Convert an exception of a read to an error of kind ``missing`` (the image does not exist) or ``unreadable``."""
     status = status_of(error)
     if status in MISSING_STATUSES or (status is None and _is_not_found(error)):
         return RowError("missing", f"image {name} does not exist", "restore it or remove it from the source")
-    return RowError("unreadable", f"image {name} cannot be read ({_told(error, status)})", f"{_remedy(error, status)}")
+    return RowError("unreadable", f"image {name} cannot be read ({_cause(error, status)})", _remedy(error, status))
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status that ``error`` or one of its causes carries."""
+    """Find the HTTP status of ``error`` or of one of its causes."""
     for cause in _causes(error):
-        if _is_network_failure(cause):  # a broken connection: what caused it may carry a code that no server sent
+        if _is_network_failure(cause):  # codes of its causes were not sent by the server
             return None
         for status in _statuses(cause):
             if str(status).isdecimal() and 400 <= int(str(status)) < 600:
@@ -96,7 +96,7 @@ def status_of(error: BaseException) -> int | None:
 
 
 def _statuses(error: BaseException) -> Iterator[object]:
-    """Where clients keep the status of a response."""
+    """Yield the attributes in which clients store the status of a response."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
         yield response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -107,7 +107,7 @@ def _statuses(error: BaseException) -> Iterator[object]:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same read may succeed a moment later."""
+    """Whether a retry may succeed."""
     status = status_of(error)
     if status is not None:
         return status in TRANSIENT_STATUSES
@@ -124,13 +124,13 @@ def _is_network_failure(error: BaseException) -> bool:
 
 
 def _is_not_found(error: Exception) -> bool:
-    """A ``FileNotFoundError`` of the filesystem itself; one that was raised from another error stands for that."""
-    own = all(isinstance(cause, FileNotFoundError | LookupError) for cause in _causes(error))
-    return isinstance(error, FileNotFoundError) and own
+    """Whether the file does not exist. A ``FileNotFoundError`` raised from another kind of error does not count."""
+    has_other_cause = not all(isinstance(cause, FileNotFoundError | LookupError) for cause in _causes(error))
+    return isinstance(error, FileNotFoundError) and not has_other_cause
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from, and so on."""
+    """Iterate over the chain of causes, starting with the error itself."""
     cause: BaseException | None = error
     for _ in range(10):
         if cause is None:
@@ -140,34 +140,34 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _pause(error: BaseException, delay: float) -> float:
-    """Seconds to wait: what the server asks for, else ``delay``, spread so that readers do not return together."""
+    """Seconds to wait: the server's ``Retry-After``, or ``delay`` with jitter."""
     for cause in _causes(error):
         headers = getattr(cause, "headers", None) or {}
-        asked = headers.get("Retry-After", "") if hasattr(headers, "get") else ""
-        if str(asked).isdecimal():
-            return min(float(asked), MAX_DELAY)
+        retry_after = headers.get("Retry-After", "") if hasattr(headers, "get") else ""
+        if str(retry_after).isdecimal():
+            return min(float(retry_after), MAX_DELAY)
     return delay * random.uniform(0.5, 1)
 
 
-def _told(error: Exception, status: int | None) -> str:
+def _cause(error: Exception, status: int | None) -> str:
     if status is None:
-        root = [cause for cause in _causes(error) if not isinstance(cause, FileNotFoundError)]
-        return reason(root[0] if root else error)[:200]
-    known = status in {each.value for each in http.HTTPStatus}
-    return f"HTTP {status} {http.HTTPStatus(status).phrase}" if known else f"HTTP {status}"
+        others = [cause for cause in _causes(error) if not isinstance(cause, FileNotFoundError)]
+        return reason(others[0] if others else error)[:200]
+    is_standard = status in {standard.value for standard in http.HTTPStatus}
+    return f"HTTP {status} {http.HTTPStatus(status).phrase}" if is_standard else f"HTTP {status}"
 
 
 def _remedy(error: Exception, status: int | None) -> str:
     if status in (401, 403):
-        return "the server refuses access: check your credentials for it"
+        return "the server denies access: check your credentials"
     if status == 429:
-        return "the server limits requests: read with fewer workers, or later"
+        return "the server limits the request rate: use fewer workers, or try again later"
     if is_transient(error):
-        return "the server does not answer reliably: try again when it does"
+        return "the server is unreliable: try again later"
     return "check the path and your access to it"
 
 
-def _succeeded(host: str, content: Read) -> Read:
+def _clear_failure(host: str, content: Read) -> Read:
     if host in _failing:
         with _lock:
             _failing.discard(host)
@@ -175,6 +175,6 @@ def _succeeded(host: str, content: Read) -> Read:
 
 
 def _host(uri: str) -> str:
-    """The store that a URI belongs to: protocol and host or bucket; empty for local files."""
+    """Protocol and host (or bucket) of a URI; empty for local files."""
     protocol, rest = split_protocol(uri)
     return f"{protocol}://{rest.partition('/')[0]}" if protocol else ""

@@ -1,4 +1,4 @@
-"""The samples of a round or of the evaluation, made one by one when they are asked for."""
+"""A lazy sequence of samples."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from jsfree.schemas import ImageRef, Sample, sample_id
 
 @dataclass(frozen=True)
 class Samples(Sequence[Sample]):
-    """Samples in the order of the seed.
+    """The samples of a round or of the evaluation, created on access.
 
-    ``unusable`` are the rows of the source that name no usable image, of ``listed`` rows that name one or should.
-    ``key`` is what identifies the image of a number without making it.
+    Attributes:
+        numbers: numbers of the images.
+        image: creates the reference to an image from its number.
+        key: identifies an image by its number, without creating the reference.
+        prompt: prompt of all samples.
+        unusable: rows of the source without a usable image.
+        listed: number of rows of the source that refer to an image, or should.
     """
 
     numbers: Sequence[int]
@@ -43,7 +48,7 @@ class Samples(Sequence[Sample]):
         return (self[index] for index in range(len(self)))
 
     def digest(self) -> str:
-        """A hash of the images, their order, the prompt, and the rows that name none."""
+        """Hash of the prompt, the images in order, and the unusable rows."""
         digest = hashlib.sha256(self.prompt.encode())
         for number in self.numbers:
             digest.update(f"\0{self.key(number)}".encode())

@@ -1,7 +1,7 @@
 """Lists the images in Parquet tables: bytes, structs of bytes and path (Hugging Face datasets, RLAIF-V), or paths.
 
-Listing reads ids and paths, a few rows at a time. Bytes stay where they are: an image inside a table is named by
-file, column, row group and row (``ranges.Cell``), and whoever needs it reads it there (``cells``).
+Listing reads only ids and paths, a few rows at a time. The address of an embedded image consists of file, column, row
+group and row (``ranges.Cell``); ``cells`` reads its bytes later.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from jsfree.config import Source
 from jsfree.errors import RowError, SourceError
 from jsfree.images.confinement import confinement_of
 from jsfree.images.listing import (
+    Container,
     Entry,
-    Place,
     Unusable,
-    address,
-    beside,
+    absolute_uri,
     entry_of,
-    explained,
     files_below,
     id_of,
-    opened,
+    images_root,
+    open_path,
+    reported_as_source_error,
 )
 from jsfree.images.ranges import uri_of
 from jsfree.texts import readable
@@ -37,25 +37,27 @@ from jsfree.texts import readable
 ID_COLUMNS = ("id", "image_id")
 ROWS_AT_ONCE = 65_536
 BYTES_AT_ONCE = 2**23
-"""Of the columns that are read, about, by the sizes in the file's footer."""
+"""Approximate size of a batch, estimated from the file's footer."""
 BUFFER = 2**20
-"""Bytes of a column that are read at once."""
-MOST_EMBEDDED_BYTES = 4 * 10**9
-"""Images that imported pairs may bring along inside their tables."""
-_NO_VALUE = (ValueError, OverflowError, pa.ArrowException)
+"""Read buffer per column, in bytes."""
+MAX_EMBEDDED_BYTES = 4 * 10**9
+"""Maximum total size of the images embedded in the tables of imported pairs."""
+_VALUE_ERRORS = (ValueError, OverflowError, pa.ArrowException)
 
 
 def table_images(source: Source) -> Iterator[Entry | Unusable]:
-    """The rows of a Parquet file, or of all below a folder.
+    """List the rows of a Parquet file or of all Parquet files below a folder.
 
-    An id is taken from a column ``id`` or ``image_id``; else it is the path, or the file's name and row number.
+    The id is the value of the column ``id`` or ``image_id`` if there is one, otherwise the path, or the file name and
+    row number of an embedded image.
 
     Raises:
-        SourceError: there is no table, row or image, a file is no Parquet, or the image column is missing or of no use.
+        SourceError: there are no rows or no images, a file is not in Parquet format, or the image column is missing or
+            has an unsupported type.
     """
     path = str(source.path)
-    filesystem, inner = opened(path)
-    with explained(path):
+    filesystem, inner = open_path(path)
+    with reported_as_source_error(path):
         if filesystem.isdir(inner):
             names = sorted(name for name in files_below(filesystem, inner) if name.endswith(".parquet"))
             files = {name: f"{inner.rstrip('/')}/{name}" for name in names}
@@ -63,12 +65,12 @@ def table_images(source: Source) -> Iterator[Entry | Unusable]:
             files = {posixpath.basename(inner): inner}
     rows, empty, table = 0, 0, None
     for name, file in files.items():
-        table = _Table(source, uri_of(address(filesystem, file)), readable(name))
-        with explained(path, Exception), filesystem.open(file, "rb") as content:
+        table = _Table(source, uri_of(absolute_uri(filesystem, file)), readable(name))
+        with reported_as_source_error(path, Exception), filesystem.open(file, "rb") as content:
             yield from table.entries(content)
         rows, empty = rows + table.rows, empty + table.empty
     if table is None or not rows:
-        raise SourceError(f"{path} holds no Parquet rows", "correct 'source.path'")
+        raise SourceError(f"{path} has no Parquet rows", "correct 'source.path'")
     if empty == rows:
         others = f"one of {', '.join(table.alternatives)}" if table.alternatives else "a column of images"
         raise SourceError(
@@ -77,104 +79,107 @@ def table_images(source: Source) -> Iterator[Entry | Unusable]:
 
 
 class Column(NamedTuple):
-    """The image column of a file: the leaves of its bytes and its paths, as they are called in the file's footer."""
+    """The image column of a file: names of the leaf columns with bytes and with paths in the file's footer."""
 
     bytes: str | None
     path: str | None
     is_path: bool
-    """Whether it holds nothing but paths, which then are ids too."""
+    """Whether the column contains only paths, which are then used as ids."""
 
 
 class _Read(NamedTuple):
-    """Rows of a row group: the number of the first one in the group, ids, and where the images are.
+    """Consecutive rows of a row group.
 
-    An image is a path, None for one that is in its cell (or nowhere), or what is wrong with it.
+    Attributes:
+        first: number of the first row in the row group.
+        ids: value of the id column of each row.
+        images: the path of each image, None if it is embedded or missing, or the error of its cell.
+        has_bytes: whether cells can contain embedded images.
     """
 
     first: int
     ids: Sequence[Any]
     images: Sequence[str | RowError | None]
     has_bytes: bool
-    """Whether cells can hold an image."""
 
 
 class _Table:
-    """One Parquet file; ``rows`` and ``empty`` count those that were listed, and those of them without an image."""
+    """A Parquet file; ``rows`` counts the listed rows, ``empty`` those of them without an image."""
 
     def __init__(self, source: Source, uri: str, name: str) -> None:
         self._source = source
         self._uri = uri
         self._name = name
-        self._root = beside(source, uri)
+        self._root = images_root(source, uri)
         self._confinement = confinement_of(source)
-        self._place = Place(uri)
+        self._container = Container(uri)
         self.rows = 0
         self.empty = 0
         self.alternatives: list[str] = []
 
     def entries(self, content: Any) -> Iterator[Entry | Unusable]:
-        """The images of all rows, in order."""
+        """List the images of all rows, in order."""
         with parquet(content, self._uri) as file:
             schema = file.schema_arrow
             column = image_column(schema, self._source.column, self._uri)
-            ids = next((name for name in ID_COLUMNS if _is_there(schema, name, self._uri)), None)
+            ids = next((name for name in ID_COLUMNS if _has_column(schema, name, self._uri)), None)
             self.alternatives = [
                 field.name for field in schema if field.name not in (ids, self._source.column) and _leaves(field)
             ]
             for group in range(file.num_row_groups):
                 tail = f"#column={quote(self._source.column, safe='')}&row_group={group}&row="
                 for read in _rows(file, group, self._source.column, column, ids):
-                    yield from self._entries(read, tail, named=column.is_path)
+                    yield from self._entries(read, tail, paths_are_ids=column.is_path)
 
-    def _entries(self, read: _Read, tail: str, *, named: bool) -> Iterator[Entry | Unusable]:
+    def _entries(self, read: _Read, tail: str, *, paths_are_ids: bool) -> Iterator[Entry | Unusable]:
         for row, (key, image) in enumerate(zip(read.ids, read.images, strict=True), read.first):
             number = f"{self._name}:{self.rows}"
             try:
-                image_id = id_of(_usable(key))
-                if path := _usable(image):
-                    image_id = image_id or (None if named else number)
+                image_id = id_of(_require_usable(key))
+                if path := _require_usable(image):
+                    image_id = image_id or (None if paths_are_ids else number)
                     yield entry_of(path, self._root, self._confinement, image_id)
                 else:
                     self.empty += not read.has_bytes
-                    yield Entry(image_id or number, self._place, f"{tail}{row}")
+                    yield Entry(image_id or number, self._container, f"{tail}{row}")
             except RowError as error:
                 where = f"{self._uri}, row {self.rows}"
                 yield Unusable(number, RowError(error.kind, f"{where}: {error}"))
             self.rows += 1
 
 
-def _usable(value: Any) -> Any:
+def _require_usable(value: Any) -> Any:
     if isinstance(value, RowError):
         raise value
     return value
 
 
 def image_column(schema: pa.Schema, name: str, uri: str) -> Column:
-    """What the image column holds.
+    """Find the leaves of the image column.
 
     Raises:
-        SourceError: there is none of this name or more than one, or it cannot hold images.
+        SourceError: there is no column of this name, or more than one, or it cannot contain images.
     """
-    names = ", ".join(dict.fromkeys(each for each in schema.names if each != name)) or "that of the images"
-    if not _is_there(schema, name, uri):
+    names = ", ".join(dict.fromkeys(other for other in schema.names if other != name)) or "(no other column)"
+    if not _has_column(schema, name, uri):
         raise SourceError(f"{uri} has no column {name!r}", f"set 'source.column' to one of {names}")
     field = schema.field(name)
     if (column := _leaves(field)) is None:
         raise SourceError(
-            f"{uri}: column {name!r} is {field.type}, expected bytes, a struct with 'bytes' or 'path', or paths;"
-            f" set 'source.column' to one of {names}"
+            f"{uri}: column {name!r} is {field.type}, expected bytes, a struct with 'bytes' or 'path', or paths",
+            f"set 'source.column' to one of {names}",
         )
     return column
 
 
-def _is_there(schema: pa.Schema, name: str, uri: str) -> bool:
+def _has_column(schema: pa.Schema, name: str, uri: str) -> bool:
     if (count := schema.names.count(name)) > 1:
         raise SourceError(f"{uri} has {count} columns {name!r}", "rename or drop all but one of them")
     return bool(count)
 
 
 def _leaves(field: pa.Field) -> Column | None:
-    """The leaves of a column that can hold images; None if it cannot."""
+    """Find the leaves of a column; None if it cannot contain images."""
     kind = _storage(field.type)
     if _is_text(kind):
         return Column(None, field.name, is_path=True)
@@ -212,7 +217,7 @@ def _is_bytes(kind: pa.DataType | None) -> bool:
 
 
 def _rows(file: pq.ParquetFile, group: int, name: str, column: Column, ids: str | None) -> Iterator[_Read]:
-    """The rows of a row group; of the image column is read no more than it takes to tell paths from bytes."""
+    """Read ids and paths of a row group; embedded images are not read unless paths and bytes are mixed."""
     facts = file.metadata.row_group(group)
     nulls = facts.num_rows if column.bytes is None else _nulls(facts, column.bytes)
     has_bytes = nulls != facts.num_rows
@@ -225,8 +230,8 @@ def _rows(file: pq.ParquetFile, group: int, name: str, column: Column, ids: str 
         yield _Read(first, keys, images, has_bytes)
         first += batch.num_rows
     for first in range(0, 0 if columns else facts.num_rows, ROWS_AT_ONCE):
-        nothing = [None] * min(ROWS_AT_ONCE, facts.num_rows - first)
-        yield _Read(first, nothing, nothing, has_bytes)
+        nulls_only = [None] * min(ROWS_AT_ONCE, facts.num_rows - first)
+        yield _Read(first, nulls_only, nulls_only, has_bytes)
 
 
 def _nulls(facts: pq.RowGroupMetaData, leaf: str) -> int | None:
@@ -242,7 +247,7 @@ def _nulls(facts: pq.RowGroupMetaData, leaf: str) -> int | None:
 
 
 def _paths(array: pa.Array, column: Column) -> list[Any]:
-    """Paths of cells without bytes."""
+    """Return the path of each cell, or None for cells with bytes."""
     if column.is_path:
         return values(array)
     names = {field.name for field in array.type}
@@ -255,7 +260,7 @@ def _paths(array: pa.Array, column: Column) -> list[Any]:
 
 
 def batches(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """A row group's columns, about ``BYTES_AT_ONCE`` at a time."""
+    """Iterate over columns of a row group in batches of about ``BYTES_AT_ONCE`` bytes."""
     rows = max(1, file.metadata.row_group(group).num_rows)
     size = max(1, column_bytes(file, group, columns) // rows)
     at_once = max(1, min(ROWS_AT_ONCE, BYTES_AT_ONCE // size))
@@ -264,7 +269,7 @@ def batches(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> Iterato
 
 
 def column_bytes(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> int:
-    """About how many bytes columns have in a row group, by the file's footer."""
+    """Uncompressed size of columns in a row group, from the file's footer."""
     facts = file.metadata.row_group(group)
     chunks = (facts.column(number) for number in range(facts.num_columns))
     return sum(
@@ -275,7 +280,7 @@ def column_bytes(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> in
 
 
 def plain(array: pa.Array) -> pa.Array:
-    """An array of the type that dictionaries, views and extensions stand for."""
+    """Convert dictionary, view and extension arrays to their plain types."""
     while pa.types.is_dictionary(array.type) or isinstance(array.type, pa.BaseExtensionType):
         array = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array.storage
     if pa.types.is_string_view(array.type):
@@ -284,33 +289,38 @@ def plain(array: pa.Array) -> pa.Array:
 
 
 def values(rows: pa.Array | pa.RecordBatch) -> list[Any]:
-    """The values of an array, or the rows of a batch; one that Python cannot hold is a RowError in its place.
+    """Convert an array, or the rows of a batch, to Python values.
 
-    Such are a text that is not UTF-8, and a date beyond Python's.
+    A value that cannot be converted (a string that is not UTF-8, a date outside Python's range) becomes a RowError.
     """
     try:
-        found: list[Any] = rows.to_pylist()
-        return found
-    except _NO_VALUE:
+        converted: list[Any] = rows.to_pylist()
+        return converted
+    except _VALUE_ERRORS:
         return [_value(rows.slice(number, 1)) for number in range(len(rows))]
 
 
 def _value(row: pa.Array | pa.RecordBatch) -> Any:
     try:
         return row.to_pylist()[0]
-    except _NO_VALUE as error:
+    except _VALUE_ERRORS as error:
         shown = f" of {error.object!r:.80}" if isinstance(error, UnicodeDecodeError) else ""
         return RowError("malformed", f"cannot be read ({error}{shown})", "correct or remove the row")
 
 
 @contextmanager
 def parquet(content: Any, uri: str, footer: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
-    """An open Parquet file, of which small parts are read at a time; its ``footer`` is read unless it is given.
+    """Open a Parquet file for reading in small parts.
+
+    Args:
+        content: the open file.
+        uri: its name, for error messages.
+        footer: metadata of the file, if already known.
 
     Raises:
-        SourceError: it is none, or is damaged.
+        SourceError: the file is not in Parquet format, or is damaged.
     """
     try:
         yield pq.ParquetFile(content, metadata=footer, buffer_size=BUFFER, pre_buffer=False)
     except pa.ArrowException as error:
-        raise SourceError(f"{uri} is no Parquet file ({error})", "remove it or correct 'source.path'") from error
+        raise SourceError(f"{uri} is not a Parquet file ({error})", "remove it or correct 'source.path'") from error

@@ -1,5 +1,5 @@
-"""MiniWorld: drawn scenes whose contents are known exactly, with a tiny LLaVA and a tiny CLIP.
+"""MiniWorld: drawn scenes with exactly known contents, and a tiny LLaVA and a tiny CLIP pre-trained on them.
 
-The default world of jsfree: every claim of the method can be measured in it on two CPU cores, because
-the truth of each picture is known to the last object.
+It is the default source of images: since the truth of every image is known, every claim of the method can be measured
+on two CPU cores.
 """

@@ -1,4 +1,4 @@
-"""A sheet of MiniWorld's pictures with what is truly in them, for people who meet this world first."""
+"""A sheet of MiniWorld's images with their true captions, for new users."""
 
 from pathlib import Path
 
@@ -16,14 +16,14 @@ INK, PALE, PAPER = (34, 34, 40), (130, 130, 140), (252, 252, 250)
 
 
 def picture_sheet(split: str, count: int, path: str | Path) -> None:
-    """Write a PNG of the first ``count`` scenes of ``split`` with id and true caption under each.
+    """Write a PNG of the first ``count`` scenes of ``split``, each with its id and true caption.
 
     Raises:
         ConfigError: ``split`` is unknown or ``count`` below 1.
         StorageError: ``path`` cannot be written.
     """
     if count < 1:
-        raise ConfigError(f"a sheet of {count} pictures is empty", "ask for at least 1")
+        raise ConfigError(f"a sheet of {count} images is empty", "ask for at least 1")
     scenes = [world.scene(split, index) for index in range(count)]
     side = SCALE * world.SIZE
     columns = min(COLUMNS, count)
@@ -46,7 +46,7 @@ def picture_sheet(split: str, count: int, path: str | Path) -> None:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Lines no wider than ``width`` pixels, a new one for each sentence."""
+    """Wrap a text into lines of at most ``width`` pixels, starting a new line for each sentence."""
     font, lines = _font(), []
     for sentence in text.split(". "):
         line = ""

@@ -1,6 +1,6 @@
-"""The tables of MiniWorld: contexts, objects, colours, positions and the words of its captions.
+"""MiniWorld's tables: contexts, objects, colours, positions and the words of its captions.
 
-Nothing here computes; ``world.py`` draws from these tables and ``metrics.py`` reads captions with them.
+``world.py`` draws scenes from them, and ``jsfree/evaluation/miniworld.py`` parses captions with them.
 """
 
 from typing import NamedTuple
@@ -9,14 +9,14 @@ RGB = tuple[int, int, int]
 
 
 class Backdrop(NamedTuple):
-    """How a context looks without objects: two bands of colour that meet at ``horizon`` (0 top, 1 bottom)."""
+    """Background of a context: two bands of colour that meet at ``horizon`` (0 is the top, 1 the bottom)."""
 
     upper: RGB
     lower: RGB
     horizon: float
 
 
-# Native objects of each context, the most frequent first; ``NATIVE_WEIGHTS`` runs along these lists.
+# Native objects of each context, most frequent first, with the frequencies ``NATIVE_WEIGHTS``.
 CONTEXTS: dict[str, tuple[str, ...]] = {
     "kitchen": ("cup", "kettle", "fridge", "toaster", "pot"),
     "street": ("car", "bus", "bicycle", "hydrant", "truck"),
@@ -53,7 +53,7 @@ COLOURS: dict[str, RGB] = {
     "black": (26, 26, 30),
 }
 
-# Row by row from the top left; index = 3 * row + column of the object's centre in a 3 x 3 division.
+# Index = 3 * row + column of the object's centre in a 3 x 3 grid.
 POSITIONS: tuple[str, ...] = (
     "at the top left",
     "at the top",
@@ -81,7 +81,7 @@ ICONS: dict[str, str] = {name: name for name in OBJECTS} | {
     "bench": "bench_back",
 }
 
-# Plurals that a rule (+s) does not give; a caption model may write anything.
+# Plurals not formed with -s; a captioner may write any word.
 IRREGULAR_PLURALS: dict[str, str] = {
     "bus": "buses",
     "bench": "benches",

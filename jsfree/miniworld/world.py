@@ -1,8 +1,8 @@
-"""Scenes of MiniWorld: what is in them, how they look, what is truly and what is carelessly said of them.
+"""MiniWorld's scenes: their contents, images, true captions and noisy captions.
 
-A scene is a pure function of ``(split, index)``: any scene can be had without the ones before it, on any
-machine. Splits are disjoint by construction: a hash of the content (context and the multiset of object and
-colour) decides which split may use it, and a draw that belongs to another split is drawn again.
+A scene is a pure function of ``(split, index)``, the same on every machine. Splits are disjoint by construction: a hash
+of the content (the context and the multiset of objects with their colours) determines its split, and a draw that
+belongs to another split is repeated.
 """
 
 import hashlib
@@ -34,9 +34,8 @@ T = TypeVar("T")
 SIZE = 64
 PROMPT = "Describe image in detail."
 ICON_SIZES = (15, 20)
-MAX_OBJECTS = 5
 OBJECT_COUNTS: tuple[tuple[int, float], ...] = ((2, 0.32), (3, 0.22), (4, 0.28), (5, 0.18))
-# Cumulative share of the content hash that each split owns.
+# Range of the content hash (``content_share``) of each split.
 SPLITS: dict[str, tuple[float, float]] = {
     "pretrain": (0.0, 0.6),
     "unlabelled": (0.6, 0.8),
@@ -47,7 +46,7 @@ SPLITS: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object of a scene; ``box`` is (left, top, right, bottom) in pixels of the 64 x 64 picture."""
+    """One object of a scene; ``box`` is (left, top, right, bottom) in pixels of the 64 x 64 image."""
 
     name: str
     colour: str
@@ -57,7 +56,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's exact content."""
+    """The exact content of an image."""
 
     scene_id: str
     split: str
@@ -68,10 +67,10 @@ class Scene:
 
 @dataclass(frozen=True)
 class CaptionNoise:
-    """How careless the captions for supervised pre-training are (what makes the seed hallucinate).
+    """Probabilities of errors in the captions for pre-training, which make the seed model hallucinate.
 
-    ``padded[n]`` is the probability that a caption of ``n`` mentions is felt to be too short and goes on to a
-    length drawn from ``lengths``, with co-occurring objects that are not there, as GPT-written captions do.
+    ``padded[n]`` is the probability that a caption of ``n`` mentions is extended to a length drawn from ``lengths``
+    with co-occurring objects that are absent, as in captions written by GPT.
     """
 
     omitted: float = 0.06
@@ -83,7 +82,11 @@ class CaptionNoise:
 
 
 def scene(split: str, index: int) -> Scene:
-    """The ``index``-th scene of ``split``; raises :class:`ConfigError` for an unknown split."""
+    """The ``index``-th scene of ``split``.
+
+    Raises:
+        ConfigError: the split is unknown or the index negative.
+    """
     if split not in SPLITS:
         raise ConfigError(f"unknown MiniWorld split {split!r}", f"there are {', '.join(SPLITS)}")
     if index < 0:
@@ -94,7 +97,7 @@ def scene(split: str, index: int) -> Scene:
         context, contents = _draw_contents(rng)
         if low <= content_share(context, contents) < high:
             break
-    boxes = _place(len(contents), rng)
+    boxes = _draw_boxes(len(contents), rng)
     objects = tuple(
         SceneObject(name, colour, position_of(box), box) for (name, colour), box in zip(contents, boxes, strict=True)
     )
@@ -102,7 +105,11 @@ def scene(split: str, index: int) -> Scene:
 
 
 def scene_from_id(scene_id: str) -> Scene:
-    """The scene that carries ``scene_id`` (``miniworld-test-000123``)."""
+    """The scene with the id ``scene_id``, such as ``miniworld-test-000123``.
+
+    Raises:
+        SourceError: it is no id of a scene.
+    """
     world, _, rest = scene_id.partition("-")
     split, _, number = rest.rpartition("-")
     if world != "miniworld" or split not in SPLITS or not number.isdecimal():
@@ -111,36 +118,36 @@ def scene_from_id(scene_id: str) -> Scene:
 
 
 def content_share(context: str, contents: Sequence[tuple[str, str]]) -> float:
-    """Where a content falls in [0, 1); equal contents fall on the same point, whatever their layout."""
+    """Hash of a content in [0, 1), independent of the layout."""
     words = sorted(f"{colour} {name}" for name, colour in contents)
     return (_digest("/".join([context, *words])) % 1_000_000) / 1_000_000
 
 
 def position_of(box: tuple[int, int, int, int]) -> str:
-    """The phrase that says where the centre of ``box`` is."""
+    """The position phrase for the centre of ``box``."""
     return POSITIONS[3 * _third((box[1] + box[3]) / 2) + _third((box[0] + box[2]) / 2)]
 
 
 def fair_positions(box: tuple[int, int, int, int], tolerance: float = 3.0) -> frozenset[str]:
-    """The phrases one may fairly use for ``box``: the centre may be off by ``tolerance`` pixels."""
+    """The position phrases that count as correct for ``box``: its centre may be off by ``tolerance`` pixels."""
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     shifts = (-tolerance, 0.0, tolerance)
     return frozenset(POSITIONS[3 * _third(y + dy) + _third(x + dx)] for dy in shifts for dx in shifts)
 
 
 def draw(scene: Scene, scale: int = 1) -> Image.Image:
-    """The picture of ``scene``, RGB, ``64 * scale`` pixels square."""
+    """Draw the image of ``scene``, RGB, ``64 * scale`` pixels square."""
     rng = np.random.default_rng(_digest(f"noise/{scene.scene_id}"))
-    picture = _backdrop(scene.context, scale, rng)
+    image = _backdrop(scene.context, scale, rng)
     for item in scene.objects:
         left, top, right, _ = (scale * edge for edge in item.box)
         mask = _icon(item.name, right - left)
-        picture.paste(_shade(COLOURS[item.colour], rng), (left, top), mask)
-    return picture
+        image.paste(_shade(COLOURS[item.colour], rng), (left, top), mask)
+    return image
 
 
-def simplified(scene: Scene) -> Scene:
-    """``scene`` with its first one or two objects only, never a content that another split owns."""
+def simplify(scene: Scene) -> Scene:
+    """Keep the first one or two objects of ``scene``, such that the content stays within its split if possible."""
     low, high = SPLITS[scene.split]
     kept = scene.objects[: 1 + scene.index % 2]
     if not low <= content_share(scene.context, [(item.name, item.colour) for item in kept]) < high:
@@ -149,14 +156,14 @@ def simplified(scene: Scene) -> Scene:
 
 
 def png_bytes(scene: Scene) -> bytes:
-    """The picture of ``scene`` as a PNG file."""
+    """The image of ``scene`` as a PNG file."""
     buffer = io.BytesIO()
     draw(scene).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def context_sentence(context: str) -> str:
-    """The sentence every caption begins with."""
+    """The first sentence of every caption."""
     return f"This is a {context}."
 
 
@@ -171,40 +178,40 @@ def caption(context: str, mentions: Sequence[tuple[str, str, str]]) -> str:
 
 
 def true_caption(scene: Scene) -> str:
-    """Everything that is in ``scene`` and nothing else, row by row from the top left."""
+    """The caption of all objects of ``scene``, row by row from the top left."""
     ordered = sorted(scene.objects, key=lambda item: (POSITIONS.index(item.position), item.box))
     return caption(scene.context, [(item.name, item.colour, item.position) for item in ordered])
 
 
 def noisy_caption(scene: Scene, rng: random.Random, noise: CaptionNoise | None = None) -> str:
-    """A caption as a careless annotator writes it: the target of the captioner's pre-training."""
+    """A caption with random errors, as a careless annotator writes it: the target of the captioner's pre-training."""
     noise = noise or CaptionNoise()
     present = {item.name for item in scene.objects}
-    said: list[tuple[str, str, str]] = []
+    mentions: list[tuple[str, str, str]] = []
     for item in _shuffled(scene.objects, rng):
         if rng.random() < noise.omitted:
             continue
         name, colour, position = item.name, item.colour, item.position
         if rng.random() < noise.replaced:
-            name = _draw_object(scene.context, present | {word for word, _, _ in said}, rng)
+            name = _draw_object(scene.context, present | {word for word, _, _ in mentions}, rng)
         if rng.random() < noise.wrong_colour:
             colour = _pick(tuple(COLOURS), rng)
         if rng.random() < noise.wrong_position:
             position = _pick(POSITIONS, rng)
-        said.append((name, colour, position))
-    if len(said) < len(noise.padded) and rng.random() < noise.padded[len(said)]:
+        mentions.append((name, colour, position))
+    if len(mentions) < len(noise.padded) and rng.random() < noise.padded[len(mentions)]:
         length = _pick(noise.lengths, rng)
-        while len(said) < length:
-            name = _draw_object(scene.context, present | {word for word, _, _ in said}, rng)
-            said.append((name, _pick(tuple(COLOURS), rng), _pick(POSITIONS, rng)))
-    return caption(scene.context, said)
+        while len(mentions) < length:
+            name = _draw_object(scene.context, present | {word for word, _, _ in mentions}, rng)
+            mentions.append((name, _pick(tuple(COLOURS), rng), _pick(POSITIONS, rng)))
+    return caption(scene.context, mentions)
 
 
 def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-# Only ``Random.random`` is used of the generator: its stream is the one Python promises to keep.
+# Only ``Random.random`` is used: Python guarantees its stream across versions.
 def _pick(choices: Sequence[T], rng: random.Random) -> T:
     return choices[int(rng.random() * len(choices))]
 
@@ -223,7 +230,7 @@ def _shuffled(items: Sequence[T], rng: random.Random) -> list[T]:
 
 
 def _draw_object(context: str, taken: set[str], rng: random.Random) -> str:
-    """An object as it occurs in ``context``, none of ``taken``."""
+    """Draw an object that is not in ``taken``, with the frequencies of ``context``."""
     while True:
         if rng.random() < NATIVE_PROBABILITY:
             name = _weighted(tuple(zip(CONTEXTS[context], NATIVE_WEIGHTS, strict=True)), rng)
@@ -241,8 +248,8 @@ def _draw_contents(rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
     return context, [(name, _pick(tuple(COLOURS), rng)) for name in names]
 
 
-def _place(count: int, rng: random.Random) -> list[tuple[int, int, int, int]]:
-    """Boxes anywhere in the picture that touch by 2 pixels at most."""
+def _draw_boxes(count: int, rng: random.Random) -> list[tuple[int, int, int, int]]:
+    """Draw boxes in the image that overlap by 2 pixels at most."""
     smallest, largest = ICON_SIZES
     while True:
         boxes: list[tuple[int, int, int, int]] = []
@@ -272,8 +279,8 @@ def _backdrop(context: str, scale: int, rng: np.random.Generator) -> Image.Image
     pixels = np.empty((SIZE, SIZE, 3), np.float32)
     pixels[:horizon], pixels[horizon:] = backdrop.upper, backdrop.lower
     pixels += rng.uniform(-10, 10, 3) + rng.normal(0, 7, (SIZE, SIZE, 1)).astype(np.float32)
-    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    return picture if scale == 1 else picture.resize((SIZE * scale,) * 2, Image.Resampling.NEAREST)
+    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    return image if scale == 1 else image.resize((SIZE * scale,) * 2, Image.Resampling.NEAREST)
 
 
 def _shade(colour: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, int, int]:
@@ -283,7 +290,7 @@ def _shade(colour: tuple[int, int, int], rng: np.random.Generator) -> tuple[int,
 
 @lru_cache(maxsize=4096)
 def _icon(name: str, size: int) -> Image.Image:
-    """The glyph of an object, fitted to a square of ``size`` pixels, as a mask."""
+    """The glyph of an object as a mask of ``size`` pixels square."""
     from fonticon_mdi7 import MDI7
 
     glyph = str(getattr(MDI7, ICONS[name]))[-1]

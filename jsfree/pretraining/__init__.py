@@ -1,1 +1,1 @@
-"""Pre-training of MiniWorld's captioner and CLIP."""
+"""Pre-training of MiniWorld's models: a tiny CLIP and a tiny LLaVA captioner."""

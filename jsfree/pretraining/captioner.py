@@ -1,10 +1,10 @@
-"""Trains MiniWorld's captioner: a real ``LlavaForConditionalGeneration`` on CLIP's frozen vision tower.
+"""Pre-training of MiniWorld's captioner: a ``LlavaForConditionalGeneration`` on CLIP's frozen vision tower.
 
-The projector and the language model learn careless captions (``world.noisy_caption``): from them comes the
-language prior that makes the seed m0 hallucinate. A share of the rows shows no image, as LLaVA's own mix has
-text-only rows; the unconditional path of the method sees exactly that prompt.
+The projector and the language model learn from noisy captions (``world.noisy_caption``), which give the seed m0 the
+language prior that makes it hallucinate. Some rows have no image, like the text-only rows of LLaVA's training data;
+their prompt is that of the method's unconditional path.
 
-Shapes: N scenes, B rows, L positions, V vocabulary, D width.
+Shape suffixes: N scenes, B rows, L positions, V vocabulary, D width.
 """
 
 import random
@@ -48,7 +48,7 @@ BLOCK_NAMES = {
 
 
 def build_processor() -> "LlavaProcessor":
-    """LLaVA's processor for pictures of 64 pixels."""
+    """LLaVA's processor for images of 64 x 64 pixels."""
     from transformers import CLIPImageProcessor, LlavaProcessor
 
     image_processor = CLIPImageProcessor(
@@ -69,10 +69,9 @@ def build_processor() -> "LlavaProcessor":
 
 
 def build_captioner(clip: Any) -> "LlavaForConditionalGeneration":
-    """A LLaVA with a fresh projector and language model on a copy of ``clip``'s vision tower, frozen.
+    """A LLaVA with newly initialised projector and language model on a frozen copy of ``clip``'s vision tower.
 
-    Head size 32 is one that vLLM's CPU attention takes; ``initializer_range`` 0.02, the default, is too
-    small at this width.
+    vLLM's CPU attention supports head size 32. The default ``initializer_range`` of 0.02 is too small at this width.
     """
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -118,24 +117,28 @@ def build_captioner(clip: Any) -> "LlavaForConditionalGeneration":
 
 
 def copy_vision_tower(visual: Any, tower: nn.Module) -> None:
-    """Give ``tower`` (CLIPVisionModel) the weights of open_clip's ``visual`` and freeze it.
+    """Copy the weights of open_clip's ``visual`` into ``tower`` (CLIPVisionModel) and freeze it.
 
-    Raises :class:`ModelError` if the two then differ by more than rounding.
+    Raises:
+        ModelError: the outputs of the two differ by more than rounding.
     """
     weights = vision_weights(visual)
     prefix = "vision_model." if any(name.startswith("vision_model.") for name in tower.state_dict()) else ""
     tower.load_state_dict({prefix + name: tensor.clone() for name, tensor in weights.items()})
     tower.requires_grad_(False).eval()
-    kept: list[torch.Tensor] = []
-    handle = visual.transformer.resblocks[READ_LAYER].register_forward_hook(lambda *call: kept.append(call[2]))
+    outputs: list[torch.Tensor] = []
+    handle = visual.transformer.resblocks[READ_LAYER].register_forward_hook(lambda *call: outputs.append(call[2]))
     probe = torch.rand(2, 3, world.SIZE, world.SIZE) * 2 - 1
     with torch.no_grad():
         visual.eval()(probe)
         handle.remove()
         hidden = tower(probe, output_hidden_states=True).hidden_states[READ_LAYER]
-    difference = float((hidden - kept[0]).abs().max())
+    difference = float((hidden - outputs[0]).abs().max())
     if difference > 1e-4:
-        raise ModelError(f"the copied vision tower differs from CLIP's by {difference:.1e}", "expected rounding only")
+        raise ModelError(
+            f"the copied vision tower differs from CLIP's by {difference:.1e}",
+            "check BLOCK_NAMES against the versions of open_clip and transformers",
+        )
 
 
 def vision_weights(visual: Any) -> dict[str, torch.Tensor]:
@@ -151,8 +154,8 @@ def vision_weights(visual: Any) -> dict[str, torch.Tensor]:
         weights[f"post_layernorm.{kind}"] = source[f"ln_post.{kind}"]
         for layer in range(len(visual.transformer.resblocks)):
             block, target = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
-            for theirs, ours in BLOCK_NAMES.items():
-                weights[f"{target}.{ours}.{kind}"] = source[f"{block}.{theirs}.{kind}"]
+            for open_clip_name, name in BLOCK_NAMES.items():
+                weights[f"{target}.{name}.{kind}"] = source[f"{block}.{open_clip_name}.{kind}"]
             parts = source[f"{block}.attn.in_proj_{kind}"].chunk(3)
             for name, part in zip("qkv", parts, strict=True):
                 weights[f"{target}.self_attn.{name}_proj.{kind}"] = part
@@ -161,7 +164,7 @@ def vision_weights(visual: Any) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def vision_features(model: "LlavaForConditionalGeneration", pixels: NDArray[np.uint8]) -> torch.Tensor:
-    """What the frozen tower shows the projector, (N, patches, D), half precision to save memory."""
+    """Inputs of the projector from the frozen tower, (N, patches, D), in half precision to save memory."""
     chunks = []
     for start in range(0, len(pixels), 256):
         outputs = model.model.vision_tower(pixel_values(pixels[start : start + 256]), output_hidden_states=True)
@@ -170,7 +173,7 @@ def vision_features(model: "LlavaForConditionalGeneration", pixels: NDArray[np.u
 
 
 class CaptionTask:
-    """Losses of careless captions with and without their image, on cached features of the frozen tower."""
+    """Loss of noisy captions with and without their image, on cached features of the frozen tower."""
 
     def __init__(
         self,
@@ -189,38 +192,39 @@ class CaptionTask:
         before, after = prompts.conditional_prompt(processor, world.PROMPT).split(IMAGE_TOKEN)
         self.before = self._ids(before, special=True)
         self.after = self._ids(after)
-        self.without = self._ids(prompts.unconditional_prompt(processor, world.PROMPT), special=True)
+        self.text_only = self._ids(prompts.unconditional_prompt(processor, world.PROMPT), special=True)
 
     def loss(self, rows: Sequence[int]) -> torch.Tensor:
-        """Mean loss a token over ``rows``, the last of which are shown without their image."""
-        blind = round(len(rows) * TEXT_ONLY_SHARE)
-        seen, unseen = rows[: len(rows) - blind], rows[len(rows) - blind :]
+        """Mean loss per token over the scenes ``rows``, of which the last ``TEXT_ONLY_SHARE`` have no image."""
+        with_image = len(rows) - round(len(rows) * TEXT_ONLY_SHARE)
+        seen, unseen = rows[:with_image], rows[with_image:]
         projected = self.model.model.multi_modal_projector(self.features[list(seen)].float())
         embed = self.model.get_input_embeddings()
-        before, after, without = (embed(ids).expand(len(rows), -1, -1) for ids in self._prompts())
+        before, after, text_only = (
+            embed(ids).expand(len(rows), -1, -1) for ids in (self.before, self.after, self.text_only)
+        )
         losses = [
             self._caption_losses([before[: len(seen)], projected, after[: len(seen)]], seen),
-            self._caption_losses([without[:blind]], unseen),
+            self._caption_losses([text_only[: len(unseen)]], unseen),
         ]
         return torch.cat(losses).mean()
 
     def _caption_losses(self, prompt: list[torch.Tensor], rows: Sequence[int]) -> torch.Tensor:
+        """Loss of every caption token after the embedded ``prompt``, (tokens,)."""
         targets_BL = self._targets(rows)
-        shown_BL = targets_BL.clamp(min=0)[:, :-1]
-        inputs_BLD = torch.cat([*prompt, self.model.get_input_embeddings()(shown_BL)], 1)
+        inputs_BL = targets_BL.clamp(min=0)[:, :-1]
+        inputs_BLD = torch.cat([*prompt, self.model.get_input_embeddings()(inputs_BL)], 1)
         hidden_BLD = self.model.model.language_model(inputs_embeds=inputs_BLD, use_cache=False).last_hidden_state
         logits_BLV = self.model.lm_head(hidden_BLD[:, -targets_BL.shape[1] :])
         losses = F.cross_entropy(logits_BLV.flatten(0, 1), targets_BL.flatten(), reduction="none")
         return losses[targets_BL.flatten() != IGNORED]
 
     def _targets(self, rows: Sequence[int]) -> torch.Tensor:
+        """Token ids of new noisy captions, (B, L), padded with ``IGNORED``."""
         texts = [" " + world.noisy_caption(self.scenes[row], self.rng, self.noise) for row in rows]
         ids = self.tokenizer(texts, add_special_tokens=False).input_ids
         ended = [torch.tensor([*caption, self.tokenizer.eos_token_id]) for caption in ids]
         return nn.utils.rnn.pad_sequence(ended, batch_first=True, padding_value=IGNORED)
-
-    def _prompts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.before, self.after, self.without
 
     def _ids(self, text: str, *, special: bool = False) -> torch.Tensor:
         return torch.tensor(self.tokenizer(text, add_special_tokens=special).input_ids)
@@ -234,7 +238,7 @@ def train_captioner(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
-    """Train projector and language model in place; ``progress(part, step, steps, loss)`` after each step."""
+    """Train projector and language model in place."""
     optimiser = Optimiser(model.named_parameters(), steps, MATRIX_RATE, OTHER_RATE)
     order = batches(len(task.scenes), batch, np.random.default_rng(seed))
     for step, rows in zip(range(steps), order, strict=False):

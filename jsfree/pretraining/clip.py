@@ -1,12 +1,13 @@
-"""Trains MiniWorld's CLIP: a real ``open_clip.CLIP`` that fits into some minutes of two CPU cores.
+"""Pre-training of MiniWorld's CLIP: an ``open_clip.CLIP`` that trains within minutes on two CPU cores.
 
-Two losses. (1) SigLIP's sigmoid loss of image against sentence, with the truth of every pair in the batch
-known and with hard negatives (a co-occurring object that is absent, another colour, another place). (2) A
-dense loss on the layer that LLaVA reads: which object each patch shows, in which colour and at which place
-of the picture. A large CLIP gets the second from 400 million pictures, a tiny one cannot get it from forty
-thousand; its heads are thrown away.
+Two losses are summed. (1) SigLIP's sigmoid loss of images against sentences, with the truth of every pair in the batch
+and with hard negatives (a co-occurring object that is absent, another colour, another position). (2) A dense loss on
+the layer that LLaVA reads: the object that each patch shows, its colour and its position in the image. A large CLIP
+learns such features from 400 million images; a tiny one cannot learn them from forty thousand. The dense heads are
+discarded after training.
 
-Shapes: B images, T sentences, G patches, D width, O objects, P positions, K questions a patch is asked.
+Shape suffixes: B images, T sentences, G patches, D width, O objects, K attributes (object, colour, position),
+V classes of an attribute.
 """
 
 import json
@@ -29,10 +30,11 @@ PATCH = 16
 WIDTH = 160
 TEXT_WIDTH = 128
 PIXEL_MEAN = PIXEL_STD = (0.5, 0.5, 0.5)
-# Read by LLaVA (``vision_feature_layer=-2``): the output of the last layer but one.
+# LLaVA reads the output of the last layer but one (``vision_feature_layer=-2``).
 READ_LAYER = -2
 MATRIX_RATE, OTHER_RATE = 0.02, 2e-3
 ABSENT_SHARE = 0.65
+"""Share of the hard negatives that name an absent object; the others name another colour."""
 
 IntArray = NDArray[np.int64]
 
@@ -61,14 +63,14 @@ def clip_config(vocab_size: int) -> dict[str, Any]:
 
 
 def build_clip() -> Any:
-    """A freshly initialised CLIP."""
+    """A newly initialised CLIP."""
     from open_clip import CLIP
 
     return CLIP(**clip_config(len(clip_tokenizer())))
 
 
 def save_clip(model: Any, directory: Path) -> None:
-    """Write what ``open_clip.create_model_from_pretrained("local-dir:...")`` and ``get_tokenizer`` read."""
+    """Write a folder for ``open_clip.create_model_from_pretrained("local-dir:...")`` and ``get_tokenizer``."""
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -84,12 +86,12 @@ def save_clip(model: Any, directory: Path) -> None:
 
 
 def pixel_values(pixels: NDArray[np.uint8]) -> torch.Tensor:
-    """Pictures (B, 3, 64, 64) as both towers' preprocessing gives them."""
+    """Preprocess images (B, 3, 64, 64) as both vision towers do."""
     return torch.from_numpy(pixels).float().div_(127.5).sub_(1.0)
 
 
 class DenseHeads(nn.Module):
-    """What each patch shows, read from the hidden states that LLaVA will read; used in training only."""
+    """Classifiers of each patch on the hidden states that LLaVA reads; used in training only."""
 
     def __init__(self, vision_tower: Any) -> None:
         super().__init__()
@@ -98,37 +100,37 @@ class DenseHeads(nn.Module):
         self._hidden_BGD: torch.Tensor | None = None
         vision_tower.transformer.resblocks[READ_LAYER].register_forward_hook(self._keep)
 
-    def loss(self, shown_BKG: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of the last forward pass, background patches weighted down; K is what is asked."""
+    def loss(self, targets_BKG: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the vision tower's last forward pass, with a lower weight for background patches."""
         if self._hidden_BGD is None:
             raise RuntimeError("the vision tower has not run yet")
         hidden_BGD = self._hidden_BGD[:, 1:]
-        weight_BG = torch.where(shown_BKG[:, 0] > 0, 1.0, 0.15)
+        weight_BG = torch.where(targets_BKG[:, 0] > 0, 1.0, 0.15)
         losses_BG = torch.zeros_like(weight_BG)
-        for head, shown_BG in zip(self.heads, shown_BKG.unbind(1), strict=True):
+        for head, target_BG in zip(self.heads, targets_BKG.unbind(1), strict=True):
             logits_BVG = head(hidden_BGD).transpose(1, 2)
-            losses_BG = losses_BG + F.cross_entropy(logits_BVG, shown_BG, reduction="none")
+            losses_BG = losses_BG + F.cross_entropy(logits_BVG, target_BG, reduction="none")
         return (losses_BG * weight_BG).sum() / weight_BG.sum()
 
     def _keep(self, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
         self._hidden_BGD = output
 
 
-def truth(
+def sentence_truth(
     scenes: SceneTable, rows: IntArray, sentences: SentenceTable, chosen: IntArray
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Whether each chosen sentence is true of each chosen scene, and whether it is but for its place, (B, T)."""
+    """Whether each sentence is true of each scene, and whether it is true except for its position, (B, T) each."""
     contexts, names = sentences.contexts[chosen], sentences.objects[chosen]
     colours, positions = sentences.colours[chosen], sentences.positions[chosen]
     right_context = scenes.contexts[rows][:, None] == contexts
     right_colour = scenes.colours[rows][:, names] == colours
     right_place = scenes.fair[rows][:, names, positions]
-    verdict = np.where(contexts >= 0, right_context, right_colour & right_place)
-    return verdict, (contexts < 0) & right_colour & ~right_place
+    is_true = np.where(contexts >= 0, right_context, right_colour & right_place)
+    return is_true, (contexts < 0) & right_colour & ~right_place
 
 
 class SentenceSampler:
-    """Draws, for each scene of a batch, a true sentence and one that is nearly true."""
+    """Draws a true sentence and a hard negative for each scene of a batch."""
 
     def __init__(self, scenes: SceneTable, sentences: SentenceTable, rng: np.random.Generator) -> None:
         self.scenes, self.sentences, self.rng = scenes, sentences, rng
@@ -139,22 +141,22 @@ class SentenceSampler:
         self.log_natives = np.log(natives)
 
     def draw(self, rows: IntArray) -> IntArray:
-        """Row numbers of sentences, (2B + 8,): true ones, nearly true ones, all context sentences."""
+        """Row numbers of sentences, (2B + 8,): true ones, hard negatives, all context sentences."""
         colours_BO = self.scenes.colours[rows]
         names = self._sample(np.where(colours_BO >= 0, 0.0, -np.inf))
         colours = colours_BO[np.arange(len(rows)), names]
         fair = self.scenes.fair[rows, names]
         places = self._sample(np.where(fair, 0.0, -np.inf))
         true = self.sentences.index(names, colours, places)
-        nearly = self._spoil(rows, names, colours, places)
-        return np.concatenate([true, nearly, np.arange(len(CONTEXTS))])
+        negative = self._hard_negatives(rows, names, colours, places)
+        return np.concatenate([true, negative, np.arange(len(CONTEXTS))])
 
-    def _spoil(self, rows: IntArray, names: IntArray, colours: IntArray, places: IntArray) -> IntArray:
-        """Another object, mostly with the same colour and place, or another colour."""
+    def _hard_negatives(self, rows: IntArray, names: IntArray, colours: IntArray, places: IntArray) -> IntArray:
+        """Sentences with an absent object, mostly of the same colour and position, or with another colour."""
         size = len(rows)
         log_absent = np.where(self.scenes.colours[rows] >= 0, -np.inf, self.log_natives[self.scenes.contexts[rows]])
         absent = self.rng.random(size) < ABSENT_SHARE
-        # A seed's inventions have a colour and a place of their own.
+        # As in the captioner's hallucinations, some absent objects have another colour and position too.
         apart = absent & (self.rng.random(size) < 0.35)
         other_colours = (colours + self.rng.integers(1, len(COLOURS), size)) % len(COLOURS)
         return self.sentences.index(
@@ -169,10 +171,10 @@ class SentenceSampler:
 
 
 def sigmoid_loss(logits_BT: torch.Tensor, truth_BT: torch.Tensor, hard_BT: torch.Tensor) -> torch.Tensor:
-    """SigLIP's loss with any number of true pairs an image.
+    """SigLIP's sigmoid loss (arXiv 2303.15343) with any number of true pairs an image.
 
-    True pairs and hard ones weigh as much as all the others of an image together. Pairs that are neither
-    true nor false (NaN in ``truth_BT``) do not count.
+    The mean over true pairs, the mean over hard negatives and the sum over an image's other pairs have equal weight.
+    Pairs that are neither true nor false (NaN in ``truth_BT``) are ignored.
     """
     known_BT = ~truth_BT.isnan()
     true_BT, losses = truth_BT == 1, F.softplus(torch.where(truth_BT == 1, -logits_BT, logits_BT))
@@ -182,7 +184,7 @@ def sigmoid_loss(logits_BT: torch.Tensor, truth_BT: torch.Tensor, hard_BT: torch
 
 
 def train_clip(scenes: SceneTable, steps: int, batch: int, seed: int = 0, progress: Progress | None = None) -> Any:
-    """Train a CLIP on ``scenes``; ``progress(part, step, steps, loss)`` is called after each step."""
+    """Train a CLIP on ``scenes``."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     model, sentences = build_clip(), sentence_table()
@@ -193,8 +195,8 @@ def train_clip(scenes: SceneTable, steps: int, batch: int, seed: int = 0, progre
     sampler = SentenceSampler(scenes, sentences, rng)
     for step, rows in zip(range(steps), batches(len(scenes), batch, rng), strict=False):
         chosen = sampler.draw(rows)
-        true, misplaced = truth(scenes, rows, sentences, chosen)
-        # A tiny CLIP, as large ones, is poor at places: it learns the rest better if they do not count.
+        true, misplaced = sentence_truth(scenes, rows, sentences, chosen)
+        # Like large CLIPs, a tiny one is poor at positions; it learns the rest better if they are ignored.
         truth_BT = torch.from_numpy(np.where(misplaced, np.nan, true.astype(np.float32)))
         hard_BT = torch.zeros(len(rows), len(chosen), dtype=torch.bool)
         hard_BT[:, len(rows) :].fill_diagonal_(True)

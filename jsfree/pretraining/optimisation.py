@@ -1,6 +1,6 @@
-"""How both tiny models are optimised: Muon on the hidden matrices, AdamW on everything else.
+"""The optimizer of both tiny models: Muon on the hidden matrices, AdamW on all other parameters.
 
-Muon reaches the same loss in about half the steps here, and steps are what two CPU cores lack.
+Muon reaches the same loss in about half the steps.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +19,7 @@ WARMUP = 40
 
 
 class Optimiser:
-    """One step of everything: clip, update, advance the schedule (linear warm-up, then cosine to zero)."""
+    """Both optimizers with gradient clipping and one schedule: linear warm-up, then a cosine to zero."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Optimiser:
         ]
 
     def step(self, loss: torch.Tensor) -> None:
-        """Descend along ``loss``."""
+        """Update the parameters with the gradient of ``loss``."""
         for optimiser in self.optimisers:
             optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -54,7 +54,7 @@ class Optimiser:
 
 
 def batches(size: int, batch: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """Row numbers without end: every row once, in a new order, before any row comes again."""
+    """Endless batches of row numbers, (batch,): each pass over all rows has a new order."""
     while True:
         order = rng.permutation(size)
         for start in range(0, size - batch + 1, batch):

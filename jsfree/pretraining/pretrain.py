@@ -1,4 +1,4 @@
-"""Rebuilds the shipped models of MiniWorld: CLIP first, then the captioner m0 on CLIP's vision tower.
+"""Pre-trains the shipped models of MiniWorld: CLIP, then the captioner m0 on CLIP's vision tower.
 
     jsfree miniworld pretrain --out weights
 
@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How much pre-training; the default is what the shipped weights had."""
+class Budget:
+    """Scenes, steps and batch sizes; the defaults are those of the shipped weights."""
 
     clip_scenes: int = 40_000
     clip_steps: int = 2000
@@ -28,42 +28,42 @@ class Effort:
 
 
 def pretrain(
-    out_dir: str | Path, seed: int = 0, progress: Progress | None = None, effort: Effort | None = None
+    out_dir: str | Path, seed: int = 0, progress: Progress | None = None, budget: Budget | None = None
 ) -> None:
-    """Write ``out_dir/clip`` and ``out_dir/captioner``.
+    """Pre-train both models and write ``out_dir/clip`` and ``out_dir/captioner``.
 
     Args:
         out_dir: existing models in it are replaced.
-        seed: of initialisation, order and careless captions.
-        progress: called as ``progress(part, step, steps, loss)`` after every step.
-        effort: less of it for tests.
+        seed: seed of initialisation, order and noisy captions.
+        progress: called after every step; None logs every 100th.
+        budget: scenes and steps; tests use few.
     """
     import torch
 
-    out, effort = Path(out_dir), effort or Effort()
-    # The caller's own random numbers are none of this function's business.
+    out, budget = Path(out_dir), budget or Budget()
+    # Restores the state of torch's global generator afterwards.
     with torch.random.fork_rng(devices=[]):
-        pretrain_clip(out / "clip", seed, progress, effort)
-        pretrain_captioner(out / "captioner", out / "clip", seed, progress, effort)
+        pretrain_clip(out / "clip", seed, progress, budget)
+        pretrain_captioner(out / "captioner", out / "clip", seed, progress, budget)
 
 
-def pretrain_clip(directory: Path, seed: int, progress: Progress | None, effort: Effort) -> None:
-    """Write a CLIP into ``directory``."""
+def pretrain_clip(directory: Path, seed: int, progress: Progress | None, budget: Budget) -> None:
+    """Pre-train CLIP and write it into ``directory``."""
     from jsfree.pretraining import clip as clip_training
     from jsfree.pretraining.tables import scene_table
 
-    scenes = _scenes(effort.clip_scenes)
-    # Which words belong to which shape is learned from pictures of one or two objects.
-    easier = [scene if index % 3 == 0 else world.simplified(scene) for index, scene in enumerate(scenes)]
-    table = scene_table(easier, clip_training.PATCH)
-    clip = clip_training.train_clip(table, effort.clip_steps, effort.clip_batch, seed, progress or _log)
+    scenes = _scenes(budget.clip_scenes)
+    # Two thirds have one or two objects only: from them CLIP learns which word belongs to which shape.
+    simpler = [scene if index % 3 == 0 else world.simplify(scene) for index, scene in enumerate(scenes)]
+    table = scene_table(simpler, clip_training.PATCH)
+    clip = clip_training.train_clip(table, budget.clip_steps, budget.clip_batch, seed, progress or _log)
     clip_training.save_clip(clip, directory)
 
 
 def pretrain_captioner(
-    directory: Path, clip_directory: Path, seed: int, progress: Progress | None, effort: Effort
+    directory: Path, clip_directory: Path, seed: int, progress: Progress | None, budget: Budget
 ) -> None:
-    """Write a captioner that sees with the vision tower of the CLIP in ``clip_directory``."""
+    """Pre-train the captioner on the vision tower of the CLIP in ``clip_directory`` and write it into ``directory``."""
     import torch
 
     from jsfree.models.loading import load_clip
@@ -72,14 +72,14 @@ def pretrain_captioner(
     from jsfree.pretraining import clip as clip_training
     from jsfree.pretraining.tables import scene_table
 
-    scenes = _scenes(effort.captioner_scenes)
+    scenes = _scenes(budget.captioner_scenes)
     pixels = scene_table(scenes, clip_training.PATCH).pixels
     torch.manual_seed(seed)
     model = captioner_training.build_captioner(load_clip(str(clip_directory)).model)
     features = captioner_training.vision_features(model, pixels)
     task = captioner_training.CaptionTask(model, scenes, features, seed)
     captioner_training.train_captioner(
-        model, task, effort.captioner_steps, effort.captioner_batch, seed, progress or _log
+        model, task, budget.captioner_steps, budget.captioner_batch, seed, progress or _log
     )
     publish_captioner(model, captioner_training.build_processor(), directory)
 

@@ -1,6 +1,6 @@
-"""MiniWorld as arrays: what pre-training batches are cut from.
+"""MiniWorld's scenes and sentences as arrays, from which pre-training takes its batches.
 
-Shapes: N scenes, O objects, P positions, G patches of the vision tower's grid, S sentences.
+Shapes: N scenes, O objects, P positions, S sentences; side is the vision tower's grid in patches.
 """
 
 from dataclasses import dataclass
@@ -13,19 +13,20 @@ from jsfree.miniworld.vocabulary import COLOURS, CONTEXTS, OBJECTS, POSITIONS
 from jsfree.miniworld.world import Scene
 
 ABSENT = -1
-# In a sentence's attributes: the sentence says nothing of it.
-UNSAID = -1
+"""Colour of an object that is not in the scene."""
+UNSTATED = -1
+"""Attribute that a sentence does not state."""
 
 
 @dataclass(frozen=True)
 class SceneTable:
-    """Pictures of N scenes and everything that is true of them."""
+    """Images of N scenes and their exact contents."""
 
     pixels: NDArray[np.uint8]  # (N, 3, 64, 64)
     contexts: NDArray[np.int64]  # (N,)
-    colours: NDArray[np.int64]  # (N, O), ABSENT where the object is not there
-    fair: NDArray[np.bool_]  # (N, O, P), positions one may fairly say
-    patches: NDArray[np.int64]  # (N, 3, side, side): object, colour and position there, from 1; 0 is background
+    colours: NDArray[np.int64]  # (N, O), or ABSENT
+    fair: NDArray[np.bool_]  # (N, O, P), whether a position phrase is fair for the object
+    patches: NDArray[np.int64]  # (N, 3, side, side): object, colour and position from 1; 0 is background
 
     def __len__(self) -> int:
         return len(self.contexts)
@@ -33,7 +34,7 @@ class SceneTable:
 
 @dataclass(frozen=True)
 class SentenceTable:
-    """Every sentence MiniWorld's captions are made of, with what it claims (UNSAID where it claims nothing)."""
+    """All S sentences of MiniWorld's captions with their attributes, (S,) each, or UNSTATED."""
 
     texts: tuple[str, ...]
     contexts: NDArray[np.int64]
@@ -44,12 +45,12 @@ class SentenceTable:
     def index(
         self, name: NDArray[np.int64], colour: NDArray[np.int64], position: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Rows of the sentences that claim an object of a colour at a position, by their numbers."""
+        """Row numbers of the sentences that state an object, its colour and its position, from their numbers."""
         return len(CONTEXTS) + (name * len(COLOURS) + colour) * len(POSITIONS) + position
 
 
 def scene_table(scenes: list[Scene], patch: int) -> SceneTable:
-    """Draw ``scenes`` and tabulate their truth, for a vision tower of ``patch`` pixels a patch."""
+    """Draw ``scenes`` and tabulate their contents, for a vision tower with patches of ``patch`` pixels."""
     names, colours, contexts = list(OBJECTS), list(COLOURS), list(CONTEXTS)
     side = world.SIZE // patch
     table = SceneTable(
@@ -74,10 +75,10 @@ def scene_table(scenes: list[Scene], patch: int) -> SceneTable:
 
 
 def sentence_table() -> SentenceTable:
-    """All context sentences, then all object sentences in the order of the vocabulary's tables."""
-    claims = [(number, UNSAID, UNSAID, UNSAID) for number in range(len(CONTEXTS))]
-    claims += [
-        (UNSAID, name, colour, position)
+    """All context sentences, then all object sentences, in the order of the vocabulary's tables."""
+    attributes = [(number, UNSTATED, UNSTATED, UNSTATED) for number in range(len(CONTEXTS))]
+    attributes += [
+        (UNSTATED, name, colour, position)
         for name in range(len(OBJECTS))
         for colour in range(len(COLOURS))
         for position in range(len(POSITIONS))
@@ -89,5 +90,5 @@ def sentence_table() -> SentenceTable:
         for colour in COLOURS
         for position in POSITIONS
     ]
-    columns = np.array(claims).T
+    columns = np.array(attributes).T
     return SentenceTable(tuple(texts), *columns)

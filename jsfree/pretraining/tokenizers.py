@@ -1,6 +1,6 @@
-"""The two small byte-level BPE tokenizers of MiniWorld: the captioner's and CLIP's.
+"""MiniWorld's two byte-level BPE tokenizers: the captioner's and CLIP's.
 
-Byte level: any text can be written and read. Every word of MiniWorld's captions is one token.
+They encode any text; every word of MiniWorld's captions is one token.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 IMAGE_TOKEN = "<image>"
 CLIP_CONTEXT = 16
-# LLaVA-1.5's own template, as llava-hf checkpoints carry it, for one round of conversation.
+# LLaVA-1.5's template from the llava-hf checkpoints, for one round of conversation.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}USER: {% else %}ASSISTANT: {% endif %}"
@@ -27,13 +27,13 @@ CHAT_TEMPLATE = (
 
 
 def captioner_tokenizer() -> "PreTrainedTokenizerFast":
-    """Llama's conventions: ``<s>`` is put in front, ``</s>`` ends a caption, nothing is lower-cased."""
+    """A tokenizer with Llama's conventions: starts with ``<s>``, ends captions with ``</s>``, keeps the case."""
     from transformers import PreTrainedTokenizerFast
 
     specials = ["<unk>", "<s>", "</s>", "<pad>", IMAGE_TOKEN]
     prompt = f"USER: {world.PROMPT} ASSISTANT:"
     bpe = _byte_level_bpe([f"{prompt} {text}" for text in sentence_table().texts], specials, lowercase=False)
-    bpe.post_processor = _frame(bpe, "<s> $A", ["<s>"])
+    bpe.post_processor = _add_special_tokens(bpe, "<s> $A", ["<s>"])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         unk_token="<unk>",
@@ -48,13 +48,13 @@ def captioner_tokenizer() -> "PreTrainedTokenizerFast":
 
 
 def clip_tokenizer() -> "PreTrainedTokenizerFast":
-    """open_clip's conventions: lower case, and the end token is the largest id because text is pooled there."""
+    """A tokenizer with open_clip's conventions: lower case; the end token has the largest id, where text is pooled."""
     from transformers import PreTrainedTokenizerFast
 
     texts = [text.lower() for text in sentence_table().texts]
     bpe = _byte_level_bpe(texts, ["<pad>"], lowercase=True)
     bpe.add_special_tokens(["<start>", "<end>"])
-    bpe.post_processor = _frame(bpe, "<start> $A <end>", ["<start>", "<end>"])
+    bpe.post_processor = _add_special_tokens(bpe, "<start> $A <end>", ["<start>", "<end>"])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token="<start>",
@@ -84,7 +84,7 @@ def _byte_level_bpe(corpus: Iterable[str], specials: list[str], *, lowercase: bo
     return bpe
 
 
-def _frame(bpe: Any, template: str, specials: list[str]) -> Any:
+def _add_special_tokens(bpe: Any, template: str, specials: list[str]) -> Any:
     from tokenizers import processors
 
     return processors.TemplateProcessing(

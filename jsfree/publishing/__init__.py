@@ -1,1 +1,1 @@
-"""Publishing a model: card, upload and comparison of adapter and merged weights."""
+"""Publishing a model: model card, upload, and comparison of an adapter with the merged weights."""

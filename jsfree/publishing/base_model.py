@@ -1,7 +1,7 @@
-"""What others may know of the model that a run began with: a name without this machine's folders, and its licence.
+"""Name and licence of the model that a run started from, without folders of this machine.
 
-A fine-tuned model is under its base's licence. It is read from the front matter of the base's own card: ``README.md``
-in its folder, or what the hub says of it. Where neither can be asked it stays unknown, which is no error.
+A fine-tuned model is under its base's licence, which is read from the front matter of the base's model card, either
+``README.md`` in its folder or the hub's. If neither is available, the licence is unknown, which is not an error.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from jsfree.run.folder import Folder
 from jsfree.uris import PACKAGED, has_scheme
 
 LICENCE_KEYS = ("license", "license_name", "license_link")
-"""Keys of a card's front matter that say what a model may be used for; the hub's spelling."""
+"""Keys of a card's front matter for the licence, as the hub spells them."""
 OWN_LICENCE = "apache-2.0"
-"""That of the models shipped with jsfree."""
+"""Licence of the models shipped with jsfree."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base model: what to call it, where the hub has it (if it is one of the hub's), its licence as card keys."""
+    """A base model: its name, its repository on the hub (if any), and its licence as keys of a card."""
 
     name: str
     hub: HubModel | None
@@ -37,29 +37,29 @@ class Base:
 
 
 def base_of(ref: str, files: ModelFiles) -> Base:
-    """What can be said of the model behind a reference."""
+    """Describe the model of a reference."""
     if ref.startswith(PACKAGED):
         return Base("MiniWorld's tiny LLaVA", None, {"license": OWN_LICENCE})
     hub = hub_model(ref, files)
-    told = front_matter(_card_beside(ref)) if hub is None else card_data(hub, files)
+    data = front_matter(_card_in_folder(ref)) if hub is None else card_data(hub, files)
     name = ref.rstrip("/").rsplit("/", 1)[-1] if hub is None else hub.repo
-    return Base(name, hub, {key: str(told[key]) for key in LICENCE_KEYS if told.get(key)})
+    return Base(name, hub, {key: str(data[key]) for key in LICENCE_KEYS if data.get(key)})
 
 
 def front_matter(card: str) -> Mapping[str, Any]:
-    """The YAML between the two lines of dashes at the start of a card; empty where there is none that can be read."""
+    """Parse the YAML between the two lines of dashes at the start of a card; empty if missing or invalid."""
     dashes, _, rest = card.partition("---\n")
     block, end, _ = rest.partition("\n---")
     if dashes or not end:
         return {}
     try:
-        told = yaml.safe_load(block)
+        data = yaml.safe_load(block)
     except yaml.YAMLError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return data if isinstance(data, dict) else {}
 
 
-def _card_beside(ref: str) -> str:
+def _card_in_folder(ref: str) -> str:
     try:
         folder = Folder(str(Path(ref).expanduser()) if not has_scheme(ref) else ref)
         return folder.read(CARD).decode(errors="replace") if folder.exists(CARD) else ""

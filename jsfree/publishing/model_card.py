@@ -1,7 +1,7 @@
-"""The model card of a round's model: ``README.md`` in its folder, as the Hugging Face hub reads it.
+"""The model card of a round's model: ``README.md`` in its folder, in the format of the Hugging Face hub.
 
-All that it says follows from the run's folder: the same run has the same card, wherever and whenever it is written,
-and no folder of this machine is named. It is written when the round has been evaluated, and by ``jsfree publish``.
+The card depends on the run's folder alone: it is the same wherever and whenever it is written, and names no folder of
+this machine. It is written after the evaluation of the round, and by ``jsfree publish``.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import yaml
-
 import jsfree
 from jsfree.config import Decoding, RunConfig, Source
 from jsfree.evaluation.metrics import LABEL_FREE, MISSING, TRUTH
-from jsfree.images.overlap import overlap
+from jsfree.images.overlap import measure_overlap
 from jsfree.models.contents import ADAPTER, CARD
 from jsfree.publishing.base_model import Base, base_of
 from jsfree.report import reading, tables
@@ -24,8 +22,9 @@ from jsfree.uris import has_scheme, is_written_as_path
 
 PAPER = "[arXiv 2411.17760](https://arxiv.org/abs/2411.17760)"
 TAGS = ("jsfree", "dpo", "image-captioning", "hallucination", "arxiv:2411.17760")
+TASK = "image-text-to-text"
 VERSIONS = ("torch", "transformers", "deepspeed", "open_clip_torch")
-"""Libraries that the card names; all are in the run's ``run.json``."""
+"""Libraries that the card lists; their versions are in the run's ``run.json``."""
 
 
 def write_card(run: Run, number: int) -> None:
@@ -41,31 +40,52 @@ def card(run: Run, number: int) -> str:
     """The card of the model of round ``number``: front matter, then Markdown."""
     config = run.config
     base = base_of(config.captioner.versioned_ref, config.models)
+    compared, with_truth = _comparisons(run, number)
     sections = (
-        _front_matter(base),
-        _what(config, number, base),
+        _front_matter(config, number, base, compared),
+        _introduction(config, number, base),
         _use(config),
         _data(run, number),
         _training(run, number),
-        _evaluation(run, number),
-        _limits(run, number, base),
+        _evaluation(run, number, compared, with_truth),
+        _limits(config, base, with_truth),
     )
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(base: Base) -> str:
-    told: dict[str, Any] = {
-        "library_name": "transformers",
-        "pipeline_tag": "image-text-to-text",
-        "tags": list(TAGS),
-        **base.licence,
-    }
-    if base.hub is not None:
-        told |= {"base_model": base.hub.repo, "base_model_relation": "finetune"}
-    return f"---\n{yaml.safe_dump(told, allow_unicode=True)}---"
+def _front_matter(config: RunConfig, number: int, base: Base, compared: Sequence[Comparison]) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    source = config.evaluate.source
+    licence: dict[str, Any] = dict(base.licence)
+    results = [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=source.kind,
+            dataset_name=_described(source),
+            dataset_split=source.split if source.kind == "miniworld" else None,
+            metric_type=line.metric.name,
+            metric_name=f"{line.metric.label}{_unit(line)}, {comparison.mode}",
+            metric_value=round(line.metric.scale * line.last.value, line.metric.digits),
+        )
+        for comparison in compared
+        for line in comparison.lines
+        if line.last is not None
+    ]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=TASK,
+        tags=list(TAGS),
+        base_model=None if base.hub is None else base.hub.repo,
+        base_model_relation=None if base.hub is None else "finetune",
+        model_name=f"{base.name}, m{number}",
+        eval_results=results or None,
+        **licence,
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
-def _what(config: RunConfig, number: int, base: Base) -> str:
+def _introduction(config: RunConfig, number: int, base: Base) -> str:
     rounds = f"{tables.count_word(number)} round{'' if number == 1 else 's'}"
     at = f" at revision `{base.hub.revision}`" if base.hub is not None and base.hub.revision else ""
     weights = f", {config.clip.pretrained}" if config.clip.pretrained else ""
@@ -73,27 +93,27 @@ def _what(config: RunConfig, number: int, base: Base) -> str:
     if config.imported is not None:
         return f"""# {base.name}, trained on imported preference pairs (m{number})
 
-{base.name}{at} after direct preference optimization (DPO) on pairs of captions that were made elsewhere
+{base.name}{at} after direct preference optimization (DPO) on imported pairs of captions
 ({config.imported.format}: `{_last(config.imported.path)}`). CLIP ({clip}) scored every sentence against
-the image and told which pairs were the wrong way round, as in {PAPER}."""
+the image to find the pairs whose order was inverted, as in {PAPER}."""
     return f"""# {base.name}, improved by itself (m{number})
 
 {base.name}{at} after {rounds} of judge-free self-improvement ({PAPER}): it was trained by direct preference
-optimization (DPO) on pairs of captions that it had written itself. Of two captions of an image one was led astray on
-purpose, by mixing what the model says without the image into every token; CLIP ({clip}) scored every sentence against
-the image and told which pairs were the wrong way round. No human and no large model judged anything."""
+optimization (DPO) on pairs of captions that it had generated itself. One of the two captions of each image was made to
+hallucinate, by mixing the model's prediction without the image into every token; CLIP ({clip}) scored every sentence
+against the image to find the pairs whose order was inverted. No human and no large model judged any caption."""
 
 
 def _use(config: RunConfig) -> str:
-    ask, most = config.prompt, config.generate.decoding.max_new_tokens
+    prompt, tokens = config.prompt, config.generate.decoding.max_new_tokens
     padded = (
         "\n\nIt was trained on images padded to a square with the processor's mean colour. The processor crops instead:"
-        " pad an image before you hand it over, or set `do_pad` of its image processor."
+        " pad images yourself, or set `do_pad` of its image processor."
         if config.captioner.preprocessing == "pad"
         else ""
     )
     adapter = (
-        f"\n\n`{ADAPTER}/` holds the LoRA adapter alone, for peft; the weights beside it have it merged in."
+        f"\n\n`{ADAPTER}/` holds the LoRA adapter alone, for peft; it is merged into the weights next to it."
         if config.train.lora is not None
         else ""
     )
@@ -106,15 +126,15 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 name = "."  # this folder, or its name on the hub
 model = LlavaForConditionalGeneration.from_pretrained(name)
 processor = AutoProcessor.from_pretrained(name)
-turn = [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": {ask!r}}}]}}]
+turn = [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": {prompt!r}}}]}}]
 prompt = processor.apply_chat_template(turn, add_generation_prompt=True)
 inputs = processor(images=Image.open("picture.jpg"), text=prompt, return_tensors="pt").to(model.device, model.dtype)
-written = model.generate(**inputs, do_sample=False, max_new_tokens={most})
-print(processor.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+output = model.generate(**inputs, do_sample=False, max_new_tokens={tokens})
+print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 
-With vLLM: `vllm serve . --dtype {config.captioner.dtype}`. The chat template writes no start token, as those of the
-llava-hf checkpoints do not: send `"add_special_tokens": true` with chat requests.{padded}{adapter}"""
+With vLLM: `vllm serve . --dtype {config.captioner.dtype}`. The chat template has no start token, like those of the
+llava-hf checkpoints: send `"add_special_tokens": true` with chat requests.{padded}{adapter}"""
 
 
 def _data(run: Run, number: int) -> str:
@@ -126,13 +146,13 @@ def _data(run: Run, number: int) -> str:
         counts = [samples and samples.rows_out, pairs and pairs.rows_out, facts.get("inverted"), facts.get("kept")]
         rows.append([f"{each}", *(MISSING if count is None else f"{count:,}" for count in counts)])
     imported = run.config.imported
-    told = (
+    description = (
         f"Only images were used, each listed image once: {_described(run.config.source)}. The captions are the model's"
-        f' own, asked "{run.config.prompt}".'
+        f' own, for the prompt "{run.config.prompt}".'
         if imported is None
         else f"Images, prompts and both captions of a pair are those of `{_last(imported.path)}` ({imported.format})."
     )
-    return f"## Data\n\n{told}\n\n{_table(header, rows)}"
+    return f"## Data\n\n{description}\n\n{_table(header, rows)}"
 
 
 def _training(run: Run, number: int) -> str:
@@ -141,8 +161,8 @@ def _training(run: Run, number: int) -> str:
     versions = about.get("versions", {})
     used = ", ".join(f"{name} {versions[name]}" for name in VERSIONS if name in versions)
     commit = about.get("code", {}).get("commit")
-    made = f"jsfree {about.get('jsfree', jsfree.__version__)}" + (f" (commit {commit[:12]})" if commit else "")
-    lines.append(f"- software: {made}{', ' + used if used else ''}")
+    version = f"jsfree {about.get('jsfree', jsfree.__version__)}" + (f" (commit {commit[:12]})" if commit else "")
+    lines.append(f"- software: {version}{', ' + used if used else ''}")
     lines.append(f"- configuration: fingerprint `{run.config.own_fingerprint}`, seed {run.config.seed}, round {number}")
     return "## Training\n\n" + "\n".join(lines)
 
@@ -154,15 +174,15 @@ def _settings(config: RunConfig) -> Iterator[tuple[str, str]]:
         "uniform": "uniform on [0, 1]",
         "gaussian": f"N({ratios.mean:g}, {ratios.std:g}) clipped to [0, 1]",
     }[ratios.distribution]
-    winner = "the preferred caption at 0" if ratios.winner == "zero" else "both captions' drawn"
+    winner = "the preferred caption at 0" if ratios.winner == "zero" else "drawn for both captions"
     if config.imported is None:
         yield "hallucination ratios", f"{drawn}, {winner}; {_decoded(config.generate.decoding)}"
     kept = f"splits {select.first} to {select.last} of {select.splits} by score gap"
-    yield "selection", f"{kept}; pairs that CLIP has the other way round: {select.inverted}"
-    against = "the model each round began with" if train.reference == "previous" else "the base model"
-    yield "loss", f"DPO ({train.loss}), beta {train.beta:g}, against {against}"
+    yield "selection", f"{kept}; pairs inverted by CLIP: {select.inverted}"
+    reference = "the model that each round started from" if train.reference == "previous" else "the base model"
+    yield "loss", f"DPO ({train.loss}), beta {train.beta:g}, reference: {reference}"
     yield "trained", _trained(config)
-    size = f"{train.epochs} epoch{'' if train.epochs == 1 else 's'}, {train.pairs_per_step} pairs a step"
+    size = f"{train.epochs} epoch{'' if train.epochs == 1 else 's'}, {train.pairs_per_step} pairs per step"
     rate = f"learning rate {train.learning_rate:g}, cosine after a warm-up of {100 * train.warmup_fraction:g} %"
     yield "optimizer", f"AdamW, {rate}, weight decay {train.weight_decay:g}; {size}"
     yield "arithmetic", f"{config.captioner.dtype}; image preprocessing: {config.captioner.preprocessing}"
@@ -171,28 +191,27 @@ def _settings(config: RunConfig) -> Iterator[tuple[str, str]]:
 def _trained(config: RunConfig) -> str:
     lora, layers = config.train.lora, config.train.trained_layers
     if lora is not None:
-        return f"LoRA, rank {lora.rank}, alpha {lora.alpha}, beside {', '.join(lora.targets)}; merged"
+        return f"LoRA, rank {lora.rank}, alpha {lora.alpha}, of {', '.join(lora.targets)}; merged"
     if layers is not None:
         return f"the projector and the last {layers} layers of the language model"
     return "the projector and the language model; the vision tower is frozen"
 
 
-def _evaluation(run: Run, number: int) -> str:
-    compared, known = _comparisons(run, number)
+def _evaluation(run: Run, number: int, compared: Sequence[Comparison], with_truth: bool) -> str:
     if not compared:
         return "## Evaluation\n\nThis model has not been evaluated yet."
     config = run.config
     modes = "; ".join(f"{mode}: {_decoded(config.evaluate.modes[mode])}" for mode in config.evaluate.modes)
     measured = (
-        "Captions are compared with what is known to be in the images."
-        if known
-        else "What these images truly show is not known: these figures compare captions with CLIP and with themselves,"
-        " and are no measure of hallucination. CLIP has also chosen the training pairs."
+        "Captions are compared with the exact contents of the images."
+        if with_truth
+        else "The contents of these images are not known: these metrics compare captions with CLIP and with each other,"
+        " and do not measure hallucination. CLIP has also selected the training pairs."
     )
     parts = [
         "## Evaluation",
-        f"Images: {_described(config.evaluate.source)}. {overlap(run, number)} {measured} m0 is the base;"
-        f" in brackets 95 % intervals (bootstrap over captions). Decoding: {modes}.",
+        f"Images: {_described(config.evaluate.source)}. {measure_overlap(run, number)} {measured} m0 is the base model;"
+        f" in parentheses: 95 % intervals (bootstrap over captions). Decoding: {modes}.",
     ]
     for comparison in compared:
         header = [comparison.mode, *comparison.models, "change"]
@@ -201,7 +220,7 @@ def _evaluation(run: Run, number: int) -> str:
 
 
 def _comparisons(run: Run, number: int) -> tuple[list[Comparison], bool]:
-    """Before against after in every mode, and whether it is with truth."""
+    """The comparison of before and after in every mode, and whether it uses the contents of the images."""
     folder, modes = run.round(number), list(run.config.evaluate.modes)
     for name, metrics in (("metrics.json", TRUTH), ("label_free.json", LABEL_FREE)):
         if folder.exists(name):
@@ -210,47 +229,48 @@ def _comparisons(run: Run, number: int) -> tuple[list[Comparison], bool]:
 
 
 def _measured(line: Line) -> list[str]:
-    unit = f" ({line.metric.unit})" if line.metric.unit else ""
     cells = [f"{cell.value} ({cell.interval})" if cell.interval else cell.value for cell in line.cells]
     clear = " (unclear)" if line.change.verdict == "unclear" else ""
-    return [f"{line.metric.label}{unit}: {line.metric.meaning}", *cells, line.change.text + clear]
+    return [f"{line.metric.label}{_unit(line)}: {line.metric.meaning}", *cells, line.change.text + clear]
 
 
-def _limits(run: Run, number: int, base: Base) -> str:
+def _unit(line: Line) -> str:
+    return f" ({line.metric.unit})" if line.metric.unit else ""
+
+
+def _limits(config: RunConfig, base: Base, with_truth: bool) -> str:
     licence = (
         f"It is under the licence of its base, {base.licence.get('license_name', base.licence['license'])}."
         if "license" in base.licence
-        else f"The licence of {base.name} applies to this model too. It is not known here: check it before you use it"
-        " or pass it on."
+        else f"The licence of {base.name} applies to this model too. It is not known here: check it before you use or"
+        " distribute it."
     )
     lines = [
-        "It still names things that are not there; less often does not mean never.",
-        "CLIP's mean sentence score rewards neither completeness nor variety: captions may get shorter, leave things"
-        " out or repeat them. Read hallucination together with recall, length and repetition.",
-        f"It was trained to answer {_asked(run.config)} in one turn about one image. Other uses were not measured, nor"
-        " were safety and bias beyond its base's.",
+        "It still names objects that are not in the image, only less often.",
+        "CLIP's mean sentence score rewards neither completeness nor variety: captions may become shorter, omit objects"
+        " or repeat them. Read hallucination together with recall, length and repetition.",
+        f"It was trained to answer {_questions(config)} in one turn about one image. Other uses were not measured, nor"
+        " were safety and bias.",
         licence,
     ]
-    if run.config.captioner.ref.startswith("miniworld:"):
-        lines.insert(
-            0, "It knows MiniWorld alone, a small world of drawn scenes, and says nothing useful of photographs."
-        )
-    if not _comparisons(run, number)[1]:
+    if config.captioner.ref.startswith("miniworld:"):
+        lines.insert(0, "It knows only MiniWorld, a small world of drawn scenes, and cannot describe photographs.")
+    if not with_truth:
         lines.insert(0, "Hallucination itself has not been measured.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def _asked(config: RunConfig) -> str:
+def _questions(config: RunConfig) -> str:
     return f'one question, "{config.prompt}",' if config.imported is None else "the pairs' questions"
 
 
 def _described(source: Source) -> str:
-    """A source of images without the folders of a machine."""
-    many = "all" if source.count is None else f"{source.count:,}"
+    """Describe a source of images without naming folders of this machine."""
+    count = "all" if source.count is None else f"{source.count:,}"
     if source.kind == "miniworld":
-        return f"{many} MiniWorld scenes of the {source.split} split"
-    each = " a round" if type(source) is Source and source.count is not None else ""
-    return f"{many} images{each} of `{_last(source.path or '')}` ({source.kind})"
+        return f"{count} MiniWorld scenes of the {source.split} split"
+    each = " per round" if type(source) is Source and source.count is not None else ""
+    return f"{count} images{each} of `{_last(source.path or '')}` ({source.kind})"
 
 
 def _decoded(decoding: Decoding) -> str:
@@ -259,7 +279,7 @@ def _decoded(decoding: Decoding) -> str:
 
 
 def _public(ref: str) -> str:
-    """A reference as others may know it: of a path or URI the last part alone."""
+    """A model reference without folders of this machine: of a path or URI only the last part."""
     return _last(ref) if has_scheme(ref) or is_written_as_path(ref) else ref
 
 

@@ -1,4 +1,4 @@
-"""Whether a LoRA adapter and the weights it was merged into are one model: their logits on an image and a prompt.
+"""Checks that a LoRA adapter and the weights it was merged into are the same model, by their logits on one prompt.
 
 Shape suffixes: L positions of the prompt, V vocabulary.
 """
@@ -21,28 +21,28 @@ from jsfree.models.loading import Captioner, load_captioner
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration
 
-ADAPTED = 7
-"""Products with a weight in a layer of the language model."""
+PROJECTIONS = 7
+"""Linear projections in a layer of the language model."""
 
 
 def tolerance(dtype: str, layers: int) -> float:
-    """By how much the two may differ, relative to the largest logit.
+    """Largest difference allowed between the logits of the two, relative to the largest logit.
 
-    Merged, W + BA is rounded once a weight; apart, Wx and BAx are rounded once a layer and then added. In bfloat16 each
-    rounding is wrong by up to 2^-9 of its result, in both directions: those of 7 products in each of 40 layers add up
-    to about sqrt(280) x 2^-9 = 3e-2, of which twice is allowed. (The 3 layers of MiniWorld's captioner should give
-    9e-3; 6e-3 was measured.) In float32 this would be 5e-7; there it is the order of summation that shows, measured
-    at 4e-7, and 1e-4 leaves room for wide layers.
+    Merged, W + BA is rounded once per weight; separate, Wx and BAx are rounded once per layer and then added. In
+    bfloat16 a rounding error is up to 2^-9 of the result, with either sign: those of 7 projections in each of 40 layers
+    add up to about sqrt(280) x 2^-9 = 3e-2; twice as much is allowed. (The 3 layers of MiniWorld's captioner should
+    give 9e-3; 6e-3 was measured.) In float32 this would be 5e-7, the order of summation dominates (4e-7 measured),
+    and 1e-4 allows for wider layers.
     """
-    return 2 * math.sqrt(ADAPTED * layers) * 2**-9 if dtype == "bfloat16" else 1e-4
+    return 2 * math.sqrt(PROJECTIONS * layers) * 2**-9 if dtype == "bfloat16" else 1e-4
 
 
 @dataclass(frozen=True)
 class Parity:
-    """What was found: differences of logits relative to the largest logit.
+    """Differences of logits, relative to the largest logit.
 
-    ``effect`` is that between the model with the adapter and without it: a ``difference`` below the tolerance says
-    little where the effect is below it too. ``same_token``: the share of positions with the same most probable token.
+    ``effect`` is the difference between the model with and without the adapter: if it is below the tolerance, a small
+    ``difference`` proves little. ``same_token``: the share of positions with the same most probable token.
     """
 
     dtype: str
@@ -53,17 +53,17 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether they are one model, as far as the arithmetic can tell."""
+        """Whether both are the same model, up to rounding."""
         return self.difference <= self.tolerance
 
 
 def parity(
     base: str, folder: Path, settings: CaptionerSettings, prompt: str, files: ModelFiles, device: str = "cpu"
 ) -> Parity:
-    """Compare the base with the adapter of ``folder`` against the merged weights of ``folder``, one after the other.
+    """Compare the base model plus the adapter of ``folder`` with the merged weights of ``folder``.
 
     Args:
-        base: reference of the model that training began with.
+        base: reference of the model that training started from.
 
     Raises:
         ModelError: a model or the adapter cannot be loaded.
@@ -76,7 +76,9 @@ def parity(
     try:
         adapted: Any = PeftModel.from_pretrained(loaded.model, str(folder / ADAPTER), local_files_only=True)
     except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"the adapter in {folder / ADAPTER} does not fit {base!r}: {error}") from error
+        raise ModelError(
+            f"the adapter in {folder / ADAPTER} does not fit {base!r}: {error}", "train the model again"
+        ) from error
     apart_LV = _logits(adapted.eval(), loaded, prompt)
     del loaded, adapted
     whole = load_captioner(str(folder), device, dtype, settings.preprocessing, files=files)
@@ -91,22 +93,22 @@ def parity(
     )
 
 
-def require_parity(found: Parity, folder: str) -> None:
-    """Refuse an adapter that is not the published model.
+def require_parity(measured: Parity, folder: str) -> None:
+    """Check that the adapter in ``folder`` is the published model.
 
     Raises:
-        ModelError: the logits differ by more than rounding explains.
+        ModelError: the logits differ by more than rounding.
     """
-    if not found.holds:
+    if not measured.holds:
         raise ModelError(
-            f"{folder}: its {ADAPTER}/ and its merged weights are two models: logits differ by {found.difference:.1e}"
-            f" of the largest, more than {found.tolerance:.0e} ({found.dtype})",
-            "one of them is from another training: redo it with --restart train",
+            f"{folder}: {ADAPTER}/ and the merged weights are different models: their logits differ by"
+            f" {measured.difference:.1e} of the largest, more than {measured.tolerance:.0e} ({measured.dtype})",
+            "one of them is from another training: run it again with --restart train",
         )
 
 
 def _logits(model: LlavaForConditionalGeneration, captioner: Captioner, prompt: str) -> torch.Tensor:
-    """Logits of all positions of a prompt with a picture, (L, V), float32 on the CPU."""
+    """Logits of all positions of a prompt with an image, (L, V), float32 on the CPU."""
     picture = Image.linear_gradient("L").convert("RGB")
     ids = torch.tensor([captioner.prompt_ids(prompt, image=True)], device=captioner.device)
     with torch.inference_mode():

@@ -1,8 +1,8 @@
-"""Takes a published model to where others find it: a repository of the Hugging Face hub, a folder or a URI.
+"""Publishes a round's model folder: to a repository of the Hugging Face hub, to a folder, or to a URI.
 
-What goes is what the round's model folder holds, after a look whether it is whole. ``huggingface_hub`` does the
-upload: it goes on where it was broken off, splits large folders into several commits, and takes the token from
-``HF_TOKEN`` or ``hf auth login``. A copy in a folder gets its checksums first, so that nobody loads it half written.
+The folder is checked for completeness first. ``huggingface_hub`` uploads it: it resumes an interrupted upload, splits
+large folders into several commits, and takes the token from ``HF_TOKEN`` or ``hf auth login``. A copy in a folder is
+written with its checksums first, so that a partial copy is never loaded.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from jsfree.run.folder import PARTIAL, Folder
 from jsfree.run.locations import is_within, require_outside_runs
 
 SCHEME = "hf://"
-NEEDED = (
+REQUIRED = (
     *CAPTIONER.parts,
     ("generation_config.json",),
     ("tokenizer_config.json",),
     ("chat_template.jinja", "chat_template.json"),
     (CHECKSUMS,),
 )
-"""What must be there beside the weights, one name of each group: without it others misread the model."""
-NEEDED_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+"""Files required in addition to the weights, one of each group: without them other programs misread the model."""
+REQUIRED_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 REPLACED = (CAPTIONER.weights, INDEX, f"{ADAPTER}/*")
-"""Files of an earlier upload that go if this one has none of their name, such as shards of another number."""
+"""Files of an earlier upload that are deleted unless replaced, such as additional shards."""
 
 
 @dataclass(frozen=True)
 class HubRepo:
-    """Where on the hub a model goes: a repository, and a branch of it."""
+    """A repository of the hub, and optionally a branch of it."""
 
     repo: str
     branch: str | None = None
@@ -47,46 +47,51 @@ class HubRepo:
         """Read ``hf://owner/name`` or ``hf://owner/name@branch``.
 
         Raises:
-            ConfigError: it is no such address.
+            ConfigError: it has another form.
         """
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
         repo, at, branch = target.removeprefix(SCHEME).partition("@")
         if repo.count("/") != 1 or not all(repo.split("/")) or (at and not branch):
-            raise ConfigError(f"--to {target!r}: write {SCHEME}owner/name or {SCHEME}owner/name@branch")
+            raise ConfigError(
+                f"--to {target!r} is not a repository of the hub",
+                f"write {SCHEME}owner/name or {SCHEME}owner/name@branch",
+            )
         try:
             validate_repo_id(repo)
         except HFValidationError as error:
-            raise ConfigError(f"--to {target!r}: {repo!r} is no name of a repository of the hub: {error}") from error
+            raise ConfigError(
+                f"--to {target!r}: {repo!r} is not a valid repository name", f"use another one: {error}"
+            ) from error
         return cls(repo, branch or None)
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The files of a model's folder with their bytes, and what is wrong with it, a line each."""
+    """The files of a model folder with their sizes in bytes, and a line for each missing or damaged file."""
 
     files: Mapping[str, int]
     missing: list[str]
 
 
 def contents(folder: Folder, *, adapter: bool) -> Contents:
-    """Look through a model's folder without reading its weights.
+    """List a model folder and check that it is complete, without reading the weights.
 
     Args:
-        adapter: whether an adapter must be there too.
+        adapter: whether an adapter is required.
 
     Raises:
         StorageError: it cannot be read.
     """
     files = folder.sizes()
-    missing = [" or ".join(group) for group in NEEDED if not set(group) & set(files)]
-    missing += [f"{name}, which {INDEX} names" for name in _shards(folder, files) if name not in files]
+    missing = [" or ".join(group) for group in REQUIRED if not set(group) & set(files)]
+    missing += [f"{name}, which {INDEX} lists" for name in _shards(folder, files) if name not in files]
     if WHOLE not in files and INDEX not in files:
         missing.append(f"{WHOLE}, or {INDEX} with its shards")
     if adapter:
-        missing += [path for name in NEEDED_ADAPTER if (path := f"{ADAPTER}/{name}") not in files]
-    missing += _of_other_size(folder, "", files) + _of_other_size(folder, f"{ADAPTER}/", files)
+        missing += [path for name in REQUIRED_ADAPTER if (path := f"{ADAPTER}/{name}") not in files]
+    missing += _wrong_sizes(folder, "", files) + _wrong_sizes(folder, f"{ADAPTER}/", files)
     return Contents(files, missing)
 
 
@@ -94,25 +99,25 @@ def _shards(folder: Folder, files: Mapping[str, int]) -> list[str]:
     return sorted(set(folder.read_json(INDEX).get("weight_map", {}).values())) if INDEX in files else []
 
 
-def _of_other_size(folder: Folder, within: str, files: Mapping[str, int]) -> list[str]:
-    """What the checksums in a folder name, and is not there or has another size."""
+def _wrong_sizes(folder: Folder, within: str, files: Mapping[str, int]) -> list[str]:
+    """Files listed in the checksums of a folder that are missing or have another size."""
     if within + CHECKSUMS not in files:
         return []
-    known = folder.read_json(within + CHECKSUMS).get("files", {})
+    listed = folder.read_json(within + CHECKSUMS).get("files", {})
     return [
-        f"{within}{name} as {within}{CHECKSUMS} knows it ({entry['bytes']} bytes)"
-        for name, entry in known.items()
+        f"{within}{name} as listed in {within}{CHECKSUMS} ({entry['bytes']} bytes)"
+        for name, entry in listed.items()
         if files.get(within + name) != entry["bytes"]
     ]
 
 
 @contextmanager
-def on_this_machine(folder: Folder) -> Iterator[Path]:
-    """A model's folder as a local one, verified against its checksums: copied for a while where it is elsewhere.
+def local_copy(folder: Folder) -> Iterator[Path]:
+    """A local copy of a model folder, verified against its checksums; temporary if the folder is remote.
 
     Raises:
-        ModelError: a file is not what it was when it was published.
-        StorageError: it cannot be read, or there is no room for it.
+        ModelError: a file has changed since it was published.
+        StorageError: it cannot be read, or the disk is full.
     """
     if folder.is_local:
         verify(Path(folder.path), folder.uri)
@@ -125,10 +130,10 @@ def on_this_machine(folder: Folder) -> Iterator[Path]:
 
 
 def verify(local: Path, where: str) -> None:
-    """Compare a model's files, and its adapter's, with their checksums.
+    """Compare the files of a model and of its adapter with their checksums.
 
     Raises:
-        ModelError: one of them is another.
+        ModelError: a file differs.
     """
     verify_checksums(local, where)
     if (local / ADAPTER).is_dir():
@@ -136,53 +141,53 @@ def verify(local: Path, where: str) -> None:
 
 
 def obstacles(repo: HubRepo) -> list[str]:
-    """What would keep this process from uploading anything, as far as it can be told without asking the hub."""
+    """What prevents this process from uploading, as far as it is known without contacting the hub."""
     from huggingface_hub import constants, get_token
 
-    told = []
+    missing = []
     if constants.is_offline_mode():
-        told.append("a way to the hub: HF_HUB_OFFLINE forbids it; unset it")
+        missing.append("access to the hub: unset HF_HUB_OFFLINE")
     elif get_token() is None:
-        told.append(f"a token that may write to {repo.repo.split('/')[0]}: set HF_TOKEN, or run `hf auth login`")
-    return told
+        missing.append(f"a token with write access to {repo.repo.split('/')[0]}: set HF_TOKEN, or run `hf auth login`")
+    return missing
 
 
 def make_repo(repo: HubRepo, *, private: bool) -> None:
-    """Make the repository and the branch if they are not there; tells at once whether this token may write.
+    """Create the repository and the branch unless they exist; fails at once if the token has no write access.
 
     Raises:
-        ModelError: the hub refuses it or cannot be reached.
+        ModelError: the hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi
 
-    with _explained(repo):
+    with _hub_errors(repo):
         HfApi().create_repo(repo.repo, private=private or None, exist_ok=True)
         if repo.branch is not None:
             HfApi().create_branch(repo.repo, branch=repo.branch, exist_ok=True)
 
 
 def upload(local: Path, repo: HubRepo, message: str) -> str:
-    """Upload a folder; the address of what is there then.
+    """Upload a folder and return the URL of the commit.
 
     Raises:
-        ModelError: the hub refuses it or cannot be reached.
+        ModelError: the hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi
 
-    with _explained(repo):
-        done = HfApi().upload_folder(
+    with _hub_errors(repo):
+        commit = HfApi().upload_folder(
             repo_id=repo.repo,
             folder_path=local,
             revision=repo.branch,
             commit_message=message,
             delete_patterns=list(REPLACED),
         )
-    return str(done.commit_url)
+    return str(commit.commit_url)
 
 
 @contextmanager
-def _explained(repo: HubRepo) -> Iterator[None]:
-    """Turn what the hub's client raises into one line that says what to do."""
+def _hub_errors(repo: HubRepo) -> Iterator[None]:
+    """Turn the errors of the hub's client into a ``ModelError`` with a remedy."""
     import httpx2
     from huggingface_hub import constants, errors
 
@@ -191,53 +196,52 @@ def _explained(repo: HubRepo) -> Iterator[None]:
     try:
         yield
     except errors.LocalTokenNotFoundError as error:
-        raise ModelError(f"{obstacles(repo)[0]} is missing", f"tokens are made at {settings}") from error
+        raise ModelError(
+            "there is no token for the hub", f"set HF_TOKEN, or run `hf auth login` (create one at {settings})"
+        ) from error
     except errors.RevisionNotFoundError as error:
-        raise ModelError(f"{repo.repo!r} has no branch {repo.branch!r}, and none could be made") from error
+        raise ModelError(f"{repo.repo!r} has no branch {repo.branch!r}, and it cannot be created") from error
     except errors.HfHubHTTPError as error:
         code = error.response.status_code
         if code in (401, 403, 404):
             raise ModelError(
-                f"{constants.ENDPOINT} does not let this token write to {repo.repo!r} ({code}): it must have write"
-                f" access to {owner!r} ({settings}), and you a member if that is an organization",
-                f"or choose another {SCHEME}owner/name",
+                f"{constants.ENDPOINT} does not let this token write to {repo.repo!r} ({code})",
+                f"give it write access to {owner!r} ({settings}; of an organization you must be a member), or choose"
+                f" another {SCHEME}owner/name",
             ) from error
         raise ModelError(
             f"{repo.repo!r}: {constants.ENDPOINT} answered {code} ({reason(error)})",
-            "run the same command again, it goes on where it was",
+            "run the same command again: the upload resumes",
         ) from error
     except (httpx2.HTTPError, ConnectionError) as error:
         raise ModelError(
             f"{repo.repo!r}: {constants.ENDPOINT} cannot be reached ({reason(error)})",
-            "check the network, or publish into a folder (--to FOLDER) and upload that from where there is one",
+            "check the network, or publish into a folder (--to FOLDER) and upload it from another machine",
         ) from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{repo.repo!r} cannot be uploaded: {reason(error)}") from error
 
 
-def require_free(target: Folder, source: Folder) -> None:
-    """See that a folder may be written: it is empty, or holds a model that was published before and nothing else.
+def check_target(target: Folder, source: Folder) -> None:
+    """Check that a folder may be written: it is empty, or contains only a published model.
 
     Raises:
-        ConfigError: it is the model's own folder, in it or around it, belongs to a run, is a file, or holds something
-            else than a model.
+        ConfigError: it is a file, overlaps the model's own folder, belongs to a run, or contains other files.
     """
     option = f"--to {target.uri}"
     if is_within(target, source) or is_within(source, target):
-        raise ConfigError(f"{option}: that is where the model is, {source.uri}", "name another folder")
+        raise ConfigError(f"{option} overlaps the model's own folder, {source.uri}", "name another folder")
     require_outside_runs("--to", target)
     names = [name for name in target.names() if not PARTIAL.match(name)]
     if not names and target.is_file():
         raise ConfigError(f"{option} is a file", "name another folder")
     foreign = sorted(set(names) - _published(target)) if names else []
     if foreign:
-        raise ConfigError(
-            f"{option}: the folder holds something else than a published model ({foreign[0]})", "name another"
-        )
+        raise ConfigError(f"{option} contains other files than a published model ({foreign[0]})", "name another folder")
 
 
 def _published(target: Folder) -> set[str]:
-    """Names that belong to a published model in a folder; empty where there is none."""
+    """Names of the files of the published model in a folder; empty if there is none."""
     if not target.exists(CHECKSUMS):
         return set()
     try:
@@ -247,7 +251,7 @@ def _published(target: Folder) -> set[str]:
 
 
 def copy(local: Path, target: Folder) -> None:
-    """Copy a model's folder to another place, in place of a model that is there.
+    """Copy a model folder, replacing a model at the target.
 
     Raises:
         StorageError: it cannot be written, or the model has no checksums.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jsfree.evaluation.metrics import LABEL_FREE, TRUTH
-from jsfree.images.overlap import overlap
+from jsfree.images.overlap import measure_overlap
 from jsfree.report import galleries, reading, sections, summary, tables
 from jsfree.report.scenes import SHADES
 from jsfree.run.run import Run
@@ -68,7 +68,7 @@ def _content(run: Run) -> dict[str, Any]:
         "scenes_known": scenes_known,
         "label_free": label_free,
         "summary": summary.summarise(truth, label_free),
-        "overlap": overlap(run, done[-1] if done else 0),
+        "overlap": measure_overlap(run, done[-1] if done else 0),
         "excluded_kind": EVALUATION_IMAGE,
         "evaluated": _count(with_truth, "scenes") or _count(without_truth, "captions"),
         "low_score": tables.cosine(low_score),

@@ -23,7 +23,7 @@ def data_uri(image: ImageRef, source: Source) -> str | None:
     A scene of MiniWorld is drawn again, larger than the captioner saw it. ``source`` limits bytes and pixels.
     """
     try:
-        picture = _scene(image["id"]) if source.kind == "miniworld" else load_image(image, source)[0]
+        picture = _scene(image["id"]) if source.kind == "miniworld" else load_image(image, source).image
     except JsfreeError as error:
         _log.warning("no picture of %s in the report: %s", image["id"], error)
         return None

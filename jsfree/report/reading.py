@@ -22,7 +22,7 @@ from jsfree.run.folder import Folder, shard_name
 from jsfree.run.run import Manifest, Run
 from jsfree.run.streaming import scan, scan_shard
 from jsfree.schemas import ImageRef, ScoredCaptionRow, ScoredPair
-from jsfree.stages.preference import identical_and_truncated
+from jsfree.stages.pair_selection import identical_and_truncated
 
 SUMMARY_COLUMNS = ("gap", "inverted", "low.text", "low.finish", "high.text", "high.finish")
 MAX_COSINES = 2**20

@@ -1,16 +1,16 @@
-"""The order in which a run draws things by their names: by a hash that its seed keys.
+"""Pseudo-random order of named items, keyed with a seed.
 
-It depends neither on the order in which they are found, nor on what else there is to draw from.
+The order of two items depends on the seed and their names only, not on the order of the input or on other items.
 """
 
 from __future__ import annotations
 
 import hashlib
 
-TICKET_BYTES = 16
-"""Size of a ticket: 128 bits tell names apart as well as the names do."""
+KEY_BYTES = 16
+"""Size of a sort key. 128 bits make collisions of different names negligible."""
 
 
-def ticket(seed: int, name: str) -> bytes:
-    """The BLAKE2b hash of ``{seed}/{name}``; what has the lowest ones is drawn first, compared as bytes."""
-    return hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=TICKET_BYTES).digest()
+def order_key(seed: int, name: str) -> bytes:
+    """Sort key of an item: the BLAKE2b hash of ``{seed}/{name}``. Keys are compared as bytes, in ascending order."""
+    return hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=KEY_BYTES).digest()

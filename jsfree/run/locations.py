@@ -33,7 +33,7 @@ def is_within(inner: Folder, outer: Folder) -> bool:
     return any(_is_same(each, target) for each in chain)
 
 
-def is_same_place(path: str, other: str) -> bool:
+def is_same_location(path: str, other: str) -> bool:
     """Whether two paths or URIs, of files or folders that need not exist, lead to the same one.
 
     URIs of a store are the same if they are spelled alike, apart from a slash at the end.

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jsfree.config import Lora, RunConfig, Train
-from jsfree.decoding.memory import GIB, OF_GPU, Keys, Need, Shape
+from jsfree.decoding.memory import GIB, GPU_SHARE, KvSize
+from jsfree.decoding.workload import Requirement, Workload
 from jsfree.errors import DeviceError
 from jsfree.sizing import footprint, shapes
 from jsfree.sizing.activations import FLOAT32, Rows, activation_bytes
@@ -61,27 +62,21 @@ def parameters(shape: LlavaShape, trained_layers: int | None = None, lora: Lora 
     return footprint.parameters_of(shapes.tensors(shape), trained_layers, lora)
 
 
-def keys_of(shape: LlavaShape, dtype: str) -> Keys:
+def keys_of(shape: LlavaShape, dtype: str) -> KvSize:
     """The size of a token's keys and values."""
     heads = shape.language.kv_heads or shape.language.heads
     token = shapes.kv_bytes_per_token(shape, BYTES[dtype])
-    return Keys(token, shape.language.heads // heads)
-
-
-def decoding_shape(config: RunConfig) -> Shape:
-    """The engine shape that ``PairGenerator`` uses."""
-    mixed = 0.5 if config.generate.ratios.winner == "zero" else 1.0
-    return Shape(config.generate.slots, mixed, seats=2, images=0.75, prompts=1, second_image=False)
+    return KvSize(token, shape.language.heads // heads)
 
 
 def generation(shape: LlavaShape, config: RunConfig, lengths: Lengths, slots: int | None = None) -> Memory:
     """Memory of a replica of stage 1 that decodes ``slots`` captions together, without CLIP."""
     dtype = config.captioner.dtype
-    need = Need(lengths.prefix, lengths.text_prefix, lengths.maximum)
-    engine = decoding_shape(config)
-    wanted = Shape(slots or engine.slots, engine.mixed, engine.seats, engine.images, engine.prompts, False)
-    layout = wanted.layout(keys_of(shape, dtype), need, float("inf"))
-    rows = layout.slots + layout.mixed
+    requirement = Requirement(lengths.prefix, lengths.text_prefix, lengths.maximum)
+    workload = Workload.for_pairs(config.generate)
+    workload = replace(workload, slots=slots or workload.slots)
+    layout = workload.layout(keys_of(shape, dtype), requirement, float("inf"))
+    rows = layout.slots + layout.second_rows
     return Memory(
         {"weights": BYTES[dtype] * parameters(shape).total, "keys and values": layout.bytes},
         {"prefill": _prefill(shape, lengths, dtype), "a step": _step(shape, layout.cache.tokens, rows, dtype)},
@@ -110,10 +105,14 @@ def slots_that_fit(shape: LlavaShape, config: RunConfig, lengths: Lengths, memor
     empty = generation(shape, config, lengths, slots=1)
     free = memory - reserved - CUDA_BYTES - empty.held["weights"] - max(empty.transient.values())
     given = config.generate.kv_cache_gib
-    budget = OF_GPU * free if given is None else min(free, given * GIB)
-    need = Need(lengths.prefix, lengths.text_prefix, lengths.maximum)
+    budget = GPU_SHARE * free if given is None else min(free, given * GIB)
+    requirement = Requirement(lengths.prefix, lengths.text_prefix, lengths.maximum)
     try:
-        return decoding_shape(config).layout(keys_of(shape, config.captioner.dtype), need, budget).slots
+        return (
+            Workload.for_pairs(config.generate)
+            .layout(keys_of(shape, config.captioner.dtype), requirement, budget)
+            .slots
+        )
     except DeviceError:
         return 0
 

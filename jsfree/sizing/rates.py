@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 
 from jsfree.config import Resources, RunConfig
+from jsfree.decoding.workload import Workload as DecodingWorkload
 from jsfree.errors import ConfigError
 from jsfree.sizing import memory
 from jsfree.sizing.footprint import BYTES
@@ -168,7 +169,7 @@ def caption_seconds(
     config: RunConfig, work: Workload, shape: LlavaShape, lengths: Lengths, gpu: GpuKind, slots: int
 ) -> float:
     """Seconds that one replica takes for all pairs: prefills, and decoding steps that read weights, keys and values."""
-    mixed = memory.decoding_shape(config).mixed
+    mixed = DecodingWorkload.for_pairs(config.generate).dual_path_share
     prefill = work.images * _prefill_seconds(shape, lengths, gpu)
     return prefill + _steps_seconds(config, shape, lengths, gpu, slots, mixed, work.captions, 0.6)
 

@@ -20,9 +20,9 @@ from jsfree import schemas
 from jsfree.config import RunConfig, Source
 from jsfree.decoding.engine import DualPathEngine
 from jsfree.decoding.loop import DecodingLoop
-from jsfree.decoding.mixing import NAMED, contrast_of
 from jsfree.decoding.requests import Caption, Request
 from jsfree.decoding.sampling import noise_key
+from jsfree.decoding.workload import Workload
 from jsfree.errors import NoTokenError, RowError
 from jsfree.images.decoding import load_image
 from jsfree.images.overlap import read_hashes, require_not_evaluated
@@ -130,14 +130,9 @@ class PairGenerator:
         self.captioner = captioner_of(config, model_ref, device)
         excluded = read_hashes(evaluation_hashes) if evaluation_hashes else frozenset[str]()
         self._reading = Reading(self.captioner, settings.resources.cpus, excluded)
+        workload = Workload.for_pairs(settings)
         self.engine = DualPathEngine(
-            self.captioner,
-            settings.slots,
-            mixed=0.5 if settings.ratios.winner == "zero" else 1.0,
-            prompts=1,
-            mixing_of=NAMED[settings.mixing],
-            kv_cache_gib=settings.kv_cache_gib,
-            compiling=settings.compile,
+            self.captioner, workload, kv_cache_gib=settings.kv_cache_gib, compiling=settings.compile
         )
         self._loop = DecodingLoop(self.engine)
         self._numbers = count()
@@ -191,16 +186,9 @@ class CaptionWriter:
         contrast, settings = self.decoding.contrast, config.generate
         self.captioner = captioner_of(config, model_ref, device)
         self._reading = Reading(self.captioner, settings.resources.cpus)
+        workload = Workload.for_captions(settings.slots, contrast)
         self.engine = DualPathEngine(
-            self.captioner,
-            settings.slots,
-            mixed=1.0 if contrast else 0.0,
-            seats=1,
-            images=1.0,
-            prompts=1,
-            mixing_of=contrast_of(contrast) if contrast else None,
-            kv_cache_gib=settings.kv_cache_gib,
-            compiling=settings.compile,
+            self.captioner, workload, kv_cache_gib=settings.kv_cache_gib, compiling=settings.compile
         )
         self._loop = DecodingLoop(self.engine)
         self._numbers = count()

@@ -1,6 +1,8 @@
-"""Hallucination ratios (paper, section 3.3): how strongly each caption of a pair is led by the language prior."""
+"""Hallucination ratios of the two captions of a pair (paper, section 3.3)."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -8,10 +10,17 @@ from jsfree.config import Ratios
 from jsfree.decoding.sampling import noise_key
 
 
-def draw_ratios(settings: Ratios, seed: int, round_number: int, sample_id: str) -> tuple[float, float]:
-    """The (lower, higher) ratio of a sample's pair; a function of the arguments alone.
+class RatioPair(NamedTuple):
+    """Hallucination ratios in [0, 1]; ``low`` is that of the provisional winner."""
 
-    Gaussian draws outside [0, 1] are clipped: the paper does not say what happens to them.
+    low: float
+    high: float
+
+
+def draw_ratios(settings: Ratios, seed: int, round_number: int, sample_id: str) -> RatioPair:
+    """Draw the ratios of a pair. The result depends only on the arguments.
+
+    Gaussian draws outside [0, 1] are clipped; the paper does not specify this case.
     """
     generator = np.random.Generator(np.random.Philox(key=noise_key(seed, round_number, sample_id, "ratios")))
     if settings.distribution == "fixed":
@@ -21,5 +30,5 @@ def draw_ratios(settings: Ratios, seed: int, round_number: int, sample_id: str) 
     else:
         first, second = np.clip(generator.normal(settings.mean, settings.std, 2), 0.0, 1.0)
     if settings.winner == "zero":
-        return 0.0, float(second)
-    return float(min(first, second)), float(max(first, second))
+        return RatioPair(0.0, float(second))
+    return RatioPair(float(min(first, second)), float(max(first, second)))

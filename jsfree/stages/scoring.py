@@ -225,7 +225,7 @@ class ClipScorer:
 
     def _image(self, image: ImageRef, limits: Source) -> torch.Tensor | RowError:
         try:
-            return self.pixels(load_image(image, limits)[0])
+            return self.pixels(load_image(image, limits).image)
         except RowError as error:
             return error
 

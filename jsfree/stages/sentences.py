@@ -1,4 +1,4 @@
-"""Cuts a caption into sentences, and a sentence that is too long for CLIP into sub-sentences (paper, section 3.4)."""
+"""Splits captions into sentences, and sentences that are too long for CLIP into sub-sentences (paper, section 3.4)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 # "-", "*", "1.", "2)", "(3)", "#" at the start of a line.
 _LIST_MARKER = re.compile(r"^\s*(?:[-*+•–—]|#{1,6}|\(?\d{1,3}[.)])(?=\s|$)\s*")
-# A full stop that stands alone ("a dog . 3 cats ."), as tokenised captions write it.
+# A full stop between blanks ("a dog . 3 cats ."), as in tokenized captions.
 _LONE_STOP = re.compile(r"(?<=\s[.!?])\s+")
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
-# Where a sentence may be cut, best first: clauses, clauses by their first word, words, characters.
-_CUTS = (
+# Split points in order of preference: after punctuation, before conjunctions, between words, between characters.
+_SPLIT_POINTS = (
     re.compile(r"(?<=[;:,])\s+|(?<=[；：，、])"),
     re.compile(r"\s+(?=(?:and|with|while|but|or|where|which|that)\s)", re.IGNORECASE),
     re.compile(r"\s+"),
@@ -20,58 +20,57 @@ _CUTS = (
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a caption, stripped, in order.
+    """Split a caption into sentences without surrounding white space.
 
-    A line's end, or a full stop that stands alone, ends a sentence. List markers are removed, and what holds no
-    letter or digit is no sentence. Empty text has none.
+    A line break, or a full stop between blanks, ends a sentence. List markers and pieces without a letter or digit are
+    removed.
     """
     import sentencex
 
-    found: list[str] = []
+    result: list[str] = []
     for line in text.splitlines():
         for part in _LONE_STOP.split(_LIST_MARKER.sub("", line)):
             pieces = (_LIST_MARKER.sub("", piece).strip() for piece in sentencex.segment("en", part))
-            found.extend(piece for piece in pieces if _says_something(piece))
-    return found
+            result.extend(piece for piece in pieces if _has_letter_or_digit(piece))
+    return result
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, without regard to case and punctuation."""
+    """Split a text into words, case-folded and without punctuation."""
     return _WORD.findall(text.casefold())
 
 
-def repeated(sentences: Sequence[str]) -> int:
-    """How many of the sentences say again, word for word, what one before has said."""
-    said = {tuple(words(sentence)) for sentence in sentences}
-    return len(sentences) - len(said)
+def count_repeated(sentences: Sequence[str]) -> int:
+    """Number of sentences whose words are equal to those of an earlier sentence."""
+    return len(sentences) - len({tuple(words(sentence)) for sentence in sentences})
 
 
 def sub_sentences(sentence: str, fits: Callable[[str], bool]) -> list[str]:
-    """Cut a sentence into pieces that fit the text context, each as long as it can be.
+    """Split a sentence into pieces that fit the text context, each as long as possible.
 
-    It is cut after ``;``, ``:`` and ``,``; a clause that is still too long before "and", "with" and the like;
-    what is left between words; a single word that does not fit between characters. A single character that does
-    not fit is returned as it is. No text is lost but blanks at the cuts and pieces without a letter or digit.
+    Split points are, in order of preference, after ``;``, ``:`` and ``,``, before conjunctions such as "and" and
+    "with", between words, and between characters. A single character that does not fit is returned unchanged. Only
+    white space at split points, and pieces without a letter or digit, are removed.
 
     Args:
-        sentence: one sentence; returned whole if it fits.
-        fits: whether a text fits (for CLIP: its tokens with both ends are at most the context length).
+        sentence: one sentence; returned unchanged if it fits.
+        fits: whether a text fits (for CLIP: its tokens, including start and end, do not exceed the context length).
     """
-    return [piece for piece in _cut(sentence.strip(), fits, _CUTS) if _says_something(piece)]
+    return [piece for piece in _split(sentence.strip(), fits, _SPLIT_POINTS) if _has_letter_or_digit(piece)]
 
 
-def _cut(text: str, fits: Callable[[str], bool], cuts: Sequence[re.Pattern[str]]) -> list[str]:
-    if not cuts or fits(text):
+def _split(text: str, fits: Callable[[str], bool], split_points: Sequence[re.Pattern[str]]) -> list[str]:
+    if not split_points or fits(text):
         return [text]
-    best, *others = cuts
-    return [piece for packed in _packed(text, fits, best) for piece in _cut(packed, fits, others)]
+    preferred, *others = split_points
+    return [piece for packed in _pack(text, fits, preferred) for piece in _split(packed, fits, others)]
 
 
-def _packed(text: str, fits: Callable[[str], bool], cut: re.Pattern[str]) -> list[str]:
-    """Cut at some of the matches of ``cut``, so that a piece takes in all that fits; one unit alone may not fit."""
+def _pack(text: str, fits: Callable[[str], bool], split_point: re.Pattern[str]) -> list[str]:
+    """Split at matches of ``split_point`` into the longest pieces that fit; a piece without a match may not fit."""
     pieces: list[str] = []
     start = last = 0
-    for end in [*(match.end() for match in cut.finditer(text)), len(text)]:
+    for end in [*(match.end() for match in split_point.finditer(text)), len(text)]:
         if last > start and not fits(text[start:end].strip()):
             pieces.append(text[start:last].strip())
             start = last
@@ -79,5 +78,5 @@ def _packed(text: str, fits: Callable[[str], bool], cut: re.Pattern[str]) -> lis
     return [*pieces, text[start:].strip()]
 
 
-def _says_something(text: str) -> bool:
+def _has_letter_or_digit(text: str) -> bool:
     return any(character.isalnum() for character in text)

@@ -15,8 +15,8 @@ from jsfree.checks.libraries import check_libraries
 from jsfree.checks.settings import check_settings
 from jsfree.config import Imported, RunConfig, Source
 from jsfree.errors import ConfigError, JsfreeError, StorageError
-from jsfree.images.drawing import Drawn
-from jsfree.images.sources import Look, images_of_a_round, look_at
+from jsfree.images.drawing import DrawnImages
+from jsfree.images.sources import SourceSummary, images_per_round, summarize_source
 from jsfree.models.contents import CAPTIONER
 from jsfree.run.run import Run
 from jsfree.sizing import footprint, memory, rates, shapes, workload
@@ -182,7 +182,7 @@ def with_gpus(config: RunConfig, gpus: int) -> RunConfig:
         replicas = gpus * int(1 / share + ROUNDING) if share < 1 else gpus // int(share)
         overrides += [f"{stage}.resources.replicas={max(1, replicas)}", f"{stage}.resources.gpus={share}"]
         overrides.append(f"{stage}.resources.min_replicas=null")
-    return configuration.overridden(config, overrides)
+    return configuration.with_overrides(config, overrides)
 
 
 def _ways(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> list[tuple[str, float, bool]]:
@@ -242,8 +242,8 @@ class _Images:
     """The checks of the images: reads a sample of each source."""
 
     def __init__(self) -> None:
-        self._looks: dict[str, Look] = {}
-        self._listed: dict[object, Drawn] = {}
+        self._looks: dict[str, SourceSummary] = {}
+        self._listed: dict[object, DrawnImages] = {}
 
     def check_training(self, config: RunConfig) -> Iterator[Finding]:
         """Check the images to train on, or the imported pairs."""
@@ -254,14 +254,14 @@ class _Images:
     def _check_imported(self, config: RunConfig, settings: Imported | None) -> Iterator[Finding]:
         assert settings is not None
         look = data.sample_imported(settings)
-        self._looks["source"] = Look(look.pairs, 0, look.samples)
+        self._looks["source"] = SourceSummary(images=look.pairs, repeated=0, samples=look.samples)
         yield from data.check_imported(config, settings, look)
 
     def check(self, config: RunConfig, source: Source, name: str) -> Iterator[Finding]:
         """Check an image source."""
 
         def look() -> Iterator[Finding]:
-            self._looks[name] = look_at(config, source, data.DECODED_IMAGES, self._listed)
+            self._looks[name] = summarize_source(config, source, data.DECODED_IMAGES, self._listed)
             yield from data.check_source(config, source, name, self._looks[name])
 
         return run_check(data.AREA, name, look)
@@ -270,7 +270,7 @@ class _Images:
         """Number of images of a round, or of imported pairs."""
         look = self._looks.get("source")
         available = 0 if look is None else look.images
-        return available if config.imported is not None else images_of_a_round(config, available)
+        return available if config.imported is not None else images_per_round(config, available)
 
     @property
     def evaluated(self) -> int | None:

@@ -17,12 +17,12 @@ from jsfree.publishing.model_card import card, write_card
 from jsfree.publishing.upload import (
     SCHEME,
     HubRepo,
+    check_target,
     contents,
     copy,
+    local_copy,
     make_repo,
     obstacles,
-    on_this_machine,
-    require_free,
     upload,
     verify,
 )
@@ -104,7 +104,7 @@ def plan_publication(run: Run, number: int | None, to: str) -> Publication:
     require_base_from_here(run)
     if repo is None:
         target = Folder(to)
-        require_free(target, folder)
+        check_target(target, folder)
         require_outside_sources("--to", target, run.config)
     found = contents(folder, adapter=run.config.train.lora is not None)
     sizes = {**found.files, CARD: len(card(run, number).encode())}
@@ -130,7 +130,7 @@ def _publish(plan: Publication, console: Console, *, private: bool) -> dict[str,
     if plan.repo is not None:
         make_repo(plan.repo, private=private)  # first: the token may not allow it
     write_card(plan.run, plan.number)
-    with on_this_machine(plan.folder) as local:
+    with local_copy(plan.folder) as local:
         if plan.run.config.train.lora is not None:
             console.print("Comparing the adapter with the merged weights ...")
             comparison = _compare_adapter(plan, local)

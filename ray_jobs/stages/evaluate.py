@@ -13,7 +13,7 @@ from jsfree import schemas
 from jsfree.config import RunConfig
 from jsfree.evaluation import labelfree
 from jsfree.images.overlap import hash_images
-from jsfree.images.sources import draw_evaluation
+from jsfree.images.sources import evaluation_samples
 from jsfree.publishing.model_card import write_card
 from jsfree.run.folder import shard_name
 from jsfree.run.run import Manifest
@@ -38,7 +38,7 @@ def list_evaluation_samples(current: Round) -> Manifest:
     return current.once(
         "evaluation",
         fingerprint,
-        lambda: publish_samples(current, "evaluation", draw_evaluation(config)),
+        lambda: publish_samples(current, "evaluation", evaluation_samples(config)),
     )
 
 

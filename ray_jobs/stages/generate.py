@@ -13,7 +13,7 @@ from jsfree.config import RunConfig
 from jsfree.errors import StageError
 from jsfree.images.overlap import read_hashes, shards_with
 from jsfree.images.samples import Samples
-from jsfree.images.sources import draw_training
+from jsfree.images.sources import training_samples
 from jsfree.run.folder import Folder, shard_name
 from jsfree.run.run import Manifest
 from jsfree.schemas import Sample
@@ -29,7 +29,7 @@ def list_samples(current: Round) -> Manifest:
     fingerprint = current.fingerprint(current.config.fingerprint("seed", "prompt", "source", "shard_rows"))
 
     def work() -> Manifest:
-        return publish_samples(current, "samples", draw_training(current.config, current.number))
+        return publish_samples(current, "samples", training_samples(current.config, current.number))
 
     return current.once("samples", fingerprint, work)
 

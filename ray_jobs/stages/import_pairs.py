@@ -12,7 +12,7 @@ import pyarrow as pa
 from jsfree import schemas
 from jsfree.config import Imported
 from jsfree.errors import StageError
-from jsfree.exchange import Unusable, preferences
+from jsfree.exchange import UnusableRecord, preferences
 from jsfree.exchange.pairs import ImportedPairs, samples
 from jsfree.exchange.preferences import Preference
 from jsfree.exchange.records import content_hash
@@ -24,7 +24,7 @@ from ray_jobs.rounds import Round
 from ray_jobs.shards.runner import Table, total
 from ray_jobs.stages.listings import fix_listing, fixed_listing
 
-Work = Callable[[Sequence[Preference | Unusable]], StageOutput]
+Work = Callable[[Sequence[Preference | UnusableRecord]], StageOutput]
 
 
 def list_records(current: Round, settings: Imported) -> Manifest:

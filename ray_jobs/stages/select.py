@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jsfree.run.run import Manifest
-from jsfree.stages.selection import select_shards
+from jsfree.stages.shard_selection import select_shards
 from ray_jobs.rounds import Round
 
 

@@ -9,14 +9,14 @@ import pytest
 from jsfree.checks.data import check_source
 from jsfree.checks.findings import Verdict
 from jsfree.config import build
-from jsfree.images.sources import look_at
+from jsfree.images.sources import summarize_source
 
 
 def checked(tmp_path, rows, **settings):
     (tmp_path / "mix.json").write_text(json.dumps(rows))
     source = {"kind": "llava_json", "path": str(tmp_path / "mix.json"), "count": 1}
     config = build({"source": source, "evaluate": {"source": {"kind": "miniworld"}}, **settings}, where="test")
-    return list(check_source(config, config.source, "source", look_at(config, config.source, 64, {})))
+    return list(check_source(config, config.source, "source", summarize_source(config, config.source, 64, {})))
 
 
 @pytest.mark.parametrize(("allowed", "verdict"), [(0.01, Verdict.FAILS), (0.5, Verdict.NOTE)])
@@ -34,5 +34,5 @@ def test_the_first_rows_of_a_table_are_sampled(tmp_path):
     pq.write_table(pa.table({"image": [b"x"] * 500}), path, row_group_size=50)
     source = {"kind": "parquet", "path": str(path), "count": None}
     config = build({"source": source, "evaluate": {"source": {"kind": "miniworld"}}}, where="test")
-    samples = look_at(config, config.source, 64, {}).samples
+    samples = summarize_source(config, config.source, 64, {}).samples
     assert {sample["image"]["id"] for sample in samples} == {f"x.parquet:{row}" for row in range(64)}

@@ -1,4 +1,4 @@
-"""Configuration: what a user mistypes is named, with the nearest valid key."""
+"""Loading and validation of configurations."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from tests.support import ROOT
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("generat.batch_size=1", "unknown key 'generat'; did you mean 'generate'?"),
         ("generate.ratios.meen=0.4", "unknown key 'generate.ratios.meen'; did you mean 'mean'?"),
@@ -26,46 +26,46 @@ from tests.support import ROOT
         ),
         ("train.beta=-1", "train.beta: Input should be greater than 0 (got -1)"),
         ("generate.ratios.high=1.5", "generate.ratios.high: Input should be less than or equal to 1 (got 1.5)"),
-        ("select.first=9", "need first <= last <= splits, got 9"),
-        ("source.kind=folder", "source: kind 'folder' needs 'path'"),
+        ("select.first=9", "'first' (9), 'last' (7) and 'splits' (10) must be in ascending order"),
+        ("source.kind=folder", "source: kind 'folder' requires 'path'"),
         ("train.pairs_per_step=33", "must be a multiple of the 2 training workers"),
-        ("train.resources={gpus: 0.5}", "a training worker takes one whole GPU, not 0.5"),
+        ("train.resources={gpus: 0.5}", "a training worker uses 0 or 1 GPUs, not 0.5"),
         ("train.resources={gpus: 4}", "more 'replicas' with 'zero_stage: 3' for a larger model"),
-        ("train.resources.min_replicas=1", "'resources.min_replicas' is not for training"),
-        ("generate.resources.min_replicas=3", "'min_replicas' (3) is more than 'replicas' (2)"),
-        ("generate.resources.accelerator_type=A100", "'accelerator_type: A100' needs 'gpus' above 0"),
-        ("generate.resources.gpus=1.5", "'gpus' above 1 must be whole, got 1.5"),
+        ("train.resources.min_replicas=1", "'resources.min_replicas' cannot be used for training"),
+        ("generate.resources.min_replicas=3", "'min_replicas' (3) must not exceed 'replicas' (2)"),
+        ("generate.resources.accelerator_type=A100", "'accelerator_type: A100' requires 'gpus' above 0"),
+        ("generate.resources.gpus=1.5", "'gpus' above 1 must be a whole number, got 1.5"),
         ("generate.resources.gpus=2", "'captioner.device_map: single' uses one GPU"),
         ("captioner.device_map=auto", "but 'generate.resources.gpus' is 0; set it to 2 or more"),
-        ("score.resources.gpus=2", "CLIP uses one GPU or a fraction of one"),
+        ("score.resources.gpus=2", "CLIP uses at most one GPU"),
         ("prompt= ", "prompt"),
         ("beta", "write key=value"),
         ("seed.x=1", "seed"),
         ("seed=3 # the third", "'#' as the start of a comment"),
         ("train.lora={rank: 4} #", "'#' as the start of a comment"),
-        ("evaluate.modes={a: {temperature: 0}, a: {}}", "the key 'a' is given twice"),
-        ("run=", "run: the text is empty"),
+        ("evaluate.modes={a: {temperature: 0}, a: {}}", "duplicate key 'a'"),
+        ("run=", "run: must not be empty"),
         ("source.count=.inf", "source.count: Input should be a finite number"),
     ],
 )
-def test_a_wrong_setting_is_named_with_its_remedy(override, told):
+def test_invalid_settings_are_refused(override, message):
     with pytest.raises(ConfigError) as error:
         config.load(None, [override])
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_file_is_named_in_its_errors(tmp_path):
+def test_errors_name_the_file(tmp_path):
     missing = tmp_path / "absent.yaml"
     with pytest.raises(ConfigError, match=r"absent\.yaml: No such file"):
         config.load(missing)
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1\n")
-    with pytest.raises(ConfigError, match=r"broken\.yaml is no valid YAML"):
+    with pytest.raises(ConfigError, match=r"broken\.yaml is not valid YAML"):
         config.load(broken)
     listed = tmp_path / "list.yaml"
     listed.write_text("- a\n")
-    with pytest.raises(ConfigError, match="expected keys and values"):
+    with pytest.raises(ConfigError, match="expected a mapping"):
         config.load(listed)
 
 
@@ -82,7 +82,7 @@ def test_yaml_round_trips():
     assert config.build(yaml.safe_load(built.to_yaml()), where="test") == built
 
 
-def test_fingerprints_ignore_placement_and_see_everything_else():
+def test_fingerprints_ignore_placement_only():
     base = RunConfig()
     placed = config.build({"generate": {"resources": {"replicas": 7}}}, where="test")
     hotter = config.build({"generate": {"decoding": {"temperature": 0.7}}}, where="test")
@@ -101,9 +101,7 @@ def test_fingerprints_ignore_placement_and_see_everything_else():
     assert config.differences(base, placed) == []
 
 
-def test_every_setting_is_documented_where_its_name_does_not_say_it_all():
-    """Fields without a docstring are only those whose name is the field's own term."""
-    plain = {"learning_rate", "epochs", "max_grad_norm", "weight_decay", "gradient_checkpointing"}
+def test_every_setting_is_documented():
     sections = [RunConfig, *config.Section.__subclasses__()]
     undocumented = {
         name
@@ -112,10 +110,10 @@ def test_every_setting_is_documented_where_its_name_does_not_say_it_all():
         if field.description is None
         and not (isinstance(field.annotation, type) and issubclass(field.annotation, config.Section))
     }
-    assert undocumented - plain == set()
+    assert undocumented == set()
 
 
-def test_evaluation_reads_where_training_does_unless_it_says_where():
+def test_evaluation_source_inherits_the_training_path():
     here = {"source": {"kind": "folder", "path": "/a", "images": "/i"}}
     same, own, other = (
         config.build({**here, "evaluate": {"source": source}}, where="test").evaluate.source
@@ -129,11 +127,11 @@ def test_evaluation_reads_where_training_does_unless_it_says_where():
 
 
 @pytest.mark.parametrize("setting", ["train.keep=3", "train.checkpoint_every=7", "train.max_failures=0"])
-def test_how_a_training_is_kept_safe_is_part_of_no_fingerprint(setting):
+def test_checkpointing_is_not_fingerprinted(setting):
     assert config.load(None, [setting]).fingerprint("train") == RunConfig().fingerprint("train")
 
 
-def test_which_layers_are_trained_is_part_of_the_fingerprint():
+def test_trained_layers_are_fingerprinted():
     assert config.load(None, ["train.trained_layers=1"]).fingerprint("train") != RunConfig().fingerprint("train")
 
 
@@ -157,11 +155,11 @@ LITERAL = (
 
 
 @pytest.mark.parametrize("text", [*LITERAL, "~", "true", "1e3", " x ", "{a: b}", "ü", "- a", "x # y", "# z", "!!str 5"])
-def test_a_text_is_taken_as_it_is_typed(text):
+def test_string_overrides_are_literal(text):
     for key in ("run", "prompt", "serve.host", "captioner.ref"):
         assert dict(dotted(config.load(None, [f"{key}={text}"])))[key] == text
         assert dict(dotted(config.load(None, values={key: text})))[key] == text
-        assert config.parsed_override(config.as_override(key, text)) == (key, text)
+        assert config.parse_override(config.format_override(key, text)) == (key, text)
 
 
 def dotted(loaded: RunConfig):
@@ -169,9 +167,9 @@ def dotted(loaded: RunConfig):
 
 
 @pytest.mark.parametrize("text", ['"a b"', "'x'", '"', "''", "null", "~", "plain"])
-def test_what_is_written_as_an_override_is_read_back(text):
+def test_formatted_overrides_are_parsed_back(text):
     for key in ("run", "source.path", "models.commits.owner/name"):
-        assert config.parsed_override(config.as_override(key, text)) == (key, text)
+        assert config.parse_override(config.format_override(key, text)) == (key, text)
 
 
 @pytest.mark.parametrize(
@@ -195,11 +193,11 @@ def test_what_is_written_as_an_override_is_read_back(text):
         ("zzz.unknown=1", 1),
     ],
 )
-def test_quotes_around_a_text_and_null_mean_what_yaml_means(override, expected):
-    assert config.parsed_override(override)[1] == expected
+def test_overrides_honor_quotes_and_null(override, expected):
+    assert config.parse_override(override)[1] == expected
 
 
-def test_values_win_over_overrides_and_none_leaves_a_setting_alone():
+def test_values_take_precedence_over_overrides():
     assert config.load(None, ["run=a", "seed=3"], {"run": "b", "seed": None}).model_dump(include={"run", "seed"}) == {
         "run": "b",
         "seed": 3,
@@ -208,26 +206,26 @@ def test_values_win_over_overrides_and_none_leaves_a_setting_alone():
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
-        (b"seed: 1\ntrain: {beta: 0.3}\ntrain: {epochs: 1}\n", "key 'train' is given twice, in lines 2 and 3"),
+        (b"seed: 1\ntrain: {beta: 0.3}\ntrain: {epochs: 1}\n", "duplicate key 'train' in lines 2 and 3"),
         (
             b"train:\n  validation: {pairs: 2,\n    every: 3, pairs: 4}\n",
-            "key 'pairs' is given twice, in lines 2 and 3",
+            "duplicate key 'pairs' in lines 2 and 3",
         ),
         (b"evaluate:\n  modes:\n    no: {temperature: 0}\n", "line 3: the key no is read as bool"),
         (b"1: x\n", "line 1: the key 1 is read as int"),
-        (b"? [a]\n: x\n", "line 1: the key that begins here is read as seq"),
+        (b"? [a]\n: x\n", "line 1: a key is read as seq"),
         ('prompt: "D\xe9cris"\n'.encode("latin-1"), "line 1 is not UTF-8"),
         ("seed: 1\nprompt: é\n".encode("utf-16-le"), "line 2 is not UTF-8"),
-        ("seed: 1\n".encode("utf-16-le"), "no valid YAML"),
+        ("seed: 1\n".encode("utf-16-le"), "not valid YAML"),
         (b"seed: 1\n\tbeta: 2\n", "line 2, column 1"),
         (b"seed: 1\n---\nseed: 2\n", "line 2, column 1"),
-        (b"just a text\n", "expected keys and values"),
-        (b"run: 2024-13-45\n", "no valid YAML"),
+        (b"just a text\n", "expected a mapping"),
+        (b"run: 2024-13-45\n", "not valid YAML"),
         (b"run: 2024-01-02\n", "run: Input should be a valid string (got datetime.date(2024, 1, 2)); put it in quotes"),
-        (b"seed: " + b"9" * 5000, "no valid YAML"),
-        (b"a: &a {b: *a}\n", "an alias refers to a section that it is part of"),
+        (b"seed: " + b"9" * 5000, "not valid YAML"),
+        (b"a: &a {b: *a}\n", "an alias refers to its own ancestor"),
         (b"run: " + b"[" * 5000, "nested too deeply"),
         (
             b"a0: &a0 [x]\n"
@@ -241,17 +239,17 @@ def test_values_win_over_overrides_and_none_leaves_a_setting_alone():
         ),
     ],
 )
-def test_a_file_that_yaml_would_misread_is_refused_with_the_line(content, told, tmp_path):
+def test_ambiguous_yaml_is_refused(content, message, tmp_path):
     file = tmp_path / "c.yaml"
     file.write_bytes(content)
     with pytest.raises(ConfigError) as error:
         config.load(file)
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_encodings_that_say_what_they_are_are_read(encoding, tmp_path):
+def test_marked_encodings_are_read(encoding, tmp_path):
     (tmp_path / "c.yaml").write_bytes('prompt: "Décris 图"\nscore: {resources: &one {replicas: 1}}\n'.encode(encoding))
     assert config.load(tmp_path / "c.yaml").prompt == "Décris 图"
     (tmp_path / "c.yaml").write_bytes(
@@ -261,7 +259,7 @@ def test_encodings_that_say_what_they_are_are_read(encoding, tmp_path):
 
 
 def numbers(section: type[config.Section], prefix: str = ""):
-    """The dotted keys of all numbers of a configuration."""
+    """Dotted keys of all numeric settings."""
     for name, field in section.model_fields.items():
         for member in loading._members(field.annotation):
             if loading._is_section(member):
@@ -270,7 +268,7 @@ def numbers(section: type[config.Section], prefix: str = ""):
                 yield prefix + name
 
 
-def test_no_number_is_infinite_or_missing():
+def test_non_finite_numbers_are_refused():
     keys = [*numbers(RunConfig), "evaluate.modes.greedy.top_p", "evaluate.modes.greedy.temperature"]
     assert len(keys) > 60
     for key in keys:
@@ -279,7 +277,7 @@ def test_no_number_is_infinite_or_missing():
                 config.load(None, [f"{key}={value}"])
 
 
-def test_a_configuration_is_read_and_shown_in_an_ascii_locale(tmp_path):
+def test_configurations_are_utf8_in_any_locale(tmp_path):
     (tmp_path / "c.yaml").write_text("prompt: Décris l'image\n", encoding="utf-8")
     environment = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-m", "ray_jobs.cli", "config", "--config"]
@@ -293,21 +291,21 @@ def test_a_configuration_is_read_and_shown_in_an_ascii_locale(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["\ud83d", "a\0b"])
-def test_text_that_files_cannot_hold_is_refused_wherever_it_is(text):
+def test_unwritable_text_is_refused(text):
     for settings in (
         {"prompt": text},
         {"run": f"runs/{text}"},
         {"generate": {"decoding": {"stop": [text]}}},
         {"evaluate": {"modes": {text: {}}}},
     ):
-        with pytest.raises(ConfigError, match="surrogate pair"):
+        with pytest.raises(ConfigError, match="lone surrogate"):
             config.build(settings, "test")
-    with pytest.raises(ConfigError, match=r"prompt: .*surrogate pair"):
+    with pytest.raises(ConfigError, match=r"prompt: .*lone surrogate"):
         config.load(None, [f"prompt={text}"])
 
 
 @pytest.mark.parametrize("value", ["!!bool maybe", "!!timestamp foo", "!!int ''", "!!float ''"])
-def test_a_value_that_is_not_of_its_tag_is_one_clear_error(value, tmp_path):
+def test_values_that_do_not_fit_their_tag_are_refused(value, tmp_path):
     (tmp_path / "c.yaml").write_text(f"seed: {value}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"c\.yaml"):
         config.load(tmp_path / "c.yaml")

@@ -8,18 +8,18 @@ import torch
 
 from jsfree.config import Contrast, Decoding
 from jsfree.decoding import algorithm1
-from jsfree.decoding.mixing import NAMED, M3id, Mixing, Rows, Vcd, contrast_of, single
-from jsfree.decoding.sampling import NO_TOKEN, NoiseStream, draw
+from jsfree.decoding.mixing import MIXINGS, BatchSettings, M3id, Mixing, Vcd, contrastive_mixing, path_probs
+from jsfree.decoding.sampling import NO_TOKEN, NoiseStream, sample_tokens
 
 CPU = torch.device("cpu")
 VOCABULARY = 70  # more than a block of the sampler
 SUPPRESSED = (3, 40)
-MIXINGS = {
-    "probability": NAMED["probability"],
-    "logit": NAMED["logit"],
+CASES = {
+    "probability": MIXINGS["probability"],
+    "logit": MIXINGS["logit"],
     "vcd": Vcd(1.0, 0.1, None),
     "vcd-strong": Vcd(2.5, 1e-6, None),
-    "m3id": contrast_of(Contrast(kind="m3id")),
+    "m3id": contrastive_mixing(Contrast(kind="m3id")),
     "m3id-always": M3id(0.2, 1.0),
 }
 CUTS = (
@@ -57,9 +57,9 @@ def literal(logits: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
+@pytest.mark.parametrize("mixing", CASES.values(), ids=CASES)
 def test_a_batch_of_all_settings_has_the_distributions_of_the_definition(mixing: Mixing, dtype):
-    """Rows of every cut, temperature, place of zero mass and ratio, all in one batch."""
+    """BatchSettings of every cut, temperature, place of zero mass and ratio, all in one batch."""
     patterns = ("none", "first", "second", "both", "different")
     cases = list(itertools.product(patterns, CUTS, TEMPERATURES))
     decodings = [Decoding(temperature=temperature, **cut) for _, cut, temperature in cases]
@@ -68,8 +68,8 @@ def test_a_batch_of_all_settings_has_the_distributions_of_the_definition(mixing:
     steps = [(0, 1, 40, 5000)[seed % 4] for seed in range(len(cases))]
     table = torch.cat([torch.stack(path) for path in zip(*paths, strict=True)])
     count = len(cases)
-    rows = Rows.of(decodings, ratios, steps, CPU)
-    found = mixing.of_table(table, range(count), range(count, 2 * count), rows, SUPPRESSED)
+    rows = BatchSettings.of(decodings, ratios, steps, CPU)
+    found = mixing.next_token_probs(table, range(count), range(count, 2 * count), rows, SUPPRESSED)
     for case, probs, (first, second), ratio, decoding, step in zip(
         cases, found, paths, ratios, decodings, steps, strict=True
     ):
@@ -80,10 +80,10 @@ def test_a_batch_of_all_settings_has_the_distributions_of_the_definition(mixing:
 def test_rows_with_one_path_are_cut_in_one_batch_with_rows_that_have_two():
     paths = [logits_of("first", torch.float32, seed) for seed in range(4)]
     decodings = [Decoding(**cut) for cut in ({}, {"top_k": 3}, {"top_p": 0.5}, {"temperature": 1e-38})]
-    rows = Rows.of(decodings, [0.5, 0.0, 0.5, 0.0], [0] * 4, CPU)
+    rows = BatchSettings.of(decodings, [0.5, 0.0, 0.5, 0.0], [0] * 4, CPU)
     table = torch.stack([path for pair in paths for path in pair])
     for mixing in (MIXINGS["probability"], MIXINGS["logit"]):
-        found = mixing.of_table(table, [0, 2, 4, 6], [1, None, 5, None], rows, SUPPRESSED)
+        found = mixing.next_token_probs(table, [0, 2, 4, 6], [1, None, 5, None], rows, SUPPRESSED)
         for probs, (first, second), decoding, ratio in zip(found, paths, decodings, (0.5, 0.0, 0.5, 0.0), strict=True):
             expected = algorithm1.mixture(literal(first), literal(second), ratio, decoding, 0, mixing)
             assert (probs.double() - expected).abs().max() < 1e-6
@@ -93,28 +93,30 @@ def test_rows_with_one_path_are_cut_in_one_batch_with_rows_that_have_two():
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4, 3e38])
 def test_a_tiny_temperature_is_the_argmax_and_ties_go_as_in_greedy_decoding(tiny, scale):
     logits = torch.tensor([[0.1, 0.9, -1.0, 0.9, 0.2], [-1.0, -0.5, -0.5, -0.5, -0.9]]) * scale
-    noise = torch.from_numpy(NoiseStream(0, 5).token())[None].expand(2, -1)
-    greedy = draw(single(logits, Rows.of([Decoding(temperature=0)] * 2, [0.0] * 2, [0] * 2, CPU)), noise, [True] * 2)
-    cold = single(logits, Rows.of([Decoding(**tiny)] * 2, [0.0] * 2, [0] * 2, CPU))
+    noise = torch.from_numpy(NoiseStream(0, 5).next_token())[None].expand(2, -1)
+    greedy = sample_tokens(
+        path_probs(logits, BatchSettings.of([Decoding(temperature=0)] * 2, [0.0] * 2, [0] * 2, CPU)), noise, [True] * 2
+    )
+    cold = path_probs(logits, BatchSettings.of([Decoding(**tiny)] * 2, [0.0] * 2, [0] * 2, CPU))
     assert torch.equal(cold, torch.nn.functional.one_hot(greedy, 5).float())
     assert greedy.tolist() == [1, 1]
 
 
 def test_dividing_by_a_small_temperature_does_not_overflow():
     logits = torch.tensor([[3e38, -3e38, 2e38]])
-    rows = Rows.of([Decoding(temperature=1e-6)], [0.0], [0], CPU)
-    assert single(logits, rows).tolist() == [[1.0, 0.0, 0.0]]
+    rows = BatchSettings.of([Decoding(temperature=1e-6)], [0.0], [0], CPU)
+    assert path_probs(logits, rows).tolist() == [[1.0, 0.0, 0.0]]
 
 
 def distribution(mixing: Mixing, first: list[float], second: list[float], ratio: float = 0.5, step: int = 5):
     """What two paths with these probabilities, four of them, are mixed to."""
-    rows = Rows.of([Decoding()], [ratio], [step], CPU)
+    rows = BatchSettings.of([Decoding()], [ratio], [step], CPU)
     return mixing.probs(torch.tensor([first]).log(), torch.tensor([second]).log(), rows)[0].tolist()
 
 
 def test_what_zero_mass_means():
     first, second = [0.6, 0.3, 0.1, 0.0], [0.0, 0.2, 0.3, 0.5]
-    logit, vcd, m3id = NAMED["logit"], Vcd(1.0, 1e-3, None), M3id(math.log(2), 1.0)
+    logit, vcd, m3id = MIXINGS["logit"], Vcd(1.0, 1e-3, None), M3id(math.log(2), 1.0)
     # A product with zero is zero, but 0^0 is 1.
     root = [math.sqrt(0.3 * 0.2), math.sqrt(0.1 * 0.3)]
     assert distribution(logit, first, second) == pytest.approx([0, root[0] / sum(root), root[1] / sum(root), 0])
@@ -137,7 +139,7 @@ def test_what_zero_mass_means():
 
 
 @pytest.mark.parametrize("zero", [-math.inf, torch.finfo(torch.float32).min])
-@pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
+@pytest.mark.parametrize("mixing", CASES.values(), ids=CASES)
 def test_the_oracle_takes_the_same_limits_where_supports_hardly_meet(mixing, zero):
     generator = torch.Generator().manual_seed(0)
     for case in range(200):
@@ -147,16 +149,16 @@ def test_the_oracle_takes_the_same_limits_where_supports_hardly_meet(mixing, zer
         dropped[torch.arange(2), paths.argmax(-1)] = False  # no path is empty
         first, second = paths.masked_fill(dropped, zero)
         ratio, step = (0.0, 0.3, 0.5, 0.8, 1.0)[case % 5], (0, 1, 40)[case % 3]
-        rows = Rows.of([Decoding()], [ratio], [step], CPU)
-        found = mixing.of_table(torch.stack([first, second]), [0], [1], rows)[0].double()
+        rows = BatchSettings.of([Decoding()], [ratio], [step], CPU)
+        found = mixing.next_token_probs(torch.stack([first, second]), [0], [1], rows)[0].double()
         expected = algorithm1.mixture(first.double(), second.double(), ratio, Decoding(), step, mixing)
         assert (found - expected).abs().max() < 2e-5, (case, first, second, ratio)
 
 
-@pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
+@pytest.mark.parametrize("mixing", CASES.values(), ids=CASES)
 def test_the_lowest_finite_number_is_no_mass_either(mixing):
     first, second = logits_of("different", torch.float32, 7)
-    rows = Rows.of([Decoding(temperature=0.5)] * 3, [0.2, 0.5, 0.8], [3] * 3, CPU)
+    rows = BatchSettings.of([Decoding(temperature=0.5)] * 3, [0.2, 0.5, 0.8], [3] * 3, CPU)
     lowest = [path.masked_fill(path == -torch.inf, torch.finfo(torch.float32).min) for path in (first, second)]
     expected, found = (
         mixing.probs(pair[0].expand(3, -1), pair[1].expand(3, -1), rows) for pair in ((first, second), lowest)
@@ -165,18 +167,18 @@ def test_the_lowest_finite_number_is_no_mass_either(mixing):
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("mixing", MIXINGS.values(), ids=MIXINGS)
+@pytest.mark.parametrize("mixing", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("cut", [{}, {"top_k": 2}, {"top_p": 0.5}, {"temperature": 0.5}])
 @pytest.mark.parametrize("broken", [-math.inf, math.nan])
 def test_a_row_of_which_nothing_may_be_drawn_has_no_token(mixing, cut, broken):
     first, second = (path.expand(2, -1).clone() for path in logits_of("none", torch.float32, 1))
     for path in (first, second):
         path[1] = broken
-    rows = Rows.of([Decoding(**cut)] * 2, [0.5] * 2, [3] * 2, CPU)
-    probs = mixing.of_table(torch.cat((first, second)), [0, 1], [2, 3], rows, SUPPRESSED)
-    noise = torch.from_numpy(NoiseStream(0, VOCABULARY).token())[None].expand(2, -1)
+    rows = BatchSettings.of([Decoding(**cut)] * 2, [0.5] * 2, [3] * 2, CPU)
+    probs = mixing.next_token_probs(torch.cat((first, second)), [0, 1], [2, 3], rows, SUPPRESSED)
+    noise = torch.from_numpy(NoiseStream(0, VOCABULARY).next_token())[None].expand(2, -1)
     for greedy in (True, False):
-        tokens = draw(probs, noise, [greedy] * 2).tolist()
+        tokens = sample_tokens(probs, noise, [greedy] * 2).tolist()
         assert 0 <= tokens[0] < VOCABULARY
         assert tokens[0] not in SUPPRESSED
         assert tokens[1] == NO_TOKEN

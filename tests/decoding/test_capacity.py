@@ -12,15 +12,16 @@ from jsfree.decoding.capacity import LONGEST_RETRY_SECONDS, PATIENCE_SECONDS, RE
 from jsfree.decoding.engine import DualPathEngine
 from jsfree.decoding.forward import Forward
 from jsfree.decoding.loop import DecodingLoop
-from jsfree.decoding.memory import GIB, Keys, Need, Shape, keys_of
+from jsfree.decoding.memory import GIB, KvSize, kv_size
 from jsfree.decoding.requests import Request
 from jsfree.decoding.sampling import noise_key
+from jsfree.decoding.workload import Requirement, Workload
 from jsfree.errors import DecodingError, DeviceError
 from jsfree.miniworld import world
 
-NEED, LONG = Need(100, 20, 28), Need(100, 20, 300)
-KEYS = Keys(1000, 1)
-SHAPE = Shape(16, mixed=0.0, seats=1, images=1.0, prompts=1, second_image=False)
+SHORT, LONG = Requirement(100, 20, 28), Requirement(100, 20, 300)
+SIZE = KvSize(1000, 1)
+WORKLOAD = Workload.for_captions(16)
 
 
 class Clock:
@@ -43,69 +44,69 @@ def clock(monkeypatch):
     return made
 
 
-def bytes_of(slots: int, need: Need) -> float:
+def bytes_of(slots: int, requirement: Requirement) -> float:
     """What so many captions take."""
-    return replace(SHAPE, slots=slots).layout(KEYS, need, float("inf")).bytes
+    return replace(WORKLOAD, slots=slots).layout(SIZE, requirement, float("inf")).bytes
 
 
 def test_the_wait_doubles_while_the_device_runs_out_of_memory_each_time(clock):
-    limits, enough = Capacity(SHAPE, KEYS, float("inf")), float("inf")
+    limits, enough = Capacity(WORKLOAD, SIZE, float("inf")), float("inf")
     waits = []
     for _ in range(12):
-        limits.lower(8)
-        assert limits.layout([NEED], None, enough).slots == 8
+        limits.reduce_to(8)
+        assert limits.layout([SHORT], None, enough).slots == 8
         begun = clock.now
-        while not limits.due:
+        while not limits.retry_due:
             clock.sleep(1)
         waits.append(clock.now - begun)
-        assert limits.try_more(8, [NEED], enough)
-        assert limits.layout([NEED], None, enough).slots == 16
-        assert not limits.due
+        assert limits.try_more(8, [SHORT], enough)
+        assert limits.layout([SHORT], None, enough).slots == 16
+        assert not limits.retry_due
     assert waits[:3] == [RETRY_SECONDS, 2 * RETRY_SECONDS, 4 * RETRY_SECONDS]
     assert waits[-1] == LONGEST_RETRY_SECONDS
     clock.sleep(2 * LONGEST_RETRY_SECONDS)  # it held: what comes now is another shortage
-    limits.lower(8)
+    limits.reduce_to(8)
     clock.sleep(RETRY_SECONDS)
-    assert limits.due
+    assert limits.retry_due
 
 
 def test_slots_come_back_step_by_step(clock):
-    limits = Capacity(SHAPE, KEYS, float("inf"))
+    limits = Capacity(WORKLOAD, SIZE, float("inf"))
     for fewer in (8, 4, 2):
-        limits.lower(fewer)
+        limits.reduce_to(fewer)
     found = []
     while limits.slots < 16:
-        assert not limits.due
+        assert not limits.retry_due
         clock.sleep(RETRY_SECONDS)
-        assert limits.due
-        assert limits.try_more(limits.slots, [NEED], float("inf"))
-        found.append(limits.layout([NEED], None, float("inf")).slots)
+        assert limits.retry_due
+        assert limits.try_more(limits.slots, [SHORT], float("inf"))
+        found.append(limits.layout([SHORT], None, float("inf")).slots)
     assert found == [4, 8, 16]
     clock.sleep(LONGEST_RETRY_SECONDS)
-    assert not limits.due
+    assert not limits.retry_due
 
 
 def test_captions_in_flight_are_not_waited_for_where_nothing_is_to_be_gained(clock):
     """The device just holds five: each look costs nothing, and they become rarer."""
-    limits, budget, looks = Capacity(SHAPE, KEYS, float("inf")), bytes_of(5, NEED), 0
-    assert limits.layout([NEED], None, budget).slots == 5
+    limits, budget, looks = Capacity(WORKLOAD, SIZE, float("inf")), bytes_of(5, SHORT), 0
+    assert limits.layout([SHORT], None, budget).slots == 5
     while clock.now < LONGEST_RETRY_SECONDS:
         clock.sleep(1)
-        if limits.due:
+        if limits.retry_due:
             looks += 1
-            assert not limits.try_more(5, [NEED], budget)
+            assert not limits.try_more(5, [SHORT], budget)
     assert 5 <= looks <= 7
     clock.sleep(LONGEST_RETRY_SECONDS)
-    assert limits.try_more(5, [NEED], bytes_of(7, NEED))
-    assert limits.layout([NEED], None, bytes_of(7, NEED)).slots == 7
+    assert limits.try_more(5, [SHORT], bytes_of(7, SHORT))
+    assert limits.layout([SHORT], None, bytes_of(7, SHORT)).slots == 7
 
 
 def test_a_request_is_too_large_only_for_all_the_memory_that_could_be_free(clock):
-    limits = Capacity(SHAPE, KEYS, bytes_of(1, LONG))
-    limits.require(LONG)
-    assert not limits.holds(LONG, bytes_of(1, NEED))
+    limits = Capacity(WORKLOAD, SIZE, bytes_of(1, LONG))
+    limits.check_limit(LONG)
+    assert not limits.fits(LONG, bytes_of(1, SHORT))
     with pytest.raises(DeviceError, match="the keys and values of one caption take"):
-        limits.require(replace(LONG, own=400))
+        limits.check_limit(replace(LONG, caption=400))
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ def test_after_a_moment_without_memory_as_many_captions_are_decoded_together_as_
 
     monkeypatch.setattr(Forward, "__call__", out_of_memory)
     requests = [request_of(index, 6 + index % 5) for index in range(60)]
-    decoder = DualPathEngine(captioner, 8, mixed=0.0)
+    decoder = DualPathEngine(captioner, Workload(8, dual_path_share=0.0))
     for request in requests:
         decoder.submit(request)
     captions, slots = [], []
@@ -154,23 +155,23 @@ def test_after_a_moment_without_memory_as_many_captions_are_decoded_together_as_
         crowded = clock.now < 20
     assert slots == [2, 4, 8]
     monkeypatch.setattr(Forward, "__call__", real)
-    alone = DualPathEngine(captioner, 8, mixed=0.0).decode(requests)
+    alone = DualPathEngine(captioner, Workload(8, dual_path_share=0.0)).decode(requests)
     assert {each.request_id: each for each in captions} == {each.request_id: each for each in alone}
 
 
 def measured(captioner, monkeypatch, slots: list[float], length: int = 8) -> list[float]:
     """Let the memory for keys and values be what a number of captions takes; the number can be changed."""
-    one = DualPathEngine(captioner, 1, mixed=0.0)
+    one = DualPathEngine(captioner, Workload(1, dual_path_share=0.0))
     pixels = captioner.pixels(world.draw(world.scene("development", 0)))
     one.decode([Request("x", pixels, world.PROMPT, 0.0, 0, Decoding(max_new_tokens=length))])
-    monkeypatch.setattr(engine, "budget_of", lambda *_: slots[0] * one.layout.bytes)
+    monkeypatch.setattr(engine, "kv_budget", lambda *_: slots[0] * one.layout.bytes)
     return slots
 
 
 def test_memory_that_is_free_again_is_used_again(captioner, request_of, clock, monkeypatch):
     tick(clock, monkeypatch)
     free = measured(captioner, monkeypatch, [2.0])
-    decoder = DualPathEngine(captioner, 8, mixed=0.0)
+    decoder = DualPathEngine(captioner, Workload(8, dual_path_share=0.0))
     requests = [request_of(index, 8) for index in range(40)]
     low = decoder.decode(requests[:6])
     assert decoder.layout.slots == 2
@@ -178,13 +179,13 @@ def test_memory_that_is_free_again_is_used_again(captioner, request_of, clock, m
     clock.sleep(RETRY_SECONDS)
     rest = decoder.decode(requests[6:])
     assert decoder.layout.slots == 8
-    assert low + rest == DualPathEngine(captioner, 8, mixed=0.0).decode(requests)
+    assert low + rest == DualPathEngine(captioner, Workload(8, dual_path_share=0.0)).decode(requests)
 
 
 def test_a_request_that_does_not_fit_now_waits_and_lets_the_others_go_first(captioner, request_of, clock, monkeypatch):
     tick(clock, monkeypatch)
     free = measured(captioner, monkeypatch, [2.0])
-    decoder = DualPathEngine(captioner, 4, mixed=0.0)
+    decoder = DualPathEngine(captioner, Workload(4, dual_path_share=0.0))
     for request in (request_of(0, 200), *(request_of(index, 8) for index in range(1, 6))):
         decoder.submit(request)  # a client is not told that it asks for too much
     order = []
@@ -203,7 +204,7 @@ def test_a_request_that_finds_no_memory_for_long_fails_and_the_decoding_goes_on(
     captioner, request_of, clock, monkeypatch
 ):
     measured(captioner, monkeypatch, [2.0])
-    loop = DecodingLoop(DualPathEngine(captioner, 4, mixed=0.0))
+    loop = DecodingLoop(DualPathEngine(captioner, Workload(4, dual_path_share=0.0)))
     long, short = loop.submit([request_of(0, 200), request_of(1, 8)])
     assert short.result(60).request_id == "1"
     with pytest.raises(DecodingError, match="do not fit into the memory that is free"):
@@ -216,7 +217,9 @@ def test_a_request_that_finds_no_memory_for_long_fails_and_the_decoding_goes_on(
 def test_a_long_request_does_not_leave_fewer_slots_for_short_ones(captioner, request_of, clock, monkeypatch):
     tick(clock, monkeypatch)
     tokens = 2 * (len(captioner.prompt_ids(world.PROMPT, image=True)) + 208)
-    decoder = DualPathEngine(captioner, 8, mixed=0.0, kv_cache_gib=tokens * keys_of(captioner).token_bytes / GIB)
+    decoder = DualPathEngine(
+        captioner, Workload(8, dual_path_share=0.0), kv_cache_gib=tokens * kv_size(captioner).token_bytes / GIB
+    )
     numbers = itertools.count()
 
     def slots_for(*lengths: int) -> int:
@@ -237,7 +240,7 @@ def test_a_device_without_memory_for_one_caption_is_waited_for(captioner, reques
         return real(forward, rows)
 
     monkeypatch.setattr(Forward, "__call__", out_of_memory)
-    decoder = DualPathEngine(captioner, 4, mixed=0.0)
+    decoder = DualPathEngine(captioner, Workload(4, dual_path_share=0.0))
     requests = [request_of(index, 8) for index in range(3)]
     captions = decoder.decode(requests)
-    assert captions == DualPathEngine(captioner, 4, mixed=0.0).decode(requests)
+    assert captions == DualPathEngine(captioner, Workload(4, dual_path_share=0.0)).decode(requests)

@@ -16,11 +16,12 @@ from jsfree.config import Contrast, Decoding
 from jsfree.decoding import algorithm1
 from jsfree.decoding.engine import DualPathEngine
 from jsfree.decoding.forward import Forward
-from jsfree.decoding.memory import GIB, keys_of
-from jsfree.decoding.mixing import NAMED, Mixing, contrast_of
+from jsfree.decoding.memory import GIB, kv_size
+from jsfree.decoding.mixing import MIXINGS, Mixing, contrastive_mixing
 from jsfree.decoding.prefill import Prefill
 from jsfree.decoding.requests import Caption, Request
 from jsfree.decoding.sampling import noise_key
+from jsfree.decoding.workload import Workload
 from jsfree.errors import DecodingError, DeviceError
 from jsfree.miniworld import world
 from jsfree.models.loading import load_captioner
@@ -60,7 +61,7 @@ def many(request_of) -> list[Request]:
 @pytest.fixture(scope="module")
 def alone(captioner, many) -> dict[str, Caption]:
     """Those captions by one worker with 16 slots."""
-    return by_id(DualPathEngine(captioner, 16, mixed=0.5).decode(many))
+    return by_id(DualPathEngine(captioner, Workload(16, dual_path_share=0.5)).decode(many))
 
 
 def by_id(captions: list[Caption]) -> dict[str, Caption]:
@@ -72,7 +73,7 @@ def by_id(captions: list[Caption]) -> dict[str, Caption]:
 def test_engine_and_literal_decoding_agree_token_for_token(captioner, literal_grid, slots):
     """Over 200 captions over a grid of ratios, temperatures, nuclei and lengths."""
     requests, literal = literal_grid
-    assert DualPathEngine(captioner, slots).decode(requests) == literal
+    assert DualPathEngine(captioner, Workload(slots)).decode(requests) == literal
     assert len(requests) >= 200
     assert {caption.finish for caption in literal} == {"stop", "length"}
 
@@ -92,7 +93,7 @@ def literal_grid(captioner, request_of) -> tuple[list[Request], list[Caption]]:
 def test_a_caption_does_not_depend_on_order_neighbours_or_worker(captioner, many, alone):
     """520 captions, all the same: in another order, by three workers, some of which start anew."""
     shuffled = random.Random(1).sample(many, len(many))
-    workers = [DualPathEngine(captioner, 16, mixed=0.5) for _ in range(3)]
+    workers = [DualPathEngine(captioner, Workload(16, dual_path_share=0.5)) for _ in range(3)]
     captions: dict[str, Caption] = {}
     for number, start in enumerate(range(0, len(shuffled), 65)):
         captions |= by_id(workers[number % 3].decode(shuffled[start : start + 65]))
@@ -102,7 +103,7 @@ def test_a_caption_does_not_depend_on_order_neighbours_or_worker(captioner, many
 @pytest.mark.slow
 @pytest.mark.parametrize("slots", [7, 40])
 def test_other_numbers_of_slots_make_the_same_captions(captioner, many, alone, slots):
-    captions = DualPathEngine(captioner, slots, mixed=1.0).decode(many)
+    captions = DualPathEngine(captioner, Workload(slots, dual_path_share=1.0)).decode(many)
     same = sum(caption == alone[caption.request_id] for caption in captions)
     assert same >= 0.999 * len(many)
 
@@ -113,7 +114,7 @@ def probs_apart(engine: DualPathEngine, literal, mixing: Mixing | None = None) -
     for _ in range(12):
         engine.step()
         slots = [slot for slot, live in enumerate(engine._slots) if live is not None]
-        live = [engine._live(slot) for slot in slots]
+        live = [engine._caption(slot) for slot in slots]
         with torch.inference_mode():
             probs = engine._probs(slots, live)
         for row, each in zip(probs, live, strict=True):
@@ -123,7 +124,7 @@ def probs_apart(engine: DualPathEngine, literal, mixing: Mixing | None = None) -
 
 
 def test_mixture_probabilities_are_the_literal_ones(captioner, request_of):
-    engine = DualPathEngine(captioner, 8)
+    engine = DualPathEngine(captioner, Workload(8))
     for index, ratio in enumerate(GRID):
         engine.submit(request_of(index, "low", ratio, Decoding(max_new_tokens=20)))
     assert max(probs_apart(engine, captioner)) < 1e-6  # total variation: no probability differs by more
@@ -132,7 +133,7 @@ def test_mixture_probabilities_are_the_literal_ones(captioner, request_of):
 def test_bfloat16_changes_no_more_than_bfloat16_does(captioner, request_of):
     """Total variation of the engine's distribution, and of the literal one in bfloat16, from that in float32."""
     half = load_captioner("miniworld:captioner", dtype="bfloat16")
-    engine, literal = DualPathEngine(half, 12), []
+    engine, literal = DualPathEngine(half, Workload(12)), []
     requests = [request_of(index, "high", 0.4, Decoding(max_new_tokens=20)) for index in range(12)]
     for request in requests:
         engine.submit(request)
@@ -150,11 +151,11 @@ def test_bfloat16_changes_no_more_than_bfloat16_does(captioner, request_of):
 @pytest.mark.parametrize(
     "mixing",
     [
-        NAMED["probability"],
-        NAMED["logit"],
-        contrast_of(Contrast(kind="vcd")),
-        contrast_of(Contrast(kind="vcd", noise_step=None)),
-        contrast_of(Contrast(kind="m3id")),
+        MIXINGS["probability"],
+        MIXINGS["logit"],
+        contrastive_mixing(Contrast(kind="vcd")),
+        contrastive_mixing(Contrast(kind="vcd", noise_step=None)),
+        contrastive_mixing(Contrast(kind="m3id")),
     ],
     ids=["probability", "logit", "vcd", "vcd-no-image", "m3id"],
 )
@@ -165,12 +166,12 @@ def test_mixings_agree_with_their_oracle_in_batches_where_some_rows_are_cut(capt
         for index in range(6)  # more images than are held
         for at, role in enumerate(("low", "high"), index)
     ]
-    engine = DualPathEngine(captioner, 4, mixing_of=mixing)
+    engine = DualPathEngine(captioner, Workload(4, mixing=mixing))
     assert engine.decode(requests) == [algorithm1.decode(captioner, each, mixing) for each in requests]
 
 
 def test_requests_come_and_go_between_steps(captioner, request_of):
-    engine = DualPathEngine(captioner, 2)
+    engine = DualPathEngine(captioner, Workload(2))
     for index in range(4):
         engine.submit(request_of(index, "low", 0.2, Decoding(max_new_tokens=6 + index)))
     assert engine.active == 4
@@ -186,13 +187,13 @@ def test_requests_come_and_go_between_steps(captioner, request_of):
         for request_id, token in step.drawn:
             drawn.setdefault(request_id, []).append(token)
     assert {caption.request_id for caption in done} == {"1/low", "2/low"}
-    alone = DualPathEngine(captioner, 1).decode([request_of(1, "low", 0.2, Decoding(max_new_tokens=7))])
+    alone = DualPathEngine(captioner, Workload(1)).decode([request_of(1, "low", 0.2, Decoding(max_new_tokens=7))])
     assert [caption for caption in done if caption.request_id == "1/low"] == alone
     assert tuple(drawn["2/low"]) == next(caption.token_ids for caption in done if caption.request_id == "2/low")
 
 
 def test_slots_are_refilled_as_captions_end(captioner, request_of):
-    engine = DualPathEngine(captioner, 4)
+    engine = DualPathEngine(captioner, Workload(4))
     for index in range(40):
         for role in ("low", "high"):
             length = 2 + (7 * index + 11 * (role == "high")) % 20
@@ -203,7 +204,7 @@ def test_slots_are_refilled_as_captions_end(captioner, request_of):
 
 
 def test_an_image_is_prefilled_once_for_its_captions(captioner, request_of, monkeypatch):
-    engine, prefilled = DualPathEngine(captioner, 6, mixed=0.5), []
+    engine, prefilled = DualPathEngine(captioner, Workload(6, dual_path_share=0.5)), []
     real = engine._prefill._run
     monkeypatch.setattr(engine._prefill, "_run", lambda ids, pixels: prefilled.append(pixels) or real(ids, pixels))
     for index in range(20):
@@ -218,12 +219,12 @@ def test_an_image_is_prefilled_once_for_its_captions(captioner, request_of, monk
 
 
 def test_a_prefix_is_stored_once_for_both_captions_and_a_lead_once_for_all(captioner, request_of):
-    engine = DualPathEngine(captioner, 8, mixed=0.5, prompts=1)
+    engine = DualPathEngine(captioner, Workload(8, dual_path_share=0.5, prompts=1))
     engine.decode([request_of(0, "low", 0.0, Decoding(max_new_tokens=32))])
     layout = engine.layout
     prompt, lead = (len(captioner.prompt_ids(PROMPT, image=image)) for image in (True, False))
     assert layout.images == 7  # for 8 captions; 4 would do if siblings ended together
-    assert layout.bytes == (7 * prompt + lead + 12 * 32) * keys_of(captioner).token_bytes
+    assert layout.bytes == (7 * prompt + lead + 12 * 32) * kv_size(captioner).token_bytes
 
 
 def test_captions_whose_prompts_differ_wait_for_a_place_or_find_one(captioner, request_of):
@@ -236,18 +237,18 @@ def test_captions_whose_prompts_differ_wait_for_a_place_or_find_one(captioner, r
     ]
     literal = [algorithm1.decode(captioner, each) for each in requests]
     for places in (1, 2, None):
-        assert DualPathEngine(captioner, 6, mixed=0.5, prompts=places).decode(requests) == literal
+        assert DualPathEngine(captioner, Workload(6, dual_path_share=0.5, prompts=places)).decode(requests) == literal
 
 
 def test_captions_with_h_1_need_no_image_and_with_h_0_no_second_path(captioner, request_of, monkeypatch):
-    engine = DualPathEngine(captioner, 4)
+    engine = DualPathEngine(captioner, Workload(4))
     real, seen = engine._prefill._run, []
     monkeypatch.setattr(engine._prefill, "_run", lambda ids, pixels: seen.append(pixels) or real(ids, pixels))
     engine.decode([request_of(0, "high", 1.0, Decoding(max_new_tokens=4))])
     assert seen == [None]
     engine.decode([request_of(0, "low", 0.0, Decoding(max_new_tokens=4))])
     assert len(seen) == 2
-    single = DualPathEngine(captioner, 4, mixed=0.0)
+    single = DualPathEngine(captioner, Workload(4, dual_path_share=0.0))
     with pytest.raises(ValueError, match=r"'0/high' has h = 0\.5; the engine has no second path"):
         single.submit(request_of(0, "high", 0.5, Decoding()))
 
@@ -258,15 +259,15 @@ def test_prompts_and_lengths_of_all_sizes_are_decoded_together(captioner, reques
         for index, prompt in enumerate(["Describe.", PROMPT, "What is in the image?", "Describe image. " * 6])
     ]
     literal = [algorithm1.decode(captioner, each) for each in requests]
-    assert DualPathEngine(captioner, 4).decode(requests) == literal
-    in_turn = DualPathEngine(captioner, 2)  # each one larger than what was laid out before
+    assert DualPathEngine(captioner, Workload(4)).decode(requests) == literal
+    in_turn = DualPathEngine(captioner, Workload(2))  # each one larger than what was laid out before
     assert [in_turn.decode([each])[0] for each in requests] == literal
 
 
 def test_a_stop_text_ends_a_caption_before_it(captioner, request_of):
-    whole = DualPathEngine(captioner, 1).decode([request_of(0, "low", 0.0, Decoding(temperature=0))])[0]
+    whole = DualPathEngine(captioner, Workload(1)).decode([request_of(0, "low", 0.0, Decoding(temperature=0))])[0]
     stopping = Decoding(temperature=0, stop=("zebra", "There"))
-    stopped = DualPathEngine(captioner, 1).decode([request_of(0, "low", 0.0, stopping)])[0]
+    stopped = DualPathEngine(captioner, Workload(1)).decode([request_of(0, "low", 0.0, stopping)])[0]
     assert stopped.text == whole.text[: whole.text.index("There")]
     assert stopped.finish == "stop"
     assert stopped.token_ids == whole.token_ids[: len(stopped.token_ids)]
@@ -275,14 +276,14 @@ def test_a_stop_text_ends_a_caption_before_it(captioner, request_of):
 
 def test_memory_decides_how_many_captions_are_decoded_together(captioner, request_of):
     request = request_of(0, "low", 0.0, Decoding(max_new_tokens=16))
-    whole = DualPathEngine(captioner, 32)
+    whole = DualPathEngine(captioner, Workload(32))
     whole.decode([request])
     assert whole.layout.slots == 32
-    half = DualPathEngine(captioner, 32, kv_cache_gib=whole.layout.bytes / GIB / 2)
+    half = DualPathEngine(captioner, Workload(32), kv_cache_gib=whole.layout.bytes / GIB / 2)
     assert half.decode([request]) == whole.decode([request])
     assert 14 <= half.layout.slots <= 16
     assert half.layout.bytes <= whole.layout.bytes / 2
-    none = DualPathEngine(captioner, 32, kv_cache_gib=1e-5)
+    none = DualPathEngine(captioner, Workload(32), kv_cache_gib=1e-05)
     with pytest.raises(DeviceError, match=r"one caption take .* GiB .* 1e-05 GiB for them; set 'kv_cache_gib'"):
         none.submit(request)
 
@@ -292,25 +293,35 @@ def test_memory_decides_how_many_captions_are_decoded_together(captioner, reques
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for CPUs with a C++ compiler")
 def test_a_compiled_step_makes_the_same_captions(captioner, request_of):
     requests = [request_of(index, "high", 0.4, Decoding(max_new_tokens=24)) for index in range(6)]
-    compiled = DualPathEngine(captioner, 4, compiling="inductor").decode(requests)
-    assert compiled == DualPathEngine(captioner, 4).decode(requests)
+    compiled = DualPathEngine(captioner, Workload(4), compiling="inductor").decode(requests)
+    assert compiled == DualPathEngine(captioner, Workload(4)).decode(requests)
 
 
 def test_requests_that_do_not_fit_together_are_decoded_after_each_other(captioner, request_of):
     """A long prompt, and a long caption: memory holds either, not a caption of both lengths."""
     long_prompt = replace(request_of(0, "low", 0.0, Decoding(max_new_tokens=8)), prompt="Describe image. " * 20)
     long_caption = request_of(1, "low", 0.0, Decoding(max_new_tokens=80))
-    alone = [DualPathEngine(captioner, 1, mixed=0.0).decode([each])[0] for each in (long_prompt, long_caption)]
+    alone = [
+        DualPathEngine(captioner, Workload(1, dual_path_share=0.0)).decode([each])[0]
+        for each in (long_prompt, long_caption)
+    ]
     prompt, caption = (len(captioner.prompt_ids(each.prompt, image=True)) for each in (long_prompt, long_caption))
     tokens = max(prompt + 16, caption + 80)
-    engine = DualPathEngine(captioner, 4, mixed=0.0, kv_cache_gib=(tokens + 1) * keys_of(captioner).token_bytes / GIB)
+    engine = DualPathEngine(
+        captioner, Workload(4, dual_path_share=0.0), kv_cache_gib=(tokens + 1) * kv_size(captioner).token_bytes / GIB
+    )
     assert engine.decode([long_prompt, long_caption]) == alone
 
 
 def test_captions_of_one_image_share_its_prefill_whatever_their_number(captioner, request_of):
     requests = [request_of(0, f"choice-{number}", 0.0, Decoding(max_new_tokens=12)) for number in range(8)]
-    alone = [DualPathEngine(captioner, 1, mixed=0.0).decode([each])[0] for each in requests]
-    assert DualPathEngine(captioner, 8, mixed=0.0, seats=4, images=1.0).decode(requests) == alone
+    alone = [DualPathEngine(captioner, Workload(1, dual_path_share=0.0)).decode([each])[0] for each in requests]
+    assert (
+        DualPathEngine(captioner, Workload(8, dual_path_share=0.0, captions_per_image=4, images_per_slot=1.0)).decode(
+            requests
+        )
+        == alone
+    )
 
 
 def test_a_neighbour_that_cuts_its_distribution_changes_nothing(captioner, request_of):
@@ -318,12 +329,12 @@ def test_a_neighbour_that_cuts_its_distribution_changes_nothing(captioner, reque
         request_of(index, "high", 0.4, Decoding(max_new_tokens=20, **cut))
         for index, cut in enumerate([{}, {"top_p": 0.7}, {}, {"top_k": 1}])
     ]
-    alone = [DualPathEngine(captioner, 4).decode([each])[0] for each in requests]
-    assert DualPathEngine(captioner, 4).decode(requests) == alone
+    alone = [DualPathEngine(captioner, Workload(4)).decode([each])[0] for each in requests]
+    assert DualPathEngine(captioner, Workload(4)).decode(requests) == alone
 
 
 def test_memory_is_freed_before_it_is_laid_out_anew(captioner, request_of):
-    engine = DualPathEngine(captioner, 2)
+    engine = DualPathEngine(captioner, Workload(2))
     engine.decode([request_of(0, "low", 0.0, Decoding(max_new_tokens=4))])
     old = weakref.ref(engine._forward)
     gc.disable()
@@ -340,7 +351,7 @@ def test_a_batch_that_fails_leaves_nothing_behind(captioner, request_of):
             yield request_of(index, "low", 0.0, Decoding(max_new_tokens=8))
         raise OSError("the disk is gone")
 
-    engine = DualPathEngine(captioner, 2)
+    engine = DualPathEngine(captioner, Workload(2))
     with pytest.raises(OSError, match="the disk is gone"):
         engine.decode(requests())
     assert engine.active == 0
@@ -356,11 +367,11 @@ def test_grouped_query_attention_is_decoded_too(captioner, request_of):
     grouped = replace(captioner, model=LlavaForConditionalGeneration._from_config(settings).eval())
     requests = [request_of(index, "high", 0.4, Decoding(max_new_tokens=8)) for index in range(3)]
     literal = [algorithm1.decode(grouped, each) for each in requests]
-    assert DualPathEngine(grouped, 2).decode(requests) == literal
+    assert DualPathEngine(grouped, Workload(2)).decode(requests) == literal
 
 
 def test_cuda_graphs_need_one_gpu(captioner, request_of):
-    engine = DualPathEngine(captioner, 2, compiling="cuda_graphs")
+    engine = DualPathEngine(captioner, Workload(2), compiling="cuda_graphs")
     engine.submit(request_of(0, "low", 0.0, Decoding()))
     with pytest.raises(DeviceError, match="cuda_graphs' needs a model on one GPU"):
         engine.step()
@@ -373,7 +384,7 @@ def test_a_tiny_temperature_or_nucleus_decodes_greedily(captioner, request_of, t
         [request_of(index, "low", 0.0, Decoding(max_new_tokens=16, **cut)) for index in range(6)]
         for cut in (tiny, {"temperature": 0})
     )
-    engine = DualPathEngine(captioner, 6)
+    engine = DualPathEngine(captioner, Workload(6))
     assert engine.decode(requests) == engine.decode(greedy)
 
 
@@ -387,12 +398,12 @@ def test_ids_that_the_tokenizer_cannot_decode_are_never_drawn(captioner, request
     padded = replace(captioner, model=model)
     assert padded.vocabulary == words + 30
     assert set(padded.suppressed_ids) == {*captioner.suppressed_ids, *range(words, words + 30)}
-    for mixing in (NAMED["probability"], NAMED["logit"], contrast_of(Contrast(kind="m3id"))):
+    for mixing in (MIXINGS["probability"], MIXINGS["logit"], contrastive_mixing(Contrast(kind="m3id"))):
         requests = [
             request_of(index, "high", 0.5, Decoding(max_new_tokens=8, **cut))
             for index, cut in enumerate([{}, {"top_k": 3}, {"top_p": 0.5}, {"temperature": 0}, {"temperature": 1e-38}])
         ]
-        captions = DualPathEngine(padded, 4, mixing_of=mixing).decode(requests)
+        captions = DualPathEngine(padded, Workload(4, mixing=mixing)).decode(requests)
         assert captions == [algorithm1.decode(padded, each, mixing) for each in requests]
         assert all(token < words for caption in captions for token in caption.token_ids)
 
@@ -400,10 +411,10 @@ def test_ids_that_the_tokenizer_cannot_decode_are_never_drawn(captioner, request
 def test_a_caption_without_a_token_to_draw_fails_alone(captioner, request_of, monkeypatch):
     """Two of sixteen: by an image that is not numbers, and by a step that goes wrong; their slots are used again."""
     requests = [request_of(index, "high", 0.5 * (index % 3), Decoding(max_new_tokens=20)) for index in range(16)]
-    alone = by_id(DualPathEngine(captioner, 4).decode(requests))
+    alone = by_id(DualPathEngine(captioner, Workload(4)).decode(requests))
     longer = PROMPT + " Describe image in detail."  # what follows it in its place leaves a part of it there
     requests[1] = replace(requests[1], pixels=requests[1].pixels * math.nan, prompt=longer)
-    real, engine = Forward.__call__, DualPathEngine(captioner, 4)
+    real, engine = Forward.__call__, DualPathEngine(captioner, Workload(4))
 
     def wrong(forward, rows):
         logits = real(forward, rows)
@@ -445,8 +456,8 @@ def test_on_a_gpu_recorded_steps_make_the_captions_of_plain_ones(request_of, dty
         for index in range(8)
         for role, ratio in (("low", 0.0), ("high", 0.5))
     ]
-    plain = DualPathEngine(on_gpu, 6).decode(requests)
-    assert DualPathEngine(on_gpu, 6, compiling="cuda_graphs").decode(requests) == plain
+    plain = DualPathEngine(on_gpu, Workload(6)).decode(requests)
+    assert DualPathEngine(on_gpu, Workload(6), compiling="cuda_graphs").decode(requests) == plain
 
 
 def test_where_memory_gives_out_captions_go_on_in_fewer_slots(captioner, many, alone, monkeypatch, caplog):
@@ -454,12 +465,12 @@ def test_where_memory_gives_out_captions_go_on_in_fewer_slots(captioner, many, a
     real = Forward.__call__
 
     def crowded(forward: Forward, rows):
-        if sum(row.source is not None for row in rows) > 6 and forward.cache.layout.rows > 8:
+        if sum(row.prefix is not None for row in rows) > 6 and forward.cache.layout.rows > 8:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(forward, rows)
 
     monkeypatch.setattr(Forward, "__call__", crowded)
-    engine = DualPathEngine(captioner, 16, mixed=0.5)
+    engine = DualPathEngine(captioner, Workload(16, dual_path_share=0.5))
     captions = engine.decode(many[:40])
     assert captions == [alone[caption.request_id] for caption in captions]
     assert engine.layout.slots == 4
@@ -472,8 +483,8 @@ def test_a_device_too_small_for_one_caption_is_an_error(captioner, request_of, m
     def crowded(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Prefill, "image", crowded)
-    engine = DualPathEngine(captioner, 4)
+    monkeypatch.setattr(Prefill, "image_prefix", crowded)
+    engine = DualPathEngine(captioner, Workload(4))
     with pytest.raises(DeviceError, match="too little memory to decode one caption"):
         engine.decode([request_of(0, "low", 0.0, Decoding())])
     assert engine.active == 0

@@ -13,6 +13,7 @@ from jsfree.decoding.engine import DualPathEngine
 from jsfree.decoding.loop import DecodingLoop
 from jsfree.decoding.requests import Request
 from jsfree.decoding.sampling import noise_key
+from jsfree.decoding.workload import Workload
 from jsfree.errors import DecodingError, DeviceError, NoTokenError
 from jsfree.miniworld import world
 
@@ -37,8 +38,10 @@ def batch_of(captioner):
 
 
 def test_callers_that_overlap_get_what_each_would_get_alone_and_slots_stay_busy(captioner, batch_of):
-    expected = [(each.token_ids, each.text) for each in DualPathEngine(captioner, 4).decode(batch_of("alone", 10))]
-    engine = DualPathEngine(captioner, 4)
+    expected = [
+        (each.token_ids, each.text) for each in DualPathEngine(captioner, Workload(4)).decode(batch_of("alone", 10))
+    ]
+    engine = DualPathEngine(captioner, Workload(4))
     loop = DecodingLoop(engine)
     batches = [batch_of(f"caller {number}", 10) for number in range(5)]
     with ThreadPoolExecutor(3) as callers:
@@ -48,7 +51,7 @@ def test_callers_that_overlap_get_what_each_would_get_alone_and_slots_stay_busy(
 
 
 def test_the_thread_ends_when_there_is_nothing_to_do_and_lets_go_of_the_model(captioner, batch_of):
-    loop = DecodingLoop(DualPathEngine(captioner, 4))
+    loop = DecodingLoop(DualPathEngine(captioner, Workload(4)))
     for number in range(2):
         loop.decode(batch_of(str(number), 2))
         deadline = time.monotonic() + 5
@@ -59,7 +62,7 @@ def test_the_thread_ends_when_there_is_nothing_to_do_and_lets_go_of_the_model(ca
 
 
 def test_a_caller_whose_requests_fail_leaves_the_others_alone(captioner, batch_of):
-    engine = DualPathEngine(captioner, 4)
+    engine = DualPathEngine(captioner, Workload(4))
     loop = DecodingLoop(engine)
 
     def failing():
@@ -76,7 +79,7 @@ def test_a_caller_whose_requests_fail_leaves_the_others_alone(captioner, batch_o
 
 
 def test_a_request_without_room_fails_alone(captioner, batch_of):
-    engine = DualPathEngine(captioner, 2, kv_cache_gib=0.001)
+    engine = DualPathEngine(captioner, Workload(2), kv_cache_gib=0.001)
     loop = DecodingLoop(engine)
     with pytest.raises(DeviceError, match="keys and values of one caption"):
         loop.decode(batch_of("long", 1, 900))
@@ -84,7 +87,7 @@ def test_a_request_without_room_fails_alone(captioner, batch_of):
 
 
 def test_what_ends_the_decoding_is_told(captioner, batch_of, monkeypatch):
-    engine = DualPathEngine(captioner, 2)
+    engine = DualPathEngine(captioner, Workload(2))
     loop = DecodingLoop(engine)
     monkeypatch.setattr(engine, "step", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -97,7 +100,7 @@ def test_what_ends_the_decoding_is_told(captioner, batch_of, monkeypatch):
 
 
 def test_whatever_is_wrong_with_a_request_is_its_own(captioner, batch_of):
-    loop = DecodingLoop(DualPathEngine(captioner, 4, mixed=0.0))
+    loop = DecodingLoop(DualPathEngine(captioner, Workload(4, dual_path_share=0.0)))
     good, mixing = batch_of("x", 2, 200)
     futures = loop.submit([good, mixing, *batch_of("y", 1)])
     with pytest.raises(ValueError, match="no second path"):
@@ -109,7 +112,7 @@ def test_whatever_is_wrong_with_a_request_is_its_own(captioner, batch_of):
 def test_a_caption_that_cannot_be_decoded_fails_alone_and_decoding_goes_on(captioner, batch_of):
     requests = batch_of("x", 3)
     requests[0] = replace(requests[0], pixels=requests[0].pixels * math.nan)
-    loop = DecodingLoop(DualPathEngine(captioner, 4))
+    loop = DecodingLoop(DualPathEngine(captioner, Workload(4)))
     futures = loop.submit(requests)
     with pytest.raises(DecodingError, match="no token that may be drawn any probability"):
         futures[0].result(60)
@@ -122,7 +125,7 @@ def test_a_caption_that_cannot_be_decoded_fails_alone_and_decoding_goes_on(capti
 
 
 def test_a_closed_loop_takes_nothing(captioner, batch_of):
-    loop = DecodingLoop(DualPathEngine(captioner, 2))
+    loop = DecodingLoop(DualPathEngine(captioner, Workload(2)))
     loop.decode(batch_of("x", 1))
     loop.close()
     with pytest.raises(DecodingError):

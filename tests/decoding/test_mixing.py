@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from jsfree.config import Contrast, Decoding
-from jsfree.decoding.mixing import NAMED, M3id, Rows, Vcd, contrast_of, noised, single
+from jsfree.decoding.mixing import (
+    MIXINGS,
+    BatchSettings,
+    M3id,
+    Vcd,
+    add_diffusion_noise,
+    contrastive_mixing,
+    path_probs,
+)
 
 GENERATOR = torch.Generator().manual_seed(0)
 CONDITIONAL, UNCONDITIONAL = (torch.randn(6, 50, generator=GENERATOR) * 3 for _ in range(2))
@@ -15,8 +23,8 @@ H = torch.tensor(RATIOS, dtype=torch.float64)[:, None]
 CPU = torch.device("cpu")
 
 
-def rows(steps: int = 0, **decoding) -> Rows:
-    return Rows.of([Decoding(**decoding)] * 6, RATIOS, [steps] * 6, CPU)
+def rows(steps: int = 0, **decoding) -> BatchSettings:
+    return BatchSettings.of([Decoding(**decoding)] * 6, RATIOS, [steps] * 6, CPU)
 
 
 def softmax(logits: torch.Tensor) -> torch.Tensor:
@@ -25,21 +33,21 @@ def softmax(logits: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
 def test_the_mixture_is_of_probabilities(temperature):
-    mixed = NAMED["probability"].probs(CONDITIONAL, UNCONDITIONAL, rows(temperature=temperature))
+    mixed = MIXINGS["probability"].probs(CONDITIONAL, UNCONDITIONAL, rows(temperature=temperature))
     expected = (1 - H) * softmax(CONDITIONAL / temperature) + H * softmax(UNCONDITIONAL / temperature)
     assert torch.allclose(mixed.double(), expected, atol=1e-6)
 
 
 def test_the_ends_are_exactly_one_path():
-    mixed = NAMED["probability"].probs(CONDITIONAL, UNCONDITIONAL, rows())
-    assert torch.equal(mixed[0], single(CONDITIONAL, rows())[0])
-    assert torch.equal(mixed[5], single(UNCONDITIONAL, rows())[5])
+    mixed = MIXINGS["probability"].probs(CONDITIONAL, UNCONDITIONAL, rows())
+    assert torch.equal(mixed[0], path_probs(CONDITIONAL, rows())[0])
+    assert torch.equal(mixed[5], path_probs(UNCONDITIONAL, rows())[5])
 
 
 def test_geometric_mixing_is_another_distribution():
-    logit = NAMED["logit"].probs(CONDITIONAL, UNCONDITIONAL, rows())
+    logit = MIXINGS["logit"].probs(CONDITIONAL, UNCONDITIONAL, rows())
     assert torch.allclose(logit.double(), softmax((1 - H) * CONDITIONAL + H * UNCONDITIONAL), atol=1e-6)
-    assert (NAMED["probability"].probs(CONDITIONAL, UNCONDITIONAL, rows()) - logit)[3].abs().sum() > 0.05
+    assert (MIXINGS["probability"].probs(CONDITIONAL, UNCONDITIONAL, rows()) - logit)[3].abs().sum() > 0.05
 
 
 def test_vcd_contrasts_plausible_tokens():
@@ -65,26 +73,26 @@ def test_m3id_corrects_unsure_tokens_more_and_more(step):
     expected = softmax(log_c + unsure * (1 - gamma) / gamma * (log_c - log_u))
     assert torch.allclose(found.double(), expected, atol=1e-6)
     if step == 0:
-        assert torch.allclose(found, single(CONDITIONAL, rows()), atol=1e-6)
+        assert torch.allclose(found, path_probs(CONDITIONAL, rows()), atol=1e-6)
 
 
-def test_an_image_is_noised_as_diffusion_does_with_one_draw_an_image():
+def test_an_image_is_add_diffusion_noise_as_diffusion_does_with_one_draw_an_image():
     pixels = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(3))
-    once = noised(pixels, 500)
-    assert torch.equal(once, noised(pixels.clone(), 500))
+    once = add_diffusion_noise(pixels, 500)
+    assert torch.equal(once, add_diffusion_noise(pixels.clone(), 500))
     kept = (once * pixels).sum() / (pixels * pixels).sum()
     assert kept.item() == pytest.approx(math.sqrt(0.7448), abs=0.02)  # VCD's share at its default step
     assert (once - kept * pixels).var().item() == pytest.approx(1 - 0.7448, abs=0.02)
-    assert torch.allclose(noised(pixels, 0), pixels, atol=0.05)
+    assert torch.allclose(add_diffusion_noise(pixels, 0), pixels, atol=0.05)
 
 
 def test_contrasts_come_from_the_configuration():
-    assert contrast_of(Contrast(kind="m3id", gate=0.4)) == M3id(0.02, 0.4)
-    assert contrast_of(Contrast(kind="vcd", noise_step=None)) == Vcd(1.0, 0.1, None)
+    assert contrastive_mixing(Contrast(kind="m3id", gate=0.4)) == M3id(0.02, 0.4)
+    assert contrastive_mixing(Contrast(kind="vcd", noise_step=None)) == Vcd(1.0, 0.1, None)
 
 
 def truncated(probs: list[float], **decoding) -> torch.Tensor:
-    return single(torch.log(torch.tensor([probs])), Rows.of([Decoding(**decoding)], [0.0], [0], CPU))[0]
+    return path_probs(torch.log(torch.tensor([probs])), BatchSettings.of([Decoding(**decoding)], [0.0], [0], CPU))[0]
 
 
 def test_top_k_and_the_nucleus_cut_and_renormalise():
@@ -99,14 +107,14 @@ def test_top_k_and_the_nucleus_cut_and_renormalise():
 
 def test_the_nucleus_is_cut_on_each_path_before_mixing():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
-    row = Rows.of([Decoding(top_p=0.4)], [0.5], [0], CPU)
-    both = NAMED["probability"].probs(logits, logits.flip(1), row)
+    row = BatchSettings.of([Decoding(top_p=0.4)], [0.5], [0], CPU)
+    both = MIXINGS["probability"].probs(logits, logits.flip(1), row)
     assert torch.allclose(both, torch.tensor([[0.5, 0.0, 0.0, 0.5]]), atol=1e-6)
 
 
 def test_rows_keep_their_own_settings():
     decodings = [Decoding(temperature=0.5), Decoding(top_k=1), Decoding(temperature=0), Decoding(top_p=0.3)]
-    together = single(CONDITIONAL[:4], Rows.of(decodings, [0.0] * 4, [0] * 4, CPU))
+    together = path_probs(CONDITIONAL[:4], BatchSettings.of(decodings, [0.0] * 4, [0] * 4, CPU))
     for index, decoding in enumerate(decodings):
-        alone = single(CONDITIONAL[index : index + 1], Rows.of([decoding], [0.0], [0], CPU))
+        alone = path_probs(CONDITIONAL[index : index + 1], BatchSettings.of([decoding], [0.0], [0], CPU))
         assert torch.allclose(together[index], alone[0], atol=1e-7)

@@ -14,7 +14,7 @@ from jsfree.exchange import export
 from jsfree.models.references import WEIGHTS
 from jsfree.report.page import build_report
 from jsfree.run.run import Run
-from jsfree.stages.preference import select_pairs
+from jsfree.stages.pair_selection import select_pairs
 from jsfree.stages.scoring import ClipScorer
 from ray_jobs import pipeline
 from ray_jobs.commands.console import Reporter

@@ -65,11 +65,11 @@ def test_gradient_raises_chosen_and_lowers_rejected():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss": "ipo", "label_smoothing": 0.1}, "'label_smoothing' belongs to 'loss: sigmoid'"),
+        ({"loss": "ipo", "label_smoothing": 0.1}, "'label_smoothing' requires 'loss: sigmoid'"),
         ({"validation": {"pairs": 3}, "resources": {"replicas": 2}}, r"'validation.pairs' \(3\) must be a multiple of"),
-        ({"attention": "flex"}, "computes no gradients on CPUs"),
-        ({"validation": {"publish": "best"}}, "need 'validation.pairs'"),
-        ({"validation": {"patience": 2}}, "need 'validation.pairs'"),
+        ({"attention": "flex"}, "has no gradients on CPUs"),
+        ({"validation": {"publish": "best"}}, "require 'validation.pairs'"),
+        ({"validation": {"patience": 2}}, "require 'validation.pairs'"),
     ],
 )
 def test_contradictory_settings_are_refused(settings, message):

@@ -7,7 +7,7 @@ from jsfree import schemas
 from jsfree.exchange import export
 from jsfree.exchange.card import histogram
 from jsfree.run.run import Run
-from jsfree.stages.preference import select_pairs
+from jsfree.stages.pair_selection import select_pairs
 from tests.support import example_run
 
 SCORES = [(0.30, 0.20), (0.30, 0.28), (0.25, 0.29), (0.31, 0.31)]

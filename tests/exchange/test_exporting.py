@@ -18,11 +18,11 @@ from tests.support import example_run
 
 def test_what_cannot_be_done_is_refused_before_anything_is_written(embedded, tmp_path):
     for name, placement, told in [
-        ("ms-swift", "embed", "--images embed: ms-swift takes copy or reference; trl and rlaif-v can embed images"),
+        ("ms-swift", "embed", "ms-swift supports copy or reference; choose one of these, or the format trl or rlaif-v"),
         (
             "rlaif-v",
             "copy",
-            "--images copy: rlaif-v takes embed; trl and ms-swift and llama-factory and povid can copy",
+            "rlaif-v supports embed; choose one of these, or the format trl or ms-swift or llama-factory or povid",
         ),
         ("trl", "reference", r"is in the run's own tables, so there is no file to refer to; use --images copy"),
     ]:
@@ -75,13 +75,13 @@ def test_a_pair_whose_image_is_gone_is_left_out_and_counted(referring, rows_of, 
 
 
 def test_large_sets_become_several_files(embedded, said, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "ROWS_A_FILE", 10)
+    monkeypatch.setattr(exporting, "ROWS_PER_FILE", 10)
     export(embedded, "trl", str(tmp_path / "rows"))
     files = sorted(path.name for path in (tmp_path / "rows" / "data").iterdir())
     assert len(files) == -(-len(expected) // 10)
     assert files[:2] == ["train-00000.parquet", "train-00001.parquet"]
     assert said(preferences(Imported(format="trl", path=str(tmp_path / "rows")))) == expected
-    monkeypatch.setattr(exporting, "BYTES_A_FILE", 1)
+    monkeypatch.setattr(exporting, "BYTES_PER_FILE", 1)
     export(embedded, "trl", str(tmp_path / "bytes"))
     assert len(list((tmp_path / "bytes" / "data").iterdir())) == len(expected)
 

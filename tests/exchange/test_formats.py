@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jsfree.config import Imported
-from jsfree.exchange import Unusable, export, preferences
+from jsfree.exchange import UnusableRecord, export, preferences
 from jsfree.exchange.formats import FORMATS
 
 COMBINATIONS = [(name, placement) for name, layout in FORMATS.items() for placement in layout.placements]
@@ -20,7 +20,7 @@ def test_what_is_exported_comes_back(embedded, referring, said, expected, tmp_pa
     done = export(run, name, str(out), placement=placement)
     settings = Imported(format=name, path=str(out), allow_outside=placement == "reference")
     found = list(preferences(settings))
-    assert not [each for each in found if isinstance(each, Unusable)]
+    assert not [each for each in found if isinstance(each, UnusableRecord)]
     assert said(found) == expected
     assert done.figures["exported"] == len(expected) > 20
     files = sorted(path.name for path in (out / "images").iterdir()) if (out / "images").exists() else []

@@ -7,7 +7,7 @@ import pytest
 
 from jsfree.config import Imported, RunConfig, build
 from jsfree.errors import RowError
-from jsfree.exchange import Unusable, preferences
+from jsfree.exchange import UnusableRecord, preferences
 from jsfree.exchange.importing import imported_uri
 from jsfree.images.confinement import Confinement
 
@@ -95,9 +95,11 @@ def test_links_lead_where_they_lead_and_the_folder_may_be_one_itself(tmp_path):
     os.symlink(real, tmp_path / "set")
     paths = ["../images/a.png", "../images/link.png", "../up/secret.png", f"{real}/images/a.png", "../../secret.png"]
     found = imported(tmp_path / "set", paths)
-    assert [isinstance(each, Unusable) for each in found] == [False, True, True, False, True]
+    assert [isinstance(each, UnusableRecord) for each in found] == [False, True, True, False, True]
     assert str(found[1].error).startswith(f"{tmp_path}/set/data/train.jsonl, row 1: the image '../images/link.png' is")
-    assert not [each for each in imported(tmp_path / "set", paths, allow_outside=True) if isinstance(each, Unusable)]
+    assert not [
+        each for each in imported(tmp_path / "set", paths, allow_outside=True) if isinstance(each, UnusableRecord)
+    ]
 
 
 @pytest.mark.parametrize("address", ["up/x.tar#offset=0&length=9", "%2e%2e/x.tar#escaped", "up/x.tar#escaped",
@@ -107,7 +109,7 @@ def test_addresses_of_parts_lead_where_their_files_do(tmp_path, address):
     (tmp_path / "x.tar").touch()
     os.symlink(tmp_path, tmp_path / "set" / "data" / "up")
     (found,) = imported(tmp_path / "set", [address.replace("%2e%2e", "%2e%2e/%2e%2e")])
-    assert isinstance(found, Unusable)
+    assert isinstance(found, UnusableRecord)
     assert found.error.kind == "outside"
 
 
@@ -115,7 +117,7 @@ def test_a_folder_of_images_decides_where_there_is_one(tmp_path):
     (tmp_path / "images").mkdir()
     paths = ["a.png", "../set/data/a.png", str(tmp_path / "images" / "a.png")]
     found = imported(tmp_path / "set", paths, images=str(tmp_path / "images"))
-    assert [isinstance(each, Unusable) for each in found] == [False, True, False]
+    assert [isinstance(each, UnusableRecord) for each in found] == [False, True, False]
 
 
 def test_a_setting_at_its_default_changes_no_fingerprint_of_a_run_that_was_made_before_it():

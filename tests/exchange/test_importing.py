@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jsfree.config import Imported
-from jsfree.exchange import Unusable, importing, preferences
+from jsfree.exchange import UnusableRecord, importing, preferences
 from tests.support.example_records import GOOD
 
 ASKED_OTHERWISE = [{"from": "human", "value": "<image>\nWhere?"}, {"from": "gpt", "value": "A dog."}]
@@ -47,7 +47,7 @@ def read(tmp_path, name, *rows) -> list:
 )
 def test_a_record_that_is_no_pair_is_named(tmp_path, name, change, kind, told):
     first, second, third = read(tmp_path, name, GOOD[name], {**GOOD[name], **change}, {**GOOD[name], "id": 3, "idx": 3})
-    assert isinstance(second, Unusable)
+    assert isinstance(second, UnusableRecord)
     assert second.error.kind == kind
     assert str(second.error).startswith(f"{tmp_path}/records.jsonl, row 1: ")
     assert told in str(second.error)
@@ -57,7 +57,7 @@ def test_a_record_that_is_no_pair_is_named(tmp_path, name, change, kind, told):
 
 def test_a_line_that_is_no_json_and_one_that_is_no_record(tmp_path):
     _, broken, number = read(tmp_path, "trl", GOOD["trl"], '{"prompt": ', "3")
-    assert "row 1: is no valid JSON" in str(broken.error)
+    assert "row 1: is not valid JSON" in str(broken.error)
     assert "row 2: is int, expected keys and values" in str(number.error)
 
 
@@ -74,6 +74,6 @@ def test_more_bytes_than_a_run_carries_are_refused(embedded, tmp_path, monkeypat
     from jsfree.exchange import export
 
     export(embedded, "trl", str(tmp_path / "out"))
-    monkeypatch.setattr(importing, "MOST_EMBEDDED_BYTES", 10_000)
-    with pytest.raises(SourceError, match="GB of images, which a run's tables would carry; put the images into files"):
+    monkeypatch.setattr(importing, "MAX_EMBEDDED_BYTES", 10_000)
+    with pytest.raises(SourceError, match="GB of images, too much for the run's tables; put the images into files"):
         list(preferences(Imported(format="trl", path=str(tmp_path / "out"))))

@@ -11,7 +11,7 @@ import pytest
 from jsfree import schemas
 from jsfree.config import Imported, build
 from jsfree.errors import SourceError
-from jsfree.exchange import Unusable, preferences
+from jsfree.exchange import UnusableRecord, preferences
 from jsfree.exchange.pairs import ImportedPairs, samples
 from tests.support.example_records import GOOD
 
@@ -73,7 +73,7 @@ def test_a_text_that_no_table_takes_is_a_row_that_says_where(tmp_path, name, pat
     odd = put(GOOD[name], path, lambda text: text[:1] + bad + text[1:])
     (tmp_path / "a.jsonl").write_text(json.dumps(odd) + "\n" + json.dumps(good))
     odd, kept = imported(tmp_path / "a.jsonl", name)
-    assert isinstance(odd, Unusable)
+    assert isinstance(odd, UnusableRecord)
     assert odd.error.kind == "malformed"
     assert str(odd.error).startswith(f"{tmp_path}/a.jsonl, row 0: ")
     assert f"'{path[0].removesuffix('_path')}" in str(odd.error)
@@ -96,7 +96,7 @@ def test_parts_of_messages_are_looked_at_too(tmp_path):
     ]
     (tmp_path / "a.json").write_text(json.dumps(rows))
     found = imported(tmp_path / "a.json")
-    assert [isinstance(each, Unusable) for each in found] == [False, True, True, True, True]
+    assert [isinstance(each, UnusableRecord) for each in found] == [False, True, True, True, True]
     assert written(found)[0] == 1
 
 
@@ -130,7 +130,7 @@ def test_an_odd_row_is_one_error_row_wherever_it_is(tmp_path, odd, place, suffix
     text = "\n".join(rows) if suffix == "jsonl" else "[" + ",\n".join(rows) + "]"
     (tmp_path / f"a.{suffix}").write_text(text)
     found = imported(tmp_path / f"a.{suffix}")
-    assert [isinstance(each, Unusable) for each in found] == [number == place for number in range(3)]
+    assert [isinstance(each, UnusableRecord) for each in found] == [number == place for number in range(3)]
     told = str(found[place].error)
     assert told.startswith(f"{tmp_path}/a.{suffix}, row {place}: ")
     assert len(told) < 1000
@@ -144,11 +144,11 @@ def test_ends_of_lines_blank_lines_marks_and_bytes_that_are_no_text(tmp_path):
     content = b"\xef\xbb\xbf" + good[0] + b"\r\n\r\n  \t\n" + good[1] + b"\r\n" + broken + b"\n\xef\xbb\xbf" + good[2]
     (tmp_path / "a.jsonl").write_bytes(content)
     found = imported(tmp_path / "a.jsonl")
-    assert [isinstance(each, Unusable) for each in found] == [False, False, True, False]
+    assert [isinstance(each, UnusableRecord) for each in found] == [False, False, True, False]
     assert "a byte that is not UTF-8" in str(found[2].error)
     (tmp_path / "b.json").write_bytes(b"\xef\xbb\xbf [" + b",".join([good[0], broken, good[3]]) + b"]\r\n")
     found = imported(tmp_path / "b.json")
-    assert [isinstance(each, Unusable) for each in found] == [False, True, False]
+    assert [isinstance(each, UnusableRecord) for each in found] == [False, True, False]
     assert written(found)[0] == 2
 
 
@@ -163,21 +163,21 @@ def test_a_line_without_end_is_one_row(tmp_path, monkeypatch):
     from jsfree.images import json_rows
 
     monkeypatch.setattr(json_rows, "WINDOW", 100)
-    monkeypatch.setattr(json_rows, "LONGEST_ROW", 1000)
+    monkeypatch.setattr(json_rows, "MAX_ROW", 1000)
     long = json.dumps({**GOOD["trl"], "chosen": "cat " * 5000})
     (tmp_path / "a.jsonl").write_text("\n".join([json.dumps(GOOD["trl"]), long, json.dumps(GOOD["trl"]), long]))
     found = imported(tmp_path / "a.jsonl")
-    assert [isinstance(each, Unusable) for each in found] == [False, True, False, True]
+    assert [isinstance(each, UnusableRecord) for each in found] == [False, True, False, True]
     assert "row 1: has more than 1000 characters" in str(found[1].error)
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('[{"prompt": "a"}, {"prompt": ', "is no valid JSON"),
-        ('[{"prompt": "a"}] []', "more text follows the list"),
+        ('[{"prompt": "a"}, {"prompt": ', "is not valid JSON"),
+        ('[{"prompt": "a"}] []', "unexpected text after the list"),
         ('[{"prompt": "a"', "Expecting ',' delimiter"),
-        ("", "is no valid JSON"),
+        ("", "is not valid JSON"),
     ],
 )
 def test_a_list_that_is_cut_off_is_one_error(tmp_path, text, told):
@@ -189,7 +189,7 @@ def test_a_list_that_is_cut_off_is_one_error(tmp_path, text, told):
 
 def test_a_file_of_nothing_but_other_records_is_still_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text(f"null\n{json.dumps({HALF: 1})}\n" * 200)
-    with pytest.raises(SourceError, match=r"row 1 has no key 'prompt', so it is no trl record; it has \\ud83d"):
+    with pytest.raises(SourceError, match=r"row 1 is not a trl record: it has no key 'prompt', only \\ud83d"):
         imported(tmp_path / "a.jsonl")
 
 
@@ -236,7 +236,7 @@ def test_a_value_that_python_cannot_have_does_not_take_its_batch_with_it(tmp_pat
     rest = {name: [text] * 3 for name, text in {"images": ["a.png"], "prompt": "What?", "rejected": "A dog."}.items()}
     pq.write_table(pa.table({**rest, "chosen": broken}), tmp_path / "a.parquet")
     found = imported(tmp_path / "a.parquet")
-    assert [isinstance(each, Unusable) for each in found] == [False, True, False]
+    assert [isinstance(each, UnusableRecord) for each in found] == [False, True, False]
     assert "row 1: cannot be read ('utf-8' codec can't decode byte 0xff" in str(found[1].error)
     assert written(found)[0] == 2
 

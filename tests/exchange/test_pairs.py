@@ -6,7 +6,7 @@ import pytest
 
 from jsfree.config import Imported, build
 from jsfree.errors import RowError
-from jsfree.exchange import Unusable
+from jsfree.exchange import UnusableRecord
 from jsfree.exchange.pairs import CaptionTokens, ImportedPairs, samples
 from jsfree.exchange.preferences import Preference
 from jsfree.images.sources import training_samples
@@ -20,7 +20,7 @@ IMAGE = {"id": "a", "uri": "/a.png", "bytes": None, "sha256": None}
 
 @pytest.fixture(scope="module")
 def tokens() -> CaptionTokens:
-    return CaptionTokens(WEIGHTS / "captioner", most=512)
+    return CaptionTokens(WEIGHTS / "captioner", max_tokens=512)
 
 
 def pair(**texts) -> Preference:
@@ -47,8 +47,8 @@ def test_any_text_is_spelt_by_its_tokens_and_ends(captioner, tokens):
 @pytest.mark.parametrize(
     ("texts", "kind", "told"),
     [
-        ({"chosen": "A cat.</s>"}, "special_token", "the chosen caption holds '</s>', which is no text"),
-        ({"rejected": "A <pad> dog."}, "special_token", "the rejected caption holds '<pad>'"),
+        ({"chosen": "A cat.</s>"}, "special_token", "the chosen caption contains '</s>', a special token"),
+        ({"rejected": "A <pad> dog."}, "special_token", "the rejected caption contains '<pad>'"),
         ({"rejected": "dog " * 60}, "too_long", "the limit is 40; raise 'imported.max_tokens'"),
     ],
 )
@@ -61,7 +61,7 @@ def test_a_caption_that_cannot_be_trained_on_is_an_error_row(texts, kind, told):
 
 
 def test_rows_say_honestly_what_is_known():
-    unusable = Unusable("b.jsonl:3", RowError("no_image", "b.jsonl, row 3: nothing there"))
+    unusable = UnusableRecord("b.jsonl:3", RowError("no_image", "b.jsonl, row 3: nothing there"))
     output = ImportedPairs(build({"seed": 3}, where="test"), SETTINGS, "miniworld:captioner")([pair(), unusable])
     (row,) = output.rows
     assert row["sample_id"] == sample_id("a", "What?")

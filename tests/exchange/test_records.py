@@ -17,19 +17,23 @@ TRL = {"images": ["a.png"], "prompt": "What?", "chosen": "A cat.", "rejected": "
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("a.json", "{", "a.json is no valid JSON"),
-        ("a.json", '{"rows": []}', "a.json, row 0 has no key 'prompt'"),
-        ("a.jsonl", "prompt,chosen", "a.jsonl is no valid JSON (row 0: "),
-        ("a.jsonl", "3", "row 0 is int, expected keys and values; 'imported.path' must name files of trl records"),
-        ("a.parquet", "PAR1", "a.parquet is no Parquet file"),
-        ("a.csv", "prompt", "a.csv is no .parquet, .jsonl, .json file"),
+        ("a.json", "{", "a.json is not valid JSON"),
+        ("a.json", '{"rows": []}', "a.json, row 0 is not a trl record: it has no key 'prompt'"),
+        ("a.jsonl", "prompt,chosen", "a.jsonl is not valid JSON (row 0: "),
+        ("a.jsonl", "3", "row 0 is int, expected keys and values; set 'imported.path' to files of trl records"),
+        ("a.parquet", "PAR1", "a.parquet is not a Parquet file"),
+        ("a.csv", "prompt", "a.csv is not a .parquet, .jsonl, .json file"),
         (
             "a.jsonl",
             json.dumps({"question": "", "chosen": "", "rejected": ""}),
-            "row 0 has no key 'prompt', so it is no trl record; it has question, chosen, rejected:"
+            "row 0 is not a trl record: it has no key 'prompt', only question, chosen, rejected;"
             " set 'imported.format' to rlaif-v",
         ),
-        ("a.jsonl", json.dumps({"text": ""}), "it has text: no format of jsfree has these keys"),
+        (
+            "a.jsonl",
+            json.dumps({"text": ""}),
+            "it has no key 'prompt', only text; convert it: no format has these keys",
+        ),
     ],
 )
 def test_a_file_of_something_else_is_refused(tmp_path, name, content, told):
@@ -42,14 +46,14 @@ def test_a_file_of_something_else_is_refused(tmp_path, name, content, told):
 
 def test_a_table_of_something_else_is_refused(tmp_path):
     pq.write_table(pa.table({"photo": ["a"], "text": ["b"]}), tmp_path / "a.parquet")
-    with pytest.raises(SourceError, match=r"row 0 has no key 'prompt'.*it has photo, text"):
+    with pytest.raises(SourceError, match=r"row 0 is not a .* has no key 'prompt', only photo, text"):
         list(records(Imported(format="trl", path=str(tmp_path / "a.parquet"))))
 
 
 def test_missing_and_empty_places(tmp_path):
     with pytest.raises(SourceError, match=r"absent does not exist; correct 'imported.path'"):
         list(records(Imported(format="trl", path=str(tmp_path / "absent"))))
-    with pytest.raises(SourceError, match=r"holds no \.parquet, \.jsonl, \.json files"):
+    with pytest.raises(SourceError, match=r"contains no \.parquet, \.jsonl, \.json files"):
         list(records(Imported(format="trl", path=str(tmp_path))))
 
 

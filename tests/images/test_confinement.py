@@ -13,7 +13,7 @@ from jsfree.config import RunConfig
 from jsfree.errors import RowError, SourceError
 from jsfree.images.confinement import is_inside
 from jsfree.images.decoding import load_image
-from jsfree.images.sources import draw_training
+from jsfree.images.sources import training_samples
 from tests.support.example_tars import ids, picture
 
 
@@ -42,7 +42,7 @@ def drawn(path, names, kind, whole=None, **source):
             "evaluate": {"source": {"kind": "miniworld", "split": "test", "count": 2}},
         }
     )
-    return config.source, draw_training(config, 1)
+    return config.source, training_samples(config, 1)
 
 
 def failed(samples):
@@ -154,7 +154,7 @@ def test_a_folder_behind_a_uri(tmp_path):
             "evaluate": {"source": {"kind": "miniworld", "split": "test", "count": 2}},
         }
     )
-    samples = draw_training(config, 1)
+    samples = training_samples(config, 1)
     assert sorted(ids(samples)) == sorted(names[:2])
     assert len(failed(samples)) == 4
     assert all(load_image(sample["image"], config.source) for sample in samples)

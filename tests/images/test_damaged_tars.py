@@ -22,10 +22,10 @@ def cut_versions():
     damaged[2 * member : 2 * member + 100] = b"\xff" * 100
     return {
         "within an image": (whole[: 3 * member + 600], "unexpected end of data"),
-        "within a header": (whole[: 3 * member + 100], "cut off at byte 3172"),
-        "between two members": (whole[: 3 * member], "cut off at byte 3072, without the mark"),
+        "within a header": (whole[: 3 * member + 100], "truncated at byte 3172"),
+        "between two members": (whole[: 3 * member], "truncated at byte 3072, without an end marker"),
         "a damaged header": (bytes(damaged), "damaged header at byte 2048"),
-        "two files in one": (joined, "several tar files in one"),
+        "two files in one": (joined, "several concatenated tar files"),
         "nothing": (b"", r"\(empty file"),
         "a web page": (b"<html>not found</html>" * 100, "file could not be opened|header"),
     }
@@ -36,7 +36,7 @@ def test_a_shard_that_is_not_whole_is_named(what, shards):
     content, message = cut_versions()[what]
     (shards / "shard-001.tar").write_bytes(content)
     with pytest.raises(
-        SourceError, match=rf"shard-001\.tar is no whole tar file.*{message}.*again, or remove"
+        SourceError, match=rf"shard-001\.tar is not a complete tar file.*{message}.*again, or remove"
     ) as caught:
         samples(shards)
     assert "\n" not in str(caught.value)
@@ -59,18 +59,18 @@ def test_paths_that_lead_nowhere_are_named(shards, tmp_path):
         samples(f"{shards}/shard-{{000..003}}.tar")
     with pytest.raises(SourceError, match=r"nowhere does not exist.*source\.path"):
         samples(tmp_path / "nowhere")
-    with pytest.raises(SourceError, match=r"none-\*\.tar names no \.tar file"):
+    with pytest.raises(SourceError, match=r"none-\*\.tar matches no \.tar file"):
         samples(f"{shards}/none-*.tar")
-    with pytest.raises(SourceError, match=r"README\.md names no \.tar file"):
+    with pytest.raises(SourceError, match=r"README\.md matches no \.tar file"):
         samples(shards / "README.md")
     with pytest.raises(SourceError, match="more than 100000 shards"):
         samples(f"{shards}/{{0..999999999}}.tar")
     with pytest.raises(SourceError, match=r"nosuchscheme://a\.tar cannot be read"):
         samples("nosuchscheme://a.tar")
     (tmp_path / "texts.tar").write_bytes(packed({"a.txt": b"text"}))
-    with pytest.raises(SourceError, match=r"texts\.tar holds no images"):
+    with pytest.raises(SourceError, match=r"texts\.tar has no images"):
         samples(tmp_path / "texts.tar")
-    with pytest.raises(SourceError, match=r"holds \.tar files and no images; set 'source\.kind' to webdataset"):
+    with pytest.raises(SourceError, match=r"has \.tar files but no images; set 'source\.kind' to webdataset"):
         samples(shards, kind="folder")
 
 
@@ -83,7 +83,7 @@ def test_a_bad_member_is_one_bad_row(tmp_path):
     assert kinds == {"empty.png": "undecodable", "html.png": "undecodable", "large.png": "too_many_bytes"}
     end = int(re.search(r"offset=(\d+)", found["last.png"]["uri"])[1])
     os.truncate(path, end + 10)
-    assert "cut off (10 of" in str(failure(found["last.png"]))
+    assert "truncated (10 of" in str(failure(found["last.png"]))
     path.unlink()
     assert failure(found["last.png"]).kind == "missing"
 
@@ -96,7 +96,7 @@ def test_hostile_headers_cost_neither_time_nor_memory(tmp_path):
             for block in blocks:
                 file.write(block)
             file.truncate(60 * 2**30)  # sparse; zeros end the file as a tar does
-        with pytest.raises(SourceError, match=r"x\.tar is no whole tar file"):
+        with pytest.raises(SourceError, match=r"x\.tar is not a complete tar file"):
             samples(path)
 
     names = tarfile.TarInfo("names")

@@ -115,7 +115,7 @@ def test_errors_are_counted(mix):
 def test_the_numbers_are_those_of_the_settings():
     source = config.Source()
     assert (source.max_bytes, source.max_pixels, source.min_side) == (50_000_000, 40_000_000, 8)
-    assert tables.MOST_EMBEDDED_BYTES == 4e9
+    assert tables.MAX_EMBEDDED_BYTES == 4e9
     assert config.RunConfig().max_failed_fraction == 0.01
     kinds = set(re.findall(r"^\| `(\w+)` \|", GUIDE, re.MULTILINE))
     documented = Path(load_image.__code__.co_filename).read_text().split('"""')[1]

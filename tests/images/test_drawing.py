@@ -13,7 +13,7 @@ import pytest
 
 from jsfree.config import RunConfig
 from jsfree.images import drawing
-from jsfree.images.listing import Entry, Place
+from jsfree.images.listing import Container, Entry
 from jsfree.images.sources import evaluation_samples, training_samples
 from jsfree.schemas import SAMPLES, sample_id
 from tests.support.example_tars import packed
@@ -135,7 +135,7 @@ def test_tar_files_that_share_names(tmp_path):
 def test_samples_are_those_of_the_schema(names, tmp_path):
     pq.write_table(pa.table({"image": names}), tmp_path / "x.parquet")
     chosen = settings({"kind": "parquet", "path": str(tmp_path / "x.parquet")}, 5)
-    samples = training_samples(chosen, 1)
+    samples = list(training_samples(chosen, 1))
     assert pa.Table.from_pylist(samples, SAMPLES).to_pylist() == samples
     assert [sample["sample_id"] for sample in samples] == [sample_id(s["image"]["id"], chosen.prompt) for s in samples]
     assert {sample["prompt"] for sample in samples} == {chosen.prompt}
@@ -143,7 +143,7 @@ def test_samples_are_those_of_the_schema(names, tmp_path):
 
 def test_an_image_keeps_no_object_alive(monkeypatch):
     monkeypatch.setattr(drawing, "CHUNK", 4096)
-    place = Place("/images/")
+    place = Container("/images/")
     entries = (Entry(f"{number:012d}.jpg", place, f"{number:012d}.jpg") for number in range(30_000))
     tracemalloc.start()
     before = pa.total_allocated_bytes()
@@ -155,7 +155,7 @@ def test_an_image_keeps_no_object_alive(monkeypatch):
 
 
 def test_what_is_not_needed_is_not_kept():
-    place = Place("/images/")
+    place = Container("/images/")
 
     def kept(listed):
         before = pa.total_allocated_bytes()
@@ -170,7 +170,7 @@ def test_what_is_not_needed_is_not_kept():
 
 
 def test_names_whose_hashes_share_a_half_are_told_apart():
-    place = Place("/images/")
+    place = Container("/images/")
     halves = [(5, 2), (5, 1), (3, 9), (5, 2), (5, 1), (4, 0)]
     packed_entries = drawing._Packed()
     entries = [Entry(f"{first}-{last}", place, "x") for first, last in halves]

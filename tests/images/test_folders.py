@@ -12,8 +12,8 @@ from PIL import Image
 
 from jsfree.errors import RowError, SourceError
 from jsfree.images.decoding import load_image
-from jsfree.images.formats import FORMATS, PREFIX, by_content, by_name
-from jsfree.images.ranges import Cell, Escaped, Part, file_at, part_at, uri_of
+from jsfree.images.formats import FORMATS, PREFIX, format_by_content, kind_by_name
+from jsfree.images.ranges import Cell, Escaped, Part, file_at, parse_address, uri_of
 from jsfree.run.filesystems import filesystem_of
 from jsfree.uris import has_scheme
 from tests.support.example_tars import LIMITS, ids, packed, picture, samples
@@ -105,13 +105,13 @@ def test_a_chain_of_filesystems_is_still_one():
 
 def test_every_address_is_read_back():
     for each in (Part("/a b.tar", 5, 9), Cell("s3://b/x.parquet", "a&b#=é", 3, 17), Escaped("/a\udce9#b")):
-        assert part_at(each.uri) == each
+        assert parse_address(each.uri) == each
         assert each.uri.encode()
     for path in ("/a.png", "/a#b", "/x.png#offset=1", "memory://x/y#row=1", "/caf%E9.png"):
-        assert part_at(path) is None
+        assert parse_address(path) is None
         assert uri_of(path) == path
     for path in ("/x#offset=1&length=2", "/caf\udce9.png", "/x#escaped", "s3://b/x#escaped"):
-        assert isinstance(part_at(uri_of(path)), Escaped)
+        assert isinstance(parse_address(uri_of(path)), Escaped)
         assert file_at(uri_of("/x#escaped"))[1] == "/x#escaped"
 
 
@@ -126,18 +126,18 @@ def encoded(kind):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_first_bytes_tell_every_format(kind):
-    assert by_content(encoded(kind)[:PREFIX]) == kind
+    assert format_by_content(encoded(kind)[:PREFIX]) == kind
 
 
 def test_every_extension_of_the_formats_is_known():
     Image.init()
     of_formats = {extension for extension, kind in Image.EXTENSION.items() if kind in FORMATS}
-    assert {extension for extension in of_formats if by_name(f"x{extension.upper()}") != "image"} == set()
+    assert {extension for extension in of_formats if kind_by_name(f"x{extension.upper()}") != "image"} == set()
 
 
 def test_texts_are_no_images():
     for prefix in (b"", b"BM", b"BM is short for", b"RIFF1234WAVEfmt ", b"<svg", b"\0" * PREFIX, b"II*", b"GIF"):
-        assert by_content(prefix[:PREFIX]) is None
+        assert format_by_content(prefix[:PREFIX]) is None
 
 
 def where(root, remote):
@@ -177,12 +177,12 @@ def test_photographs_of_other_formats_are_named(remote, tmp_path, caplog):
     root.mkdir()
     for name, content in {"a.HEIC": HEIC, "b.heif": HEIC, "c": AVIF, "d.avif": AVIF}.items():
         (root / name).write_bytes(content)
-    with pytest.raises(SourceError, match=r"holds 2 HEIC and 2 AVIF files.*convert them"):
+    with pytest.raises(SourceError, match=r"only 2 HEIC and 2 AVIF files.*convert them"):
         samples(where(root, remote), kind="folder")
     (root / "e.jpg").write_bytes(HEIC)
     with caplog.at_level(logging.WARNING):
         (found,) = samples(where(root, remote), kind="folder")
-    assert "2 HEIC and 2 AVIF files are passed over" in caplog.text
+    assert "ignoring 2 HEIC and 2 AVIF files" in caplog.text
     with pytest.raises(RowError, match="is HEIC; convert it") as caught:
         load_image(found["image"], LIMITS)
     assert caught.value.kind == "unsupported_format"

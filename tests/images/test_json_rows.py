@@ -87,19 +87,19 @@ def test_a_broken_line_spoils_no_other_line(window):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no valid JSON"),
-        (b"[", r"no valid JSON \(row 0"),
+        (b"", "not valid JSON"),
+        (b"[", r"not valid JSON \(row 0"),
         (b'[{"a": 1}', r"row 0: the file ends within the list"),
         (b'[{"a": 1}, ', r"row 1: Expecting value"),
         (b'[{"a": 1}, {"b": "x', "row 1: Unterminated string"),
-        (b'[{"a": 1} {"b": 2}]', r"row 0: '\{' follows it"),
-        (b'[{"a": 1}] []', "more text follows the list of 1 rows"),
-        (b"[" * 100_000, "the file ends within it"),
-        (b"<html>", "no valid JSON"),
-        (b"<html>\n<body>\n" * 40, r"no valid JSON \(row 0: Expecting value, character 0"),
+        (b'[{"a": 1} {"b": 2}]', r"row 0: unexpected '\{' after the row"),
+        (b'[{"a": 1}] []', "unexpected text after the list of 1 rows"),
+        (b"[" * 100_000, "the file ends within the row"),
+        (b"<html>", "not valid JSON"),
+        (b"<html>\n<body>\n" * 40, r"not valid JSON \(row 0: Expecting value, character 0"),
         (b'[{"a": 1}, {"b" 2, {"c": 3}', "row 1: Expecting ':' delimiter"),
         (b'[{"a": 1}, {"b" 2}, {"c": "', "row 2: Unterminated string"),
-        (b"\xff\xfe[\x00\x00", "no valid JSON"),
+        (b"\xff\xfe[\x00\x00", "not valid JSON"),
     ],
 )
 def test_what_is_no_list_of_rows_is_refused_with_the_row(window, content, message):
@@ -125,7 +125,7 @@ def test_a_broken_element_spoils_no_other_element(window, broken, reason):
     if broken.count(b'"') % 2 == 0:
         assert others == [json.loads(sound)] * 2
     assert bad.kind == "malformed"
-    assert str(bad).startswith("is no valid JSON (")
+    assert str(bad).startswith("is not valid JSON (")
     assert reason in str(bad)
 
 
@@ -167,14 +167,14 @@ def test_only_lines_may_be_none_at_all():
 
 
 def test_broken_lines_at_the_start_are_kept_once_one_is_valid():
-    for count in (1, module.HELD_BACK - 1, module.HELD_BACK, 3 * module.HELD_BACK):
+    for count in (1, module.MAX_INVALID_START - 1, module.MAX_INVALID_START, 3 * module.MAX_INVALID_START):
         found = rows(b"x\n" * count + b'{"a": 1}\n')
         assert [isinstance(row, RowError) for row in found] == [True] * count + [False]
 
 
 def test_a_line_that_is_too_long_is_one_row(monkeypatch):
     monkeypatch.setattr(module, "WINDOW", 100)
-    monkeypatch.setattr(module, "LONGEST_ROW", 1000)
+    monkeypatch.setattr(module, "MAX_ROW", 1000)
     long = b'{"a": "' + b"x" * 5000 + b'"}'
     found = rows(b'{"a": 1}\n' + long + b'\n{"a": 2}\n' + long)
     assert [str(row) for row in found[1::2]] == ["has more than 1000 characters; correct or remove the row"] * 2
@@ -183,7 +183,7 @@ def test_a_line_that_is_too_long_is_one_row(monkeypatch):
 
 def test_a_row_without_end_is_refused_before_it_fills_the_memory(monkeypatch):
     monkeypatch.setattr(module, "WINDOW", 1000)
-    monkeypatch.setattr(module, "LONGEST_ROW", 50_000)
+    monkeypatch.setattr(module, "MAX_ROW", 50_000)
 
     class Endless(io.RawIOBase):
         taken = 0

@@ -10,7 +10,7 @@ import pytest
 
 from jsfree import config, schemas
 from jsfree.errors import StorageError
-from jsfree.images.overlap import Overlap, hash_images, overlap, read_hashes, shards_with
+from jsfree.images.overlap import Overlap, hash_images, measure_overlap, read_hashes, shards_with
 from jsfree.images.sources import evaluation_samples, training_samples
 from jsfree.miniworld import world
 from jsfree.publishing.model_card import card
@@ -83,7 +83,7 @@ def test_an_evaluation_image_is_excluded_whatever_it_is_called(tmp_path, evaluat
     assert {row["image"]["sha256"] for row in output.rows} == contents
     assert [error["kind"] for error in output.errors] == ["evaluation_image"] * len(SHARED)
     assert output.excluded == len(SHARED)
-    assert all("is also in the evaluation set" in error["message"] for error in output.errors)
+    assert all("is in the evaluation set" in error["message"] for error in output.errors)
     if output.beside is not None:
         assert len(output.beside.rows) == len(NEW)
     nothing = generator(settings, "miniworld:captioner", 1, evaluation_hashes=hashes)(
@@ -127,7 +127,7 @@ def rewritten(run, tmp_path, stage: str, schema: pa.Schema, change) -> example_r
 
 
 def test_that_no_round_trained_on_them_is_said_where_the_tables_show_it(run):
-    assert overlap(run, 2) == Overlap(0, 0, True)
+    assert measure_overlap(run, 2) == Overlap(0, 0, True)
     for text in (render(run), card(run, 1), card(run, 2)):
         assert "No round trained on any of them (SHA-256 of the image files)." in text
 
@@ -136,7 +136,7 @@ def test_an_image_of_both_is_told_and_the_claim_is_not_made(run, tmp_path):
     caption = run.stage(1, "captions/m0-greedy").read_table(shard_name(0), schemas.CAPTIONS).to_pylist()[0]
     known = caption["image"]["sha256"]
     copy = rewritten(run, tmp_path, "selected", schemas.SELECTED, lambda row: row["image"].update(sha256=known))
-    assert overlap(copy, 2) == Overlap(1, 0, True)
+    assert measure_overlap(copy, 2) == Overlap(1, 0, True)
     for text in (render(copy), card(copy, 2)):
         assert "1 of them was also trained on" in text
         assert "No round trained" not in text
@@ -149,7 +149,7 @@ def test_an_image_of_both_is_told_and_the_claim_is_not_made(run, tmp_path):
 )
 def test_without_hashes_there_is_no_claim(run, tmp_path, stage, schema):
     copy = rewritten(run, tmp_path, stage, schema, lambda row: row["image"].update(sha256=None))
-    assert not overlap(copy, 2).is_known
+    assert not measure_overlap(copy, 2).is_known
     for text in (render(copy), card(copy, 2)):
         assert "Whether any of them was also trained on is not known." in text
         assert "No round trained" not in text
@@ -174,5 +174,5 @@ def test_a_damaged_or_missing_table_is_named(tmp_path):
     folder.write(shard_name(0), b"PAR1")
     with pytest.raises(StorageError, match=r"hashes/shard-00000\.parquet cannot be read"):
         read_hashes(folder.uri)
-    with pytest.raises(StorageError, match="absent holds no hashes of evaluation images"):
+    with pytest.raises(StorageError, match="absent has no hashes of evaluation images"):
         read_hashes(str(tmp_path / "absent"))

@@ -266,7 +266,7 @@ def test_too_few_images_says_how_many_are_needed(folder):
     for listed in (lambda: training_samples(settings, 1), lambda: evaluation_samples(settings)):
         with pytest.raises(SourceError, match=r"12 images, but 15 .*2 x 5 for training and 5.*source.count"):
             listed()
-    with pytest.raises(SourceError, match=r"12 images, but 'evaluate\.source\.count' asks for 13"):
+    with pytest.raises(SourceError, match=r"12 images, but 'evaluate\.source\.count' is 13"):
         evaluation_samples(config({"count": 4}, evaluate={**source, "count": 13}))
     everything = {**source, "count": None}
     with pytest.raises(SourceError, match=r"evaluate\.source\.count"):
@@ -300,7 +300,7 @@ def test_a_path_without_filesystem_is_named():
 
 
 def test_a_folder_without_images_and_a_file_are_refused(tmp_path):
-    with pytest.raises(SourceError, match="holds no images"):
+    with pytest.raises(SourceError, match="has no images"):
         training_samples(config({"kind": "folder", "path": str(tmp_path)}), 1)
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(SourceError, match="is a file, not a folder"):
@@ -331,7 +331,7 @@ def test_llava_json_gives_each_image_once(folder, tmp_path):
 
 def test_relative_paths_hold_wherever_a_worker_runs(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = llava(tmp_path, [{"image": "a/1.JPG"}], images="pictures")
+    found = list(llava(tmp_path, [{"image": "a/1.JPG"}], images="pictures"))
     found += training_samples(config({"kind": "folder", "path": "pictures", "count": 1}), 1)
     monkeypatch.chdir("/")
     assert all(load_image(sample["image"], LIMITS) for sample in found)
@@ -340,8 +340,8 @@ def test_relative_paths_hold_wherever_a_worker_runs(folder, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ({"a": 1}, "expected a list of rows.*found dict"),
-        ("[{", "no valid JSON"),
+        ({"a": 1}, "has one row, of type dict, without the key"),
+        ("[{", "not valid JSON"),
         (["text"], "row 0: is str"),
         ('"text"', "row 0: is str"),
         ([{"image": "a\0.png"}], "row 0: the image's path holds a zero character at 1"),
@@ -412,7 +412,7 @@ def test_tables_that_cannot_serve_are_refused(tmp_path):
     with pytest.raises(SourceError, match="column 'text' is int64"):
         training_samples(parquet(tmp_path / "x.parquet", {"text": [1]}, column="text"), 1)
     (tmp_path / "y.parquet").write_text("no table")
-    with pytest.raises(SourceError, match=r"y\.parquet is no Parquet file"):
+    with pytest.raises(SourceError, match=r"y\.parquet is not a Parquet file"):
         training_samples(config({"kind": "parquet", "path": str(tmp_path / "y.parquet")}), 1)
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="no Parquet rows"):

@@ -16,7 +16,7 @@ from jsfree.errors import SourceError
 from jsfree.images import cells, tables
 from jsfree.images.decoding import load_image
 from jsfree.images.ranges import Cell
-from jsfree.images.sources import draw_training
+from jsfree.images.sources import training_samples
 from tests.support.example_tars import LIMITS, failure, ids, picture
 
 PICTURES = [picture(number) for number in range(4)]
@@ -26,7 +26,7 @@ BASE64 = [base64.b64encode(each).decode() for each in PICTURES]
 def drawn(path, **source):
     source = {"kind": "parquet", "path": str(path), "count": None, **source}
     evaluate = {"source": {"kind": "miniworld", "split": "test", "count": 2}}
-    return draw_training(RunConfig.model_validate({"source": source, "evaluate": evaluate}), 1)
+    return training_samples(RunConfig.model_validate({"source": source, "evaluate": evaluate}), 1)
 
 
 def table(path, columns, names=None, group=2, **options):
@@ -191,14 +191,14 @@ def test_any_row_of_any_group_is_read_in_any_order_and_from_any_thread(tmp_path,
     samples = list(drawn(path))
     for large, kept, at_once in ((2**25, 2**27, 2**23), (2**25, 5000, 2**23), (0, 0, 500), (2**25, 2**27, 1)):
         monkeypatch.setattr(cells, "LARGE_GROUP", large)
-        monkeypatch.setattr(cells, "KEPT_BYTES", kept)
+        monkeypatch.setattr(cells, "CACHE_BYTES", kept)
         monkeypatch.setattr(tables, "BYTES_AT_ONCE", at_once)
-        monkeypatch.setattr(cells, "_TABLES", cells._Tables())
+        monkeypatch.setattr(cells, "_READER", cells._CellReader())
         with ThreadPoolExecutor(8) as readers:
             digests = list(readers.map(lambda sample: load_image(sample["image"], LIMITS)[1], samples))
         expected = [hashlib.sha256(contents[int(sample["image"]["id"])]).hexdigest() for sample in samples]
         assert digests == expected
-        held = sum(group.nbytes for group in cells._TABLES._groups.values())
+        held = sum(group.nbytes for group in cells._READER._groups.values())
         assert held <= max(kept, 70 * 200)
 
 
@@ -220,7 +220,7 @@ def test_a_table_that_was_replaced_or_lost_is_not_remembered(tmp_path):
     table(path, {"other": PICTURES}, group=4)
     assert "no column 'image'" in str(failure(image))
     path.write_text("no table")
-    assert "is no Parquet file" in str(failure(image))
+    assert "is not a Parquet file" in str(failure(image))
     path.unlink()
     assert failure(image).kind == "missing"
 
@@ -235,11 +235,11 @@ def test_a_group_that_is_too_large_to_keep_is_passed_in_small_parts(tmp_path):
     content = [picture(number).ljust(100_000, b"\0") for number in range(600)]  # 60 MB in one group
     path = table(tmp_path / "x.parquet", {"image": content}, group=600, data_page_size=2**20, write_batch_size=4)
     cell = Cell(str(path), "image", 0, 599)
-    cells._TABLES._groups.clear()
+    cells._READER._groups.clear()
     before = pa.total_allocated_bytes()
     pool = pa.default_memory_pool()
     assert cells.read_cell(cell) == content[599]
-    assert not cells._TABLES._groups
+    assert not cells._READER._groups
     assert pa.total_allocated_bytes() - before < 2**20
     assert pool.bytes_allocated() - before < 2**20
 

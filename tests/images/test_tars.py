@@ -15,7 +15,7 @@ import pytest
 
 from jsfree.config import RunConfig, Source
 from jsfree.images.decoding import load_image
-from jsfree.images.tars import expanded
+from jsfree.images.tars import expand_braces
 from tests.support.example_tars import LIMITS, failure, ids, packed, picture, samples
 
 # --- what is found
@@ -129,7 +129,7 @@ def test_a_name_that_is_no_text_is_kept_readable(tmp_path):
     ],
 )
 def test_braces(pattern, names):
-    assert list(expanded(pattern)) == names
+    assert list(expand_braces(pattern)) == names
 
 
 def test_a_stage_captions_images_out_of_shards_and_names_the_bad_ones(tmp_path):
@@ -239,4 +239,4 @@ def test_links_devices_and_folders_are_left_out_and_said(tmp_path, caplog):
         tar.addfile(info, io.BytesIO(picture()))
     with caplog.at_level(logging.WARNING):
         assert ids(samples(tmp_path / "x.tar")) == ["real.png"]
-    assert "4 images are links, devices or sparse files and are left out" in caplog.text
+    assert "ignoring 4 images that are links, devices or sparse files" in caplog.text

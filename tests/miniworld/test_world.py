@@ -1,4 +1,4 @@
-"""Scenes are the same everywhere, splits never share a content, pictures show what captions say."""
+"""Scenes are reproducible, splits are disjoint, and images show what captions state."""
 
 import io
 import random
@@ -19,14 +19,14 @@ def content(scene):
     return scene.context, tuple(sorted((item.name, item.colour) for item in scene.objects))
 
 
-def test_a_scene_needs_none_of_the_scenes_before_it_and_its_id_leads_back_to_it():
+def test_a_scene_depends_on_its_index_only_and_is_found_by_its_id():
     late = world.scene("test", 123_456)
     assert late == world.scene("test", 123_456)
     assert late.scene_id == "miniworld-test-123456"
     assert world.scene_from_id(late.scene_id) == late
 
 
-def test_known_scene():
+def test_scenes_do_not_change_between_versions():
     # Fails if any change of code moves the scenes, and with them every published figure.
     assert world.true_caption(world.scene("development", 0)) == (
         "This is a beach. There is a yellow fish at the top left. There is a red ball at the top. "
@@ -34,7 +34,7 @@ def test_known_scene():
     )
 
 
-def test_splits_never_share_a_content():
+def test_splits_share_no_content():
     contents = {split: {content(world.scene(split, index)) for index in range(2500)} for split in world.SPLITS}
     for split, mine in contents.items():
         assert len(mine) > 1500
@@ -42,13 +42,13 @@ def test_splits_never_share_a_content():
             assert split == other or not mine & theirs
 
 
-def test_layout_does_not_decide_the_split():
+def test_split_does_not_depend_on_layout():
     pairs = [("cup", "red"), ("bus", "blue"), ("cow", "black")]
     assert world.content_share("farm", pairs) == world.content_share("farm", pairs[::-1])
 
 
 @pytest.mark.parametrize("bad", ["miniworld-test-", "miniworld-exam-000001", "photo.jpg", "miniworld-test-00x"])
-def test_a_foreign_id_is_refused(bad):
+def test_invalid_ids_are_refused(bad):
     with pytest.raises(SourceError, match="miniworld-test-000123"):
         world.scene_from_id(bad)
 
@@ -64,7 +64,7 @@ def test_scenes_are_well_formed():
     for index in range(500):
         scene = world.scene("unlabelled", index)
         names = [item.name for item in scene.objects]
-        assert 2 <= len(names) == len(set(names)) <= world.MAX_OBJECTS
+        assert 2 <= len(names) == len(set(names)) <= 5
         for item in scene.objects:
             left, top, right, bottom = item.box
             assert 0 <= left < right <= world.SIZE
@@ -78,7 +78,7 @@ def test_objects_occur_with_their_context():
     assert 0.7 < np.mean(native) < 0.95
 
 
-def test_pictures_differ_between_scenes_and_never_for_one():
+def test_images_differ_between_scenes_and_are_reproducible():
     scenes = [world.scene("test", index) for index in range(40)]
     assert len({world.draw(scene).tobytes() for scene in scenes}) == 40
     assert world.draw(scenes[3]).tobytes() == world.draw(scenes[3]).tobytes()
@@ -87,7 +87,7 @@ def test_pictures_differ_between_scenes_and_never_for_one():
     assert decoded.tobytes() == world.draw(scenes[3]).tobytes()
 
 
-def test_the_picture_shows_each_object_in_its_colour_at_its_place():
+def test_images_show_each_object_in_its_colour_and_place():
     for index in range(60):
         scene = world.scene("test", index)
         pixels = np.asarray(world.draw(scene)).astype(int)
@@ -97,7 +97,7 @@ def test_the_picture_shows_each_object_in_its_colour_at_its_place():
             assert (distance <= 24).sum() > 6, (scene.scene_id, item)
 
 
-def test_every_icon_is_drawn_and_no_two_look_alike():
+def test_icons_differ():
     masks = {name: world._icon(name, 20).tobytes() for name in OBJECTS}
     assert len(set(masks.values())) == len(OBJECTS) == len(ICONS)
     assert all(len(natives) == len(NATIVE_WEIGHTS) for natives in CONTEXTS.values())
@@ -111,7 +111,7 @@ def test_position_phrases():
     assert set().union(*(world.fair_positions(item.box) for item in world.scene("test", 0).objects)) <= set(POSITIONS)
 
 
-def test_true_captions_are_true_and_noisy_ones_hallucinate_what_goes_together():
+def test_true_captions_are_correct_and_noisy_ones_hallucinate():
     rng = random.Random(0)
     invented: Counter[bool] = Counter()
     for index in range(400):
@@ -125,13 +125,13 @@ def test_true_captions_are_true_and_noisy_ones_hallucinate_what_goes_together():
     assert 0.5 < invented[True] / 400 < 0.95
 
 
-def test_noisy_captions_depend_on_the_generator_alone():
+def test_noisy_captions_depend_only_on_the_random_generator():
     scene = world.scene("pretrain", 7)
     assert world.noisy_caption(scene, random.Random(5)) == world.noisy_caption(scene, random.Random(5))
     assert len({world.noisy_caption(scene, random.Random(seed)) for seed in range(20)}) > 10
 
 
-def test_a_sheet_is_a_picture(tmp_path):
+def test_picture_sheet_is_an_image(tmp_path):
     picture_sheet("development", 5, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 4 * 4 * world.SIZE

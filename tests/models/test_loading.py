@@ -86,7 +86,7 @@ def test_a_revision_is_part_of_the_reference_and_only_of_hub_models():
     assert built.captioner.versioned_ref == "owner/llava@v1"
     assert built.clip.versioned_ref == "miniworld:clip"
     for section in ("captioner", "clip"):
-        with pytest.raises(ConfigError, match=f"{section}: 'revision' belongs to a model of the hub; 's3://b/m'"):
+        with pytest.raises(ConfigError, match=f"{section}: 'revision' requires a hub id, but 'ref' is 's3://b/m'"):
             config.build({section: {"ref": "s3://b/m", "revision": "v1"}}, where="test")
 
 

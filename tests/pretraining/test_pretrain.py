@@ -1,4 +1,4 @@
-"""The shipped weights do what they are shipped for, and a little pre-training already learns."""
+"""The shipped models have the expected quality, and a short pre-training reduces the loss."""
 
 import json
 import random
@@ -17,10 +17,10 @@ from jsfree.models.references import WEIGHTS
 from jsfree.pretraining import captioner as captioner_training
 from jsfree.pretraining import clip as clip_training
 from jsfree.pretraining import tokenizers
-from jsfree.pretraining.pretrain import Effort, pretrain
+from jsfree.pretraining.pretrain import Budget, pretrain
 from jsfree.pretraining.tables import scene_table, sentence_table
 
-TINY = Effort(
+TINY = Budget(
     clip_scenes=64,
     captioner_scenes=64,
     clip_steps=6,
@@ -59,7 +59,7 @@ def cosines(clip, scene, texts):
         return (clip.model.encode_text(clip.tokenizer(texts), normalize=True) @ image[0]).tolist()
 
 
-def test_the_seed_sees_most_and_invents_some(captioner):
+def test_the_seed_has_high_recall_and_hallucinates(captioner):
     scenes = [world.scene("development", index) for index in range(60)]
     counts = [count_caption(scene, text) for scene, text in zip(scenes, captions(captioner, scenes), strict=True)]
     recall = sum(count.distinct_correct for count in counts) / sum(count.truth_objects for count in counts)
@@ -67,7 +67,7 @@ def test_the_seed_sees_most_and_invents_some(captioner):
     assert 0.2 < np.mean([count.hallucinated > 0 for count in counts]) < 0.85
 
 
-def test_clip_prefers_the_truth_to_what_is_nearly_true(clip):
+def test_clip_scores_true_sentences_above_hard_negatives(clip):
     rng, wins = random.Random(0), []
     for index in range(60):
         scene = world.scene("development", index)
@@ -87,14 +87,14 @@ def test_clip_prefers_the_truth_to_what_is_nearly_true(clip):
     assert (np.mean(wins, axis=0) > 0.85).all()
 
 
-def test_every_sentence_of_the_world_fits_clips_context(clip):
+def test_every_sentence_fits_into_clips_context(clip):
     texts = list(sentence_table().texts)
     lengths = (clip.tokenizer(texts) == clip.tokenizer.tokenizer.eos_token_id).int().argmax(1) + 1
     assert (clip.tokenizer(texts)[:, -1] == clip.tokenizer.tokenizer.pad_token_id).all()
     assert int(lengths.max()) < clip.context_length
 
 
-def test_the_end_token_is_where_open_clip_pools():
+def test_clips_end_token_has_the_largest_id():
     tokenizer = tokenizers.clip_tokenizer()
     assert tokenizer.eos_token_id == len(tokenizer) - 1
     ids = tokenizer("There is a RED cup.").input_ids
@@ -102,7 +102,7 @@ def test_the_end_token_is_where_open_clip_pools():
     assert len(ids) == 8
 
 
-def test_shipped_files_have_the_hubs_layout_and_stay_small():
+def test_shipped_files_have_the_hubs_layout_and_are_small():
     with safe_open(WEIGHTS / "captioner" / "model.safetensors", "pt") as weights:
         names = set(weights.keys())
     assert "vision_tower.vision_model.embeddings.class_embedding" in names
@@ -113,7 +113,7 @@ def test_shipped_files_have_the_hubs_layout_and_stay_small():
     assert heads["hidden_size"] // heads["num_attention_heads"] in (32, 64)
 
 
-def test_the_prompt_is_llavas(captioner):
+def test_prompt_is_that_of_llava(captioner):
     ids = captioner.prompt_ids(world.PROMPT, image=True)
     assert ids.count(captioner.model.config.image_token_index) == captioner.image_tokens
     text = captioner.processor.tokenizer.decode(ids).replace("<image>" * captioner.image_tokens, "<image>")
@@ -121,7 +121,7 @@ def test_the_prompt_is_llavas(captioner):
     assert captioner.prompt_ids("x", image=False)[0] == captioner.processor.tokenizer.bos_token_id
 
 
-def test_the_captioner_sees_with_clips_tower(captioner, clip):
+def test_captioner_has_clips_vision_tower(captioner, clip):
     captioner_training.copy_vision_tower(clip.model.visual, captioner.model.model.vision_tower)
     ours = captioner.model.model.vision_tower.state_dict()
     theirs = captioner_training.vision_weights(clip.model.visual)
@@ -130,7 +130,7 @@ def test_the_captioner_sees_with_clips_tower(captioner, clip):
     assert all(torch.equal(ours[name], shipped[name]) for name in ours)
 
 
-def test_a_tower_that_differs_is_refused(clip, monkeypatch):
+def test_a_wrongly_copied_vision_tower_is_refused(clip, monkeypatch):
     spoiled = captioner_training.vision_weights(clip.model.visual)
     spoiled["pre_layrnorm.weight"] = spoiled["pre_layrnorm.weight"] * 1.5
     monkeypatch.setattr(captioner_training, "vision_weights", lambda visual: spoiled)
@@ -138,10 +138,10 @@ def test_a_tower_that_differs_is_refused(clip, monkeypatch):
         captioner_training.build_captioner(clip.model)
 
 
-def test_truth_of_pairs_is_exact():
+def test_sentence_truth_matches_the_scenes():
     scenes = [world.scene("development", index) for index in range(20)]
     table, sentences = scene_table(scenes, clip_training.PATCH), sentence_table()
-    verdicts, misplaced = clip_training.truth(table, np.arange(20), sentences, np.arange(len(sentences.texts)))
+    verdicts, misplaced = clip_training.sentence_truth(table, np.arange(20), sentences, np.arange(len(sentences.texts)))
     assert not (verdicts & misplaced).any()
     for scene, row in zip(scenes, verdicts, strict=True):
         said = {text for text, true in zip(sentences.texts, row, strict=True) if true}
@@ -153,23 +153,23 @@ def test_truth_of_pairs_is_exact():
         assert said == wanted
 
 
-def test_drawn_sentences_are_true_and_nearly_true():
+def test_sampler_draws_true_sentences_and_hard_negatives():
     table = scene_table([world.scene("development", index) for index in range(64)], clip_training.PATCH)
     sentences, rows = sentence_table(), np.arange(64)
     sampler = clip_training.SentenceSampler(table, sentences, np.random.default_rng(0))
-    verdicts, misplaced = clip_training.truth(table, rows, sentences, sampler.draw(rows))
+    verdicts, misplaced = clip_training.sentence_truth(table, rows, sentences, sampler.draw(rows))
     assert not misplaced[rows, 64 + rows].any()
     assert verdicts[rows, rows].all()
     assert not verdicts[rows, 64 + rows].any()
 
 
-def test_a_little_pretraining_learns_and_can_be_repeated(tmp_path: Path):
+def test_short_pretraining_reduces_the_loss_and_is_reproducible(tmp_path: Path):
     losses: dict[str, list[float]] = {"clip": [], "captioner": []}
-    pretrain(tmp_path / "a", seed=1, progress=lambda part, *rest: losses[part].append(rest[-1]), effort=TINY)
+    pretrain(tmp_path / "a", seed=1, progress=lambda part, *rest: losses[part].append(rest[-1]), budget=TINY)
     for part in losses.values():
         assert len(part) == 6
         assert part[-1] < part[0] - 0.2
-    pretrain(tmp_path / "b", seed=1, effort=TINY)
+    pretrain(tmp_path / "b", seed=1, budget=TINY)
     for file in ("clip/open_clip_model.safetensors", "captioner/model.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert load_clip(str(tmp_path / "a" / "clip")).context_length == tokenizers.CLIP_CONTEXT

@@ -1,4 +1,4 @@
-"""What a model card says comes from the run, names no machine, and is the same whenever it is written."""
+"""Model cards: they depend on the run alone and name no machine."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def rows(text: str, first: str) -> list[list[str]]:
     return [cells for cells in lines if cells[0].startswith(first)]
 
 
-def test_its_figures_are_those_of_the_metrics(run):
+def test_the_card_has_the_metrics(run):
     text = card(run, 2)
     metrics = run.round(2).read_json("metrics.json")
     for mode, cells in zip(("greedy", "sampled"), rows(text, "Response hallucination"), strict=True):
@@ -37,7 +37,7 @@ def test_its_figures_are_those_of_the_metrics(run):
     assert "hallucination itself has not been measured" not in text.lower()
 
 
-def test_it_says_what_every_round_was_trained_on(run):
+def test_the_card_lists_the_data_of_every_round(run):
     text = card(run, 2)
     for number in (1, 2):
         facts = run.manifest(number, "selected").facts
@@ -47,14 +47,20 @@ def test_it_says_what_every_round_was_trained_on(run):
     assert "jsfree 0.1.0, torch 2.13.0, transformers 5.19.1" in text
 
 
-def test_the_hub_can_read_it(run):
+def test_the_hub_reads_metadata_and_results(run):
     read = ModelCard(card(run, 1)).data
     assert (read.library_name, read.pipeline_tag, read.license) == ("transformers", "image-text-to-text", "apache-2.0")
     assert "base_model" not in read.to_dict()
     assert "arxiv:2411.17760" in read.tags
+    metrics = run.round(1).read_json("metrics.json")["after"]
+    results = {(result.metric_type, result.metric_name): result for result in read.eval_results}
+    assert len(results) == sum(map(len, metrics.values()))
+    recall = results["recall", "Recall (%), sampled"]
+    assert recall.metric_value == round(100 * metrics["sampled"]["recall"]["value"], 1)
+    assert recall.dataset_name == "40 MiniWorld scenes of the test split"
 
 
-def test_without_truth_it_does_not_speak_of_hallucination_as_measured(tmp_path):
+def test_without_truth_hallucination_is_not_claimed(tmp_path):
     unknown = example_run.build(
         tmp_path / "private-name", truth=False, source={"kind": "folder", "path": "/home/me/photos", "count": 120}
     )
@@ -62,12 +68,12 @@ def test_without_truth_it_does_not_speak_of_hallucination_as_measured(tmp_path):
     assert "Hallucination itself has not been measured" in text
     score = unknown.round(1).read_json("label_free.json")["after"]["greedy"]["clip_score"]["value"]
     assert rows(text, "CLIP score")[0][2].startswith(f"{100 * score:.2f} (")
-    assert "120 images a round of `photos` (folder)" in text
+    assert "120 images per round of `photos` (folder)" in text
     for place in ("/home/me", "private-name", str(tmp_path)):
         assert place not in text
 
 
-def test_two_runs_of_the_same_settings_have_one_card(run, tmp_path):
+def test_equal_runs_have_equal_cards(run, tmp_path):
     other = example_run.build(tmp_path / "elsewhere", rounds=2)
     assert card(other, 1).encode() == card(run, 1).encode()
     unevaluated = example_run.build(tmp_path / "half")
@@ -76,7 +82,7 @@ def test_two_runs_of_the_same_settings_have_one_card(run, tmp_path):
     assert "has not been evaluated yet" in card(unevaluated, 1)
 
 
-def test_it_lies_beside_the_model_and_is_no_part_of_it(run, tmp_path):
+def test_the_card_is_not_part_of_the_model_checksums(run, tmp_path):
     model = tmp_path / "round-1" / "model"
     model.mkdir(parents=True)
     for name, content in {
@@ -99,7 +105,7 @@ def test_it_lies_beside_the_model_and_is_no_part_of_it(run, tmp_path):
 # The licence
 
 
-def test_a_base_in_a_folder_says_its_licence_in_its_own_card(tmp_path, run):
+def test_the_licence_of_a_base_in_a_folder(tmp_path, run):
     base = tmp_path / "my-llava"
     base.mkdir()
     (base / "README.md").write_text(
@@ -130,7 +136,7 @@ for ref in refs:
 """
 
 
-def test_the_hub_is_asked_for_the_licence_and_may_be_silent(tmp_path):
+def test_the_licence_of_a_base_on_the_hub(tmp_path):
     with LocalHub({"owner/llava": Repo({"README.md": b"---\nlicense: llama2\n---\n"}), "owner/bare": Repo({})}) as hub:
         commit = hub.repos["owner/llava"].commit
         ask = [sys.executable, "-c", ASK, commit, "owner/llava", "owner/bare", "owner/absent"]
@@ -159,14 +165,14 @@ NO_FRONT_MATTER = (
 
 
 @pytest.mark.parametrize("text", NO_FRONT_MATTER)
-def test_what_is_no_front_matter_says_nothing(text):
+def test_text_without_front_matter(text):
     assert front_matter(text) == {}
 
 
-def test_of_imported_pairs_it_does_not_say_that_the_model_wrote_them(tmp_path):
+def test_the_card_of_a_model_trained_on_imported_pairs(tmp_path):
     imported = {"format": "povid", "path": "/home/me/povid_preference.json"}
     text = card(example_run.build(tmp_path / "run", imported=imported), 1)
-    assert "pairs of captions that were made elsewhere\n(povid: `povid_preference.json`)" in text
+    assert "imported pairs of captions\n(povid: `povid_preference.json`)" in text
     assert "trained to answer the pairs' questions" in text
-    for claim in ("/home/me", "written itself", "model's own", "hallucination ratios", "Describe image"):
+    for claim in ("/home/me", "generated itself", "model's own", "hallucination ratios", "Describe image"):
         assert claim not in text.partition("## How to use it")[0] + text.partition("## Data")[2]

@@ -93,7 +93,7 @@ def test_what_others_need_is_missed_when_it_is_not_there(captioner, tmp_path):
     assert contents(Folder(str(tmp_path / "model")), adapter=True).missing == [
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
-        f"tokenizer.json as checksums.json knows it ({len(everything(tmp_path / 'short')['tokenizer.json'])} bytes)",
+        f"tokenizer.json as listed in checksums.json ({len(everything(tmp_path / 'short')['tokenizer.json'])} bytes)",
     ]
 
 
@@ -143,7 +143,9 @@ def test_an_adapter_of_another_training_is_found_out(with_adapter, tmp_path):
     name = next(name for name in factors if name.endswith("layers.1.mlp.up_proj.lora_B.weight"))
     save_file({**factors, name: factors[name] * 1.02}, file)
     found = parity(BASE, other, RunConfig().captioner, "Describe.", ModelFiles())
-    with pytest.raises(ModelError, match="its adapter/ and its merged weights are two models: logits differ by"):
+    with pytest.raises(
+        ModelError, match="adapter/ and the merged weights are different models: their logits differ by"
+    ):
         require_parity(found, "here")
 
 
@@ -156,7 +158,7 @@ def test_an_adapter_of_another_training_is_found_out(with_adapter, tmp_path):
         ("hf://model", "write hf://owner/name or hf://owner/name@branch"),
         ("hf://owner/name@", "write hf://owner/name"),
         ("hf://datasets/owner/name", "write hf://owner/name"),
-        ("hf://owner/na me", "is no name of a repository of the hub"),
+        ("hf://owner/na me", "is not a valid repository name"),
     ],
 )
 def test_what_is_no_repository_is_refused(target, told):
@@ -252,7 +254,7 @@ def test_a_dry_run_lists_what_would_go_and_what_is_missing(run, tmp_path):
     tokenless = publish(*to, environment=environment)
     assert tokenless.returncode == 1
     assert json.loads(tokenless.stdout)["missing"] == [
-        "a token that may write to owner: set HF_TOKEN, or run `hf auth login`"
+        "a token with write access to owner: set HF_TOKEN, or run `hf auth login`"
     ]
 
 

@@ -1,4 +1,4 @@
-"""The command line as its user meets it: one line an error, the right exit code, no traceback."""
+"""The command line: one line per error, exit codes, help, and printed commands."""
 
 import os
 import shlex
@@ -34,7 +34,7 @@ def run_in(tmp_path, *settings: str) -> tuple[str, ...]:
         (["run=/proc/run"], 1, "cannot be written: No such file or directory"),
     ],
 )
-def test_bad_input_is_one_clear_line(tmp_path, settings, code, told):
+def test_bad_input_is_a_one_line_error(tmp_path, settings, code, told):
     arguments = run_in(tmp_path, *(setting.format(tmp=tmp_path) for setting in settings))
     if any(setting.startswith("run=") for setting in settings):
         arguments = ("run", *arguments[3:])
@@ -46,7 +46,7 @@ def test_bad_input_is_one_clear_line(tmp_path, settings, code, told):
 
 
 @pytest.mark.slow
-def test_another_config_is_refused_on_a_run(tmp_path):
+def test_a_changed_configuration_is_refused_on_a_run(tmp_path):
     (tmp_path / "images").mkdir()
     world.draw(world.scene("unlabelled", 0)).save(tmp_path / "images" / "a.png")
     (tmp_path / "run" / "round-1" / "samples").mkdir(parents=True)
@@ -66,7 +66,7 @@ def test_version_and_usage():
     assert "Traceback" not in unknown.stderr
 
 
-def test_report_of_no_run_is_refused(tmp_path):
+def test_a_report_without_a_run_is_refused(tmp_path):
     done = jsfree("report", "--run", str(tmp_path / "nothing"))
     assert done.returncode == 2
     assert "holds no run" in done.stderr
@@ -109,7 +109,7 @@ def test_debug_before_or_after_the_command_shows_the_traceback(tmp_path, argumen
 
 
 @pytest.mark.slow
-def test_a_stage_before_its_turn_names_the_command_to_run_first(tmp_path):
+def test_a_stage_out_of_order_names_the_command_to_run_first(tmp_path):
     done = jsfree("score", "--run", str(tmp_path / "run"))
     assert done.returncode == 2, done.stderr
     needed = "'score' of round 1 needs 'generate' of round 1, which is not done; first do `jsfree generate --round 1`"
@@ -131,7 +131,7 @@ def test_a_job_refuses_a_run_that_would_be_lost_with_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_that_another_driver_works_on_is_refused_and_its_report_is_not(tmp_path):
+def test_a_run_held_by_another_driver_is_refused_but_its_report_is_built(tmp_path):
     from jsfree.run.folder import Folder
     from jsfree.run.lease import Lease
 
@@ -145,7 +145,7 @@ def test_a_run_that_another_driver_works_on_is_refused_and_its_report_is_not(tmp
     assert reported.returncode == 0, reported.stderr
 
 
-def test_an_address_for_submitting_jobs_is_no_cluster_to_join(tmp_path, monkeypatch):
+def test_an_address_for_submitting_jobs_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     done = jsfree(*run_in(tmp_path))
     assert done.returncode == 1, done.stderr
@@ -153,7 +153,7 @@ def test_an_address_for_submitting_jobs_is_no_cluster_to_join(tmp_path, monkeypa
     assert "Traceback" not in done.stderr
 
 
-def test_a_report_is_of_the_run_that_is_named(tmp_path, monkeypatch):
+def test_a_moved_run_is_reported_from_its_new_folder(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
     from ray_jobs.cli import app
@@ -176,7 +176,7 @@ def test_a_report_is_of_the_run_that_is_named(tmp_path, monkeypatch):
     assert "add --run '" in str(CliRunner().invoke(app, ["run", "--config", "first run [v1]/config.yaml"]).exception)
 
 
-def test_option_values_are_taken_as_they_are_typed_and_commands_can_be_copied(tmp_path, monkeypatch):
+def test_option_values_are_literal_and_printed_commands_can_be_copied(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
     from ray_jobs import cli, pipeline
@@ -205,5 +205,5 @@ def test_a_run_folder_of_any_name_is_served(tmp_path):
 
     for name in ("mini #1", "2024", "a: b"):
         Run.open(config.build({"run": "runs/elsewhere"}, "test").model_copy(update={"run": str(tmp_path / name)}))
-        served = serving_config(str(tmp_path / name), ["serve.host=::", config.as_override("serve.port", 8001)])
+        served = serving_config(str(tmp_path / name), ["serve.host=::", config.format_override("serve.port", 8001)])
         assert (served.run, served.serve.host, served.serve.port) == (str(tmp_path / name), "::", 8001)

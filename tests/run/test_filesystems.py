@@ -9,7 +9,7 @@ from fsspec.registry import _registry
 from fsspec.spec import AbstractFileSystem
 
 from jsfree.errors import JsfreeError, ModelError, SourceError, StorageError
-from jsfree.images.listing import opened
+from jsfree.images.listing import open_path
 from jsfree.models.cache import RemoteFolder
 from jsfree.models.contents import CAPTIONER
 from jsfree.run.filesystems import EXTRAS, filesystem_of, reason
@@ -42,7 +42,7 @@ def refusing():
     ("ask", "error"),
     [
         (lambda uri: Folder(uri), StorageError),
-        (lambda uri: opened(uri), SourceError),
+        (lambda uri: open_path(uri), SourceError),
         (lambda uri: RemoteFolder(uri, CAPTIONER), ModelError),
     ],
 )
@@ -76,7 +76,7 @@ def test_a_package_that_no_extra_holds_is_named_as_fsspec_does(monkeypatch):
         lambda uri: Folder(uri).write("config.yaml", b""),
         lambda uri: Folder(uri).table_metadata("shard-00000.parquet"),
         lambda uri: Folder(uri).remove("config.yaml"),
-        lambda uri: opened(uri),
+        lambda uri: open_path(uri),
         lambda uri: RemoteFolder(uri, CAPTIONER),
     ],
 )

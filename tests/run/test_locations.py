@@ -10,7 +10,7 @@ from jsfree.errors import ConfigError, RunError
 from jsfree.run.folder import Folder
 from jsfree.run.locations import (
     enclosing_run,
-    is_same_place,
+    is_same_location,
     is_within,
     require_base_from_here,
     require_outside_runs,
@@ -77,7 +77,7 @@ def test_two_paths_lead_to_one_place_however_they_are_spelled(place, path, other
     (place / "a" / "b" / "x.json").touch()
     os.link(place / "a" / "b" / "x.json", place / "a" / "b" / "hard.json")
     path, other = path.format(here=place), other.format(here=place)
-    assert is_same_place(path, other) is is_same_place(other, path) is expected
+    assert is_same_location(path, other) is is_same_location(other, path) is expected
 
 
 def test_a_folder_of_any_run_is_known_as_one(place):

@@ -1,4 +1,4 @@
-"""Ray Serve for real: `jsfree serve` as its user starts it, asked by the official client, curl's way and badly."""
+"""`jsfree serve` on a real Ray Serve, with requests of the official client, of curl, and invalid ones."""
 
 import http.client
 import json
@@ -102,7 +102,7 @@ def test_the_official_client_understands_the_errors(client):
     assert (streaming.value.param, streaming.value.code) == ("stream", "unsupported_parameter")
 
 
-def test_eight_clients_at_once_get_what_each_gets_alone(client):
+def test_eight_concurrent_clients_get_the_same_captions_as_alone(client):
     def ask(index: int) -> str:
         body = chat(scene_url(index), temperature=1, seed=index, max_tokens=60)
         return client.chat.completions.create(**body).choices[0].message.content
@@ -135,7 +135,7 @@ def test_the_printed_command_works_when_copied(server):
         ("/compare", bytes(1_000_000), 413, "too_large"),
     ],
 )
-def test_errors_keep_their_shape_behind_ray_serve(server, path, content, status, code):
+def test_errors_keep_their_format_behind_ray_serve(server, path, content, status, code):
     answered, headers, body = server.get(path, content)
     assert answered == status
     assert set(body["error"]) == {"message", "type", "param", "code"}
@@ -143,7 +143,7 @@ def test_errors_keep_their_shape_behind_ray_serve(server, path, content, status,
     assert headers["x-should-retry"] == "false"
 
 
-def test_head_is_answered_without_a_body(server):
+def test_a_head_request_is_answered_without_a_body(server):
     for path, status in (("/healthz", 200), ("/v1/models", 200), ("/v1/models/after", 200), ("/v1/models/x", 404)):
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         connection.request("HEAD", path)
@@ -152,8 +152,8 @@ def test_head_is_answered_without_a_body(server):
         connection.close()
 
 
-def test_clients_that_go_free_their_slots(server, client):
-    """Four requests fill a replica, and their clients go: another is answered long before they could have been."""
+def test_clients_that_disconnect_free_their_slots(server, client):
+    """Four requests fill a replica and their clients disconnect: a fifth is answered before those could have ended."""
 
     def answered(**fields) -> bool:
         try:
@@ -181,14 +181,14 @@ def test_clients_that_go_free_their_slots(server, client):
     assert server.get("/healthz")[2] == {"status": "ok", "models": {"before": "m0", "after": "m1"}}
 
 
-def test_the_port_is_on_loopback_alone(server):
+def test_the_port_listens_only_on_loopback(server):
     done = subprocess.run(["ss", "-ltnH", f"sport = :{server.port}"], capture_output=True, text=True)
     addresses = {line.split()[3] for line in done.stdout.splitlines()}
     assert addresses == {f"127.0.0.1:{server.port}"}
 
 
-def test_sigterm_ends_it_in_order(server):
-    """Last: it ends the server that the other tests ask."""
+def test_sigterm_stops_the_server_cleanly(server):
+    """Runs last, because it stops the server of the other tests."""
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 0
     assert "Traceback" not in server.log.read_text()

@@ -1,4 +1,4 @@
-"""What `serve deploy` is given: written by `--write-yaml`, checked key by key, and what cannot be served."""
+"""The configuration for `serve deploy`, and runs and settings that cannot be served."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def finish(run: Run, number: int) -> None:
     run.finish(number, "train", Manifest(fingerprint="x", rows_in=1, rows_out=1))
 
 
-def test_the_last_finished_model_is_after(tmp_path):
+def test_after_is_the_last_finished_model(tmp_path):
     run = unserved(tmp_path)
     (run.folder / "round-3" / "train").write_json("_inputs.json", {})  # begun, not done
     finish(run, 1)
@@ -60,7 +60,7 @@ def test_a_wrong_setting_is_named(finished_run, override, told):
     assert told in str(error.value)
 
 
-def test_how_a_run_is_served_is_in_no_fingerprint():
+def test_serving_settings_change_no_fingerprint():
     wide = config.build({"serve": {"slots": 99, "after": {"replicas": 4, "gpus": 1}}}, "test")
     assert wide.own_fingerprint == config.RunConfig().own_fingerprint
     assert config.differences(config.RunConfig(), wide) == []
@@ -78,7 +78,7 @@ def test_build_places_replicas_as_configured(finished_run):
 
 
 def test_serve_deploy_finds_the_builder_and_its_arguments(finished_run):
-    """As `serve run`, `serve deploy` and a RayService come to the application: by import path and a mapping."""
+    """`serve run`, `serve deploy` and a RayService call the builder by its import path with a mapping."""
     import pydantic
     from ray._common.utils import import_attr
     from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as called
@@ -90,7 +90,7 @@ def test_serve_deploy_finds_the_builder_and_its_arguments(finished_run):
         called(builder, {"run": finished_run.run.folder.uri, "setings": []})
 
 
-def test_the_written_configuration_is_that_of_the_server(finished_run, tmp_path):
+def test_the_written_configuration_has_the_servers_settings(finished_run, tmp_path):
     file = tmp_path / "served.yaml"
     command = [sys.executable, "-m", "ray_jobs.cli", "serve", "--run", finished_run.run.folder.uri]
     options = ["--host", "0.0.0.0", "--port", "8123", "--set", "serve.slots=4", "--write-yaml", str(file)]
@@ -138,7 +138,7 @@ def test_a_misspelled_configuration_is_refused(finished_run, change, told):
         (["serve.before.replicas=5"], 0, False),
     ],
 )
-def test_replicas_without_room_are_refused(finished_run, settings, gpus, fits):
+def test_replicas_that_do_not_fit_are_refused(finished_run, settings, gpus, fits):
     wanted = serving_config(finished_run.run.folder.uri, settings)
     nodes = [{"CPU": 4.0, "GPU": float(gpus)}]
     if fits:
@@ -148,7 +148,7 @@ def test_replicas_without_room_are_refused(finished_run, settings, gpus, fits):
         serve_models.require_capacity(wanted, nodes)
 
 
-def test_a_taken_port_is_refused_before_ray_starts(finished_run):
+def test_a_port_in_use_is_refused_before_ray_starts(finished_run):
     import socket
 
     with socket.socket() as taken:
@@ -161,7 +161,7 @@ def test_a_taken_port_is_refused_before_ray_starts(finished_run):
 
 
 def test_a_file_name_stays_in_the_comment(finished_run):
-    """A name with blanks is quoted for the shell; one with a line break adds no key to the configuration."""
+    """A name with spaces is quoted for the shell; one with a line break adds no key to the configuration."""
     run = finished_run.run.config
     assert "serve deploy 'my file.yaml'\n" in deploy.deploy_yaml(run, [], "my file.yaml")
     written = yaml.safe_load(deploy.deploy_yaml(run, [], "x\nhttp_options: {host: 0.0.0.0}\n.yaml"))

@@ -1,4 +1,4 @@
-"""The decoding loop of a replica: many clients at once, those who go, and how it dies."""
+"""The decoding loop of a replica: concurrent clients, disconnects and failures."""
 
 import asyncio
 import threading
@@ -10,6 +10,7 @@ from jsfree.config import Decoding
 from jsfree.decoding.engine import DualPathEngine
 from jsfree.decoding.loop import DecodingLoop
 from jsfree.decoding.requests import Request
+from jsfree.decoding.workload import Workload
 from jsfree.errors import ServeError
 from jsfree.miniworld import world
 from serve.engines import Engine
@@ -28,7 +29,7 @@ def question(index: int, **fields) -> Question:
     return Question(image=world.png_bytes(world.scene("development", index)), **{**given, **fields})
 
 
-def test_eight_clients_get_what_each_would_get_alone(engine):
+def test_eight_concurrent_clients_get_the_same_captions_as_alone(engine):
     questions = [question(index, prompt=world.PROMPT if index % 3 else "Describe.") for index in range(8)]
 
     async def together() -> list[Answer | Refusal]:
@@ -44,7 +45,7 @@ def test_eight_clients_get_what_each_would_get_alone(engine):
 
 
 class Counting(DualPathEngine):
-    """Counts its steps, and takes long over the first one."""
+    """Counts its steps; the first one is slow."""
 
     calls = 0
 
@@ -55,9 +56,9 @@ class Counting(DualPathEngine):
         return super().step()
 
 
-def test_a_client_that_goes_frees_its_slots(engine):
-    """What nobody waits for is not decoded on: 32 captions of 60 tokens would take hundreds of steps."""
-    decoder = Counting(engine._captioner, 4)
+def test_a_client_that_disconnects_frees_its_slots(engine):
+    """Abandoned captions are not decoded further: 32 captions of 60 tokens would take hundreds of steps."""
+    decoder = Counting(engine._captioner, Workload(4))
     engine._loop.close()
     engine._loop = DecodingLoop(decoder, 60)
 
@@ -78,7 +79,7 @@ def test_a_client_that_goes_frees_its_slots(engine):
 
 
 class Failing(DualPathEngine):
-    """Breaks at its third step, as a GPU out of memory would."""
+    """Fails at its third step, like a GPU out of memory."""
 
     calls = 0
 
@@ -89,9 +90,9 @@ class Failing(DualPathEngine):
         return super().step()
 
 
-def test_a_loop_that_dies_refuses_who_waits_and_is_unhealthy(engine):
+def test_a_loop_that_fails_refuses_waiting_requests_and_is_unhealthy(engine):
     engine._loop.close()
-    engine._loop = DecodingLoop(Failing(engine._captioner, 8), 60)
+    engine._loop = DecodingLoop(Failing(engine._captioner, Workload(8)), 60)
     engine.check()
     answer = asyncio.run(engine.caption(question(0)))
     assert isinstance(answer, Refusal)
@@ -102,7 +103,7 @@ def test_a_loop_that_dies_refuses_who_waits_and_is_unhealthy(engine):
     assert isinstance(asyncio.run(engine.caption(question(0))), Refusal)
 
 
-def test_a_loop_that_stands_still_is_unhealthy(captioner):
+def test_a_loop_without_progress_is_unhealthy(captioner):
     go_on = threading.Event()
 
     class Stuck(DualPathEngine):
@@ -110,7 +111,7 @@ def test_a_loop_that_stands_still_is_unhealthy(captioner):
             go_on.wait(10)
             return super().step()
 
-    loop = DecodingLoop(Stuck(captioner, 1), 0.8)
+    loop = DecodingLoop(Stuck(captioner, Workload(1)), 0.8)
     assert loop.problem() is None
 
     async def ask_and_wait() -> None:

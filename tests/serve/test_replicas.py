@@ -1,4 +1,4 @@
-"""What the HTTP side makes of a replica's failure: one request's fault, or a replica that has gone."""
+"""A replica's failure as an HTTP error: of one request, or of a lost replica."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ QUESTION = Question(b"", "Describe.", 0.0, 1.0, 1, 0)
 
 
 class Handle:
-    """A deployment's handle whose replica fails."""
+    """The handle of a deployment whose replica fails."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -24,7 +24,7 @@ class Handle:
 
 
 def failed_task(cause: Exception) -> Exception:
-    """As Ray raises an exception of the code that ran."""
+    """The error that Ray raises for an exception in a task."""
     return RayTaskError("caption", "Traceback", cause).as_instanceof_cause()
 
 
@@ -37,7 +37,7 @@ def failed_task(cause: Exception) -> Exception:
         (ActorUnavailableError("gone", None), 503, "true"),
     ],
 )
-def test_only_a_replica_that_has_gone_is_worth_another_try(error, status, retry):
+def test_only_a_lost_replica_is_worth_a_retry(error, status, retry):
     refusal = asyncio.run(Replicas(Handle(error)).caption(QUESTION))
     response = errors.refused(refusal, "image", "prompt").response()
     assert (response.status_code, response.headers["x-should-retry"]) == (status, retry)

@@ -68,7 +68,7 @@ def test_no_more_checkpoints_are_held_than_written(steps, every, keep, held):
 
 def test_features_of_an_image_are_counted_as_they_are_stored(captioner):
     model = PairModel(captioner.model)
-    features = model.features(captioner.pixel_values([Image.new("RGB", (64, 64))]))
+    features = model.vision_features(captioner.pixel_values([Image.new("RGB", (64, 64))]))
     assert footprint.feature_bytes(WEIGHTS / "captioner", "float32") == features.nbytes
 
 

@@ -9,6 +9,7 @@ from jsfree import config as configuration
 from jsfree.config import Lora, RunConfig
 from jsfree.decoding.engine import DualPathEngine
 from jsfree.decoding.requests import Request
+from jsfree.decoding.workload import Workload
 from jsfree.errors import ConfigError
 from jsfree.sizing import memory, rates
 from jsfree.sizing.memory import Lengths
@@ -22,7 +23,7 @@ LENGTHS = Lengths(prefix=592, text_prefix=16, caption=130, maximum=256)
 def test_generation_is_predicted_as_the_engine_lays_it_out(captioner):
     config = configuration.build({"generate": {"slots": 8, "decoding": {"max_new_tokens": 20}}}, where="test")
     prompt, decoding = config.prompt, config.generate.decoding
-    engine = DualPathEngine(captioner, 8, mixed=0.5, prompts=1)
+    engine = DualPathEngine(captioner, Workload(8, dual_path_share=0.5, prompts=1))
     engine.decode([Request("one", torch.zeros(3, 64, 64), prompt, 0.5, (0, 0), decoding)])
     with_image, without = (len(captioner.prompt_ids(prompt, image=image)) for image in (True, False))
     predicted = memory.generation(

@@ -10,7 +10,7 @@ from jsfree import config
 from jsfree.config import RunConfig
 from jsfree.decoding import algorithm1
 from jsfree.decoding.engine import DualPathEngine
-from jsfree.decoding.mixing import contrast_of
+from jsfree.decoding.mixing import contrastive_mixing
 from jsfree.decoding.requests import Request
 from jsfree.decoding.sampling import noise_key
 from jsfree.errors import ConfigError
@@ -99,7 +99,7 @@ def test_an_image_that_the_model_gives_no_token_for_is_an_error_row_alone(monkey
     submit = DualPathEngine.submit
 
     def submit_spoilt(engine, request):
-        spoils = request.noise in spoilt
+        spoils = request.noise_key in spoilt
         submit(engine, replace(request, pixels=request.pixels * math.nan) if spoils else request)
 
     monkeypatch.setattr(DualPathEngine, "submit", submit_spoilt)
@@ -120,7 +120,7 @@ def test_a_baseline_of_the_literature_captions_for_evaluation(captioner, kind):
         pixels = captioner.pixels(world.draw(world.scene("development", index)))
         key = noise_key(settings.seed, 0, row["sample_id"], kind)
         request = Request("x", pixels, world.PROMPT, 1.0, key, mode)
-        expected = algorithm1.decode(captioner, request, contrast_of(mode.contrast))
+        expected = algorithm1.decode(captioner, request, contrastive_mixing(mode.contrast))
         assert tuple(row["token_ids"]) == expected.token_ids
         assert row["mode"] == kind
 

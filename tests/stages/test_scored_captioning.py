@@ -21,7 +21,7 @@ def settings():
 
 @pytest.fixture(scope="module")
 def shards(settings):
-    samples = training_samples(settings, 1)
+    samples = list(training_samples(settings, 1))
     samples[3]["image"]["bytes"] = b"no image"
     return [samples[:SHARD], samples[SHARD:]]
 

@@ -19,7 +19,7 @@ from jsfree.miniworld import world
 from jsfree.miniworld.world import CaptionNoise
 from jsfree.run.folder import shard_name
 from jsfree.run.run import Manifest, Run
-from jsfree.stages.preference import select_pairs
+from jsfree.stages.pair_selection import select_pairs
 
 SETTINGS = {"source": {"count": 120}, "evaluate": {"source": {"split": "test", "count": 40}}}
 CARE = {

@@ -1,4 +1,4 @@
-"""Selection written directly after the paper, on rows in memory: the oracle for ``jsfree.stages.selection``."""
+"""Selection written directly after the paper, on rows in memory: the oracle for ``jsfree.stages.shard_selection``."""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from jsfree.config import Select
-from jsfree.stages.sentences import repeated
+from jsfree.stages.sentences import count_repeated
 
 Row = dict[str, Any]
 
@@ -42,7 +42,8 @@ def _truncated(pair: Row) -> bool:
 
 
 def _teaches_repetition(row: Row) -> bool:
-    chosen, rejected = (repeated([each["text"] for each in row[role]["sentences"]]) for role in ("chosen", "rejected"))
+    roles = ("chosen", "rejected")
+    chosen, rejected = (count_repeated([each["text"] for each in row[role]["sentences"]]) for role in roles)
     return chosen > rejected
 
 

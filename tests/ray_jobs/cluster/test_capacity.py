@@ -1,4 +1,4 @@
-"""What fits a cluster: replicas a node, and how far an autoscaler can go; the shipped cluster.yaml is one case."""
+"""Replicas that fit on a node and on a cluster that has grown to its maximum, such as the shipped cluster.yaml."""
 
 import pytest
 import yaml
@@ -25,7 +25,7 @@ SHIPPED = yaml.safe_load((ROOT / "cluster.yaml").read_text())
         ({"cpus": 0}, 100),
     ],
 )
-def test_replicas_a_node_follow_from_what_each_reserves(asked, replicas):
+def test_replicas_on_a_node_follow_from_their_resources(asked, replicas):
     assert replicas_on(A100, Resources(replicas=100, **asked)) == replicas
 
 
@@ -39,11 +39,11 @@ def test_replicas_a_node_follow_from_what_each_reserves(asked, replicas):
         ({"gpus": 8}, 1),
     ],
 )
-def test_the_shipped_cluster_grows_to_what_its_file_says(asked, most):
+def test_the_shipped_cluster_grows_to_the_limits_in_its_file(asked, most):
     assert max_replicas(Resources(replicas=100, **asked), {"abc": "head"}, SHIPPED) == most
 
 
-def test_what_is_not_known_is_not_guessed():
+def test_an_unknown_maximum_is_none():
     asked = Resources(replicas=4, gpus=1)
     assert max_replicas(asked, {}, SHIPPED) is None  # no autoscaler has reported yet
     assert max_replicas(asked, {"abc": "head"}, {}) is None  # the driver is not on the head node
@@ -59,6 +59,6 @@ def test_what_is_not_known_is_not_guessed():
     )
 
 
-def test_words():
+def test_descriptions():
     assert describe(Resources(cpus=4, gpus=0.25, accelerator_type="L4")) == "4 CPU + 0.25 GPU of type L4"
     assert inventory([A100, {"CPU": 4.0}]) == "2 nodes, 100 CPU, 8 GPU of type A100"

@@ -1,4 +1,4 @@
-"""Jobs as their user submits them: a head with a token, `ray job submit` from the project's folder, `ray job stop`."""
+"""Submitted jobs: a head node with a token, `ray job submit` from the project's folder, `ray job stop`."""
 
 import json
 import os
@@ -33,7 +33,7 @@ IMAGES, SHARD = 160, 8
 
 @dataclass
 class Head:
-    """A Ray head of our own, and what a user of it has in the environment."""
+    """A Ray head node for the tests, and the environment of its users."""
 
     url: str
     token: str
@@ -111,7 +111,7 @@ def head() -> Iterator[Head]:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the head and all it started, and nothing else: `ray stop` would end every Ray of the machine."""
+    """Stop the head and its children; `ray stop` would stop every Ray session of the machine."""
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     process.terminate()
     _, left = psutil.wait_procs(family, timeout=5)
@@ -154,7 +154,7 @@ def generate(run: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_without_the_token_nothing_is_answered(head):
+def test_requests_without_the_token_are_refused(head):
     for token, refused in ((None, 401), ("wrong" * 8, 403)):
         with pytest.raises(urllib.error.HTTPError) as error:
             head.ask("/api/jobs/", token)
@@ -163,7 +163,7 @@ def test_without_the_token_nothing_is_answered(head):
 
 
 @pytest.mark.slow
-def test_a_job_is_stopped_cleanly_and_submitted_again_goes_on(head, tmp_path):
+def test_a_stopped_job_resumes_when_submitted_again(head, tmp_path):
     run = tmp_path / "run"
     pairs = run / "round-1" / "pairs"
     done = head.submit("first", "--no-wait", "--", *generate(run))
@@ -195,7 +195,7 @@ def test_a_job_is_stopped_cleanly_and_submitted_again_goes_on(head, tmp_path):
 
 @pytest.mark.slow
 def test_workers_with_other_libraries_are_refused(head, tmp_path):
-    """The workers' environment differs from the driver's, as that of a node with an old image does."""
+    """The workers' environment differs from the driver's, as on a node with an old image."""
     metadata = tmp_path / "old" / "open_clip_torch-0.0.1.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True)
     metadata.write_text("Metadata-Version: 2.1\nName: open_clip_torch\nVersion: 0.0.1\n")
@@ -211,7 +211,7 @@ def test_workers_with_other_libraries_are_refused(head, tmp_path):
     assert not list((tmp_path / "run" / "round-1" / "pairs").glob("shard-*"))
 
 
-def test_what_is_uploaded_is_small_and_whole(tmp_path):
+def test_the_upload_is_small_and_complete(tmp_path):
     from ray._private.runtime_env.packaging import create_package
 
     create_package(str(ROOT), tmp_path / "package.zip", include_gitignore=True, excludes=[])

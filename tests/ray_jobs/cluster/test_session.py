@@ -1,4 +1,4 @@
-"""A local Ray session: where its sockets go, and what is said when it cannot start."""
+"""The folder and the token of a local Ray session, and the errors if it cannot start."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ def no_choice(monkeypatch):
     return monkeypatch
 
 
-def test_sockets_go_where_ray_would_have_them_or_to_a_shorter_path(tmp_path, no_choice):
+def test_the_session_folder_is_rays_default_or_a_shorter_path(tmp_path, no_choice):
     assert session_folder() == "/tmp/ray"
     no_choice.setenv("TMPDIR", "/var/tmp")
     assert session_folder() == "/var/tmp/ray"
@@ -32,7 +32,7 @@ def test_sockets_go_where_ray_would_have_them_or_to_a_shorter_path(tmp_path, no_
         assert session_folder() in ("/tmp/ray", "/var/tmp/ray")
 
 
-def test_the_longest_folder_holds_the_longest_socket(no_choice):
+def test_the_longest_session_folder_fits_the_longest_socket(no_choice):
     most = 107 - len(LONGEST_SOCKET) - len("/ray")
     for length, fits in ((most, True), (most + 1, False)):
         no_choice.setenv("TMPDIR", f"/tmp/{'x' * (length - 5)}")
@@ -41,7 +41,7 @@ def test_the_longest_folder_holds_the_longest_socket(no_choice):
         probe.bind("/" + "x" * 107)
 
 
-def test_a_home_that_cannot_be_written_is_needed_for_no_token(tmp_path, monkeypatch):
+def test_a_token_is_provided_if_the_home_folder_is_not_writable(tmp_path, monkeypatch):
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -59,7 +59,7 @@ def test_a_home_that_cannot_be_written_is_needed_for_no_token(tmp_path, monkeypa
         os.environ.pop("RAY_AUTH_TOKEN", None)
 
 
-def test_no_folder_for_sockets_is_one_clear_line(no_choice):
+def test_no_usable_session_folder_is_a_one_line_error(no_choice):
     no_choice.setattr("ray_jobs.cluster.session.SYSTEM_FOLDER", "/proc/nothing")
     with pytest.raises(StageError, match=r"no folder for Ray's sockets: .* at most \d+ bytes; set TMPDIR"):
         session_folder()
@@ -68,8 +68,7 @@ def test_no_folder_for_sockets_is_one_clear_line(no_choice):
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), RuntimeError("a\nb"), ValueError(), KeyError("x")]
 )
-def test_whatever_ray_raises_at_its_start_is_one_line(error, monkeypatch):
-    """Ray's own parts fail in more ways than a test can bring about."""
+def test_every_error_of_rays_start_is_one_line(error, monkeypatch):
 
     def fail(**_):
         raise error
@@ -86,7 +85,7 @@ def test_whatever_ray_raises_at_its_start_is_one_line(error, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_a_session_starts_whatever_the_length_of_tmpdir(tmp_path, monkeypatch):
+def test_a_session_starts_with_a_long_tmpdir(tmp_path, monkeypatch):
     long = tmp_path / ("batch_system_" * 8)
     long.mkdir()
     monkeypatch.setenv("TMPDIR", str(long))

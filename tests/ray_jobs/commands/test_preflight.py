@@ -1,4 +1,4 @@
-"""Preflight of a configuration that works, and of many that cannot."""
+"""Preflight of a good configuration and of many broken ones."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def of(result, verdict) -> list[Finding]:
     return [finding for finding in result.findings if finding.verdict is verdict]
 
 
-def test_a_good_configuration_passes_every_check_and_leaves_nothing_behind(tmp_path):
+def test_a_good_configuration_passes_and_leaves_no_files(tmp_path):
     result = checked(tmp_path, {})
     assert result.works, of(result, Verdict.FAILS)
     areas = {finding.area for finding in result.findings}
@@ -43,7 +43,7 @@ def test_a_good_configuration_passes_every_check_and_leaves_nothing_behind(tmp_p
 
 @pytest.fixture(scope="module")
 def copy_of(tmp_path_factory):
-    """A model's folder to break, by name."""
+    """Copies a model's folder, by name, for a test to break."""
 
     def copied(name: str) -> Path:
         folder = tmp_path_factory.mktemp("model") / name
@@ -54,7 +54,7 @@ def copy_of(tmp_path_factory):
 
 
 def edited(folder: Path, file: str, **changes) -> dict:
-    """Settings of a captioner one of whose JSON files says something else."""
+    """Settings of a captioner after changes to one of its JSON files."""
     path = folder / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     _without_checksums(folder)
@@ -171,7 +171,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_cannot_work_is_named_with_its_remedy(name, tmp_path, copy_of):
+def test_a_broken_configuration_is_one_failure_with_a_remedy(name, tmp_path, copy_of):
     make, cause, remedy = BROKEN[name]
     result = checked(tmp_path, make(copy_of("captioner"), tmp_path))
     found = of(result, Verdict.FAILS)
@@ -181,7 +181,7 @@ def test_what_cannot_work_is_named_with_its_remedy(name, tmp_path, copy_of):
     assert found[0].remedy
 
 
-def test_what_a_person_should_know_does_not_stop_a_run(tmp_path, copy_of):
+def test_notes_do_not_stop_a_run(tmp_path, copy_of):
     right = edited(copy_of("captioner"), "tokenizer_config.json", padding_side="right")
     other_patches = edited(Path(right["captioner"]["ref"]), "processor_config.json", patch_size=8)
     odd = {"train": {"cache_vision_features": True, "epochs": 1}, "serve": {"host": "::"}}
@@ -193,7 +193,7 @@ def test_what_a_person_should_know_does_not_stop_a_run(tmp_path, copy_of):
     assert "64 image tokens into the prompt, the vision tower gives 16" in noted["image tokens"]
 
 
-def test_what_is_done_is_not_looked_at_again(tmp_path):
+def test_finished_stages_are_not_checked_again(tmp_path):
     settings = {"source": {"kind": "folder", "path": "/nowhere", "count": 300}}
     done = tmp_path / "run" / "round-1"
     for mark in [stage.mark for name, stage in STAGES.items() if name != "evaluate"]:
@@ -204,14 +204,14 @@ def test_what_is_done_is_not_looked_at_again(tmp_path):
     assert checked(tmp_path, {**settings, "captioner": {"ref": "/nowhere/llava"}}).works
 
 
-def test_too_few_images_for_evaluation_are_found_before_anything_is_trained(tmp_path):
+def test_too_few_evaluation_images_are_a_failure(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     evaluation = {"source": {"kind": "folder", "path": str(tmp_path), "count": 5}}
     (finding,) = of(checked(tmp_path, {"evaluate": evaluation}), Verdict.FAILS)
-    assert "has 1 images, but 'evaluate.source.count' asks for 5" in finding.found
+    assert "has 1 images, but 'evaluate.source.count' is 5" in finding.found
 
 
-def test_a_damaged_tokenizer_is_no_traceback(tmp_path, copy_of):
+def test_a_damaged_tokenizer_is_a_failure(tmp_path, copy_of):
     folder = copy_of("captioner")
     (folder / "tokenizer.json").write_text('{"model": 5}')
     _without_checksums(folder)
@@ -219,7 +219,7 @@ def test_a_damaged_tokenizer_is_no_traceback(tmp_path, copy_of):
     assert "its configuration or processor cannot be read" in finding.found
 
 
-def test_an_image_listed_twice_is_said(tmp_path):
+def test_an_image_listed_twice_is_noted(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     rows = [{"id": number, "image": "a.png"} for number in range(3)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
@@ -236,14 +236,14 @@ def test_the_command_exits_with_1_and_names_an_unknown_key(tmp_path):
     assert "did you mean 'beta'?" in finding["remedy"]
 
 
-def test_run_does_not_begin_what_cannot_work(tmp_path):
+def test_run_does_not_start_if_preflight_fails(tmp_path):
     run = tmp_path / "run"
     done = CliRunner().invoke(app, ["run", "--run", str(run), "--set", "captioner.ref=/nowhere/llava"])
     assert "there is no folder /nowhere/llava" in str(done.exception)
     assert not run.exists()
 
 
-def test_a_plan_says_which_setting_fits_a_smaller_gpu():
+def test_a_plan_suggests_a_setting_that_fits_a_smaller_gpu():
     config = with_gpus(configuration.load(CONFIGS / "llava-1.5-13b.yaml"), 8)
     fits = plan(config, "a100-80g")
     assert fits.works
@@ -253,11 +253,11 @@ def test_a_plan_says_which_setting_fits_a_smaller_gpu():
     (problem,) = of(small, Verdict.FAILS)
     assert problem.name == "train"
     changed = [word for word in problem.remedy.split() if "=" in word]
-    better = configuration.overridden(config, [each.strip("'") for each in changed])
+    better = configuration.with_overrides(config, [each.strip("'") for each in changed])
     assert plan(better, "a100-40g").works
 
 
-def test_a_plan_for_gpus_must_know_which():
+def test_a_plan_needs_the_kind_of_gpu():
     config = configuration.load(CONFIGS / "llava-1.5-13b.yaml")
     with pytest.raises(ConfigError, match=r"does not name the kind of GPU; use --gpu: .*a100-80g"):
         plan(config, None)

@@ -212,9 +212,9 @@ def test_other_records_are_refused_on_a_run(tmp_path, theirs):
 
 
 def test_imported_pairs_are_of_one_round_and_of_no_generation(tmp_path, theirs):
-    with pytest.raises(ConfigError, match="'imported' pairs are of one round, but 'rounds' is 2; set 'rounds: 1'"):
+    with pytest.raises(ConfigError, match="'imported' pairs are used in one round, but 'rounds' is 2; set 'rounds: 1'"):
         settings(tmp_path, theirs, rounds=2)
-    with pytest.raises(ConfigError, match=r"'score\.with_generation' has no generation to go with 'imported' pairs"):
+    with pytest.raises(ConfigError, match=r"'score\.with_generation' cannot be used with 'imported' pairs"):
         settings(tmp_path, theirs, score={"with_generation": True})
     with pytest.raises(ConfigError, match=r"imported\.format: Input should be 'trl', 'ms-swift'"):
         settings(tmp_path, theirs, imported={"format": "csv", "path": "a"})

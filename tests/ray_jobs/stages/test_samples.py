@@ -10,7 +10,7 @@ from rich.console import Console
 
 from jsfree import config, schemas
 from jsfree.errors import StageError
-from jsfree.images.sources import draw_training
+from jsfree.images.sources import training_samples
 from jsfree.report import reading
 from jsfree.run.folder import Folder, shard_name
 from jsfree.run.run import Manifest, Run
@@ -80,7 +80,7 @@ def test_files_that_arrive_between_two_attempts_give_the_samples_of_one_listing(
     assert len(before) == 12
     add(pictures, range(100, 140))
     manifest = list_samples(current_round(chosen))
-    expected = [sample["sample_id"] for sample in draw_training(chosen, 1)]
+    expected = [sample["sample_id"] for sample in training_samples(chosen, 1)]
     found = [sample["sample_id"] for sample in rows(current_round(chosen).run)]
     assert found == expected
     assert found[:12] != before
@@ -116,7 +116,7 @@ def test_shards_that_an_earlier_version_began_are_made_again(pictures, tmp_path,
     add(pictures, range(100, 140))
     list_samples(current_round(chosen))
     assert [row["sample_id"] for row in rows(current_round(chosen).run)] == [
-        sample["sample_id"] for sample in draw_training(chosen, 1)
+        sample["sample_id"] for sample in training_samples(chosen, 1)
     ]
 
 
@@ -166,7 +166,7 @@ def test_evaluation_samples_too(pictures, tmp_path):
     assert (manifest.rows_in, manifest.rows_out, manifest.rows_failed) == (13, 10, 3)
     assert len(rows(current.run, "errors/evaluation", schemas.ERRORS)) == 3
     taken = {row["sample_id"] for row in rows(current.run, "evaluation")}
-    assert not taken & {sample["sample_id"] for sample in draw_training(chosen, 1)}
+    assert not taken & {sample["sample_id"] for sample in training_samples(chosen, 1)}
 
 
 def test_names_that_are_not_utf8_reach_the_tables_and_are_read(pictures, tmp_path):

@@ -14,11 +14,11 @@ CONTENT = bytes(range(256)) * 3
     "url",
     ["", "data:", "data:image/png;base64", "http://a/b,c", "xdata:,a", "data,a", " : ,", "data :,a", "x:data:,a"],
 )
-def test_what_is_no_data_url_is_none(url):
+def test_other_texts_are_not_data_urls(url):
     assert parse(url) is None
 
 
-def test_a_comma_is_looked_for_in_a_bounded_part():
+def test_the_search_for_the_comma_is_bounded():
     assert parse(f"data:image/png;{'x' * MAX_HEADER};base64,AAAA") is None
 
 
@@ -61,13 +61,13 @@ def test_the_limit_is_exact_and_checked_before_decoding():
 
 
 @pytest.mark.parametrize("shift", range(4))
-def test_escapes_are_decoded_wherever_a_chunk_ends(shift):
+def test_escapes_across_chunk_borders_are_decoded(shift):
     content = bytes(shift) + CONTENT * 200
     escaped = "x" * shift + "".join(f"%{byte:02x}" for byte in CONTENT * 200)
     assert parse(f"data:,{escaped}").content(10**6)[shift:] == content[shift:]
 
 
-def test_a_million_escapes_take_no_million_objects():
+def test_a_million_escapes_need_little_memory():
     url = "data:image/png;base64," + "%41" * 2_000_000
     tracemalloc.start()
     assert len(parse(url).content(2_000_000)) == 1_500_000

@@ -39,7 +39,7 @@ def client(finished_run, engines):
 
 
 def limited(finished_run, engines, **limits) -> TestClient:
-    """The same API with other limits on the HTTP side."""
+    """A client of the same API with other limits."""
     settings = Serve.model_validate({**asking.SERVED, **limits})
     app = api.create_app(served_models(finished_run.run), engines, settings, world.PROMPT)
     return TestClient(app, raise_server_exceptions=False)
@@ -56,7 +56,7 @@ def said(completion: dict) -> list[str]:
 
 
 def error_of(answer, status: int) -> dict:
-    """The error of an answer, which must be of OpenAI's shape."""
+    """The error in a response, which must have OpenAI's format."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     body = answer.json()
@@ -68,8 +68,8 @@ def error_of(answer, status: int) -> dict:
     return body["error"]
 
 
-def test_a_greedy_caption_is_that_of_the_oracle(client, finished_run):
-    """The served caption, its end and its token counts against Algorithm 1 at h = 0, for both models."""
+def test_a_greedy_caption_equals_the_oracles(client, finished_run):
+    """Text, finish reason and token counts equal those of Algorithm 1 at h = 0, for both models."""
     decoding = Decoding(temperature=0, max_new_tokens=60)
     for model, captioner in (("before", finished_run.before), ("after", finished_run.after)):
         picture = world.draw(world.scene("development", 3))
@@ -89,7 +89,7 @@ def test_a_greedy_caption_is_that_of_the_oracle(client, finished_run):
         }
 
 
-def test_models_go_by_role_and_by_name(client):
+def test_models_are_found_by_role_and_by_name(client):
     listed = client.get("/v1/models").json()
     assert [model["id"] for model in listed["data"]] == ["before", "m0", "after", "m1"]
     assert client.get("/v1/models/m1").json() == client.get("/v1/models/after").json() | {"id": "m1"}
@@ -127,7 +127,7 @@ def test_length_and_stops_end_a_caption(client):
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
-def test_three_formats_are_taken(client, kind):
+def test_three_image_formats_are_accepted(client, kind):
     assert said(ask(client, url=picture_url(48, 64, kind)))
 
 
@@ -139,8 +139,7 @@ def with_image(kind: str = "PNG") -> tuple[str, str]:
     return base64.b64encode(file.getvalue()).decode(), data_url(file.getvalue(), kind.lower())
 
 
-def test_data_urls_as_clients_write_them(client):
-    """One image, written in many ways, has one caption."""
+def test_all_spellings_of_a_data_url_give_the_same_caption(client):
     encoded, plain = with_image()
     folded = base64.encodebytes(base64.b64decode(encoded)).decode()
     escaped = "".join(f"%{byte:02x}" for byte in base64.b64decode(encoded))
@@ -196,7 +195,7 @@ def test_control_characters_and_rare_text_are_read(client):
             assert answer.json()["error"]["code"] == "context_length_exceeded"
 
 
-def test_head_is_answered_where_get_is(client):
+def test_head_requests_are_answered_like_get(client):
     for path in ("/healthz", "/v1/models", "/v1/models/m1"):
         answer = client.head(path)
         assert (answer.status_code, answer.content) == (200, b"")
@@ -205,12 +204,12 @@ def test_head_is_answered_where_get_is(client):
     assert client.head("/compare").status_code == 405
 
 
-def test_values_that_ask_for_nothing_are_let_through(client):
+def test_default_values_of_unsupported_fields_are_accepted(client):
     nothing = {"stream": False, "logprobs": False, "tools": None, "response_format": {"type": "text"}, "user": "me"}
     assert said(ask(client, frequency_penalty=0, **nothing)) == said(ask(client))
 
 
-def test_comparison_asks_both_models_the_same(client):
+def test_a_comparison_sends_the_same_question_to_both_models(client):
     body = {"image": scene_url(1), "prompt": "Describe image in detail.", "temperature": 1, "seed": 3, "max_tokens": 30}
     compared = client.post("/compare", json=body).json()
     for role, name in (("before", "m0"), ("after", "m1")):
@@ -253,14 +252,14 @@ def test_a_bad_comparison_is_refused_with_its_field(client, body, param):
     assert error_of(client.post("/compare", content=content), 400)["param"] == param
 
 
-def test_paths_and_methods_that_are_not_there(client):
+def test_unknown_paths_and_methods_are_refused(client):
     assert error_of(client.get("/v1/completions"), 404)["code"] == "not_found"
     answer = client.get("/v1/chat/completions")
     assert error_of(answer, 405)["code"] == "method_not_allowed"
     assert answer.headers["allow"] == "POST"
 
 
-def test_a_large_body_is_refused_announced_or_not(client, finished_run):
+def test_a_large_body_is_refused_with_or_without_its_length(client, finished_run):
     limit = finished_run.run.config.serve.max_body_bytes
     sent = []
 
@@ -273,8 +272,8 @@ def test_a_large_body_is_refused_announced_or_not(client, finished_run):
     assert error_of(client.post("/compare", content=chunks()), 413)["code"] == "too_large"
 
 
-def test_a_bomb_is_refused_by_its_header(client):
-    """100 megapixels in a few kilobytes: refused before any are decoded."""
+def test_a_decompression_bomb_is_refused_by_its_header(client):
+    """100 megapixels in a few kilobytes are refused before any pixel is decoded."""
     import tracemalloc
 
     file = io.BytesIO()
@@ -288,7 +287,7 @@ def test_a_bomb_is_refused_by_its_header(client):
     assert peak < 5_000_000
 
 
-def test_too_many_captions_are_refused_and_what_fits_is_decoded(client):
+def test_captions_beyond_the_limit_are_refused_and_the_others_decoded(client):
     """4 slots and 28 waiting: of five requests for 8 captions at once, four are answered."""
 
     async def five(engines_client):
@@ -320,7 +319,7 @@ def test_too_many_requests_are_refused_before_their_body(finished_run, engines):
         assert client.get("/v1/models").status_code == 200
 
 
-def test_a_request_that_takes_too_long_is_refused_and_gives_its_slots_back(finished_run, engines):
+def test_a_request_that_times_out_frees_its_slots(finished_run, engines):
     with limited(finished_run, engines, request_timeout_s=0.02) as client:
         body = chat(model="after", n=8, temperature=1, max_tokens=400)
         error = error_of(client.post("/v1/chat/completions", json=body), 408)
@@ -328,7 +327,7 @@ def test_a_request_that_takes_too_long_is_refused_and_gives_its_slots_back(finis
     assert engines["after"]._admitted == 0
 
 
-def test_health_is_that_of_both_engines(finished_run, engines):
+def test_health_covers_both_engines(finished_run, engines):
     class Dead:
         async def healthy(self) -> bool:
             return False
@@ -339,7 +338,7 @@ def test_health_is_that_of_both_engines(finished_run, engines):
         assert "after" in error_of(client.get("/healthz"), 503)["message"]
 
 
-def test_an_unforeseen_error_tells_nothing(finished_run, engines, caplog):
+def test_an_unexpected_error_reveals_nothing_to_the_client(finished_run, engines, caplog):
     class Broken:
         async def caption(self, question):
             raise RuntimeError("secret path /etc/keys")
@@ -351,7 +350,7 @@ def test_an_unforeseen_error_tells_nothing(finished_run, engines, caplog):
     assert "secret path" in caplog.text  # the log has it
 
 
-def test_an_image_at_the_limits_is_taken(client):
+def test_an_image_at_the_limits_is_accepted(client):
     assert said(ask(client, url=picture_url(500, 500)))
     assert said(ask(client, url=picture_url(8, 8)))
     encoded = base64.b64encode(asking.PNG).decode()

@@ -11,9 +11,9 @@ from jsfree.config import Select
 from jsfree.errors import StageError, StorageError
 from jsfree.run.folder import Folder, shard_name
 from jsfree.run.streaming import scan
-from jsfree.stages import selection
-from jsfree.stages.preference import select_pairs
-from jsfree.stages.selection import select_shards
+from jsfree.stages import shard_selection
+from jsfree.stages.pair_selection import select_pairs
+from jsfree.stages.shard_selection import select_shards
 from tests.support import literal_selection
 
 SENTENCES = ("A cup.", "a  cup!", "Two dogs.", "Ein Hühnerstall — 家.", "A cat sits.")
@@ -79,7 +79,7 @@ def test_rows_order_and_facts_are_those_of_the_literal_selection(
     rows, scored, tmp_path, settings, spilled, monkeypatch
 ):
     if spilled:
-        monkeypatch.setattr(selection, "BUCKET_BYTES", 20_000)
+        monkeypatch.setattr(shard_selection, "BUCKET_BYTES", 20_000)
     expected, facts = literal_selection.select(rows, Select(**settings), 3)
     target = Folder(str(tmp_path / "selected"))
     choice = select_shards(scored, target, Select(**settings), 3, shard_rows=30)
@@ -92,7 +92,7 @@ def test_rows_order_and_facts_are_those_of_the_literal_selection(
 
 def test_the_temporary_files_are_gone_also_after_an_error(scored, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    monkeypatch.setattr(selection, "BUCKET_BYTES", 20_000)
+    monkeypatch.setattr(shard_selection, "BUCKET_BYTES", 20_000)
     (tmp_path / "temporary").mkdir()
     everything = Select(splits=1, first=1, last=1)
     seen = []
@@ -110,14 +110,14 @@ def test_the_temporary_files_are_gone_also_after_an_error(scored, tmp_path, monk
 
 def test_a_full_temporary_folder_is_named_with_a_remedy(scored, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", "/dev/full/none")
-    monkeypatch.setattr(selection, "BUCKET_BYTES", 20_000)
+    monkeypatch.setattr(shard_selection, "BUCKET_BYTES", 20_000)
     with pytest.raises(StorageError, match=r"temporary files for sorting in /dev/full/none .*set TMPDIR"):
         select_shards(scored, Folder(str(tmp_path / "selected")), Select(splits=1, first=1, last=1), 0, 30)
 
 
 def test_shards_and_row_groups_are_bounded_by_rows_and_by_bytes(scored, tmp_path, monkeypatch):
-    monkeypatch.setattr(selection, "SHARD_BYTES", 60_000)
-    monkeypatch.setattr(selection, "GROUP_BYTES", 10_000)
+    monkeypatch.setattr(shard_selection, "SHARD_BYTES", 60_000)
+    monkeypatch.setattr(shard_selection, "GROUP_BYTES", 10_000)
     target = Folder(str(tmp_path / "selected"))
     choice = select_shards(scored, target, Select(splits=1, first=1, last=1), 0, shard_rows=50)
     files = [pq.ParquetFile(tmp_path / "selected" / shard_name(number)) for number in target.shards()]

@@ -7,7 +7,7 @@ import pytest
 from jsfree.config import Select
 from jsfree.errors import StageError
 from jsfree.schemas import SELECTED
-from jsfree.stages.preference import select_pairs
+from jsfree.stages.pair_selection import select_pairs
 
 ALL = {"splits": 1, "first": 1, "last": 1}
 
@@ -137,7 +137,9 @@ def test_rows_fit_the_table_of_the_stage(twenty):
 
 def test_nothing_left_says_where_the_pairs_went():
     scored = [pair("same", 0.2, 0.2, texts=("x", "x")), pair("cut", 0.2, 0.1, finish=("length", "stop"))]
-    with pytest.raises(StageError, match=r"of 2 pairs 1 have identical captions, 1 a truncated one.*keep_truncated"):
+    with pytest.raises(
+        StageError, match=r"of 2 pairs, 1 have identical captions, 1 have a truncated caption.*keep_truncated"
+    ):
         select_pairs(scored, Select(), 0)
     with pytest.raises(StageError, match="of 0 pairs"):
         select_pairs([], Select(), 0)

@@ -1,0 +1,144 @@
+"""Captions in flight, and the prefilled prefixes that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from jsfree.decoding.requests import Request
+from jsfree.decoding.sampling import NoiseStream
+
+if TYPE_CHECKING:
+    from jsfree.decoding.cache import KvCache
+    from jsfree.decoding.prefill import Prefill
+
+
+@dataclass
+class ActiveCaption:
+    """A caption in its slot."""
+
+    request: Request
+    noise: NoiseStream
+    image_prefix: int | None = None
+    """The image prefix that it reads."""
+    reader: int = 0
+    """Its number among the readers of that prefix."""
+    second_row: int | None = None
+    """Row of its second path."""
+    second_prefix: int | None = None
+    """The prefix that its second path reads: a text prefix, or an image prefix that was noised."""
+    tokens: list[int] = field(default_factory=list)
+
+
+@dataclass
+class ImagePrefix:
+    """An image with its prompt, prefilled."""
+
+    pixels: torch.Tensor
+    prompt: str
+    readers: list[int | None]
+    """Slots of the captions that read it."""
+    logits_V: torch.Tensor
+    """Logits of the first token."""
+    second_logits_V: torch.Tensor | None = None
+    """Logits of the second path's first token, where that sees the image noised."""
+
+    def matches(self, request: Request) -> bool:
+        """Whether it is the prefix of a request."""
+        return self.pixels is request.pixels and self.prompt == request.prompt
+
+    @property
+    def idle(self) -> bool:
+        """Whether no caption reads it."""
+        return all(reader is None for reader in self.readers)
+
+
+class ImagePrefixes:
+    """Image prefixes by their number in the cache."""
+
+    def __init__(self, count: int, readers: int) -> None:
+        self._prefixes: list[ImagePrefix | None] = [None] * count
+        self._readers = readers
+
+    def __len__(self) -> int:
+        return len(self._prefixes)
+
+    def __getitem__(self, number: int) -> ImagePrefix:
+        prefix = self._prefixes[number]
+        assert prefix is not None
+        return prefix
+
+    def load(self, request: Request, number: int, prefill: Prefill, cache: KvCache) -> ImagePrefix:
+        """The prefix of a request at ``number``; prefilled and stored there if it is not there yet."""
+        if not self._serves(request, number):
+            prefilled = prefill.image_prefix(request.pixels, request.prompt)
+            cache.store_image_prefix(number, prefilled.cache)
+            readers: list[int | None] = [None] * self._readers
+            self._prefixes[number] = ImagePrefix(request.pixels, request.prompt, readers, prefilled.logits_V)
+        return self[number]
+
+    def load_noised(self, number: int, noise_step: int | None, prefill: Prefill, cache: KvCache) -> torch.Tensor:
+        """First logits of a second path that sees the image noised, (V,); prefilled once for each image."""
+        prefix = self[number]
+        if prefix.second_logits_V is None:
+            prefilled = prefill.image_prefix(prefix.pixels, prefix.prompt, noise_step)
+            cache.store_image_prefix(len(self) + number, prefilled.cache)
+            prefix.second_logits_V = prefilled.logits_V
+        return prefix.second_logits_V
+
+    def find(self, request: Request, waiting: Iterable[Request], *, force: bool) -> int | None:
+        """Number for a request's prefix: where it is already, or one that may be overwritten; None if there is none.
+
+        Args:
+            request: the request that is to start.
+            waiting: requests whose prefixes should be kept.
+            force: overwrite even those, because no caption could start otherwise.
+        """
+        for number in range(len(self._prefixes)):
+            if self._serves(request, number):
+                return number
+        if None in self._prefixes:
+            return self._prefixes.index(None)
+        idle = [number for number in range(len(self._prefixes)) if self[number].idle]
+        awaited = {id(other.pixels) for other in waiting if other is not request} if idle else set()
+        unused = [number for number in idle if id(self[number].pixels) not in awaited]
+        # The lowest number: a step reads all prefixes up to the highest one in use.
+        return min(unused or idle if force else unused, default=None)
+
+    def _serves(self, request: Request, number: int) -> bool:
+        """Whether the prefix of a request is at ``number``, with a free reader."""
+        prefix = self._prefixes[number]
+        return prefix is not None and prefix.matches(request) and None in prefix.readers
+
+
+class TextPrefixes:
+    """Prompts without image, which second paths read, by their number in the cache."""
+
+    def __init__(self, count: int) -> None:
+        self._prompts: list[str | None] = [None] * count
+        self._readers = [0] * count
+
+    def find(self, prompt: str) -> int | None:
+        """Number for a prompt: where it is already, or one without readers; None if there is none."""
+        if prompt in self._prompts:
+            return self._prompts.index(prompt)
+        return self._readers.index(0) if 0 in self._readers else None
+
+    def acquire(self, number: int, prompt: str) -> bool:
+        """Add a reader of a prompt at ``number``; whether the prompt has to be stored there first."""
+        is_new = self._prompts[number] != prompt
+        self._prompts[number] = prompt
+        self._readers[number] += 1
+        return is_new
+
+    def release(self, number: int) -> None:
+        """Remove a reader; the prompt stays until it is overwritten."""
+        self._readers[number] -= 1
+
+
+def first_free(slots: Sequence[object | None]) -> int | None:
+    """Index of the first None; None if there is none."""
+    return next((number for number, content in enumerate(slots) if content is None), None)
