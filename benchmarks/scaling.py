@@ -51,9 +51,11 @@ from jsfree.run.folder import Folder
 from jsfree.schemas import Sample, StageOutput
 from jsfree.stages.captioning import PairGenerator
 from ray_jobs.cluster.session import Cluster
+from ray_jobs.shards.actor import ShardedStage, StageCall
 from ray_jobs.shards.progress import Counts
-from ray_jobs.shards.runner import ShardedStage, StageClass, Table, run_shards, total
-from ray_jobs.stages.generate import at_once, write_samples
+from ray_jobs.shards.runner import run_shards
+from ray_jobs.shards.tables import Table, total_manifest
+from ray_jobs.stages.generate import shards_in_flight, write_samples
 
 CONFIG = Path(__file__).parents[1] / "configs" / "miniworld.yaml"
 MEDIAN, SIGMA, MOST = 22, 0.5, 96
@@ -231,7 +233,7 @@ def listed(folder: str, images: int) -> None:
     write_samples(training_samples(config, 1), Folder(f"{folder}/samples"), config.shard_rows)
 
 
-def generated(folder: str, images: int, build: Callable[..., StageClass], board: Any) -> dict[str, float]:
+def generated(folder: str, images: int, build: Callable[..., StageCall], board: Any) -> dict[str, float]:
     """Run stage 1 on MiniWorld images with one replica; costs of the worker and the driver."""
     config = settings(folder, images)
     notes = f"{folder}/notes.json"
@@ -240,16 +242,16 @@ def generated(folder: str, images: int, build: Callable[..., StageClass], board:
         source=f"{folder}/samples",
         source_schema=schemas.SAMPLES,
         target=Table(f"{folder}/pairs", schemas.PAIRS, f"{folder}/errors"),
-        build=build,
+        stage_class=build,
         arguments={"notes": notes, "config": config, "model_ref": config.captioner.ref, "round_number": 1},
         resources=config.generate.resources,
         attempts=f"{folder}/attempts",
-        at_once=at_once(config),
+        shards_in_flight=shards_in_flight(config),
     )
     watch = DriverWatch()
     with watch.watching():
         run_shards([stage], board, Counts(images), lambda _: None)
-    manifest = total(stage.name, stage.target, 0.0)
+    manifest = total_manifest(stage.name, stage.target, 0.0)
     if manifest.rows_out != images:
         raise SystemExit(f"{manifest.rows_out} rows of {images} images")
     figures: dict[str, float] = json.loads(Path(notes).read_text(encoding="utf-8"))

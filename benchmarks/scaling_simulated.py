@@ -39,9 +39,11 @@ from jsfree.run.folder import Folder, shard_name
 from jsfree.schemas import StageOutput
 from ray_jobs.cluster.session import Cluster
 from ray_jobs.quiet import ENVIRONMENT
+from ray_jobs.shards.actor import ShardedStage, StageCall
 from ray_jobs.shards.progress import Counts, Figures
-from ray_jobs.shards.runner import ShardedStage, StageClass, Table, run_shards
-from ray_jobs.stages.generate import at_once
+from ray_jobs.shards.runner import run_shards
+from ray_jobs.shards.tables import Table
+from ray_jobs.stages.generate import shards_in_flight
 
 ROWS = pa.schema([("sample_id", pa.string())])
 SLOTS = 220
@@ -99,8 +101,8 @@ class Sleeper:
 class LogicalStage(ShardedStage):
     """A stage whose GPUs are logical only: its class is built for the CPU."""
 
-    def start(self) -> StageClass:
-        return self.build(**self.arguments, device="cpu")
+    def build(self) -> StageCall:
+        return self.stage_class(**self.arguments, device="cpu")
 
 
 class TimedCounts(Counts):
@@ -190,11 +192,11 @@ class Trial:
             source=source.uri,
             source_schema=ROWS,
             target=Table(f"{self.work}/target", ROWS, f"{self.work}/errors"),
-            build=Sleeper,
+            stage_class=Sleeper,
             arguments={"plan": self.plan, "notes": str(self.notes), "crowd": self.nodes},
             resources=Resources(replicas=self.nodes, cpus=1, gpus=1),
             attempts=f"{self.work}/attempts",
-            at_once=at_once(RunConfig(shard_rows=self.shard_rows, generate={"slots": SLOTS})),
+            shards_in_flight=shards_in_flight(RunConfig(shard_rows=self.shard_rows, generate={"slots": SLOTS})),
         )
 
 

@@ -171,14 +171,15 @@ def sample_id(image_id: str, prompt: str) -> str:
 class StageOutput:
     """What a stage class returns for a batch: rows of its schema, rows that failed, and tokens processed.
 
-    ``beside`` is what a second stage makes of these rows, where the class does its work too, and the seconds it took.
+    ``second_stage`` is the output of a second stage for the same rows, if the class does its work too; it took
+    ``second_stage_seconds``.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     errors: list[ErrorRow] = field(default_factory=list)
     tokens: int = 0
-    beside: StageOutput | None = None
-    beside_seconds: float = 0.0
+    second_stage: StageOutput | None = None
+    second_stage_seconds: float = 0.0
 
     @property
     def excluded(self) -> int:

@@ -27,6 +27,7 @@ from jsfree.exchange.exporting import Pairs
 from jsfree.exchange.formats import Placement
 from jsfree.run.locations import require_own_folder
 from jsfree.run.run import Run
+from jsfree.run.stages import STAGES
 from jsfree.uris import has_scheme
 from ray_jobs.cluster.jobs import prepare_for_job
 from ray_jobs.commands import miniworld
@@ -57,15 +58,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(miniworld.app, name="miniworld", rich_help_panel=DATA)
-
-
-STAGES = {
-    "generate": "Stage 1: list the images and generate two captions for each.",
-    "score": "Stage 2: score every sentence with CLIP and invert pairs whose winner scores lower.",
-    "select": "Stage 3: select the pairs with a moderate score gap.",
-    "train": "Stage 4: train the round's model with DPO.",
-    "evaluate": "Stage 5: caption evaluation images before and after, compute metrics, write the report.",
-}
 
 
 @app.callback(invoke_without_command=True)
@@ -193,8 +185,8 @@ def _stage_command(name: str) -> Callable[..., None]:
     return command
 
 
-for _name, _help in STAGES.items():
-    app.command(_name, help=_help, rich_help_panel=STAGE)(_stage_command(_name))
+for _name, _stage in STAGES.items():
+    app.command(_name, help=_stage.summary, rich_help_panel=STAGE)(_stage_command(_name))
 
 
 @app.command(rich_help_panel=RUN)

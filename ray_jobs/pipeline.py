@@ -1,7 +1,6 @@
-"""The order of the stages, written once: samples -> pairs -> scored -> selected -> model -> captions -> metrics.
+"""Runs the stages of ``jsfree.run.stages`` in order: all rounds of a run, or one stage of one round.
 
-The next round starts from the model; the report is written after every round. ``run`` does all of it,
-``run_stage`` one stage of one round.
+The next round starts from the round's model. The report is written after every round.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from rich.text import Text
@@ -21,7 +20,8 @@ from jsfree.run.folder import Folder
 from jsfree.run.invalidation import discard
 from jsfree.run.lease import Lease
 from jsfree.run.record import read_record, recorded, stage_states, update_record
-from jsfree.run.run import Manifest, Run, stored_config
+from jsfree.run.run import CONFIG, Manifest, Run, stored_config
+from jsfree.run.stages import LAST_STAGE, MODEL_STAGE, PARTS, STAGES, restart_order
 from ray_jobs.cluster.session import Cluster
 from ray_jobs.commands.console import Reporter
 from ray_jobs.rounds import Model, Round
@@ -34,23 +34,11 @@ from ray_jobs.stages.select import select_pairs
 from ray_jobs.stages.train import train_dpo
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A part of every round that has a command of its own."""
-
-    work: Callable[[Round, Any], Any]
-    """Does what is not done yet, given what the stage before it made."""
-    mark: str
-    """The file that appears in the round's folder when the stage is done."""
-    parts: dict[str, tuple[str, ...]]
-    """What ``--restart`` can name, in order, and what each part writes."""
-
-
 def generate(current: Round, _: None) -> Manifest:
-    """The round's samples, and two captions of each, generated or imported; none of an evaluation image.
+    """Write the round's samples and pairs, generated or imported, without images of the evaluation set.
 
     Raises:
-        StageError: all of the round's images are in the evaluation set.
+        StageError: all images of the round are in the evaluation set.
     """
     imported = current.config.imported
     samples = list_samples(current) if imported is None else list_records(current, imported)
@@ -68,30 +56,24 @@ def generate(current: Round, _: None) -> Manifest:
     return pairs
 
 
-STAGES = {
-    "generate": Stage(generate, "pairs/_manifest.json", {"samples": ("samples",), "pairs": ("pairs",)}),
-    "score": Stage(score_pairs, "scored/_manifest.json", {"scored": ("scored",)}),
-    "select": Stage(select_pairs, "selected/_manifest.json", {"selected": ("selected",)}),
-    "train": Stage(train_dpo, "train/_manifest.json", {"train": ("reference", "features", "train", "model")}),
-    "evaluate": Stage(
-        evaluate_model,
-        "label_free.json",
-        {
-            "evaluation": ("evaluation", "evaluation_hashes"),
-            "captions": ("captions",),
-            "captions_scored": ("captions_scored", "metrics.json", "label_free.json"),
-        },
-    ),
+WORK: dict[str, Callable[[Round, Any], Any]] = {
+    "generate": generate,
+    "score": score_pairs,
+    "select": select_pairs,
+    "train": train_dpo,
+    "evaluate": evaluate_model,
 }
-LAST = "evaluate"
+"""What each stage of ``STAGES`` does; its second argument is what the stage before it returned."""
 
 
 def run(config: RunConfig, reporter: Reporter, restart: str | None = None) -> str:
-    """Run, or take up, all rounds of a run; the path of its report.
+    """Run all rounds, or resume an interrupted run; return the path of the report.
+
+    Args:
+        restart: stage, or part of one, to redo from the first round on.
 
     Raises:
-        JsfreeError: a setting, source, model or run that does not fit, or a stage that failed; what was
-            finished stays.
+        JsfreeError: a setting, source, model or run folder is wrong, or a stage failed. Finished work is kept.
     """
     started = time.monotonic()
     with _session(config, reporter) as first:
@@ -103,51 +85,55 @@ def run(config: RunConfig, reporter: Reporter, restart: str | None = None) -> st
         for number in range(1, config.rounds + 1):
             model = improve(replace(first, number=number, start=model))
             _count_round(first.run, number)
-            page = _report(first.run)
+            page = _write_report(first.run)
     reporter.say(f"Done in {time.monotonic() - started:.0f} s.")
     return page
 
 
 def run_stage(config: RunConfig, reporter: Reporter, name: str, number: int | None = None) -> int:
-    """Do, or take up, one stage of one round; the round's number.
+    """Run or resume one stage of one round; return the round's number.
 
-    Without ``number`` it is the first round in which the stage is not done, or the last one.
+    Args:
+        number: the round; by default the first in which the stage is not done, or the last one.
 
     Raises:
-        JsfreeError: as ``run``, or a stage that this one builds on is not done.
+        JsfreeError: as ``run``, or a stage that this one depends on is not done.
     """
-    number = _chosen_round(Run(config), name, number)
-    _require_before(Run(config), name, number)
+    number = _select_round(Run(config), name, number)
+    _require_dependencies(Run(config), name, number)
     with _session(config, reporter) as first:
         model = first.seed
         for before in range(1, number):
-            model = improve(replace(first, number=before, start=model), "train")
+            model = improve(replace(first, number=before, start=model), MODEL_STAGE)
         improve(replace(first, number=number, start=model), name)
-        if name == LAST:
+        if name == LAST_STAGE:
             _count_round(first.run, number)
-            _report(first.run)
+            _write_report(first.run)
     return number
 
 
-def improve(current: Round, last: str = LAST) -> Any:
-    """One round of self-improvement (paper, Algorithm 1), or its stages up to ``last``; what that one made."""
-    title = (f"Round {current.number}", "bold")
-    told = f" of {current.config.rounds}: {current.start.name} -> m{current.number}"
-    current.reporter.say(Text.assemble(title, told))
-    made = None
-    for name, stage in STAGES.items():
-        made = stage.work(current, made)
+def improve(current: Round, last: str = LAST_STAGE) -> Any:
+    """Run a round of self-improvement (paper, Algorithm 1) up to the stage ``last``; return that stage's result."""
+    current.reporter.say(
+        Text.assemble(
+            (f"Round {current.number}", "bold"),
+            f" of {current.config.rounds}: {current.start.name} -> m{current.number}",
+        )
+    )
+    result = None
+    for name, work in WORK.items():
+        result = work(current, result)
         if name == last:
             break
-    return made
+    return result
 
 
 @contextmanager
 def _session(config: RunConfig, reporter: Reporter) -> Iterator[Round]:
-    """The first round of a run, ready for work: its models are there, its folder is ours, Ray starts when needed.
+    """Hold the run's lease and yield its first round; Ray starts when a stage needs it.
 
     Raises:
-        LeaseError: another driver works on the run.
+        LeaseError: another driver holds the lease.
     """
     config = with_models(config)
     current_run = Run.open(config)
@@ -162,27 +148,28 @@ def _session(config: RunConfig, reporter: Reporter) -> Iterator[Round]:
 
 
 def with_models(config: RunConfig) -> RunConfig:
-    """The configuration, its models found to be there and those of the hub kept to one commit for all nodes.
+    """Check that the models are available, and add the commits of models from the hub to the configuration.
 
-    A run that goes on keeps the commits it began with. A model that is not there must not be found out by a worker.
+    All nodes use these commits, and a resumed run uses the commits it started with. The check happens before any
+    worker starts.
 
     Raises:
-        ModelError: a model is missing, gated or not whole.
+        ModelError: a model is missing, gated or incomplete.
     """
     folder, models = Folder(config.run), config.models
-    if folder.exists("config.yaml"):
-        kept = stored_config(folder).models.commits
-        models = models.model_copy(update={"commits": {**kept, **models.commits}})
+    if folder.exists(CONFIG):
+        stored = stored_config(folder).models.commits
+        models = models.model_copy(update={"commits": {**stored, **models.commits}})
     captioner, clip = config.captioner, config.clip
     models = look_up_models(captioner.versioned_ref, clip.versioned_ref, clip.pretrained, models)
     return config.model_copy(update={"models": models})
 
 
-def _chosen_round(of: Run, name: str, number: int | None) -> int:
-    """The round that a stage's command means.
+def _select_round(of: Run, name: str, number: int | None) -> int:
+    """The round that a stage's command works on.
 
     Raises:
-        ConfigError: there is no such round.
+        ConfigError: the run has no round ``number``.
     """
     rounds = range(1, of.config.rounds + 1)
     if number is None:
@@ -192,41 +179,40 @@ def _chosen_round(of: Run, name: str, number: int | None) -> int:
     return number
 
 
-def _require_before(of: Run, name: str, number: int) -> None:
-    """See that all that a stage of a round builds on is done, without touching the run.
+def _require_dependencies(of: Run, name: str, number: int) -> None:
+    """Check that all stages that a stage of round ``number`` depends on are done.
 
     Raises:
-        RunError: a stage must be done first.
+        RunError: one of them is not done.
     """
     order = list(STAGES)
-    to_model = order[: order.index("train") + 1]
-    needed = [(before, each) for before in range(1, number) for each in to_model]
-    needed += [(number, each) for each in order[: order.index(name)]]
-    for before, each in needed:
+    to_model = order[: order.index(MODEL_STAGE) + 1]
+    required = [(before, each) for before in range(1, number) for each in to_model]
+    required += [(number, each) for each in order[: order.index(name)]]
+    for before, each in required:
         if not of.round(before).exists(STAGES[each].mark):
             raise RunError(
-                f"{of.folder.uri}: {name!r} of round {number} needs {each!r} of round {before}, which is not done;"
-                f" first do `jsfree {each} --round {before}` with the same --config, --run and --set"
+                f"{of.folder.uri}: {name!r} of round {number} needs {each!r} of round {before}, which is not done",
+                f"first do `jsfree {each} --round {before}` with the same --config, --run and --set",
             )
 
 
 def remove_from(current_run: Run, stage: str) -> None:
-    """Remove a stage, or a part of one, of the first round, and everything made after it, the latest first.
+    """Remove a stage, or a part of one, of the first round and everything made after it, the latest first.
 
     Raises:
         ConfigError: there is no such stage.
-        StorageError: something cannot be removed; with the same ``--restart`` the removal goes on.
+        StorageError: something cannot be removed; the same ``--restart`` continues the removal.
     """
-    parts = {name: written for each in STAGES.values() for name, written in each.parts.items()}
-    if stage in STAGES:
-        stage = next(iter(STAGES[stage].parts))
-    stage = next((part for part, written in parts.items() if stage in written), stage)
-    if stage not in parts:
+    parts = restart_order()
+    first = next((part.name for part in PARTS.values() if part.stage == stage), stage)
+    first = next((part for part, written in parts.items() if first in (part, *written)), first)
+    if first not in parts:
         raise ConfigError(f"--restart {stage}: no such stage", f"choose from {', '.join({**STAGES, **parts})}")
     for number in reversed(current_run.rounds()):
         for part in reversed(parts):
             discard(current_run.round(number), parts[part])
-            if number == 1 and part == stage:
+            if number == 1 and part == first:
                 break
         else:
             current_run.round(number).remove()
@@ -236,7 +222,7 @@ def _count_round(current_run: Run, number: int) -> None:
     update_record(current_run, rounds_done=max(number, read_record(current_run).get("rounds_done", 0)))
 
 
-def _report(current_run: Run) -> str:
+def _write_report(current_run: Run) -> str:
     from jsfree.report.page import build_report
 
     return build_report(current_run)

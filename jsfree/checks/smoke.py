@@ -31,6 +31,7 @@ from jsfree.models.loading import load_captioner
 from jsfree.models.saving import hub_key
 from jsfree.run.folder import Folder, shard_name
 from jsfree.run.run import Run
+from jsfree.run.stages import manifests_of_round
 from jsfree.run.streaming import scan
 from jsfree.schemas import Sample
 from jsfree.stages.captioning import CaptionWriter
@@ -133,7 +134,7 @@ def _examined(check: SmokeCheck, run: Run, number: int, reloaded: Reloads, prefi
 
 
 def _stages(run: Run, number: int, _: Reloads) -> Result:
-    names = expected_stages(run.config, number)
+    names = manifests_of_round(number, run.config.evaluate.modes)
     manifests = {name: run.manifest(number, name) for name in names}
     missing = [name for name, manifest in manifests.items() if manifest is None]
     if missing:
@@ -154,18 +155,6 @@ def _stages(run: Run, number: int, _: Reloads) -> Result:
     return True, f"{len(done)} stages finished; {failed} rows failed (limit: {limit:.1%} of a stage's rows)"
 
 
-def expected_stages(config: RunConfig, number: int) -> list[str]:
-    """The stages of which round ``number`` has a manifest; m0 is captioned in the first round only."""
-    models = [f"m{number}"] if number > 1 else ["m0", "m1"]
-    captions = [
-        f"{stage}/{model}-{mode}"
-        for stage in ("captions", "captions_scored")
-        for model in models
-        for mode in config.evaluate.modes
-    ]
-    return ["samples", "pairs", "scored", "selected", "train", *(["evaluation"] if number == 1 else []), *captions]
-
-
 def _captions(run: Run, number: int, _: Reloads) -> Result:
     captions = empty = words = 0
     for text in _texts(run, number):
@@ -183,7 +172,7 @@ def _texts(run: Run, number: int) -> Iterator[str]:
     for table in scan(run.stage(number, "pairs"), schemas.PAIRS, ["low.text", "high.text"]):
         for role in (schemas.LOW, schemas.HIGH):
             yield from pc.struct_field(table[role], "text").to_pylist()
-    for name in expected_stages(run.config, number):
+    for name in manifests_of_round(number, run.config.evaluate.modes):
         if name.startswith("captions/"):
             for table in scan(run.stage(number, name), schemas.CAPTIONS, ["text"]):
                 yield from table["text"].to_pylist()

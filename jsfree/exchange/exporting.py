@@ -25,6 +25,7 @@ from jsfree.exchange.preferences import preference
 from jsfree.run.folder import Folder
 from jsfree.run.locations import require_outside_runs, require_outside_sources
 from jsfree.run.run import Run
+from jsfree.run.stages import PARTS
 from jsfree.run.streaming import scan
 from jsfree.schemas import SelectedPair
 from jsfree.stages.pair_selection import assign_roles
@@ -124,7 +125,7 @@ def _is_table(layout: Format, placement: Placement) -> bool:
 
 def _round(run: Run, pairs: Pairs, number: int | None) -> int:
     """The round to export; checks that it has its pairs."""
-    stage = {"selected": "select", "scored": "score"}[pairs]
+    stage = PARTS[pairs].stage
     if number is None:
         rounds = range(run.config.rounds, 0, -1)
         number = next((each for each in rounds if run.manifest(each, pairs)), None)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from jsfree import schemas
 from jsfree.run.folder import Folder, shard_name
 from jsfree.run.run import Manifest, Run
+from jsfree.run.stages import PARTS
 from jsfree.run.streaming import scan, scan_shard
 from jsfree.schemas import ImageRef, ScoredCaptionRow, ScoredPair
 from jsfree.stages.pair_selection import identical_and_truncated
@@ -27,10 +28,6 @@ from jsfree.stages.pair_selection import identical_and_truncated
 SUMMARY_COLUMNS = ("gap", "inverted", "low.text", "low.finish", "high.text", "high.finish")
 MAX_COSINES = 2**20
 """Cosines kept in memory."""
-STAGE_ORDER = (
-    *("samples", "evaluation", "evaluation_hashes", "pairs", "scored", "selected"),
-    *("reference", "train", "captions", "captions_scored"),
-)
 
 
 @dataclass(frozen=True)
@@ -249,11 +246,11 @@ def _cosines(caption: pa.ChunkedArray) -> NDArray[np.float64]:
 def _stage_names(folder: Folder) -> list[str]:
     """Stages in the order they run; captions have one folder per model and mode."""
     present = set(folder.names())
-    nested = {"captions", "captions_scored"}
     names: list[str] = []
-    for stage in STAGE_ORDER:
-        if stage in present:
-            names += [f"{stage}/{name}" for name in (folder / stage).names()] if stage in nested else [stage]
+    for part in PARTS.values():
+        if part.name in present:
+            inner = [f"{part.name}/{name}" for name in (folder / part.name).names()] if part.per_model else []
+            names += inner if part.per_model else [part.name]
     return names
 
 

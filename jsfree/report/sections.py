@@ -16,19 +16,7 @@ from jsfree.report import figures, reading, tables
 from jsfree.report.figures import Series
 from jsfree.report.reading import Scored, StageCost
 from jsfree.run.run import Run
-
-STAGE_DESCRIPTIONS = {
-    "samples": "images listed",
-    "evaluation": "evaluation images listed",
-    "evaluation_hashes": "evaluation images hashed",
-    "pairs": "two captions an image",
-    "scored": "CLIP verification",
-    "selected": "preference pairs",
-    "reference": "reference log-probabilities",
-    "train": "DPO",
-    "captions": "captions for evaluation",
-    "captions_scored": "their CLIP scores",
-}
+from jsfree.run.stages import part_of
 
 
 @dataclass(frozen=True)
@@ -186,11 +174,11 @@ def _curves(steps: Sequence[Mapping[str, Any]], settings: Train) -> list[Markup]
 
 
 def _cost_line(cost: StageCost, device: float) -> CostLine:
-    manifest, base = cost.manifest, cost.stage.partition("/")[0]
+    manifest, part = cost.manifest, part_of(cost.stage)
     return CostLine(
         cost.round,
         cost.stage,
-        STAGE_DESCRIPTIONS.get(base, ""),
+        part.label if part else "",
         [tables.whole(rows) for rows in (manifest.rows_in, manifest.rows_out, manifest.rows_failed)],
         manifest.rows_failed > 0,
         tables.duration(manifest.seconds),
@@ -201,4 +189,5 @@ def _cost_line(cost: StageCost, device: float) -> CostLine:
 
 
 def _is_evaluation(cost: StageCost) -> bool:
-    return cost.stage.partition("/")[0] in ("evaluation", "evaluation_hashes", "captions", "captions_scored")
+    part = part_of(cost.stage)
+    return part is not None and part.stage == "evaluate"

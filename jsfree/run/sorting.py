@@ -1,4 +1,4 @@
-"""Brings rows into a given order with bounded memory: what does not fit waits in temporary files."""
+"""Sorts rows with bounded memory, using temporary files."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from jsfree.errors import StorageError
 from jsfree.run.filesystems import reason
 
-PLACE = "__place__"
+POSITION = "__position__"
 
 
 class RowSorter:
-    """Takes the rows of a table in any order, each with its place in the wanted order, and gives them back sorted.
+    """Sorts rows that arrive in any order by their given positions 0, 1, ... (without gaps).
 
-    The places are 0, 1, ... without gaps. When ``bucket_bytes`` of rows have come, they are distributed over bucket
-    files, each of which holds a range of places; buckets are then read one after another and sorted in memory.
-    Memory holds a few times ``bucket_bytes``, and the temporary folder all rows, uncompressed.
+    Whenever ``bucket_bytes`` of rows have arrived, they are distributed over bucket files, each of which holds a range
+    of positions. The buckets are then read one after another and sorted in memory. Peak memory is a few times
+    ``bucket_bytes``; the temporary folder holds all rows, uncompressed.
     """
 
     def __init__(self, bucket_bytes: int) -> None:
@@ -30,30 +30,30 @@ class RowSorter:
         self._waiting: list[pa.Table] = []
         self._bytes = 0
         self._bucket_rows = 0
-        """Places of a bucket; 0 until rows are written to files."""
+        """Positions per bucket; 0 until rows are written to files."""
         self._last_bucket = -1
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def add(self, table: pa.Table, places: NDArray[np.int64]) -> None:
-        """Take rows, and the place of each.
+    def add(self, table: pa.Table, positions: NDArray[np.int64]) -> None:
+        """Add rows with their positions.
 
         Raises:
             StorageError: the temporary folder is full.
         """
-        self._waiting.append(table.append_column(PLACE, pa.array(places)))
+        self._waiting.append(table.append_column(POSITION, pa.array(positions)))
         self._bytes += table.nbytes
         if self._bytes >= self._bucket_bytes:
             self._distribute()
 
     def sorted(self) -> Iterator[pa.Table]:
-        """All rows in the order of their places, as tables of about ``bucket_bytes``; removes the temporary files.
+        """Yield all rows in order, as tables of about ``bucket_bytes``; then remove the temporary files.
 
         Raises:
             StorageError: the temporary folder is full.
         """
         try:
             if self._folder is None:
-                yield from [_by_place(self._waiting)] if self._waiting else []
+                yield from [_sorted_rows(self._waiting)] if self._waiting else []
                 return
             self._distribute()
             for bucket in range(self._last_bucket + 1):
@@ -62,7 +62,7 @@ class RowSorter:
             self.close()
 
     def close(self) -> None:
-        """Forget all rows and remove the temporary files."""
+        """Drop all rows and remove the temporary files."""
         self._waiting = []
         if self._folder is not None:
             self._folder.cleanup()
@@ -71,13 +71,13 @@ class RowSorter:
         """Append the waiting rows to the files of their buckets."""
         if not self._waiting:
             return
-        rows = _by_place(self._waiting, keep=True)
+        rows = _sorted_rows(self._waiting, keep_positions=True)
         self._bucket_rows = self._bucket_rows or max(1, rows.num_rows * self._bucket_bytes // self._bytes)
         self._waiting, self._bytes = [], 0
-        buckets = rows[PLACE].to_numpy() // self._bucket_rows
-        found, starts = np.unique(buckets, return_index=True)
+        buckets = rows[POSITION].to_numpy() // self._bucket_rows
+        numbers, starts = np.unique(buckets, return_index=True)
         with _temporary_files():
-            for bucket, start, end in zip(found, starts, [*starts[1:], rows.num_rows], strict=True):
+            for bucket, start, end in zip(numbers, starts, [*starts[1:], rows.num_rows], strict=True):
                 self._append(int(bucket), rows.slice(int(start), int(end - start)))
 
     def _append(self, bucket: int, rows: pa.Table) -> None:
@@ -88,23 +88,24 @@ class RowSorter:
             stream.write_table(rows)
 
     def _read(self, bucket: int) -> pa.Table:
-        """The rows of a bucket, sorted; its file, one stream behind another, is removed."""
+        """Read, sort and remove the file of a bucket, which holds one Arrow stream per distribution."""
         path, parts = self._path(bucket), []
         with _temporary_files(), pa.OSFile(path) as file:
             while file.tell() < file.size():
                 parts.append(pa.ipc.open_stream(file).read_all())
             os.remove(path)
-        return _by_place(parts)
+        return _sorted_rows(parts)
 
     def _path(self, bucket: int) -> str:
         assert self._folder is not None
         return f"{self._folder.name}/{bucket}.arrows"
 
 
-def _by_place(tables: list[pa.Table], *, keep: bool = False) -> pa.Table:
+def _sorted_rows(tables: list[pa.Table], *, keep_positions: bool = False) -> pa.Table:
+    """The rows of tables, sorted by position."""
     together = pa.concat_tables(tables)
-    rows = together.take(pa.array(np.argsort(together[PLACE].to_numpy())))
-    return rows if keep else rows.drop_columns([PLACE])
+    rows = together.take(pa.array(np.argsort(together[POSITION].to_numpy())))
+    return rows if keep_positions else rows.drop_columns([POSITION])
 
 
 @contextmanager

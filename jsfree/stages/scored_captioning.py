@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ScoredPairGenerator:
-    """Two captions an image, and their scores ``beside`` them."""
+    """Two captions per image, and their scores as ``second_stage``."""
 
     def __init__(
         self,
@@ -38,19 +38,19 @@ class ScoredPairGenerator:
         self._generator = PairGenerator(config, model_ref, round_number, device, evaluation_hashes)
 
     def __call__(self, samples: Sequence[Sample]) -> StageOutput:
-        """Rows of ``schemas.PAIRS``, and ``beside`` them rows of ``schemas.SCORED``."""
+        """Rows of ``schemas.PAIRS``; rows of ``schemas.SCORED`` as ``second_stage``."""
         embedding = _Embedding(self._scorer)
         output = self._generator(samples, embedding)
         started = time.perf_counter()
         images = embedding.all()
         pairs = cast(list[Pair], output.rows)
-        output.beside = self._scorer.score(pairs, [images[pair["sample_id"]] for pair in pairs])
-        output.beside_seconds = embedding.seconds + time.perf_counter() - started
+        output.second_stage = self._scorer.score(pairs, [images[pair["sample_id"]] for pair in pairs])
+        output.second_stage_seconds = embedding.seconds + time.perf_counter() - started
         return output
 
 
 class ScoredCaptionWriter:
-    """Captions of one model for evaluation, and their scores ``beside`` them."""
+    """Captions of one model for evaluation, and their scores as ``second_stage``."""
 
     def __init__(self, config: RunConfig, model_ref: str, model: str, mode: str, device: str = "cpu") -> None:
         """Load CLIP and the captioner; arguments as of ``CaptionWriter``."""
@@ -58,15 +58,15 @@ class ScoredCaptionWriter:
         self._writer = CaptionWriter(config, model_ref, model, mode, device)
 
     def __call__(self, samples: Sequence[Sample]) -> StageOutput:
-        """Rows of ``schemas.CAPTIONS``, and ``beside`` them rows of ``schemas.SCORED_CAPTIONS``."""
+        """Rows of ``schemas.CAPTIONS``; rows of ``schemas.SCORED_CAPTIONS`` as ``second_stage``."""
         embedding = _Embedding(self._scorer)
         output = self._writer(samples, embedding)
         started = time.perf_counter()
         images = embedding.all()
         rows = cast(list[CaptionRow], output.rows)
         embedded = {image_key(row["image"]): images[row["sample_id"]] for row in rows}
-        output.beside = self._scorer.score_captions(rows, embedded)
-        output.beside_seconds = embedding.seconds + time.perf_counter() - started
+        output.second_stage = self._scorer.score_captions(rows, embedded)
+        output.second_stage_seconds = embedding.seconds + time.perf_counter() - started
         return output
 
 

@@ -12,9 +12,8 @@ import yaml
 
 from jsfree.config import Resources
 from jsfree.errors import StageError
+from jsfree.run.stages import part_of
 
-SECTIONS = {"pairs": "generate", "captions": "generate", "scored": "score", "captions_scored": "score"}
-"""The section of the configuration that holds a stage's resources, if it is not named like the stage."""
 LAUNCH_CONFIG = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` stores the cluster's configuration on the head node."""
 STATUS_SECONDS = 8.0
@@ -44,7 +43,8 @@ def check_capacity(stage: str, resources: Resources, replicas: int, *, fixed: bo
         return ""
     types = {} if fixed else node_types()
     if fixed or has_no_autoscaler(types):
-        maximum, growth = available, "no autoscaler adds nodes"
+        maximum: int | None = available
+        growth = "no autoscaler adds nodes"
     else:
         maximum = max_replicas(resources, types, launch_config())
         growth = f"its autoscaler can make that {maximum}"
@@ -52,7 +52,7 @@ def check_capacity(stage: str, resources: Resources, replicas: int, *, fixed: bo
     capacity = f"the cluster has room for {available} ({inventory(nodes)})"
     if maximum is None or maximum >= replicas:
         return f"{request}; {capacity}: waiting for nodes"
-    setting = f"{SECTIONS.get(stage, stage)}.resources"
+    setting = f"{part.section if (part := part_of(stage)) else stage}.resources"
     fewer = f"lower {setting}.replicas" + ("" if stage == "train" else f", set {setting}.min_replicas")
     raise StageError(
         f"{request}; {capacity} and {growth}", f"{fewer}, lower the resources of each replica, or add nodes"
@@ -85,8 +85,10 @@ def node_types() -> dict[str, str]:
     from ray.experimental.internal_kv import _internal_kv_get
 
     deadline = time.monotonic() + STATUS_SECONDS
-    while (status := _internal_kv_get("__autoscaling_status")) is None and time.monotonic() < deadline:
+    status: bytes | None = _internal_kv_get("__autoscaling_status")
+    while status is None and time.monotonic() < deadline:
         time.sleep(0.5)
+        status = _internal_kv_get("__autoscaling_status")
     report: dict[str, Any] = (json.loads(status) if status else {}).get("autoscaler_report") or {}
     return report.get("node_type_mapping") or {}
 

@@ -33,4 +33,5 @@ def add_new_nodes(known: dict[str, Machine]) -> None:
         }
     for node, description in descriptions.items():
         with suppress(ray.exceptions.RayError):  # the node left before it answered
-            known[node] |= ray.get(description)
+            answer: Machine = ray.get(description)
+            known[node] |= answer

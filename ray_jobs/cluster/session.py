@@ -53,7 +53,7 @@ class Cluster:
     def board(self) -> Any:
         """The session's board actor, from which workers claim shards."""
         if self._board is None:
-            self._board = board.put_up()
+            self._board = board.start_board()
         return self._board
 
     def ensure(self) -> None:

@@ -19,6 +19,7 @@ from jsfree.images.drawing import DrawnImages
 from jsfree.images.sources import SourceSummary, images_per_round, summarize_source
 from jsfree.models.contents import CAPTIONER
 from jsfree.run.run import Run
+from jsfree.run.stages import STAGES
 from jsfree.sizing import footprint, memory, rates, shapes, workload
 from jsfree.sizing.memory import Lengths
 from jsfree.sizing.rates import StageTime
@@ -27,7 +28,7 @@ from jsfree.sizing.workload import Workload
 from ray_jobs.cluster.capacity import ROUNDING
 from ray_jobs.cluster.machines import CLUSTER, Machines, stage_resources
 from ray_jobs.cluster.session import Cluster
-from ray_jobs.pipeline import STAGES, with_models
+from ray_jobs.pipeline import with_models
 
 
 @dataclass

@@ -1,10 +1,11 @@
-"""Which shards workers have begun, in the run's folder, where no worker's death can lose it.
+"""Records of the shards that workers have begun, kept in the run's folder so that they survive a worker's death.
 
-A worker notes a shard before it begins and strikes the note out when the shard is published. A note that is found
-is of an attempt that did not end. Where its worker died by itself, its rows are suspects: they are run one by one,
-with no other shard under way in that worker, each noted before it begins. A row that ends its worker ``DEATHS`` times
-so is quarantined, as an error row. An attempt that ended with its node or its driver, or nobody knows how, accuses no
-row; after some of them rows are run one by one all the same, and one that ``LOSSES`` of them ended with is quarantined.
+A worker writes a record before it begins a shard and removes it when the shard is published, so a record that is found
+belongs to an attempt that was interrupted. If its worker died by itself, the rows are suspects: they run one by one,
+alone in their worker, each recorded before it begins. A row that kills its worker ``DEATHS`` times in this way is
+quarantined as an error row. An attempt that ended with its node or driver, or for an unknown reason, blames no row.
+After ``UNEXPLAINED`` such attempts the rows run one by one too, and one that was running in ``LOSSES`` of them is
+quarantined.
 """
 
 from __future__ import annotations
@@ -17,29 +18,29 @@ from jsfree.errors import StageError, StorageError
 from jsfree.run.folder import Folder
 
 DEATHS = 2
-"""Deaths of a row's worker, with nothing else under way, after which the row is quarantined."""
+"""Deaths of the worker in which a row runs alone, after which the row is quarantined."""
 LOSSES = 5
-"""Attempts that ended, nobody knows how, while the same row ran alone, after which it is quarantined."""
+"""Unexplained interruptions while the same row runs alone, after which the row is quarantined."""
 UNEXPLAINED = 3
-"""Attempts at a shard that did not end, after which its rows are run one by one whatever ended them."""
-MOST = 20
-"""Attempts at a shard that did not end in which no row ended well either, after which the stage gives up."""
+"""Unexplained interruptions of a shard after which its rows run one by one."""
+MAX_ATTEMPTS = 20
+"""Interrupted attempts at a shard without a row that finished, after which the stage fails."""
 
 
 @dataclass
-class _Note:
-    """What is noted of a shard."""
+class _Record:
+    """The stored record of a shard."""
 
     begun: int = 0
-    """Attempts that have not ended since a row ended well."""
+    """Interrupted attempts since a row last finished."""
     by: str = ""
-    """The process that began the last one."""
+    """The process of the last attempt."""
     suspects: bool = False
-    """Whether its rows run one by one."""
+    """Whether the rows run one by one."""
     row: str | None = None
-    """The one that runs alone."""
+    """The row that is running alone."""
     cleared: list[str] = field(default_factory=list)
-    """Rows that ended well, alone."""
+    """Rows that finished alone."""
     deaths: dict[str, int] = field(default_factory=dict)
     losses: dict[str, int] = field(default_factory=dict)
 
@@ -48,84 +49,85 @@ class Attempt:
     """An attempt at one shard."""
 
     def __init__(self, folder: Folder, shard: int, *, after: str | None) -> None:
-        """Look at what is noted of the attempts before, and judge it.
+        """Read the record of earlier attempts and draw conclusions from the last one.
 
         Args:
-            folder: the stage's notes.
-            shard: its number.
-            after: the process that had the shard before, if it is known to have ended by itself.
+            folder: the records of the stage.
+            shard: number of the shard.
+            after: the process that had the shard before, if it is known to have died by itself.
 
         Raises:
-            StageError: the shard has ended too many workers, and no row is found to blame.
+            StageError: the shard was interrupted too often, and no row is to blame.
         """
         self._folder = folder
         self._name = f"shard-{shard:05d}.json"
-        self._note = note = _Note(**folder.read_json(self._name)) if folder.exists(self._name) else _Note()
-        if note.begun >= MOST:
-            self._note = _Note(suspects=True, cleared=note.cleared)  # whoever mends the machine may start again
+        stored = _Record(**folder.read_json(self._name)) if folder.exists(self._name) else _Record()
+        self._record = stored
+        if stored.begun >= MAX_ATTEMPTS:
+            self._record = _Record(suspects=True, cleared=stored.cleared)  # allows a new start on a repaired machine
             self._write()
             raise StageError(
-                f"shard {shard} was begun {note.begun} times and no attempt ended, whichever rows ran",
+                f"shard {shard} was begun {stored.begun} times and no attempt ended, whichever rows ran",
                 "its worker has too little memory, or its model fails on this machine: see the logs of Ray's workers",
             )
-        if note.begun:
-            self._judge(died=note.by == after)
+        if stored.begun:
+            self._assign_blame(died=stored.by == after)
 
-    def _judge(self, *, died: bool) -> None:
-        """Conclude from an attempt that did not end."""
-        note = self._note
-        if note.row is not None:
-            accused = note.deaths if died else note.losses
-            accused[note.row] = accused.get(note.row, 0) + 1
-        elif died and note.suspects:
-            note.cleared = []  # those that had ended well alone may have ended it together
-        note.suspects = note.suspects or died or note.begun >= UNEXPLAINED
-        note.row = None
+    def _assign_blame(self, *, died: bool) -> None:
+        """Update the record after an attempt that was interrupted; ``died``: its worker died by itself."""
+        record = self._record
+        if record.row is not None:
+            counts = record.deaths if died else record.losses
+            counts[record.row] = counts.get(record.row, 0) + 1
+        elif died and record.suspects:
+            record.cleared = []  # rows that finished alone may kill their worker together
+        record.suspects = record.suspects or died or record.begun >= UNEXPLAINED
+        record.row = None
         self._write()
 
     @property
     def one_by_one(self) -> bool:
-        """Whether rows have to run alone."""
-        return self._note.suspects
+        """Whether rows must run alone."""
+        return self._record.suspects
 
     def is_cleared(self, row: str) -> bool:
-        """Whether a row has run alone to its end."""
-        return row in self._note.cleared
+        """Whether a row has finished alone."""
+        return row in self._record.cleared
 
     def is_quarantined(self, row: str) -> bool:
-        """Whether a row has ended its worker too often."""
-        return self._note.deaths.get(row, 0) >= DEATHS or self._note.losses.get(row, 0) >= LOSSES
+        """Whether a row has killed its worker too often."""
+        return self._record.deaths.get(row, 0) >= DEATHS or self._record.losses.get(row, 0) >= LOSSES
 
     def begin(self, process: str) -> None:
-        """Note that the attempt begins, in a process."""
-        self._note.begun += 1
-        self._note.by = process
+        """Record that the attempt begins in a process."""
+        self._record.begun += 1
+        self._record.by = process
         self._write()
 
     @contextmanager
     def alone(self, row: str) -> Iterator[None]:
-        """Note that a row runs alone, and that it has ended well."""
-        self._note.row = row
+        """Record that a row runs alone, and at the end of the block that it has finished."""
+        self._record.row = row
         self._write()
         yield
-        self._note.row = None
-        self._note.begun = 1
-        self._note.cleared.append(row)
+        self._record.row = None
+        self._record.begun = 1
+        self._record.cleared.append(row)
         self._write()
 
     def end(self) -> None:
-        """Strike the note out: the shard is published."""
-        with suppress(StorageError):  # a note too many costs time, and the stage removes them all
+        """Remove the record of a published shard."""
+        with suppress(StorageError):  # a leftover record costs time only, and the end of the stage removes it
             self._folder.remove(self._name)
 
     def give_up(self) -> None:
-        """Keep what is known of the rows, for an attempt that ended with an error: none of them is to blame."""
-        self._note.begun, self._note.by, self._note.row = 0, "", None
-        with suppress(StorageError):  # what the attempt ended with says more
-            if self._note == _Note():
+        """Record that the attempt ended with an error, which blames no row; earlier conclusions are kept."""
+        self._record.begun, self._record.by, self._record.row = 0, "", None
+        with suppress(StorageError):  # the error that ended the attempt matters more
+            if self._record == _Record():
                 self._folder.remove(self._name)
             else:
                 self._write()
 
     def _write(self) -> None:
-        self._folder.write_json(self._name, asdict(self._note))
+        self._folder.write_json(self._name, asdict(self._record))

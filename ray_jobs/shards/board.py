@@ -1,7 +1,12 @@
-"""The board on the driver's node: what is to be done, who does it, and who lives.
+"""The board: an actor on the driver's node that hands shards to workers and collects their receipts.
 
-Workers claim shards one by one, each when it has room, so that a shard is bound to nobody who has not begun it. A claim
-ends when the driver has the shard's receipt. What a worker had claimed that died, or fell silent, is anybody's again.
+Workers claim shards one at a time, when they have capacity, so that a shard never waits for a worker that cannot start.
+A claim ends with the shard's receipt. The claims of a worker that died, or that was silent for ``LOST_SECONDS``, are
+handed out again. Every call may arrive twice, because Ray retries calls whose answer was lost.
+
+Claims and heartbeats are needed because Ray retries a task only on the actor it is bound to, and waits for that actor
+without limit if its node is lost (docs/log.md, 2026-11-21). Attempts (``attempts.py``) are files, because only a record
+outside the worker survives its death. Receipts do not travel in Ray Data's blocks, which can be lost with a node.
 """
 
 from __future__ import annotations
@@ -13,159 +18,176 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, cast
+from itertools import islice
+from typing import Any
 
-BEAT_SECONDS = 2.0
+from ray_jobs.shards.receipts import Receipt
+
+HEARTBEAT_SECONDS = 2.0
 AWAY_SECONDS = 6.0
-"""Silence after which a worker no longer counts as alive."""
+"""Silence after which a worker is no longer counted as alive."""
 LOST_SECONDS = 20.0
-"""Silence after which its claims are anybody's."""
+"""Silence after which the claims of a worker are handed out again."""
 Shard = tuple[int, int]
-"""A stage of the work, and the number of a shard."""
+"""Index of a stage in its pass, and number of a shard."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A shard that a worker is to do."""
+    """A shard handed to a worker.
+
+    ``after`` is the process that had the shard before, if that process died on a node that is still alive.
+    """
 
     shard: Shard
     after: str | None = None
-    """The process that had it before, if that ended by itself; not with its node, and not just silent."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to a request for a shard; ``wait``: ask again, because claimed shards may be handed out again."""
+
+    claim: Claim | None = None
+    wait: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """Number of workers alive, and new receipts."""
+
+    alive: int
+    receipts: list[tuple[Shard, Receipt]]
 
 
 @dataclass
-class _Work:
-    """One pass over shards."""
+class _Worker:
+    """A process of an actor; ``handle`` is the actor's own handle, which does not keep it alive."""
 
-    waiting: deque[Claim]
-    claimed: dict[Shard, str] = field(default_factory=dict)
-    answers: dict[str, Claim] = field(default_factory=dict)
-    """What was answered to requests for shards that are still claimed: an answer may get lost on its way."""
-    heard: dict[str, float] = field(default_factory=dict)
-    lives: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """The process and the node that an actor lives in."""
-    handles: dict[str, Any] = field(default_factory=dict)
-    """An actor's own handle, which is weak: it keeps none alive."""
-    over: dict[Shard, float] = field(default_factory=dict)
-    """When the turn ended in which a shard was done, for those whose receipt is not there."""
+    actor: str
+    node: str
+    handle: Any
+    heard: float
+
+
+@dataclass
+class _Pass:
+    """The state of a pass over shards."""
+
+    waiting: deque[Claim] = field(default_factory=deque)
+    claimed: dict[str, tuple[str, Claim]] = field(default_factory=dict)
+    """Process and claim, by request: a request that arrives twice gets the same claim."""
+    workers: dict[str, _Worker] = field(default_factory=dict)
+    """By process; an actor that restarts is a new process."""
+    receipts: dict[Shard, Receipt] = field(default_factory=dict)
 
     def release(self, process: str, *, died: bool) -> None:
-        """Give back what a process had claimed; it goes first, in the order it had."""
-        self.heard.pop(process, None)
-        for shard in sorted((shard for shard, by in self.claimed.items() if by == process), reverse=True):
-            self.end(shard)
+        """Put the claims of a process back at the head of the queue, in order."""
+        held = {request: claim.shard for request, (by, claim) in self.claimed.items() if by == process}
+        for request, shard in sorted(held.items(), key=lambda item: item[1], reverse=True):
+            del self.claimed[request]
             self.waiting.appendleft(Claim(shard, process if died else None))
-
-    def end(self, shard: Shard) -> bool:
-        """End a shard's claim, if it is claimed."""
-        self.answers = {request: claim for request, claim in self.answers.items() if claim.shard != shard}
-        return self.claimed.pop(shard, None) is not None
 
 
 class Board:
-    """The actor. ``work`` names a pass, ``actor`` a worker that may be started again, ``process`` one life of it."""
+    """The actor. ``work`` identifies a pass, ``actor`` a worker, and ``process`` one process of a worker."""
 
     def __init__(self) -> None:
-        self._works: dict[str, _Work] = {}
+        self._work = ""
+        self._pass = _Pass()
         self._awake = time.monotonic()
 
     def post(self, work: str, shards: Iterable[Shard]) -> None:
-        """Put work up."""
-        self._works[work] = _Work(deque(map(Claim, shards)))
+        """Begin a pass over shards."""
+        self._work, self._pass = work, _Pass(deque(map(Claim, shards)))
 
-    def take_down(self, work: str) -> None:
-        """Forget work that is over."""
-        self._works.pop(work, None)
+    def close(self, work: str) -> None:
+        """End a pass."""
+        if work == self._work:
+            self._work, self._pass = "", _Pass()
 
     def join(self, work: str, actor: str, process: str, node: str, handle: Any = None) -> None:
-        """A worker has come to life; an earlier life of it has ended, by itself if it was on the same node."""
-        of = self._works.get(work)
-        if of is None:
-            return
-        if actor in of.lives:
-            before, there = of.lives[actor]
-            of.release(before, died=there == node)
-        of.lives[actor] = process, node
-        of.handles[actor] = handle
-        of.heard[process] = self._now()
+        """Register a process; an earlier process of the same actor has died, with its node if that was another one."""
+        current = self._pass_of(work)
+        for earlier, worker in list(current.workers.items()):
+            if worker.actor == actor and earlier != process:
+                current.release(earlier, died=worker.node == node)
+                del current.workers[earlier]
+        current.workers[process] = _Worker(actor, node, handle, self._now())
 
-    def here(self, work: str, process: str) -> None:
-        """A worker lives."""
-        of, now = self._works.get(work), self._now()
-        if of is not None and any(process == each for each, _ in of.lives.values()):
-            of.heard[process] = now
+    def heartbeat(self, work: str, process: str) -> None:
+        """Note that a process is alive."""
+        now = self._now()
+        if worker := self._pass_of(work).workers.get(process):
+            worker.heard = now
 
-    def claim(self, work: str, process: str, request: str) -> tuple[Claim | None, bool]:
-        """A shard to do, if there is one, and whether to ask again: others have not ended, and may not.
+    def claim(self, work: str, process: str, request: str) -> Answer:
+        """Hand out a shard.
 
-        A request that comes twice gets the same answer.
+        Args:
+            request: identifies the request; one that arrives twice gets the same claim.
         """
-        of, now = self._works.get(work), self._now()
-        if of is None:
-            return None, False
-        of.heard[process] = now
-        for silent in [each for each, heard in of.heard.items() if now - heard > LOST_SECONDS]:
-            of.release(silent, died=False)
-        for shard in [each for each, ended in of.over.items() if now - ended > LOST_SECONDS]:
-            del of.over[shard]
-            if of.end(shard):
-                of.waiting.appendleft(Claim(shard))  # its receipt was lost; who claims it finds the shard done
-        if request in of.answers:
-            return of.answers[request], False
-        if not of.waiting:
-            return None, bool(of.claimed)
-        claim = of.waiting.popleft()
-        of.claimed[claim.shard] = process
-        of.answers[request] = claim
-        return claim, False
+        self.heartbeat(work, process)
+        current, now = self._pass_of(work), self._now()
+        if process not in current.workers:
+            return Answer()
+        for silent in [each for each, worker in current.workers.items() if now - worker.heard > LOST_SECONDS]:
+            current.release(silent, died=False)
+        if request in current.claimed:
+            return Answer(current.claimed[request][1])
+        if not current.waiting:
+            return Answer(wait=bool(current.claimed))
+        claim = current.waiting.popleft()
+        current.claimed[request] = process, claim
+        return Answer(claim)
 
-    def turn_over(self, work: str, process: str, shard: Shard) -> None:
-        """The turn has ended in which a process had claimed a shard."""
-        of = self._works.get(work)
-        if of is not None and of.claimed.get(shard) == process:
-            of.over[shard] = self._now()
+    def finish(self, work: str, shard: Shard, receipt: Receipt) -> None:
+        """Take the receipt of a published shard, whether or not it is still claimed by its sender."""
+        current = self._pass_of(work)
+        if shard in current.receipts:
+            return
+        current.receipts[shard] = receipt
+        request = next((request for request, (_, claim) in current.claimed.items() if claim.shard == shard), None)
+        if request is not None:
+            del current.claimed[request]
+        else:
+            current.waiting = deque(claim for claim in current.waiting if claim.shard != shard)
 
-    def done(self, work: str, shard: Shard) -> None:
-        """A shard's receipt is there."""
-        of = self._works.get(work)
-        if of is not None:
-            of.over.pop(shard, None)
-            if not of.end(shard):  # a shard that is claimed does not wait
-                of.waiting = deque(claim for claim in of.waiting if claim.shard != shard)
-
-    def alive(self, work: str) -> int:
-        """Workers heard of lately."""
-        of, now = self._works.get(work), self._now()
-        return 0 if of is None else sum(now - heard < AWAY_SECONDS for heard in of.heard.values())
+    def report(self, work: str, known: int) -> Report:
+        """Workers alive, and all receipts after the first ``known`` ones."""
+        current, now = self._pass_of(work), self._now()
+        alive = sum(now - worker.heard < AWAY_SECONDS for worker in current.workers.values())
+        return Report(alive, list(islice(current.receipts.items(), known, None)))
 
     def actors(self, work: str) -> list[Any]:
-        """Handles of all workers that have ever joined."""
-        of = self._works.get(work)
-        return [] if of is None else list(of.handles.values())
+        """Handles of all workers."""
+        return [worker.handle for worker in self._pass_of(work).workers.values()]
+
+    def _pass_of(self, work: str) -> _Pass:
+        """The current pass; an empty one for calls that belong to an earlier pass."""
+        return self._pass if work == self._work else _Pass()
 
     def _now(self) -> float:
-        """The time; what the board itself slept through is no silence of anybody's."""
+        """The time; a pause of the board's own process does not count as silence of the workers."""
         now = time.monotonic()
-        slept = now - self._awake
-        if slept > AWAY_SECONDS:
-            for of in self._works.values():
-                of.heard = {process: heard + slept for process, heard in of.heard.items()}
+        paused = now - self._awake
+        if paused > AWAY_SECONDS:
+            for worker in self._pass.workers.values():
+                worker.heard += paused
         self._awake = now
         return now
 
 
-def put_up() -> Any:
-    """A board on the driver's own node, which the loss of no other takes down."""
+def start_board() -> Any:
+    """Start a board on the driver's own node, so that the loss of another node does not affect it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # Retried, should its node not be heard for a moment; every word may come twice.
-    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=here, max_task_retries=-1).remote()
+    driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=driver_node, max_task_retries=-1).remote()
 
 
 class Member:
-    """A worker's side of the board, for one life of it."""
+    """A worker's connection to the board, for one process."""
 
     def __init__(self, board: Any, work: str) -> None:
         import ray
@@ -176,24 +198,26 @@ class Member:
         self.process = uuid.uuid4().hex
         ids = context.get_actor_id(), self.process, context.get_node_id()
         ray.get(board.join.remote(work, *ids, context.current_actor))
-        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
 
     def claim(self) -> Claim | None:
-        """The next shard; None when all are done. Waits while others may fail to end theirs."""
+        """Claim the next shard; wait while claimed shards may be handed out again. None: all shards are done."""
         import ray
 
         while True:
-            claim, again = ray.get(self._board.claim.remote(self._work, self.process, uuid.uuid4().hex))
-            if claim is not None or not again:
-                return cast(Claim | None, claim)
-            time.sleep(BEAT_SECONDS / 4)
+            answer: Answer = ray.get(self._board.claim.remote(self._work, self.process, uuid.uuid4().hex))
+            if not answer.wait:
+                return answer.claim
+            time.sleep(HEARTBEAT_SECONDS / 4)
 
-    def turn_over(self, shard: Shard) -> None:
-        """Say that a turn has ended, well or not."""
-        self._board.turn_over.remote(self._work, self.process, shard)
+    def finish(self, shard: Shard, receipt: Receipt) -> None:
+        """Hand in the receipt of a published shard."""
+        import ray
 
-    def _beat(self) -> None:
+        ray.get(self._board.finish.remote(self._work, shard, receipt))
+
+    def _send_heartbeats(self) -> None:
         while True:
-            with suppress(Exception):  # the next beat may come through; without a session the process ends anyway
-                self._board.here.remote(self._work, self.process)
-            time.sleep(BEAT_SECONDS)
+            with suppress(Exception):  # a later heartbeat may succeed; without a session the process ends anyway
+                self._board.heartbeat.remote(self._work, self.process)
+            time.sleep(HEARTBEAT_SECONDS)

@@ -19,26 +19,27 @@ from jsfree.run.run import Manifest
 from jsfree.schemas import Sample
 from jsfree.stages.captioning import PairGenerator
 from jsfree.stages.scored_captioning import ScoredPairGenerator
-from ray_jobs.rounds import Round, StageRequest
+from ray_jobs.rounds import Round
+from ray_jobs.shards.actor import ShardedStage
 from ray_jobs.stages.listings import fix_listing, remove_shards
-from ray_jobs.stages.score import score_request
+from ray_jobs.stages.score import scoring_stage
 
 
 def list_samples(current: Round) -> Manifest:
-    """Write the round's samples in the order that the seed draws."""
+    """Write the round's samples, in an order drawn with the run's seed."""
     fingerprint = current.fingerprint(current.config.fingerprint("seed", "prompt", "source", "shard_rows"))
 
     def work() -> Manifest:
         return publish_samples(current, "samples", training_samples(current.config, current.number))
 
-    return current.once("samples", fingerprint, work)
+    return current.complete("samples", fingerprint, work)
 
 
 def generate_pairs(current: Round, samples: Manifest, evaluation_hashes: str | None = None) -> Manifest:
     """Two captions of every sample (paper, section 3.2).
 
     Args:
-        evaluation_hashes: folder or URI of the hashes of images that get no captions.
+        evaluation_hashes: folder or URI of the hashes of images that are excluded.
     """
     config = current.config
     one_pass = config.score.with_generation
@@ -47,54 +48,54 @@ def generate_pairs(current: Round, samples: Manifest, evaluation_hashes: str | N
     )
     if evaluation_hashes and current.run.begin(current.number, "pairs", fingerprint) is None:
         _remove_evaluation_images(current, evaluation_hashes)
-    request = StageRequest(
-        current.number,
-        "pairs",
-        fingerprint,
-        current.stage("samples"),
-        schemas.SAMPLES,
-        schemas.PAIRS,
-        ScoredPairGenerator if one_pass else PairGenerator,
-        {
+    stage = ShardedStage(
+        name="pairs",
+        number=current.number,
+        fingerprint=fingerprint,
+        source=current.stage("samples").uri,
+        source_schema=schemas.SAMPLES,
+        target=current.table("pairs", schemas.PAIRS),
+        stage_class=ScoredPairGenerator if one_pass else PairGenerator,
+        arguments={
             "config": config,
             "model_ref": current.start.ref,
             "round_number": current.number,
             "evaluation_hashes": evaluation_hashes,
         },
-        config.generate.resources,
-        at_once=at_once(config),
-        beside=score_request(current, fingerprint) if one_pass else None,
+        resources=config.generate.resources,
+        attempts=current.attempts("pairs"),
+        shards_in_flight=shards_in_flight(config),
+        second_stage=scoring_stage(current, fingerprint) if one_pass else None,
     )
-    return current.sharded("pairs", [request])[0]
+    return current.complete_sharded("pairs", [stage])["pairs"]
 
 
 def _remove_evaluation_images(current: Round, evaluation_hashes: str) -> None:
-    """Have shards made again that an earlier attempt wrote, with images of the evaluation set in them.
+    """Remove shards of an earlier attempt that contain images of the evaluation set, so that they are made again.
 
-    It had another evaluation set, or jsfree did not exclude images then.
+    Such shards were made with another evaluation set, or by a version of jsfree that did not exclude images.
     """
     pairs = current.stage("pairs")
     stale = shards_with(pairs, read_hashes(evaluation_hashes)) if pairs.shards() else []
-    remove_shards(current.stage("scored"), stale)  # first: pairs without scores are scored, scores without pairs stay
+    remove_shards(current.stage("scored"), stale)  # first: pairs without scores would be scored, but not vice versa
     remove_shards(pairs, stale)
 
 
-def at_once(config: RunConfig) -> int:
-    """Shards that a replica decodes together: those behind the oldest one fill its slots while that one ends."""
+def shards_in_flight(config: RunConfig) -> int:
+    """Shards that a replica decodes together: later ones fill the slots while the last rows of the oldest finish."""
     return 2 + math.ceil(config.generate.slots / config.shard_rows)
 
 
 def publish_samples(current: Round, stage: str, samples: Samples) -> Manifest:
-    """Publish samples as the shards of a stage, and rows of the source that name no usable image as its error rows.
+    """Publish samples as the shards of a stage, and unusable rows of the source as its error rows.
 
-    The listing is fixed before the first shard is written. If the source has changed when the stage is resumed, the
-    shards of the earlier attempt are removed.
+    If the source has changed when the stage is resumed, the shards of the earlier attempt are removed.
 
     Raises:
         StageError: more rows of the source are unusable than ``max_failed_fraction`` allows.
     """
     fix_listing(current, stage, samples.digest())
-    errors = current.run.round(current.number) / "errors" / stage
+    errors = current.errors(stage)
     for number, table in enumerate(samples.unusable.tables(stage)):
         errors.write_table(shard_name(number), table)
     failed, allowed = len(samples.unusable), current.config.max_failed_fraction
@@ -109,7 +110,7 @@ def publish_samples(current: Round, stage: str, samples: Samples) -> Manifest:
 
 
 def write_samples(samples: Sequence[Sample], folder: Folder, shard_rows: int) -> Manifest:
-    """Write samples shard by shard; one that exists is left alone. The manifest counts what is on disk."""
+    """Write the missing shards of samples; the manifest counts all shards on disk."""
     for number, start in enumerate(range(0, len(samples), shard_rows)):
         if not folder.exists(shard_name(number)):
             rows = list(samples[start : start + shard_rows])

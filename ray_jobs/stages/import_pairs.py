@@ -1,4 +1,4 @@
-"""Stage 1 for imported pairs: samples and pairs from the records of another project. Runs on the driver."""
+"""Stage 1 for imported pairs: samples and pairs from the records of another project; on the driver."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ from jsfree.exchange.pairs import ImportedPairs, samples
 from jsfree.exchange.preferences import Preference
 from jsfree.exchange.records import content_hash
 from jsfree.images.overlap import read_hashes
-from jsfree.run.folder import Folder
 from jsfree.run.run import Manifest
 from jsfree.schemas import StageOutput
 from ray_jobs.rounds import Round
-from ray_jobs.shards.runner import Table, total
+from ray_jobs.shards.tables import total_manifest
 from ray_jobs.stages.listings import fix_listing, fixed_listing
 
 Work = Callable[[Sequence[Preference | UnusableRecord]], StageOutput]
 
 
 def list_records(current: Round, settings: Imported) -> Manifest:
-    """The round's samples; a record that cannot be used is an error row.
+    """Write the round's samples; a record that cannot be used becomes an error row.
 
-    The content of the record files is fixed before the first shard is written. If it has changed when an import is
-    resumed, samples and pairs are made again; once the pairs are finished, the files are not read any more.
+    If the record files have changed when an import is resumed, samples and pairs are made again. Once the pairs are
+    finished, the files are no longer read.
 
     Raises:
         SourceError: the records are missing or unreadable.
@@ -41,11 +40,13 @@ def list_records(current: Round, settings: Imported) -> Manifest:
     current.run.begin(current.number, "samples", fingerprint)
     if current.run.manifest(current.number, "pairs") is None:
         fix_listing(current, "samples", content_hash(settings))
-    return current.once("samples", fingerprint, lambda: _shards(current, settings, "samples", schemas.SAMPLES, samples))
+    return current.complete(
+        "samples", fingerprint, lambda: _shards(current, settings, "samples", schemas.SAMPLES, samples)
+    )
 
 
 def import_pairs(current: Round, settings: Imported, listed: Manifest, evaluation_hashes: str) -> Manifest:
-    """The round's pairs; one that cannot be trained on is an error row, one of an evaluation image is excluded.
+    """Write the round's pairs; unusable ones become error rows, and those of evaluation images are excluded.
 
     Args:
         evaluation_hashes: folder or URI of the hashes of the evaluation set.
@@ -63,21 +64,20 @@ def import_pairs(current: Round, settings: Imported, listed: Manifest, evaluatio
             raise StageError(f"{settings.path} was changed while it was imported", "run the import again")
         return manifest
 
-    return current.once("pairs", current.fingerprint(listed.fingerprint, current.start.fingerprint), work)
+    return current.complete("pairs", current.fingerprint(listed.fingerprint, current.start.fingerprint), work)
 
 
 def _shards(current: Round, settings: Imported, name: str, schema: pa.Schema, work: Work) -> Manifest:
-    """Publish a table, a shard for so many records; one that is there is left alone."""
-    table = Table(current.stage(name).uri, schema, (current.run.round(current.number) / "errors" / name).uri)
-    found = preferences(settings)
+    """Publish the missing shards of a table, each made from ``shard_rows`` records."""
+    table = current.table(name, schema)
+    remaining = preferences(settings)
     for number in count():
-        records = list(islice(found, current.config.shard_rows))
+        records = list(islice(remaining, current.config.shard_rows))
         if not records:
             break
         if table.receipt(number) is None:
             started = time.perf_counter()
             output = work(records)
             table.publish(number, output, len(output.rows) + len(output.errors), time.perf_counter() - started)
-    for folder in (table.uri, table.errors):
-        Folder(folder).remove_partial_files()
-    return total(name, table, current.config.max_failed_fraction)
+    table.remove_partial_files()
+    return total_manifest(name, table, current.config.max_failed_fraction)

@@ -1,24 +1,25 @@
-"""The listing that a stage's shards are cut from, fixed before the first shard is written.
+"""Fixes the listing that the shards of a stage are cut from, before the first shard is written.
 
-Shards are numbered, so a stage that is resumed takes shard 3 for the rows that it would write as shard 3 now. That
-holds only while the listing is the same: ``fix_listing`` compares, and removes the shards of another one.
+Shards are numbered, so a resumed stage takes the existing shard 3 for the one it would write as shard 3 now. This is
+only correct while the listing is the same. ``fix_listing`` compares, and removes the shards of another listing.
 """
 
 from __future__ import annotations
 
 from jsfree.run.folder import Folder, shard_name
+from jsfree.run.run import MANIFEST
 from ray_jobs.rounds import Round
 
 LISTING = "_listing.json"
 
 
 def fix_listing(current: Round, stage: str, listing: str) -> None:
-    """Record what the shards of a stage are cut from; shards of another listing, or of none, are removed.
+    """Record the listing of a stage, and remove shards that were made from another one or from an unknown one.
 
-    Safe to interrupt: the record is written last, so that a removal that was cut short starts again.
+    An interrupted call can be repeated: the record is written after the removal.
 
     Args:
-        listing: a hash of everything listed, in its order.
+        listing: a hash of all listed items, in order.
 
     Raises:
         StorageError: the stage's folder cannot be read or written.
@@ -26,14 +27,14 @@ def fix_listing(current: Round, stage: str, listing: str) -> None:
     if fixed_listing(current, stage) == listing:
         return
     folder = current.stage(stage)
-    folder.remove("_manifest.json")  # first: shards without a manifest are never taken for a finished stage
-    for each in (folder, current.run.round(current.number) / "errors" / stage):
+    folder.remove(MANIFEST)  # first, so that the shards that are left do not pass for a finished stage
+    for each in (folder, current.errors(stage)):
         remove_shards(each, each.shards())
     folder.write_json(LISTING, {"listing": listing})
 
 
 def fixed_listing(current: Round, stage: str) -> str:
-    """The listing that ``fix_listing`` recorded for a stage; empty where it has recorded none.
+    """The listing recorded by ``fix_listing``; empty if there is none.
 
     Raises:
         StorageError: the stage's folder cannot be read.

@@ -1,4 +1,4 @@
-"""Stage 3: pairs sorted by score gap, cut into splits, a moderate range kept. Runs on the driver."""
+"""Stage 3: pairs sorted by score gap and cut into splits, of which a moderate range is kept; on the driver."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def select_pairs(current: Round, scored: Manifest) -> Manifest:
     config = current.config
 
     def work() -> Manifest:
-        scores, target = current.stage("scored"), current.stage("selected")
-        facts = select_shards(scores, target, config.select, config.seed, config.shard_rows).facts
+        source, target = current.stage("scored"), current.stage("selected")
+        facts = select_shards(source, target, config.select, config.seed, config.shard_rows).facts
         return Manifest(rows_in=facts["pairs"], rows_out=facts["kept"], facts=facts)
 
     fingerprint = current.fingerprint(scored.fingerprint, config.fingerprint("seed", "select"))
-    return current.once("selected", fingerprint, work)
+    return current.complete("selected", fingerprint, work)

@@ -27,12 +27,13 @@ from ray_jobs.rounds import Model, Round
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
+"""Time between two reads of the step log."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """What a training worker is told."""
+    """Inputs and outputs of a training worker; paths are folders or URIs."""
 
     config: RunConfig
     models: Models
@@ -44,22 +45,22 @@ class TrainJob:
 
 
 def train_dpo(current: Round, selected: Manifest) -> Model:
-    """Train the round's model."""
+    """Train the round's model on the selected pairs."""
     config = current.config
     reference = current.seed if config.train.reference == "seed" else current.start
     settings = config.fingerprint("seed", "captioner.dtype", "captioner.preprocessing", "train")
     fingerprint = current.fingerprint(selected.fingerprint, current.start.fingerprint, settings)
     model = Model(f"m{current.number}", current.stage("model").uri, fingerprint)
     job = TrainJob(
-        config,
-        Models(current.start.ref, reference.ref, reference.fingerprint),
-        current.stage("selected").uri,
-        current.stage("reference").uri,
-        current.stage("features").uri,
-        current.stage("train").uri,
-        model.ref,
+        config=config,
+        models=Models(current.start.ref, reference.ref, reference.fingerprint),
+        selected=current.stage("selected").uri,
+        reference=current.stage("reference").uri,
+        features=current.stage("features").uri,
+        output=current.stage("train").uri,
+        model=model.ref,
     )
-    current.once("train", fingerprint, lambda: _run(current, job, selected.rows_out, fingerprint))
+    current.complete("train", fingerprint, lambda: _run(current, job, selected.rows_out, fingerprint))
     return model
 
 
@@ -78,7 +79,7 @@ def worker_loop(job: TrainJob) -> None:
         named = ray_train.Checkpoint.from_directory(directory)
         ray_train.report({"step": step}, checkpoint=named, checkpoint_dir_name=f"step-{step:06d}")
 
-    def go(restore: str | None) -> None:
+    def train_from(restore: str | None) -> None:
         folders = Folders(Folder(job.reference), Folder(job.features), Folder(job.model))
         with step_log(Folder(job.output)) as progress:
             train(
@@ -86,24 +87,24 @@ def worker_loop(job: TrainJob) -> None:
             )
 
     if checkpoint is None:
-        go(None)
+        train_from(None)
     else:
         with checkpoint.as_directory() as directory:
-            go(directory)
+            train_from(directory)
 
 
 def _run(current: Round, job: TrainJob, pairs: int, fingerprint: str) -> Manifest:
     config = current.config
     total = steps_per_epoch(pairs, config) * config.train.epochs
-    current.claim("train", config.train.resources, config.train.resources.replicas)
+    current.reserve("train", config.train.resources, config.train.resources.replicas)
     alarm = ChosenLogpWarning(config.train.chosen_alarm, current.reporter.say)
     with (
         current.reporter.progress("train", total) as update,
-        _watched(Folder(job.output), update, alarm),
+        _steps_shown(Folder(job.output), update, alarm),
         unwrap_errors("train"),
     ):
         _check(job, pairs, total)
-        _beside(lambda: _fit(job, fingerprint))
+        _run_in_thread(lambda: _fit(job, fingerprint))
     steps: list[Step] = Folder(job.output).read_json(STEPS)
     alarm(steps)
     if len(steps) < total:
@@ -116,7 +117,7 @@ def _run(current: Round, job: TrainJob, pairs: int, fingerprint: str) -> Manifes
 
 
 def _check(job: TrainJob, pairs: int, steps: int) -> None:
-    """Find out what would stop the workers, where GPUs train on a node that has them.
+    """Run ``check_training`` before the workers start, on a node with GPUs if they train on GPUs.
 
     Raises:
         JsfreeError: as ``check_training``.
@@ -128,13 +129,13 @@ def _check(job: TrainJob, pairs: int, steps: int) -> None:
         return
     import ray
 
-    # max_calls: the process ends, and with it the memory that CUDA holds on the GPU.
+    # max_calls=1 ends the process, which frees the GPU memory that CUDA holds.
     probe = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1)(check_training)
     ray.get(probe.options(accelerator_type=resources.accelerator_type).remote(*arguments))
 
 
 def _fit(job: TrainJob, fingerprint: str) -> None:
-    """Run the workers; a run of the same fingerprint goes on from its last checkpoint."""
+    """Run the workers; training with the same fingerprint resumes from its last checkpoint."""
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -143,7 +144,7 @@ def _fit(job: TrainJob, fingerprint: str) -> None:
         checked_function(partial(worker_loop, job)),
         torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo", timeout_s=COLLECTIVE_SECONDS),
         scaling_config=scaling(resources),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # mypy reads the class of the first version of Ray Train
             name=f"checkpoints-{fingerprint}",
             storage_path=job.output,
             failure_config=FailureConfig(max_failures=job.config.train.max_failures),
@@ -155,7 +156,7 @@ def _fit(job: TrainJob, fingerprint: str) -> None:
 
 
 def scaling(resources: Resources) -> ScalingConfig:
-    """The training workers: a fixed number, on as few nodes as can be."""
+    """A fixed number of training workers, on as few nodes as possible."""
     from ray.train import ScalingConfig
 
     return ScalingConfig(
@@ -167,14 +168,14 @@ def scaling(resources: Resources) -> ScalingConfig:
     )
 
 
-def _beside(work: Callable[[], object]) -> None:
-    """Do something in a thread and wait for it: in the main thread Ray Train would take Ctrl-C for itself."""
+def _run_in_thread(work: Callable[[], object]) -> None:
+    """Run ``work`` in a thread and wait for it, because in the main thread Ray Train would handle Ctrl-C itself."""
     done: Future[None] = Future()
 
     def do() -> None:
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+        except BaseException as error:  # noqa: BLE001 - raised again by done.result()
             done.set_exception(error)
         else:
             done.set_result(None)
@@ -184,12 +185,12 @@ def _beside(work: Callable[[], object]) -> None:
 
 
 @contextmanager
-def _watched(folder: Folder, update: Update, alarm: ChosenLogpWarning) -> Iterator[None]:
-    """Follow the step log from a thread while the workers train."""
+def _steps_shown(folder: Folder, update: Update, alarm: ChosenLogpWarning) -> Iterator[None]:
+    """Show the steps of the step log until the block ends."""
     ended = threading.Event()
 
     def follow() -> None:
-        while not ended.wait(LOOK_SECONDS):
+        while not ended.wait(POLL_SECONDS):
             if folder.exists(STEPS):
                 steps: list[Step] = folder.read_json(STEPS)
                 update(len(steps), summary_line(steps))

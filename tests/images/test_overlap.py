@@ -84,8 +84,8 @@ def test_an_evaluation_image_is_excluded_whatever_it_is_called(tmp_path, evaluat
     assert [error["kind"] for error in output.errors] == ["evaluation_image"] * len(SHARED)
     assert output.excluded == len(SHARED)
     assert all("is in the evaluation set" in error["message"] for error in output.errors)
-    if output.beside is not None:
-        assert len(output.beside.rows) == len(NEW)
+    if output.second_stage is not None:
+        assert len(output.second_stage.rows) == len(NEW)
     nothing = generator(settings, "miniworld:captioner", 1, evaluation_hashes=hashes)(
         [sample for sample in samples if sample["sample_id"] in {error["sample_id"] for error in output.errors}]
     )

@@ -11,6 +11,7 @@ from jsfree import config
 from jsfree.errors import ConfigError, StorageError
 from jsfree.miniworld import world
 from jsfree.run.run import Run
+from jsfree.run.stages import STAGES
 from tests.support import ROOT
 
 
@@ -78,11 +79,11 @@ def test_the_picture_sheet_is_drawn(tmp_path):
     assert (tmp_path / "sheet.png").stat().st_size > 2000
 
 
-def test_every_stage_has_a_command_in_the_order_of_the_pipeline():
+def test_every_stage_has_a_command_and_work_in_the_pipeline():
     from ray_jobs import cli, pipeline
 
-    assert list(cli.STAGES) == list(pipeline.STAGES)
-    assert set(cli.STAGES) <= {command.name for command in cli.app.registered_commands}
+    assert list(pipeline.WORK) == list(STAGES)
+    assert set(STAGES) <= {command.name for command in cli.app.registered_commands}
 
 
 def test_every_command_has_debug_and_the_help_groups_them():

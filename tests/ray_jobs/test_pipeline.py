@@ -177,7 +177,7 @@ def test_a_finished_run_is_taken_up_without_any_work(finished, monkeypatch):
 
 def test_single_stages_skip_what_is_done_and_take_the_first_round_that_needs_them(finished, ray_session):
     small = settings(finished.folder.uri)
-    assert [pipeline.run_stage(small, quiet(), name) for name in pipeline.STAGES] == [2] * 5
+    assert [pipeline.run_stage(small, quiet(), name) for name in pipeline.WORK] == [2] * 5
     scored = finished.stage(1, "captions_scored/m1-greedy")
     expected = finished.round(1).read_json("metrics.json")
     for name in ("metrics.json", "label_free.json"):

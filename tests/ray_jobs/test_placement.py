@@ -30,9 +30,11 @@ from ray_jobs.cluster.nodes import add_new_nodes
 from ray_jobs.commands.console import Reporter
 from ray_jobs.commands.preflight import preflight
 from ray_jobs.rounds import Model, Round
-from ray_jobs.shards.board import put_up
+from ray_jobs.shards.actor import ShardedStage
+from ray_jobs.shards.board import start_board
 from ray_jobs.shards.progress import Counts, Figures
-from ray_jobs.shards.runner import ShardedStage, Table, run_shards
+from ray_jobs.shards.runner import run_shards
+from ray_jobs.shards.tables import Table
 from ray_jobs.stages.generate import generate_pairs, list_samples
 from ray_jobs.stages.train import scaling
 
@@ -65,8 +67,8 @@ def box() -> Iterator[object]:
 class LogicalStage(ShardedStage):
     """A stage whose GPUs are only counted: its class is built on the CPU."""
 
-    def start(self):
-        return self.build(**self.arguments, device="cpu")
+    def build(self):
+        return self.stage_class(**self.arguments, device="cpu")
 
 
 class Notes:
@@ -129,7 +131,7 @@ def stage_of(path: Path, name: str, numbers: range, crowd: int, left: int | None
         source_schema=NUMBERS,
         target=Table(f"{path}/{name}", NUMBERS.append(pa.field("node", pa.string())), f"{path}/errors"),
         attempts=f"{path}/attempts",
-        build=Notes,
+        stage_class=Notes,
         arguments={"folder": f"{path}/notes-{name}", "crowd": crowd, "left": left},
         resources=Resources(**resources),
     )
@@ -147,7 +149,7 @@ def all_given_back() -> None:
 
 
 def go(stage: ShardedStage, show=lambda _: None) -> None:
-    run_shards([stage], put_up(), Counts(24), show)
+    run_shards([stage], start_board(), Counts(24), show)
 
 
 def train_on(path: Path, resources: Resources, left: int) -> None:

@@ -13,7 +13,8 @@ from jsfree import config, schemas
 from jsfree.errors import RunError
 from jsfree.run.folder import shard_name
 from jsfree.run.run import INPUTS, Manifest, Run
-from ray_jobs.pipeline import STAGES, remove_from
+from jsfree.run.stages import PARTS, STAGES
+from ray_jobs.pipeline import remove_from
 
 STAGES_OF = {
     1: ["samples", "scored", "train", "captions/m0-greedy", "captions/m1-greedy", "captions_scored/m1-greedy"],
@@ -84,9 +85,9 @@ def check_same_settings(run: Run) -> None:
             assert run.stage(number, stage).shards() == list(range(SHARDS))
     assert list(done.values()) == sorted(done.values(), reverse=True)
     for number in STAGES_OF:
-        for each in STAGES.values():
-            if run.round(number).exists(each.mark):
-                assert all(done.get((number, part), True) for part in each.parts)
+        for name, stage in STAGES.items():
+            if run.round(number).exists(stage.mark):
+                assert all(done.get((number, part.name), True) for part in PARTS.values() if part.stage == name)
 
 
 def check_new_settings(run: Run, first: tuple[int, str]) -> bool:

@@ -40,9 +40,9 @@ def test_one_pass_gives_what_two_stages_give(settings, shards, in_two):
     for output, (pairs, scored) in zip(outputs, in_two, strict=True):
         assert output.rows == pairs.rows
         assert output.errors == pairs.errors
-        assert output.beside.rows == scored.rows
-        assert output.beside.tokens == scored.tokens
-        assert output.beside_seconds > 0
+        assert output.second_stage.rows == scored.rows
+        assert output.second_stage.tokens == scored.tokens
+        assert output.second_stage_seconds > 0
     assert [len(output.errors) for output in outputs] == [1, 0]
 
 
@@ -55,7 +55,11 @@ def test_one_pass_scores_captions_of_evaluation_as_two_stages_do():
     output = ScoredCaptionWriter(settings, "miniworld:captioner", "m0", "greedy")(samples)
     assert len(output.rows) == SHARD - 1
     assert (output.rows, output.errors, output.tokens) == (written.rows, written.errors, written.tokens)
-    assert (output.beside.rows, output.beside.errors, output.beside.tokens) == (scored.rows, [], scored.tokens)
+    assert (output.second_stage.rows, output.second_stage.errors, output.second_stage.tokens) == (
+        scored.rows,
+        [],
+        scored.tokens,
+    )
 
 
 def test_each_image_is_decoded_once(settings, shards, monkeypatch):

@@ -14,9 +14,9 @@ from jsfree.checks.findings import Finding, Verdict
 from jsfree.errors import ConfigError
 from jsfree.miniworld import world
 from jsfree.models.references import WEIGHTS
+from jsfree.run.stages import STAGES
 from ray_jobs.cli import app
 from ray_jobs.commands.preflight import plan, preflight, with_gpus
-from ray_jobs.pipeline import STAGES
 from tests.support import ROOT
 
 CONFIGS = ROOT / "configs"

@@ -4,7 +4,7 @@ import pytest
 
 from jsfree.errors import StageError
 from jsfree.run.folder import Folder
-from ray_jobs.shards.attempts import LOSSES, MOST, UNEXPLAINED, Attempt
+from ray_jobs.shards.attempts import LOSSES, MAX_ATTEMPTS, UNEXPLAINED, Attempt
 
 PROCESSES: list[int] = []
 
@@ -95,7 +95,7 @@ def test_rows_that_end_their_worker_only_together_are_run_alone_again(folder):
 
 
 def test_a_shard_that_ends_every_worker_without_a_row_to_blame_is_given_up(folder):
-    for _ in range(MOST):
+    for _ in range(MAX_ATTEMPTS):
         begun(folder, died=True)
     with pytest.raises(StageError, match="shard 7 was begun 20 times"):
         begun(folder, died=True)

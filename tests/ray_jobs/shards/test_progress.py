@@ -6,7 +6,15 @@ import pytest
 
 from ray_jobs.shards.progress import Figures, Gauges, ascii_tag, harmless
 
-FIGURES = Figures(1, 2, 0, 1.0, 10.0, None, 1)
+FIGURES = Figures(
+    rows=1,
+    rows_in_all=2,
+    rows_failed=0,
+    rows_per_second=1.0,
+    tokens_per_second=10.0,
+    seconds_left=None,
+    actors=1,
+)
 
 
 @pytest.mark.parametrize(

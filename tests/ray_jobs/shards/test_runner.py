@@ -21,9 +21,11 @@ from jsfree.config import Resources
 from jsfree.errors import StageError, StorageError
 from jsfree.run.folder import Folder, shard_name
 from jsfree.schemas import StageOutput
-from ray_jobs.shards.board import put_up
+from ray_jobs.shards.actor import ShardedStage
+from ray_jobs.shards.board import start_board
 from ray_jobs.shards.progress import GAUGES, Clock, Counts, Figures, Gauges
-from ray_jobs.shards.runner import ShardedStage, Table, run_shards, total
+from ray_jobs.shards.runner import run_shards
+from ray_jobs.shards.tables import Table, total_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 ROWS = pa.schema([("sample_id", pa.string())])
@@ -34,7 +36,7 @@ def board(ray_session) -> object:
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
-    return put_up()
+    return start_board()
 
 
 class Deadly:
@@ -100,7 +102,7 @@ def stage_of(path: Path, shards: list[list[str]], build, **arguments) -> Sharded
         source=source.uri,
         source_schema=ROWS,
         target=Table(f"{path}/target", ROWS, f"{path}/errors"),
-        build=build,
+        stage_class=build,
         arguments=arguments,
         resources=Resources(replicas=1),
         attempts=f"{path}/attempts",
@@ -134,7 +136,7 @@ def test_a_row_that_kills_its_worker_is_quarantined_and_its_neighbours_are_kept(
     assert attempts.names() == []
     assert shown[-1].rows == shown[-1].rows_in_all == 7
     assert shown[-1].rows_failed == 2
-    manifest = total(stage.name, stage.target, 0.5)
+    manifest = total_manifest(stage.name, stage.target, 0.5)
     assert (manifest.rows_in, manifest.rows_out, manifest.rows_failed) == (7, 5, 2)
 
 
@@ -217,7 +219,15 @@ def test_actors_are_counted_while_they_live(tmp_path, board):
 def test_figures_are_among_rays_metrics(board):
     import ray
 
-    figures = Figures(5, 10, 1, 2.5, 100.0, 2.0, 3)
+    figures = Figures(
+        rows=5,
+        rows_in_all=10,
+        rows_failed=1,
+        rows_per_second=2.5,
+        tokens_per_second=100.0,
+        seconds_left=2.0,
+        actors=3,
+    )
     Gauges("runs/x", "pairs").set(figures)
     address = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
     deadline, found = time.monotonic() + 60, {}
@@ -246,9 +256,9 @@ def test_a_clock_shares_time_out():
 
 def test_speed_and_time_left_are_of_this_drivers_work():
     counts = Counts(100)
-    counts.before(50, 1)
+    counts.add_earlier(50, 1)
     assert counts.figures(0).seconds_left is None
-    counts.began()
+    counts.start()
     time.sleep(0.1)
     counts.add(25, 2, 1000)
     figures = counts.figures(2)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from jsfree.errors import StageError
-from ray_jobs.stages.train import _beside
+from ray_jobs.stages.train import _run_in_thread
 
 
 def test_a_signal_ends_the_wait_for_training_with_the_handler_of_the_driver():
@@ -17,7 +17,7 @@ def test_a_signal_ends_the_wait_for_training_with_the_handler_of_the_driver():
     started = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):
-            _beside(lambda: time.sleep(20))
+            _run_in_thread(lambda: time.sleep(20))
         assert time.monotonic() - started < 10
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
@@ -29,4 +29,4 @@ def test_what_training_raises_is_raised():
         raise StageError("no more memory")
 
     with pytest.raises(StageError, match="no more memory"):
-        _beside(failing)
+        _run_in_thread(failing)
