@@ -22,7 +22,7 @@ from jsfree.models.hub import HubModel
 from jsfree.models.loading import load_captioner
 from jsfree.models.saving import publish_captioner
 from jsfree.publishing.parity import parity, require_parity
-from jsfree.publishing.upload import HubRepo, contents, copy, require_free
+from jsfree.publishing.upload import HubRepo, contents, copy, check_target
 from jsfree.run.folder import Folder
 from tests.support import ROOT, example_run
 from tests.support.local_hub import LocalHub, Repo
@@ -173,9 +173,9 @@ def test_a_copy_replaces_a_model_and_nothing_else(with_adapter, captioner, tmp_p
     for target in (Folder(str(tmp_path / "copy")), Folder(f"memory://{tmp_path.name}/copy")):
         source = Folder(str(with_adapter))
         publish_captioner(captioner.model, captioner.processor, tmp_path / "old", max_shard_size="2MB")
-        require_free(target, source)
+        check_target(target, source)
         copy(tmp_path / "old", target)
-        require_free(target, source)
+        check_target(target, source)
         copy(with_adapter, target)
         assert target.sizes() == source.sizes()
         assert target.read("model.safetensors") == (with_adapter / "model.safetensors").read_bytes()
@@ -183,7 +183,7 @@ def test_a_copy_replaces_a_model_and_nothing_else(with_adapter, captioner, tmp_p
     (tmp_path / "photos" / "a.png").write_bytes(b"picture")
     for refused in (tmp_path / "photos", with_adapter):
         with pytest.raises(ConfigError, match="name another"):
-            require_free(Folder(str(refused)), source)
+            check_target(Folder(str(refused)), source)
     assert (tmp_path / "photos" / "a.png").exists()
 
 
@@ -205,24 +205,24 @@ def test_the_folder_of_the_model_is_refused_however_it_is_spelled(with_adapter, 
         "../a file",
     ):
         with pytest.raises(ConfigError, match="name a"):
-            require_free(Folder(refused), source)
+            check_target(Folder(refused), source)
     assert everything(model) == everything(with_adapter)
     for free in ("new", "../published/m1", "."):
-        require_free(Folder(free), source)
+        check_target(Folder(free), source)
 
 
 def test_a_published_model_with_something_else_beside_it_is_not_replaced(with_adapter, tmp_path):
     source, target = Folder(str(with_adapter)), Folder(str(tmp_path / "copy"))
     copy(with_adapter, target)
     target.write("README.md", b"a card")
-    require_free(target, source)
+    check_target(target, source)
     target.write("notes.txt", b"mine")
-    with pytest.raises(ConfigError, match=r"something else than a published model \(notes.txt\)"):
-        require_free(target, source)
+    with pytest.raises(ConfigError, match=r"other files than a published model \(notes.txt\)"):
+        check_target(target, source)
     target.remove("notes.txt")
     target.write("checksums.json", b"[")
     with pytest.raises(ConfigError, match="something else"):
-        require_free(target, source)
+        check_target(target, source)
 
 
 @pytest.fixture(scope="module")
