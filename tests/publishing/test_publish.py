@@ -22,7 +22,7 @@ from jsfree.models.hub import HubModel
 from jsfree.models.loading import load_captioner
 from jsfree.models.saving import publish_captioner
 from jsfree.publishing.parity import parity, require_parity
-from jsfree.publishing.upload import HubRepo, contents, copy, check_target
+from jsfree.publishing.upload import HubRepo, check_target, contents, copy
 from jsfree.run.folder import Folder
 from tests.support import ROOT, example_run
 from tests.support.local_hub import LocalHub, Repo
