@@ -61,12 +61,12 @@ def by_vllm(question: Question, pictures: Sequence[Image.Image]) -> dict[str, li
         max_num_seqs=16,
     )
     greedy = SamplingParams(temperature=0, max_tokens=question["max_new_tokens"])
-    asked = [{"prompt": prompt, "multi_modal_data": {"image": picture}} for picture in pictures]
+    prompts = [{"prompt": prompt, "multi_modal_data": {"image": picture}} for picture in pictures]
     conversations = [turn(question["prompt"], {"type": "image_pil", "image_pil": picture}) for picture in pictures]
     options = {"add_special_tokens": True}  # by default chat prompts get no begin token
     return {
-        "vllm": spoken(model.generate(asked, greedy, use_tqdm=False)),
-        "vllm_chat": spoken(model.chat(conversations, greedy, use_tqdm=False, tokenization_kwargs=options)),
+        "vllm": texts_of(model.generate(prompts, greedy, use_tqdm=False)),
+        "vllm_chat": texts_of(model.chat(conversations, greedy, use_tqdm=False, tokenization_kwargs=options)),
     }
 
 
@@ -75,7 +75,7 @@ def turn(text: str, image: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [image, {"type": "text", "text": text}]}]
 
 
-def spoken(outputs: Sequence[Any]) -> list[str]:
+def texts_of(outputs: Sequence[Any]) -> list[str]:
     return [output.outputs[0].text.strip() for output in outputs]
 
 

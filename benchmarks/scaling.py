@@ -100,7 +100,7 @@ def main() -> None:
 
 
 class Meter:
-    """CPU and wall time of this process from the first call's start to the last call's end, kept in a file."""
+    """Writes CPU and wall time of this process from the start of the first call to the end of the last to a file."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
@@ -109,7 +109,7 @@ class Meter:
 
     @contextmanager
     def call(self, more: Callable[[], dict[str, float]]) -> Iterator[None]:
-        """A call, of any thread; ``more`` is asked for what else is kept."""
+        """Measure a call; ``more`` returns further figures for the file. Thread-safe."""
         with self._lock:
             self._begun = self._begun or (time.process_time(), time.perf_counter())
         yield
@@ -121,7 +121,7 @@ class Meter:
 
 
 class MeteredPairs(PairGenerator):
-    """Stage 1 as it is, with a meter."""
+    """Stage 1 with a meter."""
 
     def __init__(self, notes: str, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -132,13 +132,13 @@ class MeteredPairs(PairGenerator):
             return super().__call__(samples, second)
 
     def figures(self) -> dict[str, float]:
-        """Of the engine, so far."""
+        """The engine's figures so far."""
         return {"tokens": self.engine.tokens, "slot_utilisation": self.engine.utilisation}
 
 
 @dataclass(frozen=True)
-class SeeingCaptioner(RandomCaptioner):
-    """Random weights that look at real images."""
+class ImageCaptioner(RandomCaptioner):
+    """A captioner with random weights that preprocesses real images."""
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         side = self.model.config.vision_config.image_size
@@ -147,17 +147,17 @@ class SeeingCaptioner(RandomCaptioner):
 
 
 class BusyPairs(MeteredPairs):
-    """Stage 1 on random weights, whose captions have lognormal lengths; meters the engine's steps too."""
+    """Stage 1 with random weights and captions of lognormal lengths; also measures the engine's steps."""
 
     def __init__(self, **arguments: Any) -> None:
-        with patch("jsfree.stages.captioning.captioner_of", lambda *_: SeeingCaptioner(tiny(PATCHES).model, None)):
+        with patch("jsfree.stages.captioning.captioner_of", lambda *_: ImageCaptioner(tiny(PATCHES).model, None)):
             super().__init__(**arguments)
         self._step = self.engine.step
         self._stepping, self._first, self._last = 0.0, 0.0, 0.0
         self.engine.step = self._timed_step  # type: ignore[method-assign]
 
     def figures(self) -> dict[str, float]:
-        """``busy``: share of the time from the first step's end to the last one's in which the engine stepped."""
+        """``busy``: share of the time in which the engine stepped, from the end of the first step to the last."""
         seconds = self._last - self._first
         return {**super().figures(), "busy": self._stepping / seconds, "first_to_last_token_seconds": seconds}
 

@@ -86,7 +86,7 @@ class Sleeper:
 
     def __call__(self, rows: Any) -> StageOutput:
         shard = int(rows[0]["sample_id"].partition("/")[0])
-        self._note(shard=shard, asked=time.monotonic())
+        self._note(shard=shard, submitted=time.monotonic())
         with self._device:
             begun = time.monotonic()
             time.sleep(self._plan.seconds(shard, len(rows)))
@@ -302,11 +302,11 @@ def run_with_loss(trial: Trial, board: Any, raylets: Any) -> dict[str, float]:
     found = run(trial, board, kill)
     notes = [note for each in notes_of(trial) for note in each]
     ended = [note["shard"] for note in notes if "ended" in note]
-    asked: dict[float, list[float]] = {}
+    submitted: dict[float, list[float]] = {}
     for note in notes:
-        if "asked" in note:
-            asked.setdefault(note["shard"], []).append(note["asked"])
-    again = [max(times) for times in asked.values() if len(times) > 1]
+        if "submitted" in note:
+            submitted.setdefault(note["shard"], []).append(note["submitted"])
+    again = [max(times) for times in submitted.values() if len(times) > 1]
     others = [note["ended"] for note in notes if "ended" in note and note["ended"] < min(again, default=0.0)]
     before = killed[0] - min(note["begun"] for note in notes if "begun" in note)
     ideal = (trial.planned - before) / (trial.nodes - 1)  # n nodes until then, and n - 1 afterwards

@@ -125,7 +125,7 @@ def sentences(images: int = IMAGES) -> list[list[str]]:
 
 @torch.inference_mode()
 def naive(scorer: ClipScorer, images: list[Image.Image], captions: list[list[str]]) -> list[list[float]]:
-    """Encode image and sentence anew for every sentence."""
+    """Encode image and sentence again for every sentence."""
     clip = scorer._clip
     scores = []
     for image, caption in zip(images, captions, strict=True):

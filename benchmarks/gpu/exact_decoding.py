@@ -69,17 +69,17 @@ def measure_inductor(scale: Scale, report: Report) -> None:
     literal = [algorithm1.decode(captioner, each) for each in requests]
     engine = DualPathEngine(captioner, Workload(SLOTS), compiling="inductor")
     longer = requests_for(captioner, scale, tokens=4 * scale.exact_tokens)
-    for name, asked in (("first", requests), ("second", requests), ("another_layout", longer)):
+    for name, batch in (("first", requests), ("second", requests), ("another_layout", longer)):
         with report.part(name):
             before, started = graphs_compiled(), time.perf_counter()
-            decoded = engine.decode(asked)
+            decoded = engine.decode(batch)
             seconds = time.perf_counter() - started
             found: dict[str, float] = {"seconds": seconds}
             if compiled := graphs_compiled() - before:
                 found["graphs_compiled"] = compiled
             report.figure(f"inductor_{name}", found)
             report.headline(f"{name.replace('_', ' ')} {seconds:.1f} s, {compiled} graphs")
-            if asked is requests:
+            if batch is requests:
                 differing = sum(one != other for one, other in zip(decoded, literal, strict=True))
                 report.check(f"inductor, {name}: captions unlike Algorithm 1", differing, 0)
 
@@ -133,15 +133,15 @@ def compare_distributions(
     engine = DualPathEngine(half, Workload(SLOTS, mixing=mixing), compiling=compiling)
     for request in requests:
         engine.submit(request)
-    asked = {request.request_id: request for request in requests}
-    tokens: dict[str, list[int]] = {name: [] for name in asked}
+    by_id = {request.request_id: request for request in requests}
+    tokens: dict[str, list[int]] = {name: [] for name in by_id}
     engines, literals = [], []
     while engine.active:
         mixing.drawn_from.clear()
         step = engine.step()
         for (name, token), probs_V in zip(step.drawn, mixing.drawn_from, strict=True):
             right, rounded = (
-                algorithm1.next_token_probs(model, asked[name], tokens[name])[0].float() for model in (exact, half)
+                algorithm1.next_token_probs(model, by_id[name], tokens[name])[0].float() for model in (exact, half)
             )
             engines.append(_total_variation(probs_V.float(), right))
             literals.append(_total_variation(rounded, right))

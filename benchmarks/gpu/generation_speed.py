@@ -228,10 +228,10 @@ class Model:
                     self.report.headline(f"{ratios[key]['median']:.1f}x {key}")
 
 
-def _decode(engine: DualPathEngine, asked: list[Any], scale: Scale) -> Timing:
+def _decode(engine: DualPathEngine, requests: list[Any], scale: Scale) -> Timing:
     """Decode requests, timing each step."""
     timing = Timing()
-    for request in asked:
+    for request in requests:
         engine.submit(request)
     started = before = device.now(scale)
     while engine.active:

@@ -126,7 +126,7 @@ class Capacity:
         return True
 
     def reset_patience(self) -> None:
-        """Let the next ``wait_for_memory`` start its time anew, because captions are being decoded."""
+        """Restart the patience of ``wait_for_memory``, because captions are being decoded."""
         self._short_since = None
 
     def _layout(self, slots: int, requirement: Requirement, budget: float) -> Layout:

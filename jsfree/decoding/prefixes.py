@@ -44,7 +44,7 @@ class ImagePrefix:
     logits_V: torch.Tensor
     """Logits of the first token."""
     second_logits_V: torch.Tensor | None = None
-    """Logits of the second path's first token, where that sees the image noised."""
+    """Logits of the second path's first token, if it sees the noised image."""
 
     def matches(self, request: Request) -> bool:
         """Whether it is the prefix of a request."""
@@ -81,7 +81,7 @@ class ImagePrefixes:
         return self[number]
 
     def load_noised(self, number: int, noise_step: int | None, prefill: Prefill, cache: KvCache) -> torch.Tensor:
-        """First logits of a second path that sees the image noised, (V,); prefilled once for each image."""
+        """First logits of a second path that sees the noised image, (V,); prefilled once for each image."""
         prefix = self[number]
         if prefix.second_logits_V is None:
             prefilled = prefill.image_prefix(prefix.pixels, prefix.prompt, noise_step)

@@ -1,4 +1,4 @@
-"""Every mixing against its definition in ``algorithm1.py``, where paths give tokens no mass and rows are cut."""
+"""Every mixing against its definition in ``algorithm1.py``, with zero probabilities and truncation."""
 
 import itertools
 import math
@@ -35,7 +35,7 @@ TEMPERATURES = (5e-324, 1e-38, 1e-12, 1e-6, 0, 0.7, 1, 100, 1e300)
 
 
 def empty_tokens(pattern: str) -> tuple[list[int], list[int]]:
-    """Tokens to which the first and the second path give no mass."""
+    """Tokens without mass in the first and in the second path."""
     some, others = list(range(0, VOCABULARY, 2)), list(range(0, VOCABULARY, 3))
     patterns = {"none": ([], []), "first": (some, []), "second": ([], some), "both": (some, some)}
     return patterns.get(pattern, (some, others))
@@ -58,7 +58,7 @@ def literal(logits: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mixing", CASES.values(), ids=CASES)
-def test_a_batch_of_all_settings_has_the_distributions_of_the_definition(mixing: Mixing, dtype):
+def test_a_batch_of_all_settings_matches_the_definitions(mixing: Mixing, dtype):
     """BatchSettings of every cut, temperature, place of zero mass and ratio, all in one batch."""
     patterns = ("none", "first", "second", "both", "different")
     cases = list(itertools.product(patterns, CUTS, TEMPERATURES))
@@ -77,7 +77,7 @@ def test_a_batch_of_all_settings_has_the_distributions_of_the_definition(mixing:
         assert (probs.double() - expected).abs().max() < 2e-5, (case, ratio, step)
 
 
-def test_rows_with_one_path_are_cut_in_one_batch_with_rows_that_have_two():
+def test_captions_with_one_and_with_two_paths_share_a_batch():
     paths = [logits_of("first", torch.float32, seed) for seed in range(4)]
     decodings = [Decoding(**cut) for cut in ({}, {"top_k": 3}, {"top_p": 0.5}, {"temperature": 1e-38})]
     rows = BatchSettings.of(decodings, [0.5, 0.0, 0.5, 0.0], [0] * 4, CPU)
@@ -91,7 +91,7 @@ def test_rows_with_one_path_are_cut_in_one_batch_with_rows_that_have_two():
 
 @pytest.mark.parametrize("tiny", [{"temperature": 1e-38}, {"temperature": 5e-324}, {"temperature": 1e-10}])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4, 3e38])
-def test_a_tiny_temperature_is_the_argmax_and_ties_go_as_in_greedy_decoding(tiny, scale):
+def test_a_tiny_temperature_is_greedy_also_in_ties(tiny, scale):
     logits = torch.tensor([[0.1, 0.9, -1.0, 0.9, 0.2], [-1.0, -0.5, -0.5, -0.5, -0.9]]) * scale
     noise = torch.from_numpy(NoiseStream(0, 5).next_token())[None].expand(2, -1)
     greedy = sample_tokens(
@@ -109,12 +109,12 @@ def test_dividing_by_a_small_temperature_does_not_overflow():
 
 
 def distribution(mixing: Mixing, first: list[float], second: list[float], ratio: float = 0.5, step: int = 5):
-    """What two paths with these probabilities, four of them, are mixed to."""
+    """The mixture of two paths with given probabilities of four tokens."""
     rows = BatchSettings.of([Decoding()], [ratio], [step], CPU)
     return mixing.probs(torch.tensor([first]).log(), torch.tensor([second]).log(), rows)[0].tolist()
 
 
-def test_what_zero_mass_means():
+def test_zero_probabilities_are_limits():
     first, second = [0.6, 0.3, 0.1, 0.0], [0.0, 0.2, 0.3, 0.5]
     logit, vcd, m3id = MIXINGS["logit"], Vcd(1.0, 1e-3, None), M3id(math.log(2), 1.0)
     # A product with zero is zero, but 0^0 is 1.
@@ -140,7 +140,7 @@ def test_what_zero_mass_means():
 
 @pytest.mark.parametrize("zero", [-math.inf, torch.finfo(torch.float32).min])
 @pytest.mark.parametrize("mixing", CASES.values(), ids=CASES)
-def test_the_oracle_takes_the_same_limits_where_supports_hardly_meet(mixing, zero):
+def test_limits_agree_with_the_oracle_if_supports_hardly_overlap(mixing, zero):
     generator = torch.Generator().manual_seed(0)
     for case in range(200):
         paths = torch.randn(2, 6, generator=generator) * 3
@@ -156,7 +156,7 @@ def test_the_oracle_takes_the_same_limits_where_supports_hardly_meet(mixing, zer
 
 
 @pytest.mark.parametrize("mixing", CASES.values(), ids=CASES)
-def test_the_lowest_finite_number_is_no_mass_either(mixing):
+def test_the_lowest_finite_logit_counts_as_no_mass(mixing):
     first, second = logits_of("different", torch.float32, 7)
     rows = BatchSettings.of([Decoding(temperature=0.5)] * 3, [0.2, 0.5, 0.8], [3] * 3, CPU)
     lowest = [path.masked_fill(path == -torch.inf, torch.finfo(torch.float32).min) for path in (first, second)]
@@ -170,7 +170,7 @@ def test_the_lowest_finite_number_is_no_mass_either(mixing):
 @pytest.mark.parametrize("mixing", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("cut", [{}, {"top_k": 2}, {"top_p": 0.5}, {"temperature": 0.5}])
 @pytest.mark.parametrize("broken", [-math.inf, math.nan])
-def test_a_row_of_which_nothing_may_be_drawn_has_no_token(mixing, cut, broken):
+def test_a_row_without_any_mass_has_no_token(mixing, cut, broken):
     first, second = (path.expand(2, -1).clone() for path in logits_of("none", torch.float32, 1))
     for path in (first, second):
         path[1] = broken

@@ -1,4 +1,4 @@
-"""Fewer slots than configured, for a while: what makes them fewer, and how they become more again."""
+"""Temporary shortage of memory: fewer slots than configured, and how they are restored."""
 
 import itertools
 from dataclasses import replace
@@ -25,7 +25,7 @@ WORKLOAD = Workload.for_captions(16)
 
 
 class Clock:
-    """Time that passes when somebody sleeps."""
+    """A clock that advances only by ``sleep``."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -45,11 +45,11 @@ def clock(monkeypatch):
 
 
 def bytes_of(slots: int, requirement: Requirement) -> float:
-    """What so many captions take."""
+    """Bytes of a number of captions."""
     return replace(WORKLOAD, slots=slots).layout(SIZE, requirement, float("inf")).bytes
 
 
-def test_the_wait_doubles_while_the_device_runs_out_of_memory_each_time(clock):
+def test_the_wait_doubles_after_each_failed_try(clock):
     limits, enough = Capacity(WORKLOAD, SIZE, float("inf")), float("inf")
     waits = []
     for _ in range(12):
@@ -70,7 +70,7 @@ def test_the_wait_doubles_while_the_device_runs_out_of_memory_each_time(clock):
     assert limits.retry_due
 
 
-def test_slots_come_back_step_by_step(clock):
+def test_slots_are_restored_step_by_step(clock):
     limits = Capacity(WORKLOAD, SIZE, float("inf"))
     for fewer in (8, 4, 2):
         limits.reduce_to(fewer)
@@ -86,8 +86,8 @@ def test_slots_come_back_step_by_step(clock):
     assert not limits.retry_due
 
 
-def test_captions_in_flight_are_not_waited_for_where_nothing_is_to_be_gained(clock):
-    """The device just holds five: each look costs nothing, and they become rarer."""
+def test_no_layout_is_dropped_without_gain(clock):
+    """The device holds five captions: checks become rarer and do not interrupt decoding."""
     limits, budget, looks = Capacity(WORKLOAD, SIZE, float("inf")), bytes_of(5, SHORT), 0
     assert limits.layout([SHORT], None, budget).slots == 5
     while clock.now < LONGEST_RETRY_SECONDS:
@@ -101,7 +101,7 @@ def test_captions_in_flight_are_not_waited_for_where_nothing_is_to_be_gained(clo
     assert limits.layout([SHORT], None, bytes_of(7, SHORT)).slots == 7
 
 
-def test_a_request_is_too_large_only_for_all_the_memory_that_could_be_free(clock):
+def test_a_request_is_refused_only_if_it_could_never_fit(clock):
     limits = Capacity(WORKLOAD, SIZE, bytes_of(1, LONG))
     limits.check_limit(LONG)
     assert not limits.fits(LONG, bytes_of(1, SHORT))
@@ -121,7 +121,7 @@ def request_of(captioner):
 
 
 def tick(clock: Clock, monkeypatch) -> None:
-    """Let each step of the model take a second."""
+    """Let each step take a second."""
     real = Forward.__call__
 
     def timed(forward: Forward, rows):
@@ -131,9 +131,7 @@ def tick(clock: Clock, monkeypatch) -> None:
     monkeypatch.setattr(Forward, "__call__", timed)
 
 
-def test_after_a_moment_without_memory_as_many_captions_are_decoded_together_as_before(
-    captioner, request_of, clock, monkeypatch
-):
+def test_slots_are_restored_after_a_shortage_of_memory(captioner, request_of, clock, monkeypatch):
     tick(clock, monkeypatch)
     real, crowded = Forward.__call__, True
 
@@ -160,7 +158,7 @@ def test_after_a_moment_without_memory_as_many_captions_are_decoded_together_as_
 
 
 def measured(captioner, monkeypatch, slots: list[float], length: int = 8) -> list[float]:
-    """Let the memory for keys and values be what a number of captions takes; the number can be changed."""
+    """Set the budget to that of ``slots[0]`` captions, which the test may change."""
     one = DualPathEngine(captioner, Workload(1, dual_path_share=0.0))
     pixels = captioner.pixels(world.draw(world.scene("development", 0)))
     one.decode([Request("x", pixels, world.PROMPT, 0.0, 0, Decoding(max_new_tokens=length))])
@@ -168,7 +166,7 @@ def measured(captioner, monkeypatch, slots: list[float], length: int = 8) -> lis
     return slots
 
 
-def test_memory_that_is_free_again_is_used_again(captioner, request_of, clock, monkeypatch):
+def test_memory_that_becomes_free_is_used(captioner, request_of, clock, monkeypatch):
     tick(clock, monkeypatch)
     free = measured(captioner, monkeypatch, [2.0])
     decoder = DualPathEngine(captioner, Workload(8, dual_path_share=0.0))
@@ -182,12 +180,12 @@ def test_memory_that_is_free_again_is_used_again(captioner, request_of, clock, m
     assert low + rest == DualPathEngine(captioner, Workload(8, dual_path_share=0.0)).decode(requests)
 
 
-def test_a_request_that_does_not_fit_now_waits_and_lets_the_others_go_first(captioner, request_of, clock, monkeypatch):
+def test_a_request_that_does_not_fit_at_the_moment_waits_behind_others(captioner, request_of, clock, monkeypatch):
     tick(clock, monkeypatch)
     free = measured(captioner, monkeypatch, [2.0])
     decoder = DualPathEngine(captioner, Workload(4, dual_path_share=0.0))
     for request in (request_of(0, 200), *(request_of(index, 8) for index in range(1, 6))):
-        decoder.submit(request)  # a client is not told that it asks for too much
+        decoder.submit(request)  # does not raise
     order = []
     while decoder.active:
         step = decoder.step()
@@ -200,7 +198,7 @@ def test_a_request_that_does_not_fit_now_waits_and_lets_the_others_go_first(capt
     assert decoder.layout.slots > 1
 
 
-def test_a_request_that_finds_no_memory_for_long_fails_and_the_decoding_goes_on(
+def test_a_request_without_memory_fails_after_some_time_and_decoding_continues(
     captioner, request_of, clock, monkeypatch
 ):
     measured(captioner, monkeypatch, [2.0])
@@ -214,7 +212,7 @@ def test_a_request_that_finds_no_memory_for_long_fails_and_the_decoding_goes_on(
     assert loop.problem() is None
 
 
-def test_a_long_request_does_not_leave_fewer_slots_for_short_ones(captioner, request_of, clock, monkeypatch):
+def test_a_long_request_does_not_reduce_the_slots_of_later_short_ones(captioner, request_of, clock, monkeypatch):
     tick(clock, monkeypatch)
     tokens = 2 * (len(captioner.prompt_ids(world.PROMPT, image=True)) + 208)
     decoder = DualPathEngine(
@@ -231,7 +229,7 @@ def test_a_long_request_does_not_leave_fewer_slots_for_short_ones(captioner, req
     assert slots_for(*[8] * 20, *[9] * 20) == 8
 
 
-def test_a_device_without_memory_for_one_caption_is_waited_for(captioner, request_of, clock, monkeypatch):
+def test_the_engine_waits_for_memory_for_one_caption(captioner, request_of, clock, monkeypatch):
     real = Forward.__call__
 
     def out_of_memory(forward: Forward, rows):

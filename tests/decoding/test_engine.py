@@ -1,4 +1,4 @@
-"""The engine against Algorithm 1 as the paper writes it, and against itself among other neighbours."""
+"""The engine against Algorithm 1, and against itself with other captions in the batch."""
 
 import copy
 import gc
@@ -52,7 +52,7 @@ def request_of(captioner):
 
 @pytest.fixture(scope="module")
 def many(request_of) -> list[Request]:
-    """520 captions, as a run asks for them: h = 0, and h drawn."""
+    """520 requests as in a run: h = 0, and h drawn."""
     drawn = random.Random(0)
     ratios = [(role, 0.0 if role == "low" else drawn.uniform(0.1, 1)) for _ in range(260) for role in ("low", "high")]
     return [request_of(at // 2, role, ratio, Decoding()) for at, (role, ratio) in enumerate(ratios)]
@@ -60,7 +60,7 @@ def many(request_of) -> list[Request]:
 
 @pytest.fixture(scope="module")
 def alone(captioner, many) -> dict[str, Caption]:
-    """Those captions by one worker with 16 slots."""
+    """Their captions by one engine with 16 slots."""
     return by_id(DualPathEngine(captioner, Workload(16, dual_path_share=0.5)).decode(many))
 
 
@@ -70,7 +70,7 @@ def by_id(captions: list[Caption]) -> dict[str, Caption]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("slots", [5, 48])
-def test_engine_and_literal_decoding_agree_token_for_token(captioner, literal_grid, slots):
+def test_engine_agrees_with_algorithm_1(captioner, literal_grid, slots):
     """Over 200 captions over a grid of ratios, temperatures, nuclei and lengths."""
     requests, literal = literal_grid
     assert DualPathEngine(captioner, Workload(slots)).decode(requests) == literal
@@ -90,8 +90,8 @@ def literal_grid(captioner, request_of) -> tuple[list[Request], list[Caption]]:
 
 
 @pytest.mark.slow
-def test_a_caption_does_not_depend_on_order_neighbours_or_worker(captioner, many, alone):
-    """520 captions, all the same: in another order, by three workers, some of which start anew."""
+def test_a_caption_does_not_depend_on_order_batch_or_worker(captioner, many, alone):
+    """520 equal captions, in another order by three engines."""
     shuffled = random.Random(1).sample(many, len(many))
     workers = [DualPathEngine(captioner, Workload(16, dual_path_share=0.5)) for _ in range(3)]
     captions: dict[str, Caption] = {}
@@ -102,14 +102,14 @@ def test_a_caption_does_not_depend_on_order_neighbours_or_worker(captioner, many
 
 @pytest.mark.slow
 @pytest.mark.parametrize("slots", [7, 40])
-def test_other_numbers_of_slots_make_the_same_captions(captioner, many, alone, slots):
+def test_captions_hardly_depend_on_the_number_of_slots(captioner, many, alone, slots):
     captions = DualPathEngine(captioner, Workload(slots, dual_path_share=1.0)).decode(many)
     same = sum(caption == alone[caption.request_id] for caption in captions)
     assert same >= 0.999 * len(many)
 
 
 def probs_apart(engine: DualPathEngine, literal, mixing: Mixing | None = None) -> list[float]:
-    """Largest difference of the engine's next-token probabilities from the literal ones, over some steps."""
+    """Total variation of the engine's next-token distributions from Algorithm 1's, over some steps."""
     found = []
     for _ in range(12):
         engine.step()
@@ -123,15 +123,15 @@ def probs_apart(engine: DualPathEngine, literal, mixing: Mixing | None = None) -
     return found
 
 
-def test_mixture_probabilities_are_the_literal_ones(captioner, request_of):
+def test_distributions_agree_with_algorithm_1(captioner, request_of):
     engine = DualPathEngine(captioner, Workload(8))
     for index, ratio in enumerate(GRID):
         engine.submit(request_of(index, "low", ratio, Decoding(max_new_tokens=20)))
     assert max(probs_apart(engine, captioner)) < 1e-6  # total variation: no probability differs by more
 
 
-def test_bfloat16_changes_no_more_than_bfloat16_does(captioner, request_of):
-    """Total variation of the engine's distribution, and of the literal one in bfloat16, from that in float32."""
+def test_engine_in_bfloat16_is_as_exact_as_algorithm_1_in_bfloat16(captioner, request_of):
+    """Compares total variations from Algorithm 1 in float32."""
     half = load_captioner("miniworld:captioner", dtype="bfloat16")
     engine, literal = DualPathEngine(half, Workload(12)), []
     requests = [request_of(index, "high", 0.4, Decoding(max_new_tokens=20)) for index in range(12)]
@@ -159,7 +159,7 @@ def test_bfloat16_changes_no_more_than_bfloat16_does(captioner, request_of):
     ],
     ids=["probability", "logit", "vcd", "vcd-no-image", "m3id"],
 )
-def test_mixings_agree_with_their_oracle_in_batches_where_some_rows_are_cut(captioner, request_of, mixing):
+def test_mixings_agree_with_algorithm_1_in_batches_with_truncation(captioner, request_of, mixing):
     cuts = [{}, {"top_p": 0.7}, {"top_k": 4}, {"top_k": 9, "top_p": 0.9, "temperature": 1.3}, {"temperature": 1e-38}]
     requests = [
         request_of(index, role, 0.5 * (index % 2), Decoding(max_new_tokens=6 + 5 * (index % 3), **cuts[at % len(cuts)]))
@@ -192,7 +192,7 @@ def test_requests_come_and_go_between_steps(captioner, request_of):
     assert tuple(drawn["2/low"]) == next(caption.token_ids for caption in done if caption.request_id == "2/low")
 
 
-def test_slots_are_refilled_as_captions_end(captioner, request_of):
+def test_slots_are_refilled_when_captions_end(captioner, request_of):
     engine = DualPathEngine(captioner, Workload(4))
     for index in range(40):
         for role in ("low", "high"):
@@ -200,7 +200,7 @@ def test_slots_are_refilled_as_captions_end(captioner, request_of):
             engine.submit(request_of(index, role, 0.3, Decoding(max_new_tokens=length)))
     while engine.active:
         engine.step()
-    assert engine.utilisation > 0.9  # the end included; waiting for the longest of four would give 0.6
+    assert engine.utilisation > 0.9  # including the end; refilling in groups of four would give 0.6
 
 
 def test_an_image_is_prefilled_once_for_its_captions(captioner, request_of, monkeypatch):
@@ -214,21 +214,21 @@ def test_an_image_is_prefilled_once_for_its_captions(captioner, request_of, monk
             )
     while engine.active:
         engine.step()
-    assert sum(pixels is None for pixels in prefilled) == 1  # the prompt without image, once at all
+    assert sum(pixels is None for pixels in prefilled) == 1  # the prompt without image
     assert sum(pixels is not None for pixels in prefilled) == 20
 
 
-def test_a_prefix_is_stored_once_for_both_captions_and_a_lead_once_for_all(captioner, request_of):
+def test_an_image_prefix_is_stored_once_for_both_captions_and_a_text_prefix_once_for_all(captioner, request_of):
     engine = DualPathEngine(captioner, Workload(8, dual_path_share=0.5, prompts=1))
     engine.decode([request_of(0, "low", 0.0, Decoding(max_new_tokens=32))])
     layout = engine.layout
-    prompt, lead = (len(captioner.prompt_ids(PROMPT, image=image)) for image in (True, False))
+    image_prefix, text_prefix = (len(captioner.prompt_ids(PROMPT, image=image)) for image in (True, False))
     assert layout.images == 7  # for 8 captions; 4 would do if siblings ended together
-    assert layout.bytes == (7 * prompt + lead + 12 * 32) * kv_size(captioner).token_bytes
+    assert layout.bytes == (7 * image_prefix + text_prefix + 12 * 32) * kv_size(captioner).token_bytes
 
 
-def test_captions_whose_prompts_differ_wait_for_a_place_or_find_one(captioner, request_of):
-    """Nobody is overtaken for ever, and a prompt that took another's place is the one that is followed."""
+def test_captions_with_different_prompts_wait_for_a_text_prefix(captioner, request_of):
+    """No request waits for ever, and an overwritten text prefix is not used."""
     prompts = ["Describe image in detail.", "Describe the image in detail, please.", "Write a caption of this image."]
     requests = [
         replace(request_of(index, role, ratio, Decoding(max_new_tokens=3 + index % 9)), prompt=prompts[index % 3])
@@ -240,7 +240,7 @@ def test_captions_whose_prompts_differ_wait_for_a_place_or_find_one(captioner, r
         assert DualPathEngine(captioner, Workload(6, dual_path_share=0.5, prompts=places)).decode(requests) == literal
 
 
-def test_captions_with_h_1_need_no_image_and_with_h_0_no_second_path(captioner, request_of, monkeypatch):
+def test_h_1_needs_no_image_and_h_0_no_second_path(captioner, request_of, monkeypatch):
     engine = DualPathEngine(captioner, Workload(4))
     real, seen = engine._prefill._run, []
     monkeypatch.setattr(engine._prefill, "_run", lambda ids, pixels: seen.append(pixels) or real(ids, pixels))
@@ -253,18 +253,18 @@ def test_captions_with_h_1_need_no_image_and_with_h_0_no_second_path(captioner, 
         single.submit(request_of(0, "high", 0.5, Decoding()))
 
 
-def test_prompts_and_lengths_of_all_sizes_are_decoded_together(captioner, request_of):
+def test_prompts_and_captions_of_different_lengths_share_a_batch(captioner, request_of):
     requests = [
         replace(request_of(index, "low", 0.3, Decoding(max_new_tokens=4 + 9 * index)), prompt=prompt)
         for index, prompt in enumerate(["Describe.", PROMPT, "What is in the image?", "Describe image. " * 6])
     ]
     literal = [algorithm1.decode(captioner, each) for each in requests]
     assert DualPathEngine(captioner, Workload(4)).decode(requests) == literal
-    in_turn = DualPathEngine(captioner, Workload(2))  # each one larger than what was laid out before
+    in_turn = DualPathEngine(captioner, Workload(2))  # each request is larger than the layout before
     assert [in_turn.decode([each])[0] for each in requests] == literal
 
 
-def test_a_stop_text_ends_a_caption_before_it(captioner, request_of):
+def test_a_stop_string_ends_a_caption(captioner, request_of):
     whole = DualPathEngine(captioner, Workload(1)).decode([request_of(0, "low", 0.0, Decoding(temperature=0))])[0]
     stopping = Decoding(temperature=0, stop=("zebra", "There"))
     stopped = DualPathEngine(captioner, Workload(1)).decode([request_of(0, "low", 0.0, stopping)])[0]
@@ -274,7 +274,7 @@ def test_a_stop_text_ends_a_caption_before_it(captioner, request_of):
     assert len(stopped.token_ids) < len(whole.token_ids)
 
 
-def test_memory_decides_how_many_captions_are_decoded_together(captioner, request_of):
+def test_memory_limits_the_number_of_slots(captioner, request_of):
     request = request_of(0, "low", 0.0, Decoding(max_new_tokens=16))
     whole = DualPathEngine(captioner, Workload(32))
     whole.decode([request])
@@ -291,14 +291,14 @@ def test_memory_decides_how_many_captions_are_decoded_together(captioner, reques
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for CPUs with a C++ compiler")
-def test_a_compiled_step_makes_the_same_captions(captioner, request_of):
+def test_compiled_steps_give_the_same_captions(captioner, request_of):
     requests = [request_of(index, "high", 0.4, Decoding(max_new_tokens=24)) for index in range(6)]
     compiled = DualPathEngine(captioner, Workload(4), compiling="inductor").decode(requests)
     assert compiled == DualPathEngine(captioner, Workload(4)).decode(requests)
 
 
-def test_requests_that_do_not_fit_together_are_decoded_after_each_other(captioner, request_of):
-    """A long prompt, and a long caption: memory holds either, not a caption of both lengths."""
+def test_requests_that_do_not_fit_together_are_decoded_in_turn(captioner, request_of):
+    """A long prompt and a long caption: memory holds either, but not a layout for both."""
     long_prompt = replace(request_of(0, "low", 0.0, Decoding(max_new_tokens=8)), prompt="Describe image. " * 20)
     long_caption = request_of(1, "low", 0.0, Decoding(max_new_tokens=80))
     alone = [
@@ -313,7 +313,7 @@ def test_requests_that_do_not_fit_together_are_decoded_after_each_other(captione
     assert engine.decode([long_prompt, long_caption]) == alone
 
 
-def test_captions_of_one_image_share_its_prefill_whatever_their_number(captioner, request_of):
+def test_any_number_of_captions_of_an_image_may_be_requested(captioner, request_of):
     requests = [request_of(0, f"choice-{number}", 0.0, Decoding(max_new_tokens=12)) for number in range(8)]
     alone = [DualPathEngine(captioner, Workload(1, dual_path_share=0.0)).decode([each])[0] for each in requests]
     assert (
@@ -324,7 +324,7 @@ def test_captions_of_one_image_share_its_prefill_whatever_their_number(captioner
     )
 
 
-def test_a_neighbour_that_cuts_its_distribution_changes_nothing(captioner, request_of):
+def test_truncation_of_one_caption_does_not_affect_others(captioner, request_of):
     requests = [
         request_of(index, "high", 0.4, Decoding(max_new_tokens=20, **cut))
         for index, cut in enumerate([{}, {"top_p": 0.7}, {}, {"top_k": 1}])
@@ -333,7 +333,7 @@ def test_a_neighbour_that_cuts_its_distribution_changes_nothing(captioner, reque
     assert DualPathEngine(captioner, Workload(4)).decode(requests) == alone
 
 
-def test_memory_is_freed_before_it_is_laid_out_anew(captioner, request_of):
+def test_memory_is_freed_before_a_new_layout(captioner, request_of):
     engine = DualPathEngine(captioner, Workload(2))
     engine.decode([request_of(0, "low", 0.0, Decoding(max_new_tokens=4))])
     old = weakref.ref(engine._forward)
@@ -345,7 +345,7 @@ def test_memory_is_freed_before_it_is_laid_out_anew(captioner, request_of):
         gc.enable()
 
 
-def test_a_batch_that_fails_leaves_nothing_behind(captioner, request_of):
+def test_a_failed_batch_leaves_no_requests(captioner, request_of):
     def requests():
         for index in range(6):
             yield request_of(index, "low", 0.0, Decoding(max_new_tokens=8))
@@ -357,8 +357,8 @@ def test_a_batch_that_fails_leaves_nothing_behind(captioner, request_of):
     assert engine.active == 0
 
 
-def test_grouped_query_attention_is_decoded_too(captioner, request_of):
-    """Half as many heads of keys and values as of queries, as Mistral has them; random weights."""
+def test_grouped_query_attention_agrees_with_algorithm_1(captioner, request_of):
+    """Half as many heads of keys and values as of queries, as in Mistral; random weights."""
     from transformers import LlavaForConditionalGeneration
 
     settings = copy.deepcopy(captioner.model.config)
@@ -388,8 +388,8 @@ def test_a_tiny_temperature_or_nucleus_decodes_greedily(captioner, request_of, t
     assert engine.decode(requests) == engine.decode(greedy)
 
 
-def test_ids_that_the_tokenizer_cannot_decode_are_never_drawn(captioner, request_of):
-    """A padded vocabulary, as LLaVA-1.5 has, whose padding the model finds most probable."""
+def test_ids_that_the_tokenizer_cannot_decode_are_never_sampled(captioner, request_of):
+    """A padded vocabulary, as in LLaVA-1.5, whose padding has the highest logits."""
     words = len(captioner.processor.tokenizer)
     model = copy.deepcopy(captioner.model)
     model.resize_token_embeddings(words + 30)
@@ -408,8 +408,8 @@ def test_ids_that_the_tokenizer_cannot_decode_are_never_drawn(captioner, request
         assert all(token < words for caption in captions for token in caption.token_ids)
 
 
-def test_a_caption_without_a_token_to_draw_fails_alone(captioner, request_of, monkeypatch):
-    """Two of sixteen: by an image that is not numbers, and by a step that goes wrong; their slots are used again."""
+def test_a_caption_without_a_next_token_fails_alone(captioner, request_of, monkeypatch):
+    """Two of sixteen captions: one with NaN pixels, one with a NaN step; their slots are reused."""
     requests = [request_of(index, "high", 0.5 * (index % 3), Decoding(max_new_tokens=20)) for index in range(16)]
     alone = by_id(DualPathEngine(captioner, Workload(4)).decode(requests))
     longer = PROMPT + " Describe image in detail."  # what follows it in its place leaves a part of it there
@@ -449,7 +449,7 @@ def test_a_caption_without_a_token_to_draw_fails_alone(captioner, request_of, mo
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_on_a_gpu_recorded_steps_make_the_captions_of_plain_ones(request_of, dtype):
+def test_cuda_graphs_give_the_same_captions(request_of, dtype):
     on_gpu = load_captioner("miniworld:captioner", "cuda", dtype)
     requests = [
         request_of(index, role, ratio, Decoding(max_new_tokens=40))
@@ -460,8 +460,8 @@ def test_on_a_gpu_recorded_steps_make_the_captions_of_plain_ones(request_of, dty
     assert DualPathEngine(on_gpu, Workload(6), compiling="cuda_graphs").decode(requests) == plain
 
 
-def test_where_memory_gives_out_captions_go_on_in_fewer_slots(captioner, many, alone, monkeypatch, caplog):
-    """The device holds five captions' steps; the engine was told 16. No caption is lost, none changes."""
+def test_captions_continue_in_fewer_slots_when_memory_runs_out(captioner, many, alone, monkeypatch, caplog):
+    """The device holds five captions, but 16 slots are configured. No caption is lost or changed."""
     real = Forward.__call__
 
     def crowded(forward: Forward, rows):

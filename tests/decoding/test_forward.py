@@ -1,4 +1,4 @@
-"""A step that is compiled, for one layout of the memory after the other."""
+"""Compiled decoding steps for successive memory layouts."""
 
 import copy
 from dataclasses import replace
@@ -25,8 +25,8 @@ LAYOUT = CacheLayout(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
-def test_steps_are_compiled_for_every_layout_however_many_came_before(captioner, monkeypatch):
-    """Without torch's backend, which takes a compiler: counted is what it would be given. A model of one layer."""
+def test_steps_are_compiled_for_every_layout(captioner, monkeypatch):
+    """Counts the graphs passed to a fake backend, since torch's needs a compiler; a model of one layer."""
     from transformers import LlavaForConditionalGeneration
 
     real, compiled = torch.compile, []

@@ -1,4 +1,4 @@
-"""One engine for many callers, and what they are told when it ends."""
+"""One engine for many callers: sharing, errors and the end of the loop."""
 
 import math
 import threading
@@ -37,7 +37,7 @@ def batch_of(captioner):
     return made
 
 
-def test_callers_that_overlap_get_what_each_would_get_alone_and_slots_stay_busy(captioner, batch_of):
+def test_concurrent_callers_get_the_same_captions_as_alone_and_slots_stay_busy(captioner, batch_of):
     expected = [
         (each.token_ids, each.text) for each in DualPathEngine(captioner, Workload(4)).decode(batch_of("alone", 10))
     ]
@@ -47,10 +47,10 @@ def test_callers_that_overlap_get_what_each_would_get_alone_and_slots_stay_busy(
     with ThreadPoolExecutor(3) as callers:
         for captions in callers.map(loop.decode, batches):
             assert [(each.token_ids, each.text) for each in captions] == expected
-    assert engine.utilisation > 0.9  # in turn it would run dry five times
+    assert engine.utilisation > 0.9  # decoded one batch after another, slots would run empty five times
 
 
-def test_the_thread_ends_when_there_is_nothing_to_do_and_lets_go_of_the_model(captioner, batch_of):
+def test_the_thread_ends_when_idle_and_restarts(captioner, batch_of):
     loop = DecodingLoop(DualPathEngine(captioner, Workload(4)))
     for number in range(2):
         loop.decode(batch_of(str(number), 2))
@@ -61,7 +61,7 @@ def test_the_thread_ends_when_there_is_nothing_to_do_and_lets_go_of_the_model(ca
     assert loop.problem() is None
 
 
-def test_a_caller_whose_requests_fail_leaves_the_others_alone(captioner, batch_of):
+def test_a_failing_caller_does_not_affect_others(captioner, batch_of):
     engine = DualPathEngine(captioner, Workload(4))
     loop = DecodingLoop(engine)
 
@@ -78,7 +78,7 @@ def test_a_caller_whose_requests_fail_leaves_the_others_alone(captioner, batch_o
     assert engine.active == 0
 
 
-def test_a_request_without_room_fails_alone(captioner, batch_of):
+def test_a_request_that_does_not_fit_fails_alone(captioner, batch_of):
     engine = DualPathEngine(captioner, Workload(2), kv_cache_gib=0.001)
     loop = DecodingLoop(engine)
     with pytest.raises(DeviceError, match="keys and values of one caption"):
@@ -86,12 +86,12 @@ def test_a_request_without_room_fails_alone(captioner, batch_of):
     assert len(loop.decode(batch_of("short", 3, 4))) == 3
 
 
-def test_what_ends_the_decoding_is_told(captioner, batch_of, monkeypatch):
+def test_the_error_that_ends_the_loop_is_raised_to_callers(captioner, batch_of, monkeypatch):
     engine = DualPathEngine(captioner, Workload(2))
     loop = DecodingLoop(engine)
     monkeypatch.setattr(engine, "step", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        loop.decode(batch_of("x", 30))  # more than there is room for: it ends while the caller still submits
+        loop.decode(batch_of("x", 30))  # longer than the queue: the loop ends while the caller still submits
     assert "has ended" in loop.problem()
     with pytest.raises(ZeroDivisionError):
         loop.decode(batch_of("y", 1))
@@ -99,7 +99,7 @@ def test_what_ends_the_decoding_is_told(captioner, batch_of, monkeypatch):
         loop.submit(batch_of("z", 1))
 
 
-def test_whatever_is_wrong_with_a_request_is_its_own(captioner, batch_of):
+def test_an_invalid_request_fails_alone(captioner, batch_of):
     loop = DecodingLoop(DualPathEngine(captioner, Workload(4, dual_path_share=0.0)))
     good, mixing = batch_of("x", 2, 200)
     futures = loop.submit([good, mixing, *batch_of("y", 1)])
@@ -109,7 +109,7 @@ def test_whatever_is_wrong_with_a_request_is_its_own(captioner, batch_of):
     assert futures[2].result(60).request_id == "y/0"
 
 
-def test_a_caption_that_cannot_be_decoded_fails_alone_and_decoding_goes_on(captioner, batch_of):
+def test_a_caption_without_a_token_fails_alone_and_decoding_continues(captioner, batch_of):
     requests = batch_of("x", 3)
     requests[0] = replace(requests[0], pixels=requests[0].pixels * math.nan)
     loop = DecodingLoop(DualPathEngine(captioner, Workload(4)))
@@ -124,7 +124,7 @@ def test_a_caption_that_cannot_be_decoded_fails_alone_and_decoding_goes_on(capti
     assert loop.problem() is None
 
 
-def test_a_closed_loop_takes_nothing(captioner, batch_of):
+def test_a_closed_loop_refuses_requests(captioner, batch_of):
     loop = DecodingLoop(DualPathEngine(captioner, Workload(2)))
     loop.decode(batch_of("x", 1))
     loop.close()

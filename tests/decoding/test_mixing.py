@@ -1,4 +1,4 @@
-"""The ways to mix two paths, each against its definition in float64."""
+"""Mixings of two paths against their definitions in float64."""
 
 import math
 
@@ -32,19 +32,19 @@ def softmax(logits: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
-def test_the_mixture_is_of_probabilities(temperature):
+def test_default_mixing_is_a_mixture_of_probabilities(temperature):
     mixed = MIXINGS["probability"].probs(CONDITIONAL, UNCONDITIONAL, rows(temperature=temperature))
     expected = (1 - H) * softmax(CONDITIONAL / temperature) + H * softmax(UNCONDITIONAL / temperature)
     assert torch.allclose(mixed.double(), expected, atol=1e-6)
 
 
-def test_the_ends_are_exactly_one_path():
+def test_ratios_0_and_1_give_exactly_one_path():
     mixed = MIXINGS["probability"].probs(CONDITIONAL, UNCONDITIONAL, rows())
     assert torch.equal(mixed[0], path_probs(CONDITIONAL, rows())[0])
     assert torch.equal(mixed[5], path_probs(UNCONDITIONAL, rows())[5])
 
 
-def test_geometric_mixing_is_another_distribution():
+def test_geometric_mixing_mixes_logits():
     logit = MIXINGS["logit"].probs(CONDITIONAL, UNCONDITIONAL, rows())
     assert torch.allclose(logit.double(), softmax((1 - H) * CONDITIONAL + H * UNCONDITIONAL), atol=1e-6)
     assert (MIXINGS["probability"].probs(CONDITIONAL, UNCONDITIONAL, rows()) - logit)[3].abs().sum() > 0.05
@@ -63,7 +63,7 @@ def test_vcd_contrasts_plausible_tokens():
 
 
 @pytest.mark.parametrize("step", [0, 40])
-def test_m3id_corrects_unsure_tokens_more_and_more(step):
+def test_m3id_corrects_unsure_tokens_increasingly(step):
     decay, gate = 0.02, 0.5
     found = M3id(decay, gate).probs(CONDITIONAL, UNCONDITIONAL, rows(step))
     log_c, log_u = torch.log_softmax(CONDITIONAL.double(), -1), torch.log_softmax(UNCONDITIONAL.double(), -1)
@@ -76,7 +76,7 @@ def test_m3id_corrects_unsure_tokens_more_and_more(step):
         assert torch.allclose(found, path_probs(CONDITIONAL, rows()), atol=1e-6)
 
 
-def test_an_image_is_add_diffusion_noise_as_diffusion_does_with_one_draw_an_image():
+def test_diffusion_noise_has_the_right_scale_and_is_fixed_for_an_image():
     pixels = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(3))
     once = add_diffusion_noise(pixels, 500)
     assert torch.equal(once, add_diffusion_noise(pixels.clone(), 500))
@@ -86,7 +86,7 @@ def test_an_image_is_add_diffusion_noise_as_diffusion_does_with_one_draw_an_imag
     assert torch.allclose(add_diffusion_noise(pixels, 0), pixels, atol=0.05)
 
 
-def test_contrasts_come_from_the_configuration():
+def test_contrastive_mixings_are_configured():
     assert contrastive_mixing(Contrast(kind="m3id", gate=0.4)) == M3id(0.02, 0.4)
     assert contrastive_mixing(Contrast(kind="vcd", noise_step=None)) == Vcd(1.0, 0.1, None)
 
@@ -95,7 +95,7 @@ def truncated(probs: list[float], **decoding) -> torch.Tensor:
     return path_probs(torch.log(torch.tensor([probs])), BatchSettings.of([Decoding(**decoding)], [0.0], [0], CPU))[0]
 
 
-def test_top_k_and_the_nucleus_cut_and_renormalise():
+def test_top_k_and_top_p_truncate_and_renormalise():
     probs = [0.5, 0.3, 0.15, 0.05]
     assert torch.allclose(truncated(probs, top_p=0.7), torch.tensor([0.625, 0.375, 0.0, 0.0]), atol=1e-6)
     assert torch.allclose(truncated(probs, top_p=1e-6), torch.tensor([1.0, 0, 0, 0]), atol=1e-6)
@@ -105,14 +105,14 @@ def test_top_k_and_the_nucleus_cut_and_renormalise():
     assert torch.allclose(truncated(probs), torch.tensor(probs), atol=1e-6)
 
 
-def test_the_nucleus_is_cut_on_each_path_before_mixing():
+def test_top_p_truncates_each_path_before_mixing():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
     row = BatchSettings.of([Decoding(top_p=0.4)], [0.5], [0], CPU)
     both = MIXINGS["probability"].probs(logits, logits.flip(1), row)
     assert torch.allclose(both, torch.tensor([[0.5, 0.0, 0.0, 0.5]]), atol=1e-6)
 
 
-def test_rows_keep_their_own_settings():
+def test_captions_of_a_batch_keep_their_own_settings():
     decodings = [Decoding(temperature=0.5), Decoding(top_k=1), Decoding(temperature=0), Decoding(top_p=0.3)]
     together = path_probs(CONDITIONAL[:4], BatchSettings.of(decodings, [0.0] * 4, [0] * 4, CPU))
     for index, decoding in enumerate(decodings):

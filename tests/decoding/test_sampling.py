@@ -1,4 +1,4 @@
-"""Two-level Gumbel-max: the right distribution, and nothing but the key decides."""
+"""Two-level Gumbel-max sampling: right distribution, noise determined by the key."""
 
 import math
 
@@ -17,7 +17,7 @@ def drawn(probs: torch.Tensor, count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("vocabulary", [5, 64, 200])  # less than a block, one, and some that are not full
-def test_draws_follow_the_distribution(vocabulary):
+def test_samples_follow_the_distribution(vocabulary):
     probs = torch.rand(vocabulary, generator=torch.Generator().manual_seed(1)) ** 4
     probs[3] = 0
     probs /= probs.sum()
@@ -36,7 +36,7 @@ def test_probabilities_need_not_be_normalised():
     assert torch.equal(drawn(probs, 500), drawn(probs * 0.01, 500))
 
 
-def test_noise_depends_on_its_own_key_and_step_only():
+def test_noise_depends_on_key_and_step_only():
     key = noise_key(0, 1, "s", "low")
     first, second = NoiseStream(key, 1000), NoiseStream(key, 1000)
     ahead = [first.next_token() for _ in range(2 * CHUNK + 3)]
@@ -56,7 +56,7 @@ def test_noise_is_standard_gumbel():
     assert noise.var() == pytest.approx(np.pi**2 / 6, abs=0.05)
 
 
-def test_greedy_rows_take_the_most_probable_token_and_tokens_without_mass_are_never_drawn():
+def test_greedy_rows_take_the_most_probable_token_and_tokens_without_mass_are_never_sampled():
     # The first block holds more mass, the second the most probable token.
     probs = torch.cat((torch.full((64,), 0.01), torch.tensor([0.36])))[None].expand(50, -1)
     noise = torch.from_numpy(np.stack([NoiseStream(i, 65).next_token() for i in range(50)]))
@@ -71,7 +71,7 @@ def test_greedy_rows_take_the_most_probable_token_and_tokens_without_mass_are_ne
 
 @pytest.mark.parametrize("vocabulary", [5, 64, 130])
 @pytest.mark.parametrize("greedy", [True, False])
-def test_rows_without_mass_or_with_nan_have_no_token_and_leave_the_others_alone(vocabulary, greedy):
+def test_rows_without_mass_or_with_nan_have_no_token_and_do_not_affect_others(vocabulary, greedy):
     probs = torch.rand(4, vocabulary, generator=torch.Generator().manual_seed(3))
     noise = torch.from_numpy(np.stack([NoiseStream(i, vocabulary).next_token() for i in range(4)]))
     expected = sample_tokens(probs, noise, [greedy] * 4)

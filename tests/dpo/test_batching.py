@@ -37,7 +37,7 @@ def alone(captioner, pair, role):
     return sum(float(logps[len(prompt) - 1 + i, token]) for i, token in enumerate(tokens))
 
 
-def test_a_batch_gives_the_log_probabilities_of_separate_forwards(captioner, pairs):
+def test_a_batch_gives_the_same_log_probabilities_as_separate_forwards(captioner, pairs):
     batch = collate(pairs, captioner, SMALL.source)
     with torch.no_grad():
         logps = PairModel(captioner.model)(batch)
@@ -49,7 +49,7 @@ def test_a_batch_gives_the_log_probabilities_of_separate_forwards(captioner, pai
     assert len(batch.targets_T) == sum(lengths)
 
 
-def test_a_pair_longer_than_the_context_is_refused_not_cut(captioner, pairs):
+def test_a_pair_longer_than_the_context_is_refused(captioner, pairs):
     prefix = len(captioner.prompt_ids(pairs[0]["prompt"], image=True))
     long = {**pairs[1]["rejected"], "token_ids": [5] * (512 - prefix)}
     check_context_length([pairs[0], {**pairs[1], "rejected": long}], captioner)
@@ -65,7 +65,7 @@ def test_the_end_token_belongs_to_the_completion(captioner, pairs):
     assert pairs[0]["chosen"]["token_ids"][-1] in captioner.eos_ids
 
 
-def test_workers_share_out_every_step_without_overlap():
+def test_workers_split_every_step_without_overlap():
     order = epoch_order(100, seed=3, epoch=1)
     assert sorted(order) == list(range(100))
     assert order == epoch_order(100, seed=3, epoch=1)
@@ -79,7 +79,7 @@ def test_workers_share_out_every_step_without_overlap():
     assert min(together[0]) >= max(together[1]), "pairs of like length go together, over all workers"
 
 
-def test_batches_come_in_order_one_ahead_and_errors_where_they_belong():
+def test_prefetching_keeps_order_and_raises_errors_at_their_item():
     loaded = []
 
     def load(item: int) -> int:
@@ -110,12 +110,12 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
-def test_deepspeed_is_told_what_the_configuration_says():
+def test_deepspeed_config_follows_the_settings():
     config = build(
         {"train": {"pairs_per_step": 64, "pairs_per_worker": 4, "zero_stage": 3, "resources": {"replicas": 8}}},
         where="test",
     )
-    told = deepspeed_config(config, world=8)
-    assert told["train_micro_batch_size_per_gpu"] * told["gradient_accumulation_steps"] * 8 == 64
-    assert told["zero_optimization"]["stage"] == 3
-    assert told["bf16"] == {"enabled": False}
+    settings_dict = deepspeed_config(config, world=8)
+    assert settings_dict["train_micro_batch_size_per_gpu"] * settings_dict["gradient_accumulation_steps"] * 8 == 64
+    assert settings_dict["zero_optimization"]["stage"] == 3
+    assert settings_dict["bf16"] == {"enabled": False}

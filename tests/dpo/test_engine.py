@@ -1,4 +1,4 @@
-"""DeepSpeed for real on one worker: what it trains, what it writes, with the optimizer kernel that GPUs get."""
+"""DeepSpeed on one real worker, with the fused optimizer kernel of GPUs."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("on
 
 @pytest.fixture
 def fused(monkeypatch):
-    """Have the optimizer kernel that GPUs use; torch has one for the CPU too."""
+    """Use the fused optimizer, which torch also has for CPUs."""
     plain = dpo_engine.adamw
     monkeypatch.setattr(dpo_engine, "adamw", lambda model, config, fused: plain(model, config, fused=True))
 
@@ -57,7 +57,9 @@ def weights(engine) -> dict[str, torch.Tensor]:
     ("zero_stage", "dtype", "trained_layers"),
     [(1, "bfloat16", None), (2, "float32", 1), (2, "bfloat16", 1), (3, "bfloat16", 1)],
 )
-def test_what_is_trained_changes_and_a_checkpoint_is_as_large_as_told(tmp_path, zero_stage, dtype, trained_layers):
+def test_only_trained_parameters_change_and_checkpoint_size_is_as_predicted(
+    tmp_path, zero_stage, dtype, trained_layers
+):
     engine, batch = started(settings(dtype, zero_stage=zero_stage, trained_layers=trained_layers))
     assert all(group["fused"] for group in engine.optimizer.optimizer.param_groups)
     before = weights(engine)
@@ -69,15 +71,15 @@ def test_what_is_trained_changes_and_a_checkpoint_is_as_large_as_told(tmp_path, 
     assert len(changed) > 0.6 * len(trained)
     engine.save_checkpoint(str(tmp_path), tag="state")
     written = sum(file.stat().st_size for file in (tmp_path / "state").iterdir())
-    told = footprint.checkpoint_bytes(
+    predicted = footprint.checkpoint_bytes(
         footprint.count_parameters(WEIGHTS / "captioner", trained_layers), zero_stage, dtype
     )
-    assert written == pytest.approx(told, rel=0.02, abs=100_000)  # the files have headers, some tensors padding
+    assert written == pytest.approx(predicted, rel=0.02, abs=100_000)  # the files have headers, some tensors padding
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fused")
-def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path):
+def test_resuming_from_a_checkpoint_gives_the_same_weights(tmp_path):
     config = settings("bfloat16", trained_layers=1)
     engine, batch = started(config)
     step(engine, batch)
@@ -91,7 +93,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("checkpointing", "passes"), [(False, 1), (True, 2)])
-def test_checkpointed_gradients_compute_activations_again_and_give_the_same_loss(checkpointing, passes):
+def test_gradient_checkpointing_recomputes_activations_and_gives_the_same_loss(checkpointing, passes):
     engine, batch = started(settings(gradient_checkpointing=checkpointing))
     with torch.no_grad():
         expected = PairModel(load_captioner("miniworld:captioner").model)(batch)
@@ -103,7 +105,7 @@ def test_checkpointed_gradients_compute_activations_again_and_give_the_same_loss
     assert loss == pytest.approx(float((expected.rejected - expected.chosen).mean()), abs=1e-5)
 
 
-def test_gradients_of_a_model_with_dropout_are_not_checkpointed():
+def test_gradient_checkpointing_of_a_model_with_dropout_is_refused():
     model = load_captioner("miniworld:captioner").model
     model.config.text_config.attention_dropout = 0.1
     with pytest.raises(ModelError, match=r"text_config.attention_dropout.* 0\.1.*set it to 0"):

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("on
 STEPS = {"pairs_per_step": 4, "pairs_per_worker": 2, "epochs": 1, "learning_rate": 1e-3, "resources": {"replicas": 1}}
 
 
-def test_somebody_elses_pairs_are_scored_selected_and_trained_on(tmp_path):
+def test_imported_pairs_are_scored_selected_and_trained_on(tmp_path):
     theirs = export(example_run.build(tmp_path / "theirs", errors=False), "ms-swift", str(tmp_path / "set"))
     config = build(
         {

@@ -1,4 +1,4 @@
-"""The training loop of one worker, for real: what it needs, keeps, publishes, and how it goes on."""
+"""The training loop of one real worker: reference, checkpoints, publishing and resuming."""
 
 import json
 import shutil
@@ -46,7 +46,7 @@ def pairs():
 
 @dataclass
 class Trained:
-    """What a training left."""
+    """A training and its outputs."""
 
     path: Path
     steps: list[dict[str, float]] = field(default_factory=list)
@@ -84,7 +84,7 @@ def losses(steps) -> list[float]:
     return [step["loss"] for step in steps]
 
 
-def test_every_step_tells_what_people_ask_for(whole):
+def test_every_step_has_all_figures(whole):
     assert [step["step"] for step in whole.steps] == list(range(8))
     assert {
         *(
@@ -105,7 +105,7 @@ def test_every_step_tells_what_people_ask_for(whole):
     assert whole.steps[-1]["loss"] < whole.steps[0]["loss"]
 
 
-def test_a_training_goes_on_from_any_checkpoint_to_the_same_weights(whole, pairs, tmp_path):
+def test_a_resumed_training_gives_the_same_weights(whole, pairs, tmp_path):
     for step in (3, 6):
         path = tmp_path / str(step)
         shutil.copytree(whole.path / "reference", path / "reference")
@@ -139,14 +139,14 @@ def test_a_checkpoint_of_another_number_of_workers_is_refused(whole, pairs, tmp_
         Trained(tmp_path).run(settings(), pairs, restore=str(checkpoint))
 
 
-def test_what_a_stopped_training_left_half_published_does_not_mix_with_the_model(whole, pairs, tmp_path):
+def test_a_partially_published_model_is_replaced(whole, pairs, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model-00001-of-00002.safetensors").write_bytes(b"half")
     Trained(tmp_path).run(settings(epochs=1), pairs)
     assert not (tmp_path / "model" / "model-00001-of-00002.safetensors").exists()
 
 
-def test_features_from_the_disk_train_the_same_model_and_no_image_is_read(whole, pairs, tmp_path, monkeypatch):
+def test_cached_features_train_the_same_model_without_reading_images(whole, pairs, tmp_path, monkeypatch):
     cached = Trained(tmp_path).run(settings(cache_vision_features=True), pairs)
     assert len(list((tmp_path / "features").rglob("*.safetensors"))) == len({pair["sample_id"] for pair in pairs})
     assert losses(cached.steps) == pytest.approx(losses(whole.steps), abs=1e-5)
@@ -156,21 +156,21 @@ def test_features_from_the_disk_train_the_same_model_and_no_image_is_read(whole,
     assert same(again.weights(), cached.weights())
 
 
-def test_reference_log_probabilities_are_used_again(whole, pairs, tmp_path, monkeypatch):
+def test_reference_log_probabilities_are_reused(whole, pairs, tmp_path, monkeypatch):
     shutil.copytree(whole.path / "reference", tmp_path / "reference")
     monkeypatch.setattr(reference_logps, "_compute", lambda *_: pytest.fail("computed again"))
     assert same(Trained(tmp_path).run(settings(), pairs).weights(), whole.weights())
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ("model", r"computed with other model; compute them again with --restart train"),
         ("text", r"computed with other pairs;"),
         ("preprocessing", r"computed with other captioner.preprocessing;"),
     ],
 )
-def test_log_probabilities_of_something_else_are_refused(whole, pairs, tmp_path, change, told):
+def test_reference_log_probabilities_of_another_origin_are_refused(whole, pairs, tmp_path, change, message):
     shutil.copytree(whole.path / "reference", tmp_path / "reference")
     config, models = settings(), MODELS
     if change == "model":
@@ -182,7 +182,7 @@ def test_log_probabilities_of_something_else_are_refused(whole, pairs, tmp_path,
             {"source": {"count": 16}, "captioner": {"preprocessing": "pad"}, "train": config.train.model_dump()},
             where="t",
         )
-    with pytest.raises(StageError, match=told):
+    with pytest.raises(StageError, match=message):
         Trained(tmp_path).run(config, pairs, models=models)
 
 
@@ -196,7 +196,7 @@ def test_a_wrong_reference_is_found_at_the_first_step(whole, pairs, tmp_path):
         Trained(tmp_path).run(settings(), pairs)
 
 
-def test_held_out_pairs_are_not_trained_on_and_are_looked_at(pairs, tmp_path):
+def test_held_out_pairs_are_evaluated_but_not_trained_on(pairs, tmp_path):
     config = settings(validation={"pairs": 4, "every": 2})
     trained, held_out = split_held_out(pairs, config)
     assert len(held_out) == 4
@@ -206,8 +206,8 @@ def test_held_out_pairs_are_not_trained_on_and_are_looked_at(pairs, tmp_path):
     assert len(done.steps) == 2 * (12 // 4)
 
 
-def test_training_stops_when_held_out_pairs_get_worse_and_the_best_weights_are_published(pairs, tmp_path):
-    """A learning rate that is far too high makes the held-out loss rise."""
+def test_early_stopping_publishes_the_best_weights(pairs, tmp_path):
+    """A learning rate far too high makes the held-out loss rise."""
     watching = {"pairs": 4, "every": 1, "patience": 2, "publish": "best"}
     config = settings(learning_rate=0.05, epochs=6, checkpoint_every=1, validation=watching)
     stopped = Trained(tmp_path / "stopped").run(config, pairs)
@@ -220,7 +220,7 @@ def test_training_stops_when_held_out_pairs_get_worse_and_the_best_weights_are_p
     published_from(tmp_path / "stopped" / f"step-{best + 1}", config, pairs, at_best)
     assert same(at_best.weights(), stopped.weights())
     assert best > 0
-    # Whoever goes on before the best step publishes the same.
+    # A training resumed before the best step publishes the same weights.
     resumed = Trained(tmp_path / "resumed")
     shutil.copytree(tmp_path / "stopped" / "reference", tmp_path / "resumed" / "reference")
     resumed.run(config, pairs, restore=str(tmp_path / "stopped" / f"step-{best}"))
@@ -229,19 +229,19 @@ def test_training_stops_when_held_out_pairs_get_worse_and_the_best_weights_are_p
 
 
 def published_from(checkpoint: Path, config, pairs, trained: Trained) -> None:
-    """Publish what a checkpoint holds."""
+    """Publish the weights of a checkpoint."""
     trainer = loop.Trainer(config, split_held_out(pairs, config)[0], MODELS, "cpu")
     trainer.load_checkpoint(str(checkpoint))
     trainer.publish(trained.folders.model)
 
 
-def test_a_held_out_loss_that_is_no_number_ends_the_stage(pairs, tmp_path, monkeypatch):
+def test_a_held_out_loss_that_is_never_finite_fails_the_stage(pairs, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Trainer, "validate", lambda *_: {"validation_loss": float("nan")})
     with pytest.raises(StageError, match=r"never a finite number: .*lower train\.learning_rate"):
         Trained(tmp_path).run(settings(validation={"pairs": 4, "every": 2}), pairs)
 
 
-def test_too_few_pairs_beside_those_held_out_are_told_so(pairs, tmp_path):
+def test_too_few_pairs_without_held_out_ones_are_refused(pairs, tmp_path):
     with pytest.raises(StageError, match=r"16 selected pairs without the 14 that are held out \(train\.validation"):
         Trained(tmp_path).run(settings(validation={"pairs": 14}), pairs)
 
@@ -264,24 +264,24 @@ def test_adapters_are_trained_merged_and_published(pairs, tmp_path, zero_stage):
         assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 4
 
 
-def test_the_adapter_alone_makes_the_published_model_of_the_old_one(pairs, tmp_path):
+def test_the_published_adapter_turns_the_start_model_into_the_published_model(pairs, tmp_path):
     from peft import PeftModel
 
     done = Trained(tmp_path).run(settings(lora={"rank": 4, "alpha": 8}, epochs=1), pairs)
-    told = json.loads((tmp_path / "model" / "adapter" / "adapter_config.json").read_text())
-    assert (told["r"], told["lora_alpha"]) == (4, 8)
+    adapter = json.loads((tmp_path / "model" / "adapter" / "adapter_config.json").read_text())
+    assert (adapter["r"], adapter["lora_alpha"]) == (4, 8)
     base = load_captioner(MODELS.policy).model
     merged = PeftModel.from_pretrained(base, tmp_path / "model" / "adapter").merge_and_unload().state_dict()
     assert same({hub_key(name): weight for name, weight in merged.items()}, done.weights())
 
 
 @pytest.mark.parametrize("wrong", ["out_proj", "lm_head", "v_porj"])
-def test_adapters_for_layers_that_are_not_there_are_refused(pairs, tmp_path, wrong):
+def test_adapters_for_unknown_layers_are_refused(pairs, tmp_path, wrong):
     with pytest.raises(ConfigError, match=rf"train.lora.targets: .* no linear layer '{wrong}'; choose from .*q_proj"):
         Trained(tmp_path).run(settings(lora={"targets": ["q_proj", wrong]}), pairs)
 
 
-def test_adapters_and_checkpointed_gradients_go_together_under_zero_3(pairs, tmp_path):
+def test_adapters_and_gradient_checkpointing_work_together_under_zero_3(pairs, tmp_path):
     plain, checkpointed = (
         Trained(tmp_path / str(number)).run(
             settings(lora={"rank": 4}, zero_stage=3, gradient_checkpointing=bool(number), epochs=1), pairs
@@ -297,6 +297,6 @@ def test_an_offloaded_optimizer_trains_the_same_model(whole, pairs, tmp_path, ze
     assert losses(done.steps) == pytest.approx(losses(whole.steps), abs=1e-4)
 
 
-def test_features_from_the_disk_train_the_same_model_under_zero_3(whole, pairs, tmp_path):
+def test_cached_features_train_the_same_model_under_zero_3(whole, pairs, tmp_path):
     cached = Trained(tmp_path).run(settings(cache_vision_features=True, zero_stage=3), pairs)
     assert losses(cached.steps) == pytest.approx(losses(whole.steps), abs=1e-4)

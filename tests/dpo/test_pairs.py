@@ -80,13 +80,13 @@ def test_pairs_are_read_by_position_and_in_order(rows, table):
         table[-1]
 
 
-def test_a_pass_over_all_pairs_reads_no_images(rows, table):
+def test_iterating_over_columns_reads_no_images(rows, table):
     found = list(iterate(table, ["image.sha256"]))
     assert found == [{"image": {"sha256": row["image"]["sha256"]}} for row in rows]
     assert list(iterate(rows, ["image.sha256"])) == rows
 
 
-def test_a_table_keeps_few_row_groups(table, monkeypatch):
+def test_a_table_caches_few_row_groups(table, monkeypatch):
     reads = []
     original = pairs_module.read_group
     monkeypatch.setattr(pairs_module, "read_group", lambda *asked: reads.append(asked[1:3]) or original(*asked))
@@ -99,7 +99,7 @@ def test_a_table_keeps_few_row_groups(table, monkeypatch):
     assert reads.count((0, 0)) == 2
 
 
-def test_a_table_is_read_from_several_threads(rows, table):
+def test_a_table_is_thread_safe(rows, table):
     found = {}
 
     def reading(seed):
@@ -114,7 +114,7 @@ def test_a_table_is_read_from_several_threads(rows, table):
     assert found == dict.fromkeys(range(4), True)
 
 
-def test_the_index_is_that_of_the_list(rows, table, captioner, monkeypatch):
+def test_index_of_a_table_equals_that_of_a_list(rows, table, captioner, monkeypatch):
     """The digest is that of one JSON text of all pairs, which tables of references of earlier versions carry."""
     monkeypatch.setattr(pairs_module, "INDEX_CHUNK", 10)
     whole = json.dumps(
@@ -129,13 +129,13 @@ def test_the_index_is_that_of_the_list(rows, table, captioner, monkeypatch):
         assert index.lengths.tolist() == [len(row["low"]["token_ids"] + row["high"]["token_ids"]) for row in rows]
 
 
-def test_a_pair_that_is_too_long_is_found_wherever_it_is(rows, captioner):
+def test_a_pair_longer_than_the_context_is_found_anywhere(rows, captioner):
     long = {**rows[-1], "chosen": {**rows[-1]["chosen"], "token_ids": [1] * 600}}
     with pytest.raises(StageError, match=rf"pair {rows[-1]['sample_id']}: .*more than the 512 of the model"):
         PairIndex.of([*rows[:-1], long], captioner)
 
 
-def test_held_out_and_trained_pairs_are_all_of_a_table(rows, table):
+def test_split_covers_all_pairs(rows, table):
     config = build({"train": {"validation": {"pairs": 16}}}, where="test")
     trained, held_out = split_held_out(table, config)
     assert sorted([*trained.positions, *held_out.positions]) == list(range(len(rows)))

@@ -51,7 +51,7 @@ def placed(captioner, pairs):
     return collate(pairs, captioner, SMALL.source).to(captioner.device, captioner.model.dtype)
 
 
-def test_gradients_are_those_of_two_forwards(pairs):
+def test_gradients_equal_those_of_two_forwards(pairs):
     captioner = load_captioner("miniworld:captioner")
     captioner.model.model.vision_tower.requires_grad_(False)
     expected = gradients(captioner, apart(captioner, pairs), pairs)
@@ -61,7 +61,7 @@ def test_gradients_are_those_of_two_forwards(pairs):
         assert float((found[name] - gradient).norm() / gradient.norm()) < 1e-5, name
 
 
-def test_sums_near_a_thousand_agree_to_a_thousandth(pairs):
+def test_log_probabilities_near_a_thousand_agree_to_a_thousandth(pairs):
     """Captions of a few hundred random tokens, which the model finds very unlikely."""
     captioner = load_captioner("miniworld:captioner")
     generator = torch.Generator().manual_seed(0)
@@ -77,7 +77,7 @@ def test_sums_near_a_thousand_agree_to_a_thousandth(pairs):
     torch.testing.assert_close(found.rejected, expected.rejected, atol=1e-3, rtol=0)
 
 
-def test_in_bfloat16_they_agree_to_a_hundredth_a_token(pairs):
+def test_log_probabilities_in_bfloat16_agree_to_a_hundredth_per_token(pairs):
     captioner = load_captioner("miniworld:captioner", dtype="bfloat16")
     with torch.no_grad():
         expected, batch = apart(captioner, pairs), placed(captioner, pairs)
@@ -87,7 +87,7 @@ def test_in_bfloat16_they_agree_to_a_hundredth_a_token(pairs):
     assert float(((found.rejected - expected.rejected) / rejected).abs().max()) < 0.01
 
 
-def test_a_caption_does_not_see_the_other_and_a_row_not_its_neighbours(captioner, pairs):
+def test_a_caption_does_not_depend_on_the_other_caption_or_other_rows(captioner, pairs):
     model = PairModel(captioner.model)
     other = [{**pair, "chosen": {"token_ids": [7, 8, 9] * 20}} for pair in pairs]
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_a_caption_does_not_see_the_other_and_a_row_not_its_neighbours(captioner
     torch.testing.assert_close(alone.chosen[0], logps.chosen[0], atol=1e-4, rtol=0)
 
 
-def test_the_mask_lets_each_caption_see_the_prefix_and_itself():
+def test_mask_shows_each_caption_the_prefix_and_itself():
     segments = torch.tensor([[0, 0, 1, 1, 2, PADDING]])
     seen = attention_mask(segments, torch.float32)[0, 0] == 0
     assert [row.nonzero().flatten().tolist() for row in seen] == [
@@ -111,7 +111,7 @@ def test_the_mask_lets_each_caption_see_the_prefix_and_itself():
     ]
 
 
-def test_the_rule_for_flex_attention_is_that_mask(captioner, pairs):
+def test_flex_mask_equals_the_dense_mask(captioner, pairs):
     from torch.nn.attention.flex_attention import create_mask
 
     segments = placed(captioner, pairs).segments_BL
@@ -120,7 +120,7 @@ def test_the_rule_for_flex_attention_is_that_mask(captioner, pairs):
     assert torch.equal(dense[:, :1], attention_mask(segments, torch.float32) == 0)
 
 
-def test_logits_in_parts_give_the_same_log_probabilities_and_gradients(captioner, monkeypatch):
+def test_chunked_logits_give_the_same_log_probabilities_and_gradients(captioner, monkeypatch):
     generator = torch.Generator().manual_seed(1)
     head = CompletionHead.of(copy.deepcopy(captioner.model.lm_head))
     hidden = torch.randn(50, head.in_features, generator=generator, requires_grad=True)
@@ -138,7 +138,7 @@ def test_logits_in_parts_give_the_same_log_probabilities_and_gradients(captioner
     torch.testing.assert_close(results[0][0], expected.detach())
 
 
-def test_features_instead_of_pixels_give_the_same(captioner, pairs):
+def test_features_give_the_same_result_as_pixels(captioner, pairs):
     model, batch = PairModel(captioner.model), placed(captioner, pairs)
     with torch.no_grad():
         features = model.vision_features(batch.pixels)

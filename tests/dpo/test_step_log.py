@@ -1,4 +1,4 @@
-"""What a training tells while it goes on: the step log, TensorBoard, the console's words and the alarm."""
+"""Progress of a training: step log, TensorBoard, console line and warning."""
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
@@ -13,7 +13,7 @@ def step(number: int, **figures: float) -> dict[str, float]:
 
 
 def scalars(folder: Folder) -> dict[tuple[str, int], float]:
-    """All that TensorBoard would show, read from its files."""
+    """All scalars in TensorBoard's files."""
     found = {}
     for name in folder.names():
         content, at = folder.read(name), 0
@@ -26,7 +26,7 @@ def scalars(folder: Folder) -> dict[tuple[str, int], float]:
 
 
 @pytest.mark.parametrize("uri", ["{path}/train", "memory://train"])
-def test_steps_go_to_the_log_and_to_tensorboard(tmp_path, uri):
+def test_steps_are_written_to_the_log_and_to_tensorboard(tmp_path, uri):
     folder = Folder(uri.format(path=tmp_path))
     history = []
     with step_log(folder) as publish:
@@ -43,14 +43,14 @@ def test_steps_go_to_the_log_and_to_tensorboard(tmp_path, uri):
     assert [at for tag, at in found if tag == "validation/loss"] == [1]
 
 
-def test_a_resumed_training_tells_tensorboard_all_its_steps(tmp_path):
+def test_a_resumed_training_repeats_all_steps_to_tensorboard(tmp_path):
     folder = Folder(str(tmp_path))
     with step_log(folder) as publish:
         publish([step(0, loss=0.1), step(1, loss=0.2)], 5)
     assert {at for _, at in scalars(folder / TENSORBOARD)} == {0, 1}
 
 
-def test_the_last_step_is_published_however_soon_it_comes(tmp_path):
+def test_the_last_step_is_always_written(tmp_path):
     folder = Folder(str(tmp_path))
     with step_log(folder) as publish:
         publish([step(0)], 10)
@@ -60,12 +60,12 @@ def test_the_last_step_is_published_however_soon_it_comes(tmp_path):
         assert len(folder.read_json(STEPS)) == 3
 
 
-def test_the_console_tells_the_last_step_and_the_last_look_at_held_out_pairs():
+def test_the_summary_line_shows_the_last_step_and_the_last_validation():
     assert summary_line([step(0)]) == "loss 0.500  accuracy 0.75  margin +0.25  1,234 tokens/s"
     assert "held out 0.600" in summary_line([step(0, validation_loss=0.6), step(1)])
 
 
-def test_the_alarm_is_given_once_and_names_what_to_turn():
+def test_the_warning_is_given_once_and_names_the_settings():
     said = []
     alarm = ChosenLogpWarning(0.5, said.append)
     falling = [step(number, chosen_change=-0.2 * number) for number in range(8)]
@@ -78,7 +78,7 @@ def test_the_alarm_is_given_once_and_names_what_to_turn():
     )
 
 
-def test_one_bad_step_or_no_threshold_gives_no_alarm():
+def test_one_bad_step_or_no_threshold_gives_no_warning():
     said = []
     once = [step(number, chosen_change=-0.9 if number == 3 else 0.0) for number in range(6)]
     ChosenLogpWarning(0.5, said.append)(once)
