@@ -34,7 +34,7 @@ class RandomCaptioner(Captioner):
     def suppressed_ids(self) -> tuple[int, ...]:  # type: ignore[override]
         return (self.model.config.image_token_index,)
 
-    def spelt(self, token_ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         return " ".join(map(str, token_ids))
 
     def random_pixels(self, count: int, seed: int = 0) -> list[torch.Tensor]:

@@ -1,7 +1,7 @@
-"""Arrow schemas of every table of a run, and the rows they hold.
+"""Arrow schemas of the tables of a run, and the types of their rows.
 
-One row a sample, keyed by ``sample_id`` (image and prompt together), never by position. Each table adds
-columns to the one before: samples -> pairs -> scored -> selected; captions and errors stand beside them.
+Each row describes a sample and is identified by ``sample_id`` (image and prompt), never by position. Each of the tables
+samples -> pairs -> scored -> selected adds columns to the previous one; captions and errors are separate.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from jsfree.errors import RowError
 Role = str  # "low" (the provisional winner's lower ratio) or "high"
 LOW, HIGH = "low", "high"
 EVALUATION_IMAGE = "evaluation_image"
-"""Kind of an error row for a training image that is also in the evaluation set: excluded, not failed."""
+"""Kind of error rows for training images that are in the evaluation set. They count as excluded, not as failed."""
 
 
 class ImageRef(TypedDict):
-    """An image: ``uri`` or ``bytes``; ``id`` is stable within its source, ``sha256`` is of the encoded file."""
+    """An image, with either ``uri`` or ``bytes``; ``id`` is stable within a source, ``sha256`` is that of the file."""
 
     id: str
     uri: str | None
@@ -38,9 +38,9 @@ class Sample(TypedDict):
 
 
 class Decoded(TypedDict):
-    """A caption: its hallucination ratio, completion tokens and how it ended (``stop`` | ``length``).
+    """A caption with its hallucination ratio, tokens and finish reason (``stop`` or ``length``).
 
-    ``ratio`` is None where somebody else made the caption.
+    ``ratio`` is None for imported captions.
     """
 
     ratio: float | None
@@ -50,7 +50,7 @@ class Decoded(TypedDict):
 
 
 class Pair(Sample):
-    """Two captions of an image; ``low`` has the lower ratio and is the provisional winner."""
+    """Two captions of an image. ``low`` has the lower ratio and is the provisional winner."""
 
     low: Decoded
     high: Decoded
@@ -72,7 +72,7 @@ class ScoredCaption(Decoded):
 
 
 class ScoredPair(Sample):
-    """A pair with scores. ``inverted``: the provisional loser scores higher. ``gap`` >= 0: higher - lower score."""
+    """A pair with scores. ``inverted``: the provisional loser scores higher. ``gap``: higher - lower score."""
 
     low: ScoredCaption
     high: ScoredCaption
@@ -82,7 +82,7 @@ class ScoredPair(Sample):
 
 
 class SelectedPair(ScoredPair):
-    """A preference pair: ``rank`` in the order of gaps, ``split`` from 1."""
+    """A preference pair. ``rank``: position in the order of gaps, from 0; ``split``: from 1."""
 
     chosen: ScoredCaption
     rejected: ScoredCaption
@@ -91,7 +91,7 @@ class SelectedPair(ScoredPair):
 
 
 class CaptionRow(Sample):
-    """A caption of a model for evaluation."""
+    """A caption for evaluation, by the model ``model`` with the decoding settings ``mode``."""
 
     model: str
     mode: str
@@ -108,7 +108,7 @@ class ScoredCaptionRow(CaptionRow):
 
 
 class ErrorRow(TypedDict):
-    """A row that failed: where, which kind of failure, and its message."""
+    """A failed row: the stage, the kind of error, and its message."""
 
     sample_id: str
     stage: str
@@ -117,7 +117,7 @@ class ErrorRow(TypedDict):
 
 
 def error_row(sample_id: str, stage: str, error: RowError) -> ErrorRow:
-    """The row of ``errors/`` for a sample that failed in a stage."""
+    """Create the row of ``errors/`` for a sample that failed in a stage."""
     return {"sample_id": sample_id, "stage": stage, "kind": error.kind, "message": str(error)}
 
 
@@ -163,16 +163,20 @@ ERRORS = pa.schema({"sample_id": pa.string(), "stage": pa.string(), "kind": pa.s
 
 
 def sample_id(image_id: str, prompt: str) -> str:
-    """The key of a sample: the image's id and a short hash of the prompt."""
+    """Key of a sample: the image id and a short hash of the prompt."""
     return f"{image_id}@{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"
 
 
 @dataclass
 class StageOutput:
-    """What a stage class returns for a batch: rows of its schema, rows that failed, and tokens processed.
+    """Result of a stage class for a batch.
 
-    ``second_stage`` is the output of a second stage for the same rows, if the class does its work too; it took
-    ``second_stage_seconds``.
+    Attributes:
+        rows: rows of the schema of the stage.
+        errors: failed rows.
+        tokens: number of processed tokens.
+        second_stage: output of the following stage for these rows, if the class performs both stages.
+        second_stage_seconds: time for the second stage.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -183,5 +187,5 @@ class StageOutput:
 
     @property
     def excluded(self) -> int:
-        """Error rows of images that are also in the evaluation set; the other error rows failed."""
+        """Number of rows excluded because their image is in the evaluation set. Other error rows have failed."""
         return sum(error["kind"] == EVALUATION_IMAGE for error in self.errors)

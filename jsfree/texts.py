@@ -1,18 +1,18 @@
-"""Text that tables, files and tokenizers cannot hold, although JSON and file names allow it."""
+"""Validation and escaping of text from JSON and file names that tables, files and tokenizers cannot represent."""
 
 from __future__ import annotations
 
 from jsfree.errors import RowError
 
 MAX_SHOWN = 400
-"""Characters of a message that quotes a record."""
+"""Maximum length of a quoted text in messages, in characters."""
 
 
 def is_text(text: str, *, escaped_bytes: bool = False) -> bool:
-    """Whether a text is valid Unicode: it holds neither bytes that are not UTF-8, nor half of a surrogate pair.
+    """Whether a string is valid Unicode, without bytes that are not UTF-8 and without lone surrogates.
 
     Args:
-        escaped_bytes: allow bytes that are not UTF-8, as Python holds them in paths (``surrogateescape``).
+        escaped_bytes: allow bytes that are not UTF-8, as Python represents them in paths (``surrogateescape``).
     """
     if text.isascii():
         return True
@@ -24,28 +24,31 @@ def is_text(text: str, *, escaped_bytes: bool = False) -> bool:
 
 
 def require_text(text: str, what: str) -> str:
-    """The text itself; ``what`` is its name in messages, such as ``key 'chosen'``.
+    """Return ``text`` if it is valid.
+
+    Args:
+        what: name of the text in error messages, such as ``key 'chosen'``.
 
     Raises:
-        RowError: it holds half of a surrogate pair, bytes that are not UTF-8, or a zero character (``malformed``).
+        RowError: the text contains a lone surrogate, bytes that are not UTF-8, or a null character (``malformed``).
     """
     if not is_text(text):
-        at, character = next((at, each) for at, each in enumerate(text) if "\ud800" <= each <= "\udfff")
+        position, character = next((index, char) for index, char in enumerate(text) if "\ud800" <= char <= "\udfff")
         raise RowError(
             "malformed",
-            f"{what} holds U+{ord(character):04X} at character {at}, which is half of a surrogate pair or a byte that"
-            " is not UTF-8",
+            f"{what} contains U+{ord(character):04X} at character {position}, a lone surrogate or a byte that is not"
+            " UTF-8",
             "correct or remove the row",
         )
     if "\0" in text:
         raise RowError(
-            "malformed", f"{what} holds a zero character at {text.index(chr(0))}", "correct or remove the row"
+            "malformed", f"{what} contains a null character at {text.index(chr(0))}", "correct or remove the row"
         )
     return text
 
 
 def readable(text: str) -> str:
-    """A text that tables can hold: bytes that are not UTF-8 are written ``\\xe9``, halves of pairs ``\\ud83d``."""
+    """Escape bytes that are not UTF-8 as ``\\xe9`` and lone surrogates as ``\\ud83d``."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:
@@ -53,6 +56,6 @@ def readable(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A text that can be written anywhere: ``readable``, without zero characters, and cut to ``MAX_SHOWN``."""
+    """Escape a text with ``readable``, escape null characters, and truncate it to ``MAX_SHOWN`` characters."""
     shown = readable(text).replace("\0", "\\0")
     return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}..."

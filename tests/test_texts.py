@@ -16,9 +16,9 @@ def test_any_unicode_is_text(text):
 @pytest.mark.parametrize(
     ("text", "shown", "message"),
     [
-        ("\u00e9\ud83d", "\u00e9\\ud83d", "it holds U+D83D at character 1, which is half of a surrogate pair"),
-        ("caf\udce9", "caf\\xe9", "it holds U+DCE9 at character 3, "),
-        ("\udce9\ud83d", "\\udce9\\ud83d", "it holds U+DCE9 at character 0, "),
+        ("\u00e9\ud83d", "\u00e9\\ud83d", "it contains U+D83D at character 1, a lone surrogate"),
+        ("caf\udce9", "caf\\xe9", "it contains U+DCE9 at character 3, "),
+        ("\udce9\ud83d", "\\udce9\\ud83d", "it contains U+DCE9 at character 0, "),
     ],
 )
 def test_what_is_no_unicode_is_named_and_can_be_shown(text, shown, message):
@@ -32,7 +32,7 @@ def test_what_is_no_unicode_is_named_and_can_be_shown(text, shown, message):
 
 
 def test_a_zero_character_is_refused_and_escaped():
-    with pytest.raises(RowError, match="it holds a zero character at 1"):
+    with pytest.raises(RowError, match="it contains a null character at 1"):
         require_text("a\0b", "it")
     assert printable("a\0b") == "a\\0b"
     assert printable("x" * 1000) == "x" * MAX_SHOWN + "..."

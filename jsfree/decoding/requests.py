@@ -75,7 +75,7 @@ def no_token_error(request: Request, tokens: int) -> NoTokenError:
 
 def completed_caption(captioner: Captioner, request: Request, token_ids: Sequence[int]) -> Caption | None:
     """The caption if ``token_ids`` complete it, else None."""
-    spelt = captioner.spelt(token_ids) if request.decoding.stop else ""
+    spelt = captioner.decode(token_ids) if request.decoding.stop else ""
     stop_index = min((spelt.index(stop) for stop in request.decoding.stop if stop in spelt), default=None)
     if token_ids[-1] in captioner.eos_ids or stop_index is not None:
         finish: Finish = "stop"

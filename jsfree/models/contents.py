@@ -1,11 +1,11 @@
-"""What the folder of a model holds: which files are taken, which must be there, and their checksums.
+"""Files in a model folder: which are used, which are required, and their checksums.
 
-Only safetensors, JSON and tokenizer files at the top of the folder are ever taken; pickled weights are not, since
-loading them runs code that is in them. A folder that jsfree publishes carries ``checksums.json``:
+Only safetensors, JSON and tokenizer files at the top level of the folder are used. Pickled weights are not, because
+loading them can execute code. Folders published by jsfree contain ``checksums.json``:
 
     {"files": {"model.safetensors": {"bytes": 26700000000, "sha256": "..."}, ...}}
 
-Its model card, ``README.md``, is for people and is written later: it has no checksum and nobody fetches it.
+The model card ``README.md`` is written later; it has no checksum and is not downloaded.
 """
 
 from __future__ import annotations
@@ -24,15 +24,22 @@ from jsfree.errors import ModelError
 CHECKSUMS = "checksums.json"
 CARD = "README.md"
 ADAPTER = "adapter"
-"""Folder in the model's with the adapter alone, where adapters were trained."""
-BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.txt", "*.model")
+"""Subfolder with the adapter of a model that was trained with LoRA."""
+METADATA_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack")
 HASHED_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of model: what its weights are called, and what else must be there (one name of each group)."""
+    """A kind of model.
+
+    Attributes:
+        name: name in messages.
+        weights: pattern of the weight files.
+        parts: groups of other files; one file of each group is required.
+        model_type: required ``model_type`` in ``config.json``.
+    """
 
     name: str
     weights: str
@@ -41,11 +48,11 @@ class Kind:
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """Patterns of the file names that are taken."""
-        return (self.weights, *BESIDE_WEIGHTS)
+        """Patterns of the files that belong to a model."""
+        return (self.weights, *METADATA_PATTERNS)
 
     def takes(self, name: str) -> bool:
-        """Whether a file of this name, relative to the folder, belongs to the model."""
+        """Whether a file belongs to the model; ``name`` is relative to the folder."""
         return "/" not in name and any(fnmatchcase(name, pattern) for pattern in self.patterns)
 
 
@@ -63,37 +70,37 @@ CLIP = Kind("CLIP", "open_clip*.safetensors", (("open_clip_config.json",),))
 
 
 def require(kind: Kind, where: str, names: Collection[str], read: Callable[[str], bytes] | None = None) -> None:
-    """Check that the files of a model are all there.
+    """Check that a model has all required files.
 
     Args:
-        where: the folder or hub id, for errors.
-        names: names of the files that are there, relative to the folder.
-        read: gives a file's content, for what only the content tells (shards of an index, the model's type).
+        where: the folder or hub id, for error messages.
+        names: names of the existing files, relative to the folder.
+        read: reads a file, to check the shards of an index and the model type. Without it, only names are checked.
 
     Raises:
         ModelError: a file is missing, the weights are pickled, or the model is of another type.
     """
     for group in kind.parts:
         if not set(group) & set(names):
-            raise ModelError(f"{kind.name} {where!r} lacks {' or '.join(group)}", "it is no whole model of this kind")
+            raise ModelError(f"{kind.name} {where!r} has no {' or '.join(group)}", "use a complete model of this kind")
     if read is not None:
         require_type(kind, where, read)
     _require_weights(kind, where, names, read)
 
 
 def require_type(kind: Kind, where: str, read: Callable[[str], bytes]) -> None:
-    """Check by its configuration that a model is of a kind.
+    """Check the model type in ``config.json``.
 
     Raises:
-        ModelError: it is of another type.
+        ModelError: the model is of another type.
     """
     if kind.model_type is None:
         return
-    found = _read_json(read, "config.json", where).get("model_type")
-    if found != kind.model_type:
+    model_type = _read_json(read, "config.json", where).get("model_type")
+    if model_type != kind.model_type:
         raise ModelError(
-            f"{kind.name} {where!r} is a model of type {found!r}",
-            f"jsfree takes LLaVA-1.5 checkpoints (type {kind.model_type!r}, such as llava-hf/llava-1.5-13b-hf)",
+            f"{kind.name} {where!r} is a model of type {model_type!r}",
+            f"use a LLaVA-1.5 checkpoint (type {kind.model_type!r}, such as llava-hf/llava-1.5-13b-hf)",
         )
 
 
@@ -103,36 +110,39 @@ def _require_weights(kind: Kind, where: str, names: Collection[str], read: Calla
         shards = set(_read_json(read, index, where).get("weight_map", {}).values())
         missing = sorted(shards - set(names))
         if missing:
-            raise ModelError(f"{kind.name} {where!r} lacks {missing[0]}, one of the {len(shards)} files of {index}")
+            raise ModelError(
+                f"{kind.name} {where!r} has no {missing[0]}, one of the {len(shards)} files in {index}",
+                "copy or download it again",
+            )
     if any(fnmatchcase(name, kind.weights) for name in names):
         return
     pickled = sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in PICKLED))
     if pickled:
         raise ModelError(
-            f"{kind.name} {where!r} has pickled weights only ({pickled[0]}), which run code when they are loaded;"
-            f" use a revision with safetensors, or convert it to {kind.weights}"
+            f"{kind.name} {where!r} has only pickled weights ({pickled[0]}), which can execute code when loaded",
+            f"use a revision with safetensors, or convert it to {kind.weights}",
         )
-    raise ModelError(f"{kind.name} {where!r} holds no weights ({kind.weights})")
+    raise ModelError(f"{kind.name} {where!r} has no weights ({kind.weights})", "copy or download it again")
 
 
 def require_folder(kind: Kind, where: str, folder: Path) -> None:
-    """Check a model in a local folder: its files, and that none is shorter than its checksums say.
+    """Check the files of a local model, and their sizes if the folder has ``checksums.json``.
 
     Raises:
-        ModelError: as ``require``, or a file was cut.
+        ModelError: as ``require``, or the size of a file is wrong.
     """
     names = [entry.name for entry in folder.iterdir() if entry.is_file()]
     require(kind, where, names, lambda name: (folder / name).read_bytes())
     for name, known in published_checksums(folder, where).items():
         if name not in names:
             raise ModelError(
-                f"{kind.name} {where!r} lacks {name}, which its {CHECKSUMS} names", "publish or copy it again"
+                f"{kind.name} {where!r} has no {name}, which is in its {CHECKSUMS}", "publish or copy it again"
             )
         size = (folder / name).stat().st_size
         if size != known["bytes"]:
             raise ModelError(
-                f"{kind.name} {where!r}: {name} has {size} bytes, {CHECKSUMS} says {known['bytes']};"
-                " it was copied in part: copy it again"
+                f"{kind.name} {where!r}: {name} has {size} bytes instead of {known['bytes']} ({CHECKSUMS})",
+                "copy it again",
             )
 
 
@@ -152,33 +162,32 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def write_checksums(folder: Path) -> None:
-    """Write ``checksums.json`` for all files of a folder, but for its model card."""
+    """Write ``checksums.json`` for all files of a folder except the model card."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name not in (CHECKSUMS, CARD))
-    known = {
+    entries = {
         path.name: {"bytes": path.stat().st_size, "sha256": digest}
         for path, digest in zip(files, _digests(files), strict=True)
     }
-    (folder / CHECKSUMS).write_text(json.dumps({"files": known}, indent=2) + "\n", encoding="utf-8")
+    (folder / CHECKSUMS).write_text(json.dumps({"files": entries}, indent=2) + "\n", encoding="utf-8")
 
 
 def verify_checksums(folder: Path, where: str) -> None:
-    """Compare a fetched folder with its ``checksums.json``; one without has nothing to compare.
+    """Compare the files of a downloaded folder with its ``checksums.json``, if it has one.
 
     Raises:
-        ModelError: a file is missing or its content is another.
+        ModelError: the checksum of a file is wrong.
     """
     known = {name: entry for name, entry in published_checksums(folder, where).items() if (folder / name).is_file()}
     for name, digest in zip(known, _digests([folder / name for name in known]), strict=True):
         if digest != known[name]["sha256"]:
             raise ModelError(
-                f"{where}/{name} came with SHA-256 {digest[:12]}..., but its {CHECKSUMS} says"
-                f" {known[name]['sha256'][:12]}...: it was damaged, or published anew in the meantime",
-                "try again, then publish it again",
+                f"{where}/{name} has SHA-256 {digest[:12]}... instead of {known[name]['sha256'][:12]}... ({CHECKSUMS})",
+                "try again in case it was just replaced, otherwise publish it again",
             )
 
 
 def published_checksums(folder: Path, where: str) -> Mapping[str, Any]:
-    """The entries of a folder's ``checksums.json``, by file name; empty without one."""
+    """Read the entries of ``checksums.json`` by file name; empty if there is no such file."""
     if not (folder / CHECKSUMS).is_file():
         return {}
     files: Mapping[str, Any] = _read_json(lambda name: (folder / name).read_bytes(), CHECKSUMS, where).get("files", {})
@@ -186,7 +195,7 @@ def published_checksums(folder: Path, where: str) -> Mapping[str, Any]:
 
 
 def _digests(files: list[Path]) -> list[str]:
-    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:  # hashing lets other threads run
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:  # hashing releases the GIL
         return list(pool.map(_digest, files))
 
 
@@ -199,7 +208,9 @@ def _read_json(read: Callable[[str], bytes], name: str, where: str) -> dict[str,
     try:
         content = json.loads(read(name))
     except ValueError as error:
-        raise ModelError(f"{where}/{name} is no valid JSON ({error})", "fetch or publish the model again") from error
+        raise ModelError(
+            f"{where}/{name} is not valid JSON ({error})", "download or publish the model again"
+        ) from error
     if not isinstance(content, dict):
-        raise ModelError(f"{where}/{name} holds no JSON object", "fetch or publish the model again")
+        raise ModelError(f"{where}/{name} is not a JSON object", "download or publish the model again")
     return content

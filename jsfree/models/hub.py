@@ -1,9 +1,8 @@
-"""Captioners and CLIP models from the Hugging Face hub: which commit a run takes, and its files on this node.
+"""Resolves and downloads captioners and CLIP models from the Hugging Face hub.
 
-``huggingface_hub`` does the work: it honours ``HF_TOKEN`` and ``hf auth login`` (on every node; the token is never
-stored by jsfree), resumes what was interrupted and keeps its own cache. Added here: one download a node however
-many processes ask, only the files of the model, a check of the disk before and of the content after, and errors
-that say what to do.
+``huggingface_hub`` performs the downloads: it uses ``HF_TOKEN`` or ``hf auth login`` (on every node; jsfree never
+stores the token), resumes interrupted downloads and has its own cache. This module adds a lock, so that each node
+downloads a model once, a selection of files, checks of disk space and checksums, and errors with remedies.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from filelock import FileLock
 from jsfree.config import ModelFiles
 from jsfree.errors import ModelError
 from jsfree.models.cache import cache_root, require_space
-from jsfree.models.contents import BESIDE_WEIGHTS, Kind, require, require_folder
+from jsfree.models.contents import METADATA_PATTERNS, Kind, require, require_folder
 from jsfree.run.filesystems import reason
 
 if TYPE_CHECKING:
@@ -29,19 +28,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CARD_SECONDS = 10.0
-"""How long the hub may take to say a model's licence, which a run can do without."""
+"""Timeout for reading a model card, which is optional."""
 
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model of the hub: its id, and a branch, tag or commit of it."""
+    """A model on the hub: its id and a branch, tag or commit."""
 
     repo: str
     revision: str | None = None
 
     @classmethod
     def parse(cls, ref: str) -> HubModel:
-        """Read ``id`` or ``id@revision``."""
+        """Parse ``id`` or ``id@revision``."""
         repo, _, revision = ref.partition("@")
         return cls(repo, revision or None)
 
@@ -50,12 +49,14 @@ class HubModel:
 
 
 def commit_of(model: HubModel, kind: Kind, files: ModelFiles) -> str | None:
-    """The commit that a run takes, after a look whether the model is there, whole and open to this token.
+    """Resolve the revision of a model to a commit, and check that the model is complete and accessible.
 
-    None when nothing can be asked (offline) and it is not in this node's cache: other nodes may have it.
+    Returns:
+        The commit, or None if the hub is not accessed (offline) and the model is not in the cache of this node; other
+        nodes may have it.
 
     Raises:
-        ModelError: the model is missing, gated, not whole, or the hub cannot be reached.
+        ModelError: the model is missing, gated or incomplete, or the hub cannot be reached.
     """
     from huggingface_hub import HfApi, hf_hub_url
 
@@ -71,32 +72,35 @@ def commit_of(model: HubModel, kind: Kind, files: ModelFiles) -> str | None:
         if not is_offline(files) and _cached(model, commit, kind, files) is None:
             require(kind, model.repo, [entry.path for entry in _listing(model, commit)])
             probe = hf_hub_url(model.repo, kind.parts[0][0], revision=commit)
-            HfApi().get_hf_file_metadata(url=probe)  # a gated model lists its files to all, but gives them to few
+            HfApi().get_hf_file_metadata(
+                url=probe
+            )  # files of a gated model can be listed, but not read, without access
     return commit
 
 
 def hub_folder(model: HubModel, kind: Kind, files: ModelFiles) -> Path:
-    """The local folder of a model, fetched once a node.
+    """Return the local folder of a model, after downloading it if it is not in the cache of this node.
 
     Raises:
-        ModelError: the model is missing, gated, damaged or not whole, the disk is too small for it, the hub cannot
-            be reached, or it is offline and not in the cache.
+        ModelError: the model is missing, gated, damaged or incomplete, the disk is too small, the hub cannot be
+        reached,
+            or the model is not in the cache in offline mode.
     """
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     with _explained(model, kind, files), _locked(model, files):
         commit = files.commits.get(str(model)) or _resolve(model, kind, files)
-        found = _cached(model, commit, kind, files)
-        if found is None and is_offline(files):
-            raise ModelError(_not_in_cache(model, kind, files))
-        folder = found or _fetch(model, commit, kind, files)
+        cached = _cached(model, commit, kind, files)
+        if cached is None and is_offline(files):
+            raise _not_in_cache(model, kind, files)
+        folder = cached or _download(model, commit, kind, files)
         require_folder(kind, str(model), folder)
         return folder
 
 
 def hub_description(model: HubModel, kind: Kind, files: ModelFiles) -> Path:
-    """A local folder with what a model's folder holds beside weights, fetched if need be: some megabytes.
+    """Return a local folder with the files of a model except its weights, after downloading them if necessary.
 
     Raises:
         ModelError: as ``hub_folder``.
@@ -105,7 +109,7 @@ def hub_description(model: HubModel, kind: Kind, files: ModelFiles) -> Path:
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
-    with _explained(model, kind, files):  # not locked: another process may be fetching the weights
+    with _explained(model, kind, files):  # without a lock: another process may be downloading the weights
         commit = files.commits.get(str(model)) or _resolve(model, kind, files)
         return Path(
             snapshot_download(
@@ -113,14 +117,14 @@ def hub_description(model: HubModel, kind: Kind, files: ModelFiles) -> Path:
                 revision=commit,
                 cache_dir=_hub_cache(files),
                 local_files_only=is_offline(files),
-                allow_patterns=list(BESIDE_WEIGHTS),
+                allow_patterns=list(METADATA_PATTERNS),
                 ignore_patterns=["*/*"],
             )
         )
 
 
 def card_data(model: HubModel, files: ModelFiles) -> Mapping[str, Any]:
-    """The front matter of a model's card; empty where the hub cannot be asked, or says nothing."""
+    """Return the front matter of a model card; empty if it has none or cannot be read."""
     import httpx2
     from huggingface_hub import HfApi
 
@@ -129,14 +133,14 @@ def card_data(model: HubModel, files: ModelFiles) -> Mapping[str, Any]:
     try:
         card = HfApi().model_info(model.repo, revision=model.revision, timeout=CARD_SECONDS).card_data
     except (httpx2.HTTPError, OSError, ValueError) as error:
-        log.warning("%s: its licence is not known: %s", model, reason(error))
+        log.warning("%s: the model card cannot be read: %s", model, reason(error))
         return {}
     return {} if card is None else dict(card.to_dict())  # type: ignore[no-untyped-call]
 
 
 @contextmanager
 def _locked(model: HubModel, files: ModelFiles) -> Iterator[None]:
-    """One process of a node at a time; offline nothing is written, and the cache may be read-only."""
+    """Lock the model on this node. There is no lock in offline mode, in which the cache may be read-only."""
     if is_offline(files):
         yield
         return
@@ -147,23 +151,23 @@ def _locked(model: HubModel, files: ModelFiles) -> Iterator[None]:
 
 
 def _resolve(model: HubModel, kind: Kind, files: ModelFiles) -> str:
-    """The commit of a model's revision: the hub's, or the cache's when that is all that can be asked."""
+    """Resolve the revision of a model to a commit, with the hub or, in offline mode, the cache."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RevisionResolutionError
 
     try:
-        found = HfApi().resolve_revision(
+        revision = HfApi().resolve_revision(
             model.repo, revision=model.revision, cache_dir=_hub_cache(files), local_files_only=is_offline(files)
         )
     except RevisionResolutionError as error:
         if is_offline(files):
-            raise ModelError(_not_in_cache(model, kind, files)) from error
+            raise _not_in_cache(model, kind, files) from error
         raise ConnectionError(str(error.__cause__ or error)) from error
-    return found.resolved
+    return revision.resolved
 
 
 def _cached(model: HubModel, commit: str, kind: Kind, files: ModelFiles) -> Path | None:
-    """The commit's folder in the cache if it is whole."""
+    """Return the folder of a commit in the cache if it is complete."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -182,7 +186,7 @@ def _cached(model: HubModel, commit: str, kind: Kind, files: ModelFiles) -> Path
     return Path(folder)
 
 
-def _fetch(model: HubModel, commit: str, kind: Kind, files: ModelFiles) -> Path:
+def _download(model: HubModel, commit: str, kind: Kind, files: ModelFiles) -> Path:
     from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
     cache, listing = _hub_cache(files), _listing(model, commit)
@@ -194,7 +198,7 @@ def _fetch(model: HubModel, commit: str, kind: Kind, files: ModelFiles) -> Path:
         and not isinstance(try_to_load_from_cache(model.repo, entry.path, cache_dir=cache, revision=commit), str)
     )
     require_space(cache, needed, f"{kind.name} {model.repo!r}")
-    log.info("fetching %s at %s, %.1f GB", model, commit[:12], needed / 1e9)
+    log.info("downloading %s at %s, %.1f GB", model, commit[:12], needed / 1e9)
     patterns = list(kind.patterns)
     folder = Path(
         snapshot_download(
@@ -207,9 +211,9 @@ def _fetch(model: HubModel, commit: str, kind: Kind, files: ModelFiles) -> Path:
         damaged.resolve().unlink(missing_ok=True)
         damaged.unlink(missing_ok=True)
         raise ModelError(
-            f"{kind.name} {model.repo!r}: {wrong['path']} came with {wrong['algorithm']} {wrong['actual'][:12]}..., the"
-            f" hub says {wrong['expected'][:12]}...",
-            f"it was removed from {cache}: try again",
+            f"{kind.name} {model.repo!r}: {wrong['path']} has {wrong['algorithm']} {wrong['actual'][:12]}... instead of"
+            f" {wrong['expected'][:12]}... and was removed from {cache}",
+            "try again",
         )
     return folder
 
@@ -221,7 +225,7 @@ def _listing(model: HubModel, commit: str) -> list[RepoFile]:
 
 
 def _hub_cache(files: ModelFiles) -> Path:
-    """Where hub models are kept, in the layout of ``huggingface_hub``."""
+    """Return the cache folder of hub models, which has the layout of ``huggingface_hub``."""
     from huggingface_hub import constants
 
     root = cache_root(files)
@@ -229,24 +233,24 @@ def _hub_cache(files: ModelFiles) -> Path:
 
 
 def is_offline(files: ModelFiles) -> bool:
-    """Whether no hub may be asked."""
+    """Whether access to the hub is disabled."""
     from huggingface_hub import constants
 
     return files.offline or constants.is_offline_mode()
 
 
-def _not_in_cache(model: HubModel, kind: Kind, files: ModelFiles) -> str:
+def _not_in_cache(model: HubModel, kind: Kind, files: ModelFiles) -> ModelError:
     switch = "models.offline" if files.offline else "HF_HUB_OFFLINE"
-    return (
-        f"{kind.name} {str(model)!r} is not, or not whole, in the cache {_hub_cache(files)} and {switch} forbids to"
-        " fetch it; fetch it once where there is a network with the same cache, or give a folder or URI instead"
+    return ModelError(
+        f"{kind.name} {str(model)!r} is not complete in the cache {_hub_cache(files)}, and {switch} is set",
+        "download it on a machine with network access and the same cache, or use a folder or URI",
     )
 
 
 @contextmanager
 def _explained(model: HubModel, kind: Kind, files: ModelFiles) -> Iterator[None]:
-    """Turn what the hub's client raises into one line that says what to do."""
-    import httpx2  # what the client itself speaks HTTP with
+    """Convert exceptions of the hub's client to a ModelError with a remedy."""
+    import httpx2  # the HTTP client of huggingface_hub
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{model.repo}"
@@ -254,21 +258,22 @@ def _explained(model: HubModel, kind: Kind, files: ModelFiles) -> Iterator[None]
         yield
     except errors.GatedRepoError as error:
         raise ModelError(
-            f"{kind.name} {model.repo!r} is gated: accept its licence at {page} with your account, and give the"
-            " account's token to every node (HF_TOKEN, or `hf auth login`)"
+            f"{kind.name} {model.repo!r} is gated",
+            f"accept its license at {page}, and provide the token of your account on every node (HF_TOKEN, or"
+            " `hf auth login`)",
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ModelError(
-            f"{kind.name} {model.repo!r} has no revision {model.revision!r}", f"see {page}/commits"
+            f"{kind.name} {model.repo!r} has no revision {model.revision!r}", f"choose one from {page}/commits"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise ModelError(
-            f"{kind.name} {model.repo!r}: there is no such folder here and no such model at {page}",
-            "check the name, or give its token to every node if it is private (HF_TOKEN, or `hf auth login`)",
+            f"{kind.name} {model.repo!r} is neither a local folder nor a model at {page}",
+            "check the name, or provide a token on every node if it is private (HF_TOKEN, or `hf auth login`)",
         ) from error
     except errors.HFValidationError as error:
         raise ModelError(
-            f"{kind.name} {model.repo!r}: there is no such folder, and it is no name of a hub model (owner/name)"
+            f"{kind.name} {model.repo!r} is neither a local folder nor a valid hub id (owner/name)", "check the name"
         ) from error
     except errors.HfHubHTTPError as error:
         raise ModelError(
@@ -277,9 +282,9 @@ def _explained(model: HubModel, kind: Kind, files: ModelFiles) -> Iterator[None]
     except (httpx2.HTTPError, ConnectionError, errors.LocalEntryNotFoundError) as error:
         raise ModelError(
             f"{kind.name} {model.repo!r}: {constants.ENDPOINT} cannot be reached"
-            f" ({' '.join(str(error.__cause__ or error).split())[:120]}), and it is not whole in the cache"
+            f" ({' '.join(str(error.__cause__ or error).split())[:120]}), and the model is not complete in the cache"
             f" {_hub_cache(files)}",
-            "check the network, or give a folder or URI instead",
+            "check the network, or use a folder or URI",
         ) from error
     except OSError as error:
-        raise ModelError(f"{kind.name} {model.repo!r} cannot be fetched: {error}") from error
+        raise ModelError(f"{kind.name} {model.repo!r} cannot be downloaded: {error}") from error

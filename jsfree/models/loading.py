@@ -1,7 +1,7 @@
-"""The only place that loads LLaVA captioners, their processors and CLIP models.
+"""Loads LLaVA captioners, their processors, and CLIP models.
 
-What a reference may be, and how it becomes a folder on this node, is said in ``model_files.py``. Models are loaded
-from such a folder and from safetensors alone: no code and no pickle comes with a model.
+``references`` resolves a model reference to a local folder. Weights are loaded from safetensors only, never from
+pickles, and no code from a model folder is executed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -33,7 +33,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Captioner:
-    """A LLaVA model, its processor and the one way in which images and prompts reach it."""
+    """A LLaVA model with its processor and the preprocessing of images and prompts."""
 
     model: LlavaForConditionalGeneration
     processor: LlavaProcessor
@@ -45,23 +45,23 @@ class Captioner:
         return device
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
-        """Preprocess an RGB image into ``(3, height, width)``, float32 on the CPU; of any thread."""
+        """Preprocess an RGB image to a tensor (3, height, width), float32 on the CPU. Thread-safe."""
         processor = self.processor.image_processor
         if self.preprocessing == "pad":
-            image = pad_to_square(image, self._mean_colour, _resized_side(processor), processor.resample)
+            image = pad_to_square(image, self._mean_color, _resized_side(processor), processor.resample)
         pixels: torch.Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
         return pixels
 
     def batch(self, pixels: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Preprocessed images as the model takes them: ``(images, 3, height, width)``, on its device, in its dtype."""
+        """Stack preprocessed images to (images, 3, height, width), on the device and in the dtype of the model."""
         return torch.stack(list(pixels)).to(device=self.device, dtype=self.model.dtype)
 
     def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """``batch`` of RGB images."""
+        """Preprocess and stack RGB images."""
         return self.batch([self.pixels(image) for image in images])
 
     def prompt_ids(self, text: str, *, image: bool) -> list[int]:
-        """Token ids of the prompt; with ``image`` the image token is repeated once per visual token."""
+        """Tokenize a prompt. With ``image``, the image token is repeated once per visual token."""
         if not image:
             return list(self.processor.tokenizer(prompts.unconditional_prompt(self.processor, text))["input_ids"])
         token = self.processor.image_token
@@ -70,7 +70,7 @@ class Captioner:
 
     @cached_property
     def image_tokens(self) -> int:
-        """Visual tokens an image takes in the prompt (576 for LLaVA-1.5)."""
+        """Number of visual tokens per image (576 for LLaVA-1.5)."""
         return visual_tokens(self.model.config)
 
     @cached_property
@@ -83,11 +83,11 @@ class Captioner:
 
     @cached_property
     def suppressed_ids(self) -> tuple[int, ...]:
-        """Token ids that are never drawn, in ascending order.
+        """Token ids that are never sampled, in ascending order.
 
-        These are the image token (in a caption it would ask for an image's features), padding, and every id that the
-        tokenizer cannot decode: LLaVA-1.5's tokenizer has 32,002 tokens, its model a vocabulary padded to 32,064.
-        Tokens that end a caption are never among them.
+        These are the image token, the padding token, and ids without a token in the tokenizer: LLaVA-1.5's tokenizer
+        has 32,002 tokens, and the vocabulary of the model is padded to 32,064. Tokens that end a caption are not
+        included.
         """
         tokenizer = self.processor.tokenizer
         model_ids = set(range(self.vocabulary))
@@ -97,19 +97,19 @@ class Captioner:
 
     @cached_property
     def vocabulary(self) -> int:
-        """Width of the logits."""
+        """Size of the vocabulary, which is the width of the logits."""
         return int(self.model.config.get_text_config().vocab_size)
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """The caption that these completion tokens spell, without special tokens and outer blanks."""
-        return self.spelt(token_ids).strip()
+        """Decode a caption, without special tokens and surrounding white space."""
+        return self.decode(token_ids).strip()
 
-    def spelt(self, token_ids: Sequence[int]) -> str:
-        """The text of completion tokens, without special tokens."""
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Decode tokens, without special tokens."""
         return str(self.processor.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     @cached_property
-    def _mean_colour(self) -> tuple[int, ...]:
+    def _mean_color(self) -> tuple[int, ...]:
         return tuple(round(255 * channel) for channel in self.processor.image_processor.image_mean)
 
 
@@ -125,7 +125,7 @@ class Clip:
 
 
 def _resized_side(image_processor: Any) -> int | None:
-    """Pixels a side that an image processor scales a square to; None if it scales nothing."""
+    """Side length to which an image processor scales a square; None if it does not scale."""
     size = image_processor.size
     sides = [side for side in (size.shortest_edge, size.height, size.width) if side]
     return max(sides) if image_processor.do_resize and sides else None
@@ -139,18 +139,18 @@ def load_captioner(
     device_map: DeviceMap = "single",
     files: ModelFiles | None = None,
 ) -> Captioner:
-    """Load a captioner and its processor; ``device_map="auto"`` lays the model out over all GPUs of the process.
+    """Load a captioner and its processor.
 
     Args:
-        ref: as in ``model_files.py``; what is not on this node is fetched, once for all its processes.
-        files: where to and whether from the hub; the environment's settings when omitted.
+        ref: model reference (see ``references``); the model is downloaded if it is not on this node.
+        device_map: ``auto`` distributes the layers over all GPUs of the process.
+        files: settings of downloads; None: the defaults.
 
     Raises:
-        ModelError: the reference leads nowhere, is gated, or is no whole LLaVA checkpoint.
+        ModelError: the model does not exist, is gated, or is not a complete LLaVA checkpoint.
     """
     if torch.device(device).type == "cuda":
         check_dtype(visible_gpu(1), dtype)
-    laid_out = device_map == "auto"
     from safetensors import SafetensorError
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
     from transformers.utils import logging as transformers_logging
@@ -164,58 +164,71 @@ def load_captioner(
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
-            **({"device_map": "auto"} if laid_out else {}),
+            **({"device_map": "auto"} if device_map == "auto" else {}),
         )
         processor = LlavaProcessor.from_pretrained(path, local_files_only=True)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ModelError(f"captioner {ref!r} cannot be loaded from {path}: {' '.join(str(error).split())}") from error
-    # transformers fills what is not in the files with random numbers and only logs it.
-    absent = sorted(loaded["missing_keys"])
-    if absent:
+    # transformers initializes missing weights at random and only logs a warning.
+    missing = sorted(loaded["missing_keys"])
+    if missing:
         raise ModelError(
-            f"captioner {ref!r}: {len(absent)} weights are not in {path}, first {absent[0]}",
-            "it is no whole checkpoint",
+            f"captioner {ref!r}: {len(missing)} weights are missing in {path}, first {missing[0]}",
+            "use a complete checkpoint",
         )
-    return Captioner((model if laid_out else model.to(device)).eval(), processor, preprocessing)
+    model = model if device_map == "auto" else model.to(device)
+    return Captioner(model.eval(), processor, preprocessing)
 
 
 def load_clip(ref: str, device: str = "cpu", pretrained: str | None = None, files: ModelFiles | None = None) -> Clip:
-    """Load an open_clip model: a reference to a folder, an ``hf-hub:`` id, or a built-in name with ``pretrained``.
+    """Load an open_clip model.
+
+    Args:
+        ref: a model reference (see ``references``), an ``hf-hub:`` id, or an open_clip name with ``pretrained``.
 
     Raises:
-        ModelError: the reference leads nowhere, is gated, or is no whole open_clip model.
+        ModelError: the model does not exist, is gated, or is not a complete open_clip model.
     """
     import open_clip
     from safetensors import SafetensorError
 
-    source, quick_gelu = clip_source(ref, pretrained)
-    name = f"local-dir:{local_folder(source, CLIP, files)}"
+    source = clip_source(ref, pretrained)
+    name = f"local-dir:{local_folder(source.ref, CLIP, files)}"
     try:
-        model, transform = open_clip.create_model_from_pretrained(name, device=device, force_quick_gelu=quick_gelu)
+        model, transform = open_clip.create_model_from_pretrained(
+            name, device=device, force_quick_gelu=source.quick_gelu
+        )
         tokenizer = open_clip.get_tokenizer(name)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ModelError(f"CLIP {ref!r} cannot be loaded: {' '.join(str(error).split())}") from error
     return Clip(model.eval(), transform, tokenizer, int(model.context_length), torch.device(device))
 
 
-def clip_source(ref: str, pretrained: str | None) -> tuple[str, bool]:
-    """The reference behind an open_clip name, and whether its weights want the QuickGELU activation.
+class ClipSource(NamedTuple):
+    """A model reference and the activation of the model."""
 
-    A built-in name and its weight tag stand for a model of the hub. open_clip itself would load OpenAI's weights
-    into a ``ViT-L-14-336`` with another activation than they were trained with, and only warn.
+    ref: str
+    quick_gelu: bool
+
+
+def clip_source(ref: str, pretrained: str | None) -> ClipSource:
+    """Resolve an open_clip name and tag to the hub model that contains the weights.
+
+    open_clip itself would load OpenAI's weights into a ``ViT-L-14-336`` without the QuickGELU activation that they were
+    trained with, and only log a warning.
 
     Raises:
-        ModelError: there is no such tag, or its weights are not on the hub.
+        ModelError: the tag does not exist, or its weights are not on the hub.
     """
     if ref.startswith("hf-hub:"):
-        return ref.removeprefix("hf-hub:"), False
+        return ClipSource(ref.removeprefix("hf-hub:"), quick_gelu=False)
     name, at, revision = ref.partition("@")
     if not is_hub_syntax(ref) or Path(ref).is_dir():
-        return ref, False
+        return ClipSource(ref, quick_gelu=False)
     import open_clip
 
     if name not in open_clip.list_models():
-        return ref, False
+        return ClipSource(ref, quick_gelu=False)
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained not in tags:
         raise ModelError(
@@ -226,17 +239,17 @@ def clip_source(ref: str, pretrained: str | None) -> tuple[str, bool]:
     repo, _, file = tag["hf_hub"].rpartition("/")
     if not repo or (file and not file.endswith(".safetensors")):
         raise ModelError(
-            f"CLIP {name!r} has pickled weights only under {pretrained!r}, which run code when they are loaded",
+            f"CLIP {name!r} has only pickled weights for {pretrained!r}, which can execute code when loaded",
             "choose another 'clip.pretrained', or an hf-hub: model with safetensors",
         )
-    return f"{repo}{at}{revision}", bool(tag.get("quick_gelu", False))
+    return ClipSource(f"{repo}{at}{revision}", quick_gelu=bool(tag.get("quick_gelu", False)))
 
 
 def look_up_models(captioner: str, clip: str, pretrained: str | None, files: ModelFiles) -> ModelFiles:
-    """Check that both models of a run are there, and pin those of the hub to a commit.
+    """Check that both models of a run exist, and record the commits of hub models.
 
     Raises:
-        ModelError: one of them is missing, gated, or not whole.
+        ModelError: a model is missing, gated or incomplete.
     """
-    commits = look_up(captioner, CAPTIONER, files) | look_up(clip_source(clip, pretrained)[0], CLIP, files)
+    commits = look_up(captioner, CAPTIONER, files) | look_up(clip_source(clip, pretrained).ref, CLIP, files)
     return files.model_copy(update={"commits": {**files.commits, **commits}})

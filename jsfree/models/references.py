@@ -1,10 +1,10 @@
-"""Turns the reference of a model into a local folder that holds it.
+"""Resolves model references to local folders.
 
-- ``miniworld:captioner`` and ``miniworld:clip``: the tiny models shipped with jsfree;
-- a local folder, used where it is;
-- ``s3://...``, ``gs://...`` or any other fsspec URI of a folder, such as a round's model in a run: copied once
-  into the node's cache;
-- ``owner/name`` or ``owner/name@revision``: a model of the Hugging Face hub, fetched once into the node's cache.
+- ``miniworld:captioner`` and ``miniworld:clip``: the tiny models shipped with jsfree.
+- A local folder, which is used in place.
+- ``s3://...``, ``gs://...`` or any other fsspec URI of a folder, for example a model in a run: downloaded once per
+node.
+- ``owner/name`` or ``owner/name@revision``: a model on the Hugging Face hub, downloaded once per node.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from jsfree.config import ModelFiles
 from jsfree.errors import ModelError
-from jsfree.models.cache import RemoteFolder, fetched
+from jsfree.models.cache import RemoteFolder, download
 from jsfree.models.contents import Kind, require_folder
 from jsfree.models.hub import HubModel, commit_of, hub_description, hub_folder
 from jsfree.uris import PACKAGED, has_scheme, is_hub_syntax, is_written_as_path
@@ -25,29 +25,29 @@ WEIGHTS = Path(__file__).parents[1] / "miniworld" / "weights"
 
 
 def local_folder(ref: str, kind: Kind, files: ModelFiles | None = None) -> Path:
-    """The local folder of a model, fetched if need be; safe to call from many processes at once.
+    """Return the local folder of a model, after downloading it if necessary. Safe to call from many processes.
 
     Raises:
-        ModelError: the reference leads nowhere, or to no whole model; the message says what to do.
+        ModelError: the model does not exist or is incomplete, or cannot be downloaded.
     """
     files = files or ModelFiles()
-    found = _on_this_machine(ref, kind)
-    if found is not None:
-        return found
-    return fetched(ref, kind, files) if has_scheme(ref) else hub_folder(HubModel.parse(ref), kind, files)
+    folder = _folder_in_place(ref, kind)
+    if folder is not None:
+        return folder
+    return download(ref, kind, files) if has_scheme(ref) else hub_folder(HubModel.parse(ref), kind, files)
 
 
 @contextmanager
 def description_folder(ref: str, kind: Kind, files: ModelFiles | None = None) -> Iterator[Path]:
-    """A local folder with what a model's folder holds beside its weights; these are not fetched.
+    """Provide a local folder with the files of a model except its weights, which are not downloaded.
 
     Raises:
         ModelError: as ``local_folder``.
     """
     files = files or ModelFiles()
-    found = _on_this_machine(ref, kind)
-    if found is not None:
-        yield found
+    local = _folder_in_place(ref, kind)
+    if local is not None:
+        yield local
     elif not has_scheme(ref):
         yield hub_description(HubModel.parse(ref), kind, files)
     else:
@@ -57,15 +57,16 @@ def description_folder(ref: str, kind: Kind, files: ModelFiles | None = None) ->
 
 
 def look_up(ref: str, kind: Kind, files: ModelFiles | None = None) -> dict[str, str]:
-    """Check without fetching that a model is there, so that a missing one is not found out by a worker.
+    """Check that a model exists and is complete, without downloading it.
 
-    The commits of hub models by reference, for ``ModelFiles.commits``; empty for others.
+    Returns:
+        The commit of a hub model by reference, for ``ModelFiles.commits``; empty for other models.
 
     Raises:
-        ModelError: as ``local_folder``, as far as it can be told from here.
+        ModelError: as ``local_folder``, as far as it can be determined without the weights.
     """
     files = files or ModelFiles()
-    if _on_this_machine(ref, kind) is not None:
+    if _folder_in_place(ref, kind) is not None:
         return {}
     if has_scheme(ref):
         RemoteFolder(ref, kind).require()
@@ -75,15 +76,15 @@ def look_up(ref: str, kind: Kind, files: ModelFiles | None = None) -> dict[str, 
 
 
 def hub_model(ref: str, files: ModelFiles) -> HubModel | None:
-    """The model of the hub that a reference names, at the commit that the run keeps to; None for all others."""
+    """Return the hub model of a reference, at the commit recorded in the run; None for other references."""
     if not is_hub_syntax(ref) or Path(ref).is_dir():
         return None
     model = HubModel.parse(ref)
     return HubModel(model.repo, files.commits.get(ref, model.revision))
 
 
-def _on_this_machine(ref: str, kind: Kind) -> Path | None:
-    """The folder that a packaged name or a path leads to; None for what is elsewhere."""
+def _folder_in_place(ref: str, kind: Kind) -> Path | None:
+    """Return the folder of a packaged model or a local path; None for remote models."""
     if ref.startswith(PACKAGED):
         path = WEIGHTS / ref.removeprefix(PACKAGED)
     elif ref.startswith("file://"):
@@ -93,6 +94,6 @@ def _on_this_machine(ref: str, kind: Kind) -> Path | None:
     else:
         return None
     if not path.is_dir():
-        raise ModelError(f"{kind.name} {ref!r}: there is no folder {path}")
+        raise ModelError(f"{kind.name} {ref!r}: there is no folder {path}", "check the path")
     require_folder(kind, ref, path)
     return path

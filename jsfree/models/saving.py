@@ -1,9 +1,9 @@
-"""The only place that saves a captioner for others.
+"""Saves captioners in the format of the llava-hf checkpoints on the hub.
 
-A published folder is safetensors in the key layout of the llava-hf checkpoints on the hub, with config,
-generation config, processor, tokenizer and chat template: ``from_pretrained`` and vLLM load it as it is. Its
-``checksums.json`` lets every node tell that it fetched this very model, whole.
-transformers 5 would write the vision tower without its ``vision_model.`` level, which loads nowhere else.
+A published folder contains safetensors in the key layout of llava-hf, the configurations, processor, tokenizer and chat
+template, so ``from_pretrained`` and vLLM can load it. ``checksums.json`` allows every node to verify its copy.
+``save_pretrained`` of transformers 5 is not used for the weights: it omits the level ``vision_model.`` of the vision
+tower, which other libraries expect.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 ARCHITECTURE = "LlavaForConditionalGeneration"
 TOKENIZER = "tokenizer_config.json"
-ORIGIN = ("is_local", "local_files_only")
-# Prefix in the module tree of transformers 5 -> prefix in the hub's files.
+LOAD_OPTIONS = ("is_local", "local_files_only")
+# Prefixes of parameters in transformers 5 -> prefixes in llava-hf checkpoints.
 HUB_PREFIXES = {
     "model.vision_tower.vision_model.": "vision_tower.vision_model.",
     "model.vision_tower.": "vision_tower.vision_model.",
@@ -36,21 +36,21 @@ HUB_PREFIXES = {
 
 
 def hub_key(name: str) -> str:
-    """Name of a parameter in the hub's key layout.
+    """Convert the name of a parameter to the key layout of llava-hf.
 
     Raises:
-        ModelError: the parameter belongs to no part of a LLaVA model.
+        ModelError: the parameter does not belong to a LLaVA model.
     """
     for prefix, published in HUB_PREFIXES.items():
         if name.startswith(prefix):
             return published + name.removeprefix(prefix)
-    raise ModelError(f"parameter {name!r} belongs to no known part of a LLaVA model", "cannot be published")
+    raise ModelError(f"parameter {name!r} is not a parameter of a LLaVA model", "publish a LLaVA model")
 
 
-def _addressed(model: LlavaForConditionalGeneration) -> Any:
-    """The configuration with what other engines choose their class and arithmetic by.
+def _complete_config(model: LlavaForConditionalGeneration) -> Any:
+    """Return the configuration with ``architectures`` and ``dtype``.
 
-    A model that was built from a configuration has neither; vLLM then takes it for one that gives no text.
+    A model created from a configuration has neither; vLLM would then not recognize it as a generative model.
     """
     config = copy.deepcopy(model.config)
     config.architectures = [ARCHITECTURE]
@@ -58,11 +58,11 @@ def _addressed(model: LlavaForConditionalGeneration) -> Any:
     return config
 
 
-def _forget_origin(file: Path) -> None:
-    """Take out of a tokenizer's settings how this process came by it, which transformers writes among them."""
-    told = json.loads(file.read_text(encoding="utf-8"))
-    kept = {key: value for key, value in told.items() if key not in ORIGIN}
-    file.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+def _remove_load_options(file: Path) -> None:
+    """Remove from the tokenizer's settings the options of ``from_pretrained`` that transformers adds."""
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings = {key: value for key, value in settings.items() if key not in LOAD_OPTIONS}
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def publish_captioner(
@@ -72,10 +72,10 @@ def publish_captioner(
     state_dict: Mapping[str, torch.Tensor] | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
-    """Write a captioner into ``directory``; the same weights give the same bytes.
+    """Write a captioner to ``directory``. Equal weights give identical files.
 
     Args:
-        state_dict: weights gathered by a sharded engine; the model's own when omitted.
+        state_dict: weights gathered from a sharded engine; None: the weights of the model.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -83,15 +83,15 @@ def publish_captioner(
     from huggingface_hub import save_torch_state_dict
 
     weights = model.state_dict() if state_dict is None else state_dict
-    # Copies: a sharded engine's tensors are views of one buffer, which safetensors refuses to store.
+    # Copies, because the tensors of a sharded engine are views of one buffer, which safetensors refuses.
     published = {hub_key(name): tensor.detach().cpu().clone() for name, tensor in weights.items()}
     try:
         Path(directory).mkdir(parents=True, exist_ok=True)
         save_torch_state_dict(published, directory, max_shard_size=max_shard_size)
-        _addressed(model).save_pretrained(directory)
+        _complete_config(model).save_pretrained(directory)
         model.generation_config.save_pretrained(directory)
         processor.save_pretrained(directory)
-        _forget_origin(Path(directory) / TOKENIZER)
+        _remove_load_options(Path(directory) / TOKENIZER)
         write_checksums(Path(directory))
     except OSError as error:
         raise StorageError(f"the model cannot be written to {directory}: {error.strerror or error}") from error

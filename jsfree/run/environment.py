@@ -25,7 +25,7 @@ Machine = dict[str, Any]
 
 def code() -> dict[str, Any]:
     """Version and file hash of jsfree; in its git checkout also the commit and whether files were ``changed``."""
-    known = {"version": jsfree.__version__, "fingerprint": code_version.here().fingerprint}
+    known = {"version": jsfree.__version__, "fingerprint": code_version.current_version().fingerprint}
     root = str(Path(jsfree.__file__).parents[1])
     tracked = "jsfree/__init__.py"
     if _output(["git", "-C", root, "ls-files", tracked]) != tracked:  # no git, or a checkout of another project

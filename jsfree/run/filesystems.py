@@ -1,8 +1,8 @@
-"""Filesystems behind fsspec, with errors that a user can act on.
+"""Access to local and remote filesystems with fsspec.
 
-A path without ``scheme://`` is local and literal: ``#``, ``?``, ``%``, ``::`` and brackets in it mean nothing.
-A protocol's package may be missing, and every store's client has errors of its own, many of them no OSError: for
-missing credentials and for a server that does not answer above all.
+A path without ``scheme://`` is local and literal: ``#``, ``?``, ``%``, ``::`` and brackets have no special meaning.
+Remote filesystems need optional packages and have their own exceptions, many of which are not ``OSError``, in
+particular for missing credentials and unreachable servers.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from fsspec.core import split_protocol
 from jsfree.uris import has_scheme
 
 EXTRAS = {"s3": "aws", "s3a": "aws"}
-"""The extra of this project that holds a protocol's package."""
-# fsspec takes every '::' for a chain of filesystems, also one within the name of a file.
+"""Optional dependency group of jsfree for each protocol."""
+# fsspec treats every '::' as a chain of filesystems, even in the name of a file.
 _CHAIN = re.compile(r"::(?:/|[a-z][a-z0-9+.-]*(?:::|://))", re.IGNORECASE)
 
 
 def is_chain(uri: str) -> bool:
-    """Whether a URI chains filesystems, such as ``simplecache::s3://bucket/x``, one of which may be anywhere."""
+    """Whether a URI chains filesystems, such as ``simplecache::s3://bucket/x``."""
     return _CHAIN.search(uri) is not None
 
 
 def filesystem_of(uri: str) -> tuple[Any, str]:
-    """The filesystem of a path or URI, and the absolute path on it.
+    """Return the filesystem of a path or URI, and the absolute path on it.
 
-    A local path is taken literally, except that a leading ``~`` stands for the home folder if nothing has that name.
+    A local path is literal, except that a leading ``~`` is expanded unless a file of this name exists.
 
     Raises:
-        ImportError: the package that speaks the protocol is not installed.
-        ValueError: no package is known to speak it.
+        ImportError: the package for the protocol is not installed.
+        ValueError: the protocol is unknown.
     """
     if not has_scheme(uri):
         return fsspec.filesystem("file"), _absolute(uri)
@@ -51,7 +51,7 @@ def filesystem_of(uri: str) -> tuple[Any, str]:
 
 
 def _absolute(path: str) -> str:
-    """A local path from the root on; ``..`` stays, because behind a link only the system can follow it."""
+    """Make a local path absolute. ``..`` is kept, because it cannot be resolved without following links."""
     if path.startswith("~") and not os.path.lexists(path):
         path = os.path.expanduser(path)
     path = path.removeprefix("./")
@@ -60,7 +60,7 @@ def _absolute(path: str) -> str:
 
 
 def _unchained(uri: str) -> tuple[Any, str]:
-    """What ``fsspec.url_to_fs`` does for a URI that is no chain."""
+    """Apply ``fsspec.url_to_fs`` to a URI with ``::`` that is not a chain."""
     protocol = str(split_protocol(uri)[0])
     kind = fsspec.get_filesystem_class(protocol)
     return fsspec.filesystem(protocol, **kind._get_kwargs_from_urls(uri)), kind._strip_protocol(uri)
@@ -68,10 +68,10 @@ def _unchained(uri: str) -> tuple[Any, str]:
 
 def nearest_existing(path: str) -> Path:
     """The path itself if it exists, else its nearest ancestor that exists; an inaccessible path counts as missing."""
-    found = Path(path).absolute()
-    while not os.path.exists(found):  # Path.exists raises PermissionError where this returns False
-        found = found.parent
-    return found
+    ancestor = Path(path).absolute()
+    while not os.path.exists(ancestor):  # Path.exists may raise PermissionError
+        ancestor = ancestor.parent
+    return ancestor
 
 
 def free_bytes(path: str) -> int:
@@ -80,5 +80,5 @@ def free_bytes(path: str) -> int:
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """Message of an error in one line."""
     return " ".join(str(getattr(error, "strerror", None) or str(error) or type(error).__name__).split())

@@ -1,17 +1,17 @@
-"""One driver at a time on a run: ``lease.json`` in the run's folder, renewed while its holder lives.
+"""Exclusive access of one driver to a run: ``lease.json`` in the run's folder, renewed while its holder is alive.
 
-A driver that finds a lease with a sign of life in the last ``Timing.stale`` seconds is refused and told who
-holds it. An older lease is taken over, after it was watched for one more renewal, so that clocks that differ do
-no harm; that of a process of this machine which is gone is taken over at once. A holder that finds its lease
-in other hands stops. What is guaranteed depends on the filesystem:
+A driver is refused if the existing lease was renewed in the last ``Timing.stale`` seconds. An older lease is taken over
+if it is not renewed during one more renewal interval, which tolerates clock differences. The lease of a process of this
+machine that has ended is taken over immediately. A holder whose lease was taken over stops. The guarantee depends on
+the filesystem:
 
-- On a local disk, and a shared one with working file locks, looking at the lease and writing it is one step
-  under a lock: of any number of drivers exactly one gets it.
-- An object store has no such step. A driver writes its lease, waits ``Timing.settle`` seconds and reads it again;
-  the last one to write has it, the others are refused. A driver that is held up for longer than that between
-  looking and writing can overwrite a lease that is held. Its holder sees that at the next renewal and stops, so
-  two drivers may work side by side for ``Timing.renew`` seconds. That costs work and no rows: a shard's rows
-  and name do not depend on who makes it, and it appears whole or not at all.
+- On a local disk, or a shared one with working file locks, the lease is read and written under a lock, so exactly one
+  driver acquires it.
+- Object stores have no locks. A driver writes its lease, waits ``Timing.settle`` seconds and reads it again; the last
+  writer holds the lease, and the others are refused. A driver that is delayed for longer between reading and writing
+  can overwrite a lease. Its holder detects this at the next renewal and stops, so two drivers can run concurrently for
+  ``Timing.renew`` seconds. This wastes computation but loses no rows: rows and names of shards do not depend on the
+  driver, and shards are written atomically.
 """
 
 from __future__ import annotations
@@ -47,7 +47,13 @@ LOST = signal.SIGUSR1
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds between renewals, without a renewal until a lease is stale, and for a write to be seen by all."""
+    """Time limits in seconds.
+
+    Attributes:
+        renew: interval of renewals.
+        stale: time since the last renewal after which a lease may be taken over.
+        settle: time until a write to an object store is visible to other drivers.
+    """
 
     renew: float = 15.0
     stale: float = 90.0
@@ -56,9 +62,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class Holder:
-    """What ``lease.json`` says; times are UTC, in ISO 8601.
+    """Content of ``lease.json``. Times are in UTC, in ISO 8601.
 
-    ``machine`` names one boot of one machine and its process table, ``started`` the process that ``pid`` meant.
+    ``machine`` identifies a boot of a machine and its PID namespace; ``started`` distinguishes processes with equal
+    ``pid``.
     """
 
     token: str
@@ -74,7 +81,7 @@ class Holder:
 
     @classmethod
     def this_process(cls, timing: Timing) -> Holder:
-        """A new lease for this process."""
+        """Create a lease of this process."""
         now, pid = _now(), os.getpid()
         return cls(
             token=uuid.uuid4().hex,
@@ -90,10 +97,10 @@ class Holder:
         )
 
     def age(self) -> float:
-        """Seconds since the last renewal, by this machine's clock."""
+        """Seconds since the last renewal, according to the local clock."""
         return (datetime.now(UTC) - datetime.fromisoformat(self.renewed)).total_seconds()
 
-    def is_gone(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether the holder was a process of this machine that has ended."""
         if not self.machine or self.machine != _machine():
             return False
@@ -106,32 +113,32 @@ class Holder:
         return _started(self.pid) not in (None, self.started)
 
     def __str__(self) -> str:
-        return f"{self.user} on {self.host} (process {self.pid}) since {self.since}, last sign of life {self.renewed}"
+        return f"{self.user} on {self.host} (process {self.pid}) since {self.since}, last renewal {self.renewed}"
 
 
 class Lease:
-    """Holds the lease of a run's folder for a ``with`` block.
+    """Context manager that holds the lease of a run's folder.
 
-    In the main thread a lost lease interrupts the block; in any other thread it is reported when the block ends.
+    In the main thread, losing the lease interrupts the block. In other threads, it is reported at the end of the block.
 
     Raises:
-        LeaseError: another driver holds the lease, or took it while the block ran.
+        LeaseError: another driver holds the lease, or took it over during the block.
         StorageError: the folder cannot be read or written.
     """
 
     def __init__(self, folder: Folder, timing: Timing | None = None) -> None:
         self.folder = folder
         self.timing = timing or Timing()
-        self._mine = Holder.this_process(self.timing)
+        self._own = Holder.this_process(self.timing)
         self._ended = threading.Event()
-        self._lost = ""
+        self._lost: LeaseError | None = None
         self._thread = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
         self._handler: Any = None
         """The handler of ``LOST`` that ours replaced."""
 
     def __enter__(self) -> Lease:
-        while not self._claim(self._judged()):
-            pass  # the lease changed meanwhile: judge it again
+        while not self._claim(self._replaceable()):
+            pass  # the lease changed meanwhile
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(LOST, _interrupt)
         self._thread.start()
@@ -142,54 +149,54 @@ class Lease:
     ) -> None:
         self._ended.set()
         if self._handler is not None:
-            signal.signal(LOST, signal.SIG_IGN)  # too late to interrupt: what follows must be done
+            signal.signal(LOST, signal.SIG_IGN)  # the cleanup below must not be interrupted
         self._thread.join()
         if self._handler is not None:
             signal.signal(LOST, self._handler)
             self._handler = None
         if self._lost:
-            raise LeaseError(self._lost) from error
-        with suppress(StorageError):  # it goes stale by itself
+            raise self._lost from error
+        with suppress(StorageError):  # it becomes stale without a release
             self._release()
 
     @property
     def lost(self) -> bool:
-        """Whether the run is in other hands by now."""
-        return bool(self._lost)
+        """Whether the lease was lost."""
+        return self._lost is not None
 
-    def _judged(self) -> Holder | None:
-        """The lease that may be replaced: none, or a dead one.
+    def _replaceable(self) -> Holder | None:
+        """Return the existing lease if it may be replaced, or None if there is no lease.
 
         Raises:
-            LeaseError: its holder lives.
+            LeaseError: its holder is alive.
         """
         held = self._read()
-        if held is None or held.is_gone():
+        if held is None or held.has_ended():
             return held
         if abs(held.age()) <= held.stale_after:
-            raise LeaseError(self._refusal(held))
-        log.warning("%s: lease of %s looks stale; watching it for one renewal", self.folder.uri, held)
+            raise self._refusal(held)
+        log.warning("%s: the lease of %s is stale; waiting for one renewal interval", self.folder.uri, held)
         time.sleep(held.renew_every + self.timing.settle)
         watched = self._read()
         if watched is not None and watched != held:
-            raise LeaseError(self._refusal(watched))
+            raise self._refusal(watched)
         return watched
 
     def _claim(self, replaced: Holder | None) -> bool:
-        """Write our lease in place of the one that was judged; False when another is there by now.
+        """Replace a lease by that of this process; return False if another lease exists by now.
 
         Raises:
-            LeaseError: another driver wrote its own at the same time.
+            LeaseError: another driver wrote its lease at the same time.
         """
-        with _locked(self.folder) as alone:
+        with _locked(self.folder) as is_locked:
             if self._read() != replaced:
                 return False
             self._write()
-        if not alone:
+        if not is_locked:
             time.sleep(self.timing.settle)
             held = self._read()
-            if held is None or held.token != self._mine.token:
-                raise LeaseError(self._refusal(held or self._mine))
+            if held is None or held.token != self._own.token:
+                raise self._refusal(held or self._own)
         return True
 
     def _keep_renewing(self) -> None:
@@ -198,21 +205,21 @@ class Lease:
             try:
                 with _locked(self.folder):
                     held = self._read()
-                    if held is None or held.token != self._mine.token:
-                        whose = f"taken over by {held}" if held else "removed"
-                        return self._lose(f"its lease was {whose}")
+                    if held is None or held.token != self._own.token:
+                        event = f"taken over by {held}" if held else "removed"
+                        return self._lose(f"its lease was {event}")
                     self._write()
                 renewed = time.monotonic()
-            except Exception as error:  # noqa: BLE001 - whatever a store's client raises, the lease must not be left
-                log.warning("lease not renewed: %s", error)
+            except Exception as error:  # noqa: BLE001 - no exception of a filesystem may end the renewals
+                log.warning("the lease was not renewed: %s", error)
                 if time.monotonic() - renewed > self.timing.stale:
                     return self._lose(f"its lease could not be renewed for {self.timing.stale:g} s ({error})")
         return None
 
-    def _lose(self, why: str) -> None:
-        self._lost = (
-            f"{self.folder.uri}: stopped, for {why}; what was finished stays;"
-            " run it again when no other driver works on it"
+    def _lose(self, cause: str) -> None:
+        self._lost = LeaseError(
+            f"{self.folder.uri}: stopped, because {cause}",
+            "finished shards are kept; start the run again when no other driver uses it",
         )
         if self._handler is not None:
             signal.pthread_kill(threading.main_thread().ident or 0, LOST)
@@ -220,7 +227,7 @@ class Lease:
     def _release(self) -> None:
         with _locked(self.folder):
             held = self._read()
-            if held is not None and held.token == self._mine.token:
+            if held is not None and held.token == self._own.token:
                 self.folder.remove(LEASE)
 
     def _read(self) -> Holder | None:
@@ -232,35 +239,36 @@ class Lease:
             raise
         except TypeError as error:
             raise StorageError(
-                f"{self.folder.uri}/{LEASE} is no lease of this version", "delete it if no driver works on the run"
+                f"{self.folder.uri}/{LEASE} is not a lease of this version", "delete it if no driver uses the run"
             ) from error
 
     def _write(self) -> None:
-        self._mine = replace(self._mine, renewed=_now())
-        self.folder.write_json(LEASE, asdict(self._mine))
+        self._own = replace(self._own, renewed=_now())
+        self.folder.write_json(LEASE, asdict(self._own))
 
-    def _refusal(self, held: Holder) -> str:
-        return (
-            f"{self.folder.uri} is worked on by {held}; stop that driver or choose another folder with --run;"
-            f" without a sign of life for {held.stale_after:g} s its lease is taken over"
+    def _refusal(self, held: Holder) -> LeaseError:
+        return LeaseError(
+            f"{self.folder.uri} is in use by {held}",
+            f"stop that driver, or choose another folder with --run; the lease expires {held.stale_after:g} s after its"
+            " last renewal",
         )
 
 
 def _interrupt(*_: int | FrameType | None) -> None:
-    # Of all exceptions Ray lets only this one and SystemExit out of its waiting calls.
+    # Ray's blocking calls propagate only KeyboardInterrupt and SystemExit.
     raise KeyboardInterrupt
 
 
 @contextmanager
 def _locked(folder: Folder) -> Iterator[bool]:
-    """Keep other drivers from the lease; yields False where the filesystem has no locks."""
+    """Lock the lease; yields False if the filesystem has no locks."""
     lock = None
     if folder.is_local:
         try:
             os.makedirs(folder.path, exist_ok=True)
             lock = FileLock(f"{folder.path}/{LOCK}", timeout=LOCK_SECONDS)
             lock.acquire()
-        except NotImplementedError:  # a network disk without locks is like an object store
+        except NotImplementedError:  # a network disk without locks is treated like an object store
             lock = None
         except (Timeout, OSError) as error:
             raise StorageError(f"{folder.uri}/{LOCK} cannot be locked: {error}") from error
@@ -278,12 +286,12 @@ def _now() -> str:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user id without a name
+    except (KeyError, OSError):  # a user id without a name, as in containers
         return str(os.getuid())
 
 
 def _machine() -> str:
-    """Names this boot of this machine and its process table; empty where that cannot be told."""
+    """Identify this boot of this machine and the PID namespace; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -292,7 +300,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, in ticks; empty for one that has ended and waits for its parent, None if unknown."""
+    """Start time of a process in clock ticks; empty for a zombie, None if unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""Which folder a path or URI leads to: a spelling with ``..``, a link or a mount is the folder that it leads to."""
+"""Comparisons of folders by location, after resolving ``..``, symbolic links and mounts."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from jsfree.run.run import CONFIG, Run, stored_settings
 from jsfree.uris import has_scheme, is_remote
 
 OWN_SECTIONS = {"run", "captioner", "clip", "train"}
-"""Keys of every run's ``config.yaml``, which tell it from the ``config.yaml`` of something else."""
+"""Keys that distinguish the ``config.yaml`` of a run from that of other programs."""
 
 
 def is_within(inner: Folder, outer: Folder) -> bool:
-    """Whether one folder is another one, or in it; neither must exist."""
+    """Whether ``inner`` is ``outer`` or a subfolder of it. The folders need not exist."""
     if inner.is_local != outer.is_local:
         return False
     if not inner.is_local:
@@ -34,20 +34,20 @@ def is_within(inner: Folder, outer: Folder) -> bool:
 
 
 def is_same_location(path: str, other: str) -> bool:
-    """Whether two paths or URIs, of files or folders that need not exist, lead to the same one.
+    """Whether two paths or URIs refer to the same file or folder, which need not exist.
 
-    URIs of a store are the same if they are spelled alike, apart from a slash at the end.
+    Remote URIs are compared as strings, without trailing slashes.
     """
-    stores = [is_remote(each) for each in (path, other)]
-    if any(stores):
-        return all(stores) and path.rstrip("/") == other.rstrip("/")
+    remote = [is_remote(path), is_remote(other)]
+    if any(remote):
+        return all(remote) and path.rstrip("/") == other.rstrip("/")
     return _is_same(*(os.path.realpath(filesystem_of(each)[1]) for each in (path, other)))
 
 
 def enclosing_run(folder: Folder) -> Folder | None:
-    """The run that a folder is, or is in; None where there is none.
+    """Return the run that contains a folder, or is the folder; None if there is none.
 
-    A level that this user may not read counts as no run.
+    Folders without read permission are not runs.
     """
     if folder.is_local:
         real = os.path.realpath(folder.path)
@@ -60,42 +60,46 @@ def enclosing_run(folder: Folder) -> Folder | None:
 
 
 def require_outside_runs(option: str, target: Folder) -> None:
-    """Refuse a folder of a run as a place to write to.
+    """Refuse an output folder that is, or is inside, a run.
 
     Args:
-        option: the option that named it, for the error.
+        option: name of the option, for the error message.
 
     Raises:
-        ConfigError: the folder is a run, or is in one.
+        ConfigError: the folder is a run, or is inside one.
     """
     run = enclosing_run(target)
     if run is not None:
-        raise ConfigError(f"{option} {target.uri}: that folder belongs to the run {run.uri}", "name a folder elsewhere")
+        raise ConfigError(
+            f"{option} {target.uri}: the folder belongs to the run {run.uri}", "choose a folder elsewhere"
+        )
 
 
 def require_outside_sources(option: str, target: Folder, config: RunConfig) -> None:
-    """Refuse a folder that a run reads its images, pairs or models from: what is written there would change them.
+    """Refuse an output folder inside a folder from which a run reads images, pairs or models.
 
     Raises:
-        ConfigError: the folder is one of them, or is in one.
+        ConfigError: the folder is an input of the run, or is inside one.
     """
     sources = {"source.path": config.source.path, "evaluate.source.path": config.evaluate.source.path}
     if config.imported is not None:
         sources["imported.path"] = config.imported.path
     for key, ref in {"captioner.ref": config.captioner.ref, "clip.ref": config.clip.ref}.items():
-        if has_scheme(ref) or os.path.isdir(os.path.expanduser(ref)):  # else a model of the hub, or a packaged one
+        if has_scheme(ref) or os.path.isdir(os.path.expanduser(ref)):  # otherwise a hub model or a packaged one
             sources[key] = ref
     for key, path in sources.items():
-        with suppress(StorageError):  # a filesystem that this installation does not know is not that of the target
+        with suppress(StorageError):  # the target cannot be on an unsupported filesystem
             if path is not None and is_within(target, Folder(os.path.expanduser(path))):
-                raise ConfigError(f"{option} {target.uri}: the run reads from there ({key})", "name a folder elsewhere")
+                raise ConfigError(
+                    f"{option} {target.uri}: the folder is an input of the run ({key})", "choose a folder elsewhere"
+                )
 
 
 def require_base_from_here(run: Run) -> None:
-    """Refuse to look for a run's captioner from a working directory in which its relative path leads nowhere.
+    """Check that a relative ``captioner.ref`` of a run exists in the working directory.
 
     Raises:
-        RunError: ``captioner.ref`` is relative to the folder in which the run was started.
+        RunError: it exists only in the working directory in which the run was started.
     """
     ref, folder = run.config.captioner.ref, run.folder
     if has_scheme(ref) or Path(ref).expanduser().is_absolute() or Path(ref).is_dir() or not folder.exists(RECORD):
@@ -103,30 +107,30 @@ def require_base_from_here(run: Run) -> None:
     started = folder.read_json(RECORD).get("directory")
     if started is not None and Path(started, ref).is_dir():
         raise RunError(
-            f"{folder.uri}: 'captioner.ref' is {ref!r}, a path relative to the folder in which the run was started;"
-            f" repeat the command there: cd {shlex.quote(started)}"
+            f"{folder.uri}: 'captioner.ref' is {ref!r}, a path relative to the folder in which the run was started",
+            f"repeat the command there: cd {shlex.quote(started)}",
         )
 
 
 def require_own_folder(file: Path, config: RunConfig) -> None:
-    """Refuse the configuration of a run that was moved or copied, where it does not say which run is meant.
+    """Refuse the configuration file of a run that was moved or copied, because its ``run`` is ambiguous.
 
     Args:
-        file: the configuration file that was given.
-        config: what was read from it, where no option named a run.
+        file: the configuration file.
+        config: its content.
 
     Raises:
-        ConfigError: ``file`` is the configuration of a run in another folder than its ``run`` says.
+        ConfigError: ``file`` is in the folder of a run, and its setting ``run`` is another folder.
     """
     folder = Folder(str(file.parent))
     if file.name != CONFIG or not _is_run(folder):
         return
-    named = Folder(config.run)
-    if not (is_within(folder, named) and is_within(named, folder)):
+    configured = Folder(config.run)
+    if not (is_within(folder, configured) and is_within(configured, folder)):
         raise ConfigError(
             f"{file} is the configuration of the run in {folder.uri}, but its 'run' is {config.run!r} (it was moved or"
-            f" copied, or is read from another working directory)",
-            f"add --run {shlex.quote(folder.uri)} to work on it",
+            " copied, or is read from another working directory)",
+            f"add --run {shlex.quote(folder.uri)} to use it",
         )
 
 
@@ -135,7 +139,7 @@ def _is_run(folder: Folder) -> bool:
         if not folder.exists(CONFIG):
             return False
         return folder.exists(RECORD) or set(stored_settings(folder)) >= OWN_SECTIONS
-    except JsfreeError:  # not readable, or not YAML
+    except JsfreeError:  # unreadable or not YAML
         return False
 
 
@@ -150,7 +154,7 @@ def _parents(key: str) -> Iterator[str]:
 
 
 def _is_same(path: str, other: str) -> bool:
-    """Whether two real paths are the same, or lead to the same place by a mount."""
+    """Whether two real paths are equal, or refer to the same folder through a mount."""
     try:
         return path == other or os.path.samefile(path, other)
     except OSError:

@@ -1,7 +1,7 @@
-"""Stage classes that caption images: pairs for training, captions for evaluation.
+"""Stage classes that caption images: pairs for training, and captions for evaluation.
 
-Plain classes without Ray: the model is loaded in ``__init__``, a batch of samples is one call. The same
-object works in a loop, in a Ray Data actor and in a test.
+The classes do not depend on Ray: ``__init__`` loads the model, and a call processes a batch of samples. The same class
+is used in a loop, in a Ray Data actor and in tests.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from jsfree.images.decoding import load_image
 from jsfree.images.overlap import read_hashes, require_not_evaluated
 from jsfree.models.loading import Captioner, load_captioner
 from jsfree.schemas import ImageRef, Sample, StageOutput
-from jsfree.stages.ratios import draw_ratios
+from jsfree.stages.ratios import RatioPair, draw_ratios
 
 if TYPE_CHECKING:
     from PIL import Image
 
 log = logging.getLogger(__name__)
 READ_AHEAD = 64
-"""Images that are read while others are decoded."""
+"""Number of images that are read in advance of decoding."""
 
 
 class ImageObserver(Protocol):
@@ -45,22 +45,22 @@ class ImageObserver(Protocol):
         """Prepare an image; called in any thread."""
 
     def receive(self, sample_id: str, pixels: torch.Tensor) -> None:
-        """Take the prepared image of a sample; called in the order of the samples, in the caller's thread."""
+        """Receive the prepared image of a sample; called in the order of the samples, in the caller's thread."""
 
 
 @dataclass(frozen=True)
 class _Read:
-    """An image that was read: prepared for the captioner and for the observer, and the hash of its file."""
+    """An image prepared for the captioner and for the observer, and the hash of its file."""
 
     pixels: torch.Tensor
     sha256: str
     observed: torch.Tensor | None
 
 
-class Reading:
-    """Guarded reading and preprocessing of images, in threads, ahead of the decoding.
+class ImageReader:
+    """Reads and preprocesses images in threads, in advance of decoding.
 
-    An image with a SHA-256 in ``excluded`` becomes an error row of kind ``evaluation_image``; it is not preprocessed.
+    An image whose SHA-256 is in ``excluded`` becomes an error row of kind ``evaluation_image``.
     """
 
     def __init__(self, captioner: Captioner, threads: float, excluded: Collection[str] = ()) -> None:
@@ -76,29 +76,29 @@ class Reading:
         output: StageOutput,
         observer: ImageObserver | None = None,
     ) -> Iterator[tuple[Sample, torch.Tensor]]:
-        """Samples with their pixels, in order; one that cannot be read becomes an error row of ``output`` instead.
+        """Yield samples with their pixels, in order.
 
-        ``observer`` receives the same images.
+        Samples that cannot be read become error rows of ``output``. ``observer`` receives the same images.
         """
         waiting: deque[tuple[Sample, Future[_Read]]] = deque()
-        for sample in _usable(samples, stage, output):
-            waiting.append((sample, self._readers.submit(self._one, sample["image"], limits, observer)))
+        for sample in _valid_samples(samples, stage, output):
+            waiting.append((sample, self._readers.submit(self._read_image, sample["image"], limits, observer)))
             if len(waiting) >= READ_AHEAD:
-                yield from self._taken(*waiting.popleft(), stage, output, observer)
-        for each in waiting:
-            yield from self._taken(*each, stage, output, observer)
+                yield from self._finish(*waiting.popleft(), stage, output, observer)
+        for sample, pending in waiting:
+            yield from self._finish(sample, pending, stage, output, observer)
 
-    def _one(self, image: ImageRef, limits: Source, observer: ImageObserver | None) -> _Read:
+    def _read_image(self, image: ImageRef, limits: Source, observer: ImageObserver | None) -> _Read:
         loaded, sha256 = load_image(image, limits)
         require_not_evaluated(image, sha256, self._excluded)
         return _Read(self._captioner.pixels(loaded), sha256, None if observer is None else observer.pixels(loaded))
 
     @staticmethod
-    def _taken(
-        sample: Sample, done: Future[_Read], stage: str, output: StageOutput, observer: ImageObserver | None
+    def _finish(
+        sample: Sample, pending: Future[_Read], stage: str, output: StageOutput, observer: ImageObserver | None
     ) -> Iterator[tuple[Sample, torch.Tensor]]:
         try:
-            read = done.result()
+            read = pending.result()
         except RowError as error:
             _fail(sample["sample_id"], stage, error, output)
             return
@@ -109,7 +109,7 @@ class Reading:
 
 
 class PairGenerator:
-    """Stage 1: two captions an image by dual-path decoding (paper, section 3.2 and Algorithm 1, lines 3-8)."""
+    """Stage 1: two captions per image by dual-path decoding (paper, section 3.2 and Algorithm 1, lines 3-8)."""
 
     def __init__(
         self,
@@ -122,14 +122,14 @@ class PairGenerator:
         """Load the captioner ``model_ref``.
 
         Args:
-            evaluation_hashes: folder or URI of a table of ``schemas.EVALUATION_HASHES``; images in it get no captions.
+            evaluation_hashes: folder or URI of a table of ``schemas.EVALUATION_HASHES``. Its images are excluded.
         """
         self.config = config
         self.round_number = round_number
         settings = config.generate
         self.captioner = captioner_of(config, model_ref, device)
         excluded = read_hashes(evaluation_hashes) if evaluation_hashes else frozenset[str]()
-        self._reading = Reading(self.captioner, settings.resources.cpus, excluded)
+        self._reader = ImageReader(self.captioner, settings.resources.cpus, excluded)
         workload = Workload.for_pairs(settings)
         self.engine = DualPathEngine(
             self.captioner, workload, kv_cache_gib=settings.kv_cache_gib, compiling=settings.compile
@@ -138,21 +138,19 @@ class PairGenerator:
         self._numbers = count()
 
     def __call__(self, samples: Sequence[Sample], observer: ImageObserver | None = None) -> StageOutput:
-        """Rows of ``schemas.PAIRS``, one a sample whose image loads and is not in the evaluation set.
+        """Generate a row of ``schemas.PAIRS`` for each sample whose image can be read and is not in the evaluation set.
 
-        Thread-safe: batches of several threads are decoded together.
-
-        ``observer`` receives the same images.
+        ``observer`` receives the same images. Thread-safe: batches of several threads are decoded together.
         """
         output = StageOutput()
-        read: list[tuple[Sample, tuple[float, float]]] = []
+        read: list[tuple[Sample, RatioPair]] = []
 
         def requests() -> Iterator[Request]:
-            for sample, pixels in self._reading.read(samples, self.config.source, "pairs", output, observer):
+            for sample, pixels in self._reader.read(samples, self.config.source, "pairs", output, observer):
                 ratios = self._ratios(sample)
                 read.append((sample, ratios))
-                for role, ratio in zip((schemas.LOW, schemas.HIGH), ratios, strict=True):
-                    yield self._request(sample, pixels, role, ratio)
+                yield self._request(sample, pixels, schemas.LOW, ratios.low)
+                yield self._request(sample, pixels, schemas.HIGH, ratios.high)
 
         captions = self._loop.decode(requests())
         for (sample, ratios), low, high in zip(read, captions[::2], captions[1::2], strict=True):
@@ -161,22 +159,27 @@ class PairGenerator:
                 continue
             output.tokens += len(low.token_ids) + len(high.token_ids)
             output.rows.append(
-                {**sample, "low": _decoded(low, ratios[0]), "high": _decoded(high, ratios[1]), "seed": self.config.seed}
+                {
+                    **sample,
+                    "low": _decoded(low, ratios.low),
+                    "high": _decoded(high, ratios.high),
+                    "seed": self.config.seed,
+                }
             )
         return output
 
-    def _ratios(self, sample: Sample) -> tuple[float, float]:
+    def _ratios(self, sample: Sample) -> RatioPair:
         return draw_ratios(self.config.generate.ratios, self.config.seed, self.round_number, sample["sample_id"])
 
     def _request(self, sample: Sample, pixels: torch.Tensor, role: str, ratio: float) -> Request:
         key = noise_key(self.config.seed, self.round_number, sample["sample_id"], role)
         decoding = self.config.generate.decoding
-        # Named by number: batches that overlap may hold the same sample.
+        # Numbers instead of sample ids, because concurrent batches may contain the same sample.
         return Request(f"{next(self._numbers)}", pixels, sample["prompt"], ratio, key, decoding)
 
 
 class CaptionWriter:
-    """Captions of one model for evaluation: with the image alone (h = 0), or by a contrastive baseline."""
+    """Captions of one model for evaluation: conditioned on the image (h = 0), or with a contrastive baseline."""
 
     def __init__(self, config: RunConfig, model_ref: str, model: str, mode: str, device: str = "cpu") -> None:
         self.config = config
@@ -185,7 +188,7 @@ class CaptionWriter:
         self.decoding = config.evaluate.modes[mode]
         contrast, settings = self.decoding.contrast, config.generate
         self.captioner = captioner_of(config, model_ref, device)
-        self._reading = Reading(self.captioner, settings.resources.cpus)
+        self._reader = ImageReader(self.captioner, settings.resources.cpus)
         workload = Workload.for_captions(settings.slots, contrast)
         self.engine = DualPathEngine(
             self.captioner, workload, kv_cache_gib=settings.kv_cache_gib, compiling=settings.compile
@@ -194,17 +197,16 @@ class CaptionWriter:
         self._numbers = count()
 
     def __call__(self, samples: Sequence[Sample], observer: ImageObserver | None = None) -> StageOutput:
-        """Rows of ``schemas.CAPTIONS``, one a sample whose image loads; ``observer`` receives the same images.
+        """Generate a row of ``schemas.CAPTIONS`` for each sample whose image can be read.
 
-        The noise does not depend on the model, so that captions before and after are compared on one stream.
+        ``observer`` receives the same images. The sampling noise does not depend on the model, so that captions before
+        and after training are comparable.
         """
         output = StageOutput()
         read: list[Sample] = []
 
         def requests() -> Iterator[Request]:
-            for sample, pixels in self._reading.read(
-                samples, self.config.evaluate.source, "captions", output, observer
-            ):
+            for sample, pixels in self._reader.read(samples, self.config.evaluate.source, "captions", output, observer):
                 read.append(sample)
                 key = noise_key(self.config.seed, 0, sample["sample_id"], self.mode)
                 ratio = 1.0 if self.decoding.contrast else 0.0
@@ -221,13 +223,13 @@ class CaptionWriter:
         return output
 
 
-def _usable(samples: Sequence[Sample], stage: str, output: StageOutput) -> Iterator[Sample]:
-    """Samples that ask for something, each once; the others become error rows."""
+def _valid_samples(samples: Sequence[Sample], stage: str, output: StageOutput) -> Iterator[Sample]:
+    """Yield samples without duplicates and empty prompts, which become error rows."""
     seen: set[str] = set()
     for sample in samples:
         name = sample["sample_id"]
         if name in seen:
-            error = RowError("duplicate_id", f"sample {name} is there more than once", "only its first row is used")
+            error = RowError("duplicate_id", f"sample {name} occurs more than once", "only its first row is used")
         elif not sample["prompt"].strip():
             error = RowError("empty_prompt", f"sample {name} has an empty prompt", "set 'prompt', or remove the row")
         else:
@@ -238,7 +240,7 @@ def _usable(samples: Sequence[Sample], stage: str, output: StageOutput) -> Itera
 
 
 def captioner_of(config: RunConfig, model_ref: str, device: str) -> Captioner:
-    """Load a captioner as a run's settings say."""
+    """Load a captioner with the settings of a run."""
     settings = config.captioner
     return load_captioner(model_ref, device, settings.dtype, settings.preprocessing, settings.device_map, config.models)
 

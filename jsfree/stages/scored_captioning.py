@@ -1,4 +1,4 @@
-"""Captions scored in the pass that makes them, pairs and captions of evaluation: each image is decoded once.
+"""Stage classes that generate and score captions in one pass, so that each image is decoded once.
 
 CLIP is on the captioner's device and embeds images while captions are decoded. Rows and scores equal those of
 captioning and scoring one after the other.
@@ -32,14 +32,14 @@ class ScoredPairGenerator:
         device: str = "cpu",
         evaluation_hashes: str | None = None,
     ) -> None:
-        """Load CLIP and the captioner; arguments as of ``PairGenerator``."""
-        # CLIP first: keys and values take what memory is left.
+        """Load CLIP and the captioner; arguments as ``PairGenerator``."""
+        # CLIP first, because the KV cache uses the remaining memory.
         self._scorer = ClipScorer(config, device)
         self._generator = PairGenerator(config, model_ref, round_number, device, evaluation_hashes)
 
     def __call__(self, samples: Sequence[Sample]) -> StageOutput:
-        """Rows of ``schemas.PAIRS``; rows of ``schemas.SCORED`` as ``second_stage``."""
-        embedding = _Embedding(self._scorer)
+        """Generate rows of ``schemas.PAIRS``, and rows of ``schemas.SCORED`` as ``second_stage``."""
+        embedding = _ImageEmbedder(self._scorer)
         output = self._generator(samples, embedding)
         started = time.perf_counter()
         images = embedding.all()
@@ -53,13 +53,13 @@ class ScoredCaptionWriter:
     """Captions of one model for evaluation, and their scores as ``second_stage``."""
 
     def __init__(self, config: RunConfig, model_ref: str, model: str, mode: str, device: str = "cpu") -> None:
-        """Load CLIP and the captioner; arguments as of ``CaptionWriter``."""
+        """Load CLIP and the captioner; arguments as ``CaptionWriter``."""
         self._scorer = ClipScorer(config, device)
         self._writer = CaptionWriter(config, model_ref, model, mode, device)
 
     def __call__(self, samples: Sequence[Sample]) -> StageOutput:
-        """Rows of ``schemas.CAPTIONS``; rows of ``schemas.SCORED_CAPTIONS`` as ``second_stage``."""
-        embedding = _Embedding(self._scorer)
+        """Generate rows of ``schemas.CAPTIONS``, and rows of ``schemas.SCORED_CAPTIONS`` as ``second_stage``."""
+        embedding = _ImageEmbedder(self._scorer)
         output = self._writer(samples, embedding)
         started = time.perf_counter()
         images = embedding.all()
@@ -70,8 +70,8 @@ class ScoredCaptionWriter:
         return output
 
 
-class _Embedding:
-    """Embeds images as they are read, as many together as scoring alone does."""
+class _ImageEmbedder:
+    """Embeds images as they are read, in batches of the same size as ``ClipScorer``."""
 
     def __init__(self, scorer: ClipScorer) -> None:
         self._scorer = scorer
@@ -80,11 +80,11 @@ class _Embedding:
         self.seconds = 0.0
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
-        """An image as CLIP takes it."""
+        """Preprocess an image for CLIP."""
         return self._scorer.pixels(image)
 
     def receive(self, sample_id: str, pixels: torch.Tensor) -> None:
-        """Embed an image once enough of them have come."""
+        """Add an image to the batch, and embed the batch if it is full."""
         self._waiting[sample_id] = pixels
         if len(self._waiting) == IMAGES_AT_ONCE:
             started = time.perf_counter()
@@ -92,7 +92,7 @@ class _Embedding:
             self.seconds += time.perf_counter() - started
 
     def all(self) -> dict[str, torch.Tensor]:
-        """The vectors of all images, by sample."""
+        """Return the vectors of all images by sample id."""
         self._embed()
         return self._embedded
 

@@ -1,8 +1,8 @@
-"""Scores captions against their images with CLIP, sentence by sentence (paper, section 3.4; Algorithm 1, line 12).
+"""Scores captions by the CLIP similarity of their sentences and images (paper, section 3.4; Algorithm 1, line 12).
 
-A caption's score is the mean of the cosines of its sentences (and sub-sentences) with the image: plain, neither
-clipped nor scaled. Each image is encoded once; the sentences of a batch are encoded together, each distinct text
-once, sorted by length and without the padding that the longest of them does not need.
+The score of a caption is the mean cosine of its sentences (and sub-sentences) with the image, neither clipped nor
+scaled. Each image and each distinct sentence of a batch is encoded once. Sentences are sorted by length and encoded
+without unnecessary padding.
 
 Shapes: B images, T texts, L text tokens, D embedding width.
 """
@@ -39,53 +39,53 @@ TEXTS_AT_ONCE = 256
 
 
 class ClipScorer:
-    """CLIP on one device: loaded once, then a batch of rows a call."""
+    """CLIP on one device. A call scores a batch of pairs."""
 
     def __init__(self, config: RunConfig, device: str = "cpu") -> None:
-        """Load the CLIP model that ``config.clip`` names.
+        """Load the CLIP model of ``config.clip``.
 
         Raises:
-            ModelError: it cannot be loaded.
+            ModelError: the model cannot be loaded.
         """
         self._config = config
         self._clip = load_clip(config.clip.versioned_ref, device, config.clip.pretrained, config.models)
         self._pad = int(self._tokens([""])[0, -1])
         self._end = int(self._tokens(["a " * self._clip.context_length])[0, -1])
-        self._short = _can_be_cut(self._clip.model)
+        self._can_shorten = _can_shorten(self._clip.model)
         self._readers = ThreadPoolExecutor(max(1, int(config.score.resources.cpus)))
-        self._turn = threading.Lock()  # tokenizers are not for several threads; images are read meanwhile
+        self._lock = threading.Lock()  # tokenizers are not thread-safe; images are read without the lock
 
     def __call__(self, pairs: Sequence[Pair]) -> StageOutput:
-        """Score both captions of every pair: rows of ``schemas.SCORED``.
+        """Score both captions of each pair: rows of ``schemas.SCORED``.
 
-        ``inverted`` only if the provisional winner (``low``) scores strictly lower; ``gap`` is the absolute
-        difference. A pair becomes an error row if its image cannot be used (kinds of ``load_image``) or a caption
-        has no sentence (``no_sentence``). ``tokens`` counts the CLIP text tokens that were encoded.
+        A pair is ``inverted`` if the provisional winner (``low``) scores strictly lower; ``gap`` is the absolute
+        difference. A pair becomes an error row if its image cannot be used (kinds of ``load_image``) or a caption has
+        no sentence (``no_sentence``). ``tokens`` counts the encoded text tokens.
         """
         images = self._images([pair["image"] for pair in pairs], self._config.source)
         embedded = iter(self.embed([image for image in images if not isinstance(image, RowError)]))
         return self.score(pairs, [image if isinstance(image, RowError) else next(embedded) for image in images])
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
-        """An image as the model takes it, on the CPU; for any thread."""
+        """Preprocess an image for the model, on the CPU. Thread-safe."""
         pixels: torch.Tensor = self._clip.transform(image)
         return pixels
 
     @torch.inference_mode()
     def embed(self, pixels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The unit vector of each image, (D,) float32 on the CPU, of what ``pixels`` made of it."""
+        """Encode preprocessed images as unit vectors (D,), float32 on the CPU."""
         embedded: list[torch.Tensor] = []
         for start in range(0, len(pixels), IMAGES_AT_ONCE):
-            with self._turn:
+            with self._lock:
                 embedded += apply_in_halves(
                     self._encode_pixels, torch.stack(list(pixels[start : start + IMAGES_AT_ONCE]))
                 )
         return embedded
 
     def score(self, pairs: Sequence[Pair], images: Sequence[torch.Tensor | RowError]) -> StageOutput:
-        """Score pairs whose images are embedded; as a call, which embeds them itself."""
+        """Score pairs as a call does, given the vectors of their images (from ``embed``) or errors."""
         output = StageOutput()
-        with self._turn:
+        with self._lock:
             parts = self._parts([pair[role]["text"] for pair in pairs for role in ("low", "high")])
             usable: list[tuple[Pair, torch.Tensor, list[str], list[str]]] = []
             for pair, image, low, high in zip(pairs, images, parts[::2], parts[1::2], strict=True):
@@ -106,8 +106,8 @@ class ClipScorer:
     def score_rows(self, rows: Sequence[CaptionRow]) -> StageOutput:
         """Score captions for evaluation: rows of ``schemas.SCORED_CAPTIONS``.
 
-        A caption without any sentence is kept, with no ``sentences`` and the score NaN: it has none, and 0 would
-        count in a mean. Rows of one image that come together share its encoding.
+        A caption without a sentence has empty ``sentences`` and the score NaN, because 0 would distort a mean. Rows of
+        the same image share its encoding.
         """
         distinct = {image_key(row["image"]): row["image"] for row in rows}
         loaded = dict(zip(distinct, self._images(list(distinct.values()), self._config.evaluate.source), strict=True))
@@ -125,7 +125,7 @@ class ClipScorer:
         output = StageOutput()
         captions: dict[ImageKey, list[str]] = {}
         placed: list[tuple[CaptionRow, list[str], int]] = []
-        with self._turn:
+        with self._lock:
             parts = self._parts([row["text"] for row in rows])
             for row, texts in zip(rows, parts, strict=True):
                 together = captions.setdefault(image_key(row["image"]), [])
@@ -139,12 +139,12 @@ class ClipScorer:
         return output
 
     def sentence_scores(self, images: Sequence[Image.Image], captions: Sequence[Sequence[str]]) -> list[list[float]]:
-        """Cosines of each caption's sentences with its image, in [-1, 1].
+        """Compute the cosine of each sentence with its image, in [-1, 1].
 
         Args:
             images: RGB images.
-            captions: the sentences for each image; one longer than the text context is truncated by CLIP's
-                tokenizer (``sub_sentences`` prevents that).
+            captions: sentences of each image. CLIP's tokenizer truncates sentences that exceed the text context
+                (``sub_sentences`` prevents that).
         """
         return self._scores(self.embed(list(self._readers.map(self.pixels, images))), captions)[0]
 
@@ -152,7 +152,7 @@ class ClipScorer:
     def _scores(
         self, images: Sequence[torch.Tensor], captions: Sequence[Sequence[str]]
     ) -> tuple[list[list[float]], int]:
-        """Cosines as in ``sentence_scores``, of embedded images, and the number of text tokens encoded."""
+        """Compute ``sentence_scores`` of embedded images, and the number of encoded text tokens."""
         place = {text: position for position, text in enumerate(dict.fromkeys(_flat(captions)))}
         if not place:
             return [[] for _ in captions], 0
@@ -170,7 +170,7 @@ class ClipScorer:
     def _encode_texts(self, texts: list[str]) -> tuple[torch.Tensor, int]:
         """Unit vectors ``texts_TD``, float32 on the CPU, and the number of tokens without padding."""
         tokens_TL = self._tokens(texts)
-        lengths = _pooled_at(self._clip.model, tokens_TL) + 1 if self._short else (tokens_TL != self._pad).sum(-1)
+        lengths = _pooled_at(self._clip.model, tokens_TL) + 1 if self._can_shorten else (tokens_TL != self._pad).sum(-1)
         order = lengths.argsort(stable=True)
         batches = (order[start : start + TEXTS_AT_ONCE] for start in range(0, len(order), TEXTS_AT_ONCE))
         encoded = [
@@ -181,7 +181,7 @@ class ClipScorer:
     def _encode_batch(self, longest: int, tokens_TL: torch.Tensor) -> torch.Tensor:
         model = self._clip.model
         tokens_TL = tokens_TL.to(self._clip.device)
-        if not self._short:
+        if not self._can_shorten:
             features: torch.Tensor = model.encode_text(tokens_TL, normalize=True)
         else:
             features = type(model).encode_text(_ShortContext(model, longest), tokens_TL[:, :longest], normalize=True)
@@ -192,35 +192,35 @@ class ClipScorer:
         return tokens_TL
 
     def _parts(self, texts: Sequence[str]) -> list[list[str]]:
-        """The sentences of every text, those that do not fit the text context cut into sub-sentences."""
-        found = [sentences(text) for text in texts]
-        distinct = list(dict.fromkeys(_flat(found)))
+        """Split texts into sentences, and sentences that do not fit the text context into sub-sentences."""
+        captions = [sentences(text) for text in texts]
+        distinct = list(dict.fromkeys(_flat(captions)))
         fitting = self._fit(distinct)
         pieces = {
             sentence: [sentence] if fits else sub_sentences(sentence, lambda piece: self._fit([piece])[0])
             for sentence, fits in zip(distinct, fitting, strict=True)
         }
-        return [[piece for sentence in caption for piece in pieces[sentence]] for caption in found]
+        return [[piece for sentence in caption for piece in pieces[sentence]] for caption in captions]
 
     def _fit(self, texts: list[str]) -> list[bool]:
-        """Whether each text's tokens, start and end included, fit the text context.
+        """Whether the tokens of each text, including start and end, fit the text context.
 
-        A row that ends in padding fits. Of one that does not (or of all, where padding is the end token), the
-        last token is compared with the one in its place when there is room for one more: truncation changes it.
+        A text whose tokens end with padding fits. For other texts (all texts, if the padding token is the end token),
+        the last token is compared with that of a context longer by one token, because truncation replaces it.
         """
         if not texts:
             return []
         last = self._tokens(texts)[:, -1]
         fits = (last == self._pad) & (self._pad != self._end)
-        doubtful = (~fits).nonzero().flatten().tolist()
-        if doubtful:
-            roomier = self._tokens([texts[row] for row in doubtful], self._clip.context_length + 1)
-            ended = (roomier[:, -1] == self._pad) | (roomier[:, -1] == self._end)
-            fits[doubtful] = (roomier[:, -2] == last[doubtful]) & ended
+        uncertain = (~fits).nonzero().flatten().tolist()
+        if uncertain:
+            longer = self._tokens([texts[row] for row in uncertain], self._clip.context_length + 1)
+            ended = (longer[:, -1] == self._pad) | (longer[:, -1] == self._end)
+            fits[uncertain] = (longer[:, -2] == last[uncertain]) & ended
         return [bool(fit) for fit in fits]
 
     def _images(self, images: Sequence[ImageRef], limits: Source) -> list[torch.Tensor | RowError]:
-        """The pixels of images, read and prepared in threads, or what is wrong with them."""
+        """Read and preprocess images in threads; return an error for each image that cannot be used."""
         return list(self._readers.map(lambda image: self._image(image, limits), images))
 
     def _image(self, image: ImageRef, limits: Source) -> torch.Tensor | RowError:
@@ -231,9 +231,9 @@ class ClipScorer:
 
 
 class _ShortContext:
-    """A CLIP model whose text context is cut, for open_clip's own ``CLIP.encode_text``.
+    """Wraps a CLIP model with a shorter text context, for open_clip's ``CLIP.encode_text``.
 
-    Exact, because the text tower is causal and pools at the end token: what follows that cannot change it.
+    The result is exact, because the text tower is causal and pools at the end token.
     """
 
     def __init__(self, model: Any, length: int) -> None:
@@ -245,15 +245,15 @@ class _ShortContext:
         return getattr(self._model, name)
 
 
-def _can_be_cut(model: Any) -> bool:
-    """Whether the text tower is open_clip's plain causal one; others are encoded at full length."""
+def _can_shorten(model: Any) -> bool:
+    """Whether the text tower is open_clip's causal one; others are encoded at full length."""
     from open_clip.model import CLIP
 
     return type(model) is CLIP and model.attn_mask is not None and model.text_pool_type in ("argmax", "eos")
 
 
 def _pooled_at(model: Any, tokens_TL: torch.Tensor) -> torch.Tensor:
-    """The position each text is pooled at, as in open_clip's ``text_global_pool``."""
+    """Position at which each text is pooled, as in open_clip's ``text_global_pool``."""
     by_token = (tokens_TL == model.text_eos_id).int() if model.text_pool_type == "eos" else tokens_TL
     positions_T: torch.Tensor = by_token.argmax(-1)
     return positions_T
@@ -271,12 +271,12 @@ def _sentence_scores(texts: Iterable[str], scores: Iterable[float]) -> list[Sent
 
 
 def _mean(scores: Sequence[float]) -> float:
-    """The mean; exactly rounded, so that the order of sentences cannot decide between two captions."""
+    """Mean with exact rounding, so that it does not depend on the order of sentences."""
     return fmean(scores) if scores else float("nan")
 
 
 def image_key(image: ImageRef) -> ImageKey:
-    """What tells one image from another; several rows may be of one image."""
+    """Identity of an image; several rows may have the same image."""
     return image["id"], image["uri"]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError
-from jsfree.run.code_version import refuse_unfit_upload
+from jsfree.run.code_version import require_uploaded_code
 from jsfree.uris import has_scheme
 
 HOME = "JSFREE_HOME"
@@ -32,7 +32,7 @@ def prepare_for_job(config: RunConfig) -> RunConfig:
     """
     if not in_job():
         return config
-    refuse_unfit_upload(Path.cwd())
+    require_uploaded_code(Path.cwd())
     home = os.environ.get(HOME)
     if home:
         try:

@@ -23,7 +23,7 @@ def checked_function(function: Callable[[], T]) -> Callable[[], T]:
     """
     import ray.cloudpickle
 
-    expected, pickled = asdict(code_version.here()), ray.cloudpickle.dumps(function)
+    expected, pickled = asdict(code_version.current_version()), ray.cloudpickle.dumps(function)
 
     def compare_and_call() -> T:
         import platform
@@ -34,7 +34,7 @@ def checked_function(function: Callable[[], T]) -> Callable[[], T]:
         try:
             from jsfree.run import code_version
 
-            code_version.refuse_other_code(code_version.CodeVersion(**expected), node)
+            code_version.require_same_code(code_version.CodeVersion(**expected), node)
         except (ImportError, AttributeError, TypeError) as error:
             raise ImportError(f"{node} has other code than the driver: {error}") from error
         result: T = ray.cloudpickle.loads(pickled)()

@@ -127,7 +127,7 @@ def test_an_export_goes_into_no_run_and_into_no_source(embedded, tmp_path, monke
     source = Source(kind="folder", path=str(tmp_path / "images"))
     reading = Run(embedded.config.model_copy(update={"source": source}))
     for refused in ("images/export", "alias/sub", "alias/../images/x"):
-        with pytest.raises(ConfigError, match=r"the run reads from there \(source.path\)"):
+        with pytest.raises(ConfigError, match=r"the folder is an input of the run \(source.path\)"):
             export(reading, "trl", refused)
     (tmp_path / "file").write_bytes(b"mine")
     with pytest.raises(RunError, match="is not empty"):

@@ -344,7 +344,7 @@ def test_relative_paths_hold_wherever_a_worker_runs(folder, tmp_path, monkeypatc
         ("[{", "not valid JSON"),
         (["text"], "row 0: is str"),
         ('"text"', "row 0: is str"),
-        ([{"image": "a\0.png"}], "row 0: the image's path holds a zero character at 1"),
+        ([{"image": "a\0.png"}], "row 0: the image's path contains a null character at 1"),
         ([{"id": 1}, {"image": ["b.png"]}], "row 1: key 'image' is list"),
         ([{"id": 1}, {"id": 2}], "none of its 2 rows has the key 'image'"),
     ],

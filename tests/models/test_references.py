@@ -93,7 +93,7 @@ def test_a_run_keeps_to_its_commit_and_needs_no_network_then(hub, tmp_path):
 def test_offline_asks_nobody(hub, tmp_path):
     offline = {"files": {"offline": True}}
     [unknown, looked] = hub.ask(tmp_path, {"ref": ID, **offline}, {"ref": ID, "look_up": True, **offline})
-    assert f"'{ID}' is not, or not whole, in the cache {tmp_path}/hub and models.offline forbids" in unknown["error"]
+    assert f"'{ID}' is not complete in the cache {tmp_path}/hub, and models.offline is set" in unknown["error"]
     assert looked == {"found": {}}
     assert not hub.served
     [fetched] = hub.ask(tmp_path, {"ref": ID})
@@ -101,7 +101,7 @@ def test_offline_asks_nobody(hub, tmp_path):
     [by_setting] = hub.ask(tmp_path, {"ref": ID, **offline})
     [by_environment, other] = hub.ask(tmp_path, {"ref": ID}, {"ref": "owner/b"}, HF_HUB_OFFLINE="1")
     assert by_setting == by_environment == fetched
-    assert "HF_HUB_OFFLINE forbids" in other["error"]
+    assert "HF_HUB_OFFLINE is set" in other["error"]
 
 
 def test_a_gated_model_opens_with_the_environments_token_which_is_kept_nowhere(hub, tmp_path):
@@ -109,8 +109,8 @@ def test_a_gated_model_opens_with_the_environments_token_which_is_kept_nowhere(h
     [looked, fetched] = hub.ask(tmp_path, {"ref": ID, "look_up": True}, {"ref": ID})
     for told in (looked, fetched):
         assert told["error"] == (
-            f"captioner '{ID}' is gated: accept its licence at {hub.url}/{ID} with your account, and give the"
-            " account's token to every node (HF_TOKEN, or `hf auth login`)"
+            f"captioner '{ID}' is gated; accept its license at {hub.url}/{ID}, and provide the token of your account on"
+            " every node (HF_TOKEN, or `hf auth login`)"
         )
     [opened] = hub.ask(tmp_path, {"ref": ID}, HF_TOKEN="hf_secret")
     assert Path(opened["found"]).is_dir()
@@ -129,13 +129,13 @@ def test_hub_models_that_cannot_be_used_are_refused_before_they_are_fetched(hub,
     refs = ["owner/absent", "no/such/name", "owner/pickled", "owner/half", "owner/shard", "owner/opt", "owner/damaged"]
     told = [answer["error"] for answer in hub.ask(tmp_path, *({"ref": ref} for ref in refs))]
     expected = [
-        f"there is no such folder here and no such model at {hub.url}/owner/absent",
-        "it is no name of a hub model",
-        "has pickled weights only (pytorch_model.bin)",
-        "lacks tokenizer.json or tokenizer.model",
-        "lacks model-00002-of-00002.safetensors, one of the 2 files of model.safetensors.index.json",
+        f"is neither a local folder nor a model at {hub.url}/owner/absent",
+        "is neither a local folder nor a valid hub id",
+        "has only pickled weights (pytorch_model.bin)",
+        "has no tokenizer.json or tokenizer.model",
+        "has no model-00002-of-00002.safetensors, one of the 2 files in model.safetensors.index.json",
         "is a model of type 'opt'",
-        "model-00001-of-00002.safetensors came with sha256",
+        "model-00001-of-00002.safetensors has sha256",
     ]
     for text, error in zip(expected, told, strict=True):
         assert text in error
@@ -253,7 +253,7 @@ def test_what_was_damaged_on_its_way_is_not_kept(store, tmp_path):
     filesystem, path = fsspec.url_to_fs(store)
     filesystem.pipe_file(f"{path}/model-00002-of-00002.safetensors", b"X" * 5000)
     files = ModelFiles(cache=str(tmp_path / "cache"))
-    with pytest.raises(ModelError, match=r"round-1/model/model-00002-of-00002.safetensors came with SHA-256"):
+    with pytest.raises(ModelError, match=r"round-1/model/model-00002-of-00002.safetensors has SHA-256"):
         local_folder(store, CAPTIONER, files)
     assert [path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()] == []
 
@@ -261,13 +261,13 @@ def test_what_was_damaged_on_its_way_is_not_kept(store, tmp_path):
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        (without("config.json"), "lacks config.json"),
-        (without("processor_config.json"), "lacks processor_config.json or preprocessor_config.json"),
-        (without("model-00002-of-00002.safetensors"), "lacks model-00002-of-00002.safetensors, one of the 2 files"),
-        (CONFIG, "holds no weights (model*.safetensors)"),
-        ({**CONFIG, "pytorch_model.bin": b"p"}, "has pickled weights only (pytorch_model.bin), which run code"),
-        ({**WHOLE, "config.json": b"{"}, "config.json is no valid JSON"),
-        ({**WHOLE, "config.json": b'{"model_type": "opt"}'}, "is a model of type 'opt'; jsfree takes LLaVA-1.5"),
+        (without("config.json"), "has no config.json"),
+        (without("processor_config.json"), "has no processor_config.json or preprocessor_config.json"),
+        (without("model-00002-of-00002.safetensors"), "has no model-00002-of-00002.safetensors, one of the 2 files"),
+        (CONFIG, "has no weights (model*.safetensors)"),
+        ({**CONFIG, "pytorch_model.bin": b"p"}, "has only pickled weights (pytorch_model.bin), which can execute code"),
+        ({**WHOLE, "config.json": b"{"}, "config.json is not valid JSON"),
+        ({**WHOLE, "config.json": b'{"model_type": "opt"}'}, "is a model of type 'opt'; use a LLaVA-1.5"),
     ],
 )
 @pytest.mark.parametrize("where", ["folder", "store"])
@@ -288,8 +288,8 @@ def test_a_folder_that_is_no_whole_model_is_refused(where, files, told, tmp_path
     [
         ("./nowhere", "captioner './nowhere': there is no folder nowhere"),
         ("miniworld:captioneer", "there is no folder"),
-        ("memory://nothing/here", "there is no such folder, or it is empty"),
-        ("https://example.com/model", "a web address lists no files"),
+        ("memory://nothing/here", "the folder does not exist or is empty"),
+        ("https://example.com/model", "files cannot be listed over HTTP"),
         ("nosuch://bucket/model", "nosuch"),
         ("s3://bucket/model", "Install s3fs to access S3: `uv sync --frozen --extra aws` (on every node)"),
     ],
@@ -310,7 +310,7 @@ def test_local_and_packaged_models_are_used_where_they_are(tmp_path):
     assert local_folder("miniworld:clip", CLIP) == WEIGHTS / "clip"
     write_checksums(model)
     (model / "model-00001-of-00002.safetensors").write_bytes(b"1" * 4000)
-    with pytest.raises(ModelError, match=r"has 4000 bytes, checksums.json says 5000; it was copied in part"):
+    with pytest.raises(ModelError, match=r"has 4000 bytes instead of 5000 \(checksums.json\); copy it again"):
         local_folder(str(model), CAPTIONER)
 
 

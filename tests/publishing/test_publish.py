@@ -221,7 +221,7 @@ def test_a_published_model_with_something_else_beside_it_is_not_replaced(with_ad
         check_target(target, source)
     target.remove("notes.txt")
     target.write("checksums.json", b"[")
-    with pytest.raises(ConfigError, match="something else"):
+    with pytest.raises(ConfigError, match="other files"):
         check_target(target, source)
 
 

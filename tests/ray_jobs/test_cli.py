@@ -140,7 +140,7 @@ def test_a_run_held_by_another_driver_is_refused_but_its_report_is_built(tmp_pat
         done = jsfree(*run_in(tmp_path))
         reported = jsfree("report", "--run", str(tmp_path / "run"))
     assert done.returncode == 1, done.stderr
-    assert done.stderr.startswith(f"error: {tmp_path}/run is worked on by ")
+    assert done.stderr.startswith(f"error: {tmp_path}/run is in use by ")
     assert f"(process {os.getpid()}) since " in done.stderr
     assert done.stderr.count("\n") == 1
     assert reported.returncode == 0, reported.stderr

@@ -1,4 +1,4 @@
-"""``--restart``: whatever interrupts the removal of stages, new settings never take old work as their own."""
+"""``--restart``: after an interrupted removal, old output is never used with new settings."""
 
 import os
 import shutil
@@ -20,10 +20,10 @@ STAGES_OF = {
     1: ["samples", "scored", "train", "captions/m0-greedy", "captions/m1-greedy", "captions_scored/m1-greedy"],
     2: ["samples", "train", "captions_scored/m2-greedy"],
 }
-"""The stages of both rounds as they begin; those that are left out are removed like their neighbours."""
+"""Some stages of both rounds, in order."""
 ORDER = [(number, stage) for number, stages in STAGES_OF.items() for stage in stages]
 RESTARTS = {"samples": (1, "samples"), "train": (1, "train"), "captions": (1, "captions/m0-greedy")}
-"""What ``--restart`` names, and the first stage that it removes."""
+"""Values of ``--restart``, and the first stage each removes."""
 ROW = pa.Table.from_pylist(
     [{"sample_id": "a", "stage": "s", "kind": "missing", "message": "gone"}], schema=schemas.ERRORS
 )
@@ -31,7 +31,7 @@ SHARDS = 2
 
 
 def make(uri: str) -> Run:
-    """A finished run of two rounds, as its stages leave it."""
+    """Make a finished run of two rounds."""
     run = Run.open(config.build({"run": uri, "rounds": 2}, where="test"))
     for number, stage in ORDER:
         do(run, number, stage, "old")
@@ -75,7 +75,7 @@ MEMORY_CALLS = [(MemoryFileSystem, "rm_file"), (MemoryFileSystem, "rmdir")]
 
 
 def check_same_settings(run: Run) -> None:
-    """The old settings go on: what is done is whole, and nothing after an unfinished stage is done."""
+    """Check with the old settings: finished stages are complete, and no stage after an unfinished one is finished."""
     done: dict[tuple[int, str], bool] = {}
     for number, stage in ORDER:
         part = (number, stage.split("/")[0])
@@ -91,7 +91,7 @@ def check_same_settings(run: Run) -> None:
 
 
 def check_new_settings(run: Run, first: tuple[int, str]) -> bool:
-    """New settings are refused (False), or have every stage from ``first`` on before them as if it had never been."""
+    """Whether new settings are accepted; if so, check that all stages from ``first`` on are empty."""
     for number, stage in ORDER:
         if ORDER.index((number, stage)) < ORDER.index(first):
             assert run.begin(number, stage, f"old {number} {stage}") is not None
@@ -108,7 +108,7 @@ def check_new_settings(run: Run, first: tuple[int, str]) -> bool:
 
 
 @pytest.mark.parametrize(("restart", "local"), [*((each, False) for each in RESTARTS), ("captions", True)])
-def test_no_interruption_of_a_removal_leaves_old_work_that_counts(tmp_path, restart, local, monkeypatch):
+def test_an_interrupted_removal_leaves_no_output_that_passes_for_finished(tmp_path, restart, local, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: None)
     made = make(str(tmp_path / "run") if local else f"memory://{tmp_path.name}")
     kept = dict(MemoryFileSystem.store), list(MemoryFileSystem.pseudo_dirs)
@@ -143,7 +143,7 @@ def test_no_interruption_of_a_removal_leaves_old_work_that_counts(tmp_path, rest
     assert step > 20
 
 
-def test_a_restart_counts_no_round_as_done(tmp_path):
+def test_a_restart_removes_later_rounds_and_keeps_earlier_stages(tmp_path):
     run = make(str(tmp_path / "run"))
     (run.folder / "round-10").write("pairs/_inputs.json", b"{}")
     (run.folder / "round-x").write("notes.txt", b"mine")

@@ -29,9 +29,9 @@ def compared_in(folder: Path) -> str:
     code = (
         "import sys, ast\n"
         "from jsfree.run import code_version as found\n"
-        "found.refuse_other_code(found.CodeVersion(**ast.literal_eval(sys.stdin.read())), 'node n1')"
+        "found.require_same_code(found.CodeVersion(**ast.literal_eval(sys.stdin.read())), 'node n1')"
     )
-    mine = repr(dataclasses.asdict(code_version.here()))
+    mine = repr(dataclasses.asdict(code_version.current_version()))
     done = subprocess.run([sys.executable, "-c", code], input=mine, capture_output=True, text=True, cwd=folder)
     return done.stderr.strip()
 
@@ -54,7 +54,7 @@ def test_changed_missing_and_added_files_are_found_and_named(other_place):
 
 
 def test_an_edit_of_a_folder_that_is_shared_with_the_driver_is_no_other_code():
-    here = code_version.here()
+    here = code_version.current_version()
     before_the_edit = dataclasses.replace(here, files={**here.files, "jsfree/errors.py": "as it was"})
     assert code_version.differences(before_the_edit, here) == []
     elsewhere = dataclasses.replace(before_the_edit, folders="another machine")
@@ -68,7 +68,7 @@ def test_other_weights_are_other_code(other_place):
 
 
 def test_other_libraries_are_named_with_both_versions():
-    here = code_version.here()
+    here = code_version.current_version()
     assert code_version.differences(here, here) == []
     other = dataclasses.replace(here, versions={**here.versions, "torch": "1.0", "python": "3.8.1"})
     assert code_version.differences(other, here) == [
@@ -78,7 +78,7 @@ def test_other_libraries_are_named_with_both_versions():
 
 
 def test_an_upload_that_the_environment_fits_passes():
-    code_version.refuse_unfit_upload(ROOT)
+    code_version.require_uploaded_code(ROOT)
 
 
 def test_an_upload_made_for_other_libraries_is_refused(tmp_path):
@@ -88,17 +88,17 @@ def test_an_upload_made_for_other_libraries_is_refused(tmp_path):
     assert named in lock
     (tmp_path / "uv.lock").write_text(lock.replace(named, 'name = "transformers"\nversion = "99.0"'))
     with pytest.raises(CodeError, match=rf"transformers {version} instead of 99.0 in uv.lock; .*uv sync --frozen"):
-        code_version.refuse_unfit_upload(tmp_path)
+        code_version.require_uploaded_code(tmp_path)
 
 
 def test_an_upload_that_is_not_what_is_imported_is_refused(other_place):
     """The node's own jsfree hides the uploaded one."""
     (other_place / "jsfree" / "stages" / "ratios.py").write_text("")
     with pytest.raises(CodeError, match=rf"other jsfree/stages/ratios.py, imported from {ROOT} .*{other_place}"):
-        code_version.refuse_unfit_upload(other_place)
+        code_version.require_uploaded_code(other_place)
 
 
 def test_a_broken_lock_file_is_told(tmp_path):
     (tmp_path / "uv.lock").write_text("no lock")
-    with pytest.raises(CodeError, match="is no lock file of uv"):
-        code_version.refuse_unfit_upload(tmp_path)
+    with pytest.raises(CodeError, match="is not a lock file of uv"):
+        code_version.require_uploaded_code(tmp_path)

@@ -98,8 +98,8 @@ def test_the_second_driver_is_told_who_works_on_the_run(uri, tmp_path, start):
     assert line_of(first) == "held"
     second = line_of(start(uri))
     held = lease_of(tmp_path)
-    assert f"is worked on by {held['user']} on {held['host']} (process {first.pid}) since {held['since']}" in second
-    assert "last sign of life " in second
+    assert f"is in use by {held['user']} on {held['host']} (process {first.pid}) since {held['since']}" in second
+    assert "last renewal " in second
     assert "choose another folder with --run" in second
     first.stdin.write("\n")
     first.stdin.flush()
@@ -112,7 +112,7 @@ def test_of_drivers_that_start_together_one_gets_the_lease(uri, start):
     drivers = [start(uri) for _ in range(4)]
     said = [line_of(driver) for driver in drivers]
     assert said.count("held") == 1, said
-    assert sum("is worked on by" in line for line in said) == 3, said
+    assert sum("is in use by" in line for line in said) == 3, said
 
 
 def test_a_killed_driver_of_this_machine_is_followed_at_once(tmp_path, start):
@@ -154,12 +154,14 @@ def test_a_lease_is_renewed_while_its_holder_lives(uri, tmp_path, start):
     after = lease_of(tmp_path)
     assert {**after, "renewed": ""} == {**before, "renewed": ""}
     assert after["renewed"] > before["renewed"]
-    assert "is worked on by" in line_of(start(uri))
+    assert "is in use by" in line_of(start(uri))
 
 
 def test_a_fresh_lease_of_another_machine_is_respected_and_a_stale_one_taken(uri, tmp_path):
     written_by_another(tmp_path)
-    with pytest.raises(LeaseError, match=r"ada on node-7 \(process 4711\).* for 1\.5 s its lease is taken over"):
+    with pytest.raises(
+        LeaseError, match=r"ada on node-7 \(process 4711\).* the lease expires 1\.5 s after its last renewal"
+    ):
         Lease(Folder(uri), QUICK).__enter__()
     old = (datetime.now(UTC) - timedelta(seconds=5)).isoformat()
     written_by_another(tmp_path, renewed=old)
@@ -199,7 +201,7 @@ def test_a_driver_that_lost_its_lease_stops_and_leaves_that_of_the_other(uri, tm
         other = written_by_another(tmp_path)
     told = line_of(driver)  # its input is open: it was interrupted
     assert f"its lease was {how}" in told
-    assert "what was finished stays" in told
+    assert "finished shards are kept" in told
     if how != "removed":
         assert lease_of(tmp_path)["token"] == other.token
 
@@ -218,5 +220,5 @@ def test_a_lease_that_cannot_be_renewed_is_given_up_before_others_take_it(tmp_pa
 
 def test_a_lease_of_another_version_is_named(tmp_path):
     Folder(f"{tmp_path}/run").write_json(LEASE, {"holder": "someone"})
-    with pytest.raises(StorageError, match=r"lease\.json is no lease of this version; delete it"):
+    with pytest.raises(StorageError, match=r"lease\.json is not a lease of this version; delete it"):
         Lease(Folder(f"{tmp_path}/run"), QUICK).__enter__()

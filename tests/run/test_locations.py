@@ -115,7 +115,7 @@ def test_the_configuration_of_a_moved_run_names_no_other_run(place):
     require_own_folder(place / "loop" / file, run.config)
     require_own_folder(Path("configs/miniworld.yaml"), run.config)
     os.rename("runs/x", "runs/moved to")
-    with pytest.raises(ConfigError, match=r"but its 'run' is 'runs/x'.*add --run '.*/runs/moved to' to work on it"):
+    with pytest.raises(ConfigError, match=r"but its 'run' is 'runs/x'.*add --run '.*/runs/moved to' to use it"):
         require_own_folder(Path("runs/moved to/config.yaml"), run.config)
 
 

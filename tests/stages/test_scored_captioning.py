@@ -48,7 +48,7 @@ def test_one_pass_gives_what_two_stages_give(settings, shards, in_two):
 
 def test_one_pass_scores_captions_of_evaluation_as_two_stages_do():
     settings = config.load(None, ["evaluate.source.count=70", "evaluate.modes={greedy: {max_new_tokens: 24}}"])
-    samples = evaluation_samples(settings)
+    samples = list(evaluation_samples(settings))
     samples[3]["image"]["bytes"] = b"no image"
     written = CaptionWriter(settings, "miniworld:captioner", "m0", "greedy")(samples)
     scored = ClipScorer(settings).score_rows(written.rows)

@@ -162,7 +162,7 @@ BROKEN = {
         "more than the model's 512",
         "generate.decoding.max_new_tokens to 483",
     ),
-    "image token in the prompt": (settings(prompt="What is <image>?"), "holds the image token", "remove it"),
+    "image token in the prompt": (settings(prompt="What is <image>?"), "contains the image token", "remove it"),
     "no step of training": (settings(source={"count": 60}), "fewer than the 32 of one step", "raise source.count"),
     "no GPU": (settings(generate={"resources": {"gpus": 1}}), "this machine has 0 GPUs", "ray.address"),
     "no cluster": (settings(ray={"address": "127.0.0.1:9"}), "no Ray cluster answers", "correct ray.address"),

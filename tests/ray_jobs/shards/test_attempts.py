@@ -1,4 +1,4 @@
-"""What is noted of shards that are begun, and whom an attempt that did not end accuses."""
+"""Records of attempts at shards, and which rows an interrupted attempt blames."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def folder(tmp_path):
 
 
 def begun(folder, *, died=False) -> Attempt:
-    """The next attempt, in another process; ``died``: the one before it ended by itself."""
+    """Begin the next attempt in another process; ``died``: the previous process died by itself."""
     process = len(PROCESSES)
     PROCESSES.append(process)
     attempt = Attempt(folder, 7, after=str(process - 1) if died else None)
@@ -23,12 +23,12 @@ def begun(folder, *, died=False) -> Attempt:
     return attempt
 
 
-def dies_alone(attempt: Attempt, row: str) -> None:
+def die_alone(attempt: Attempt, row: str) -> None:
     with pytest.raises(SystemExit), attempt.alone(row):
         raise SystemExit
 
 
-def test_an_attempt_that_ends_leaves_nothing(folder):
+def test_a_finished_attempt_leaves_no_record(folder):
     attempt = begun(folder)
     assert folder.names() == ["shard-00007.json"]
     assert not attempt.one_by_one
@@ -37,81 +37,80 @@ def test_an_attempt_that_ends_leaves_nothing(folder):
     assert not begun(folder, died=True).one_by_one
 
 
-def test_a_worker_that_died_by_itself_makes_its_rows_suspects(folder):
+def test_rows_run_one_by_one_after_their_worker_died(folder):
     begun(folder)
     assert begun(folder, died=True).one_by_one
 
 
-def test_a_lost_node_or_driver_accuses_nobody_but_after_some_rows_run_alone(folder):
+def test_rows_run_one_by_one_after_some_unexplained_interruptions(folder):
     for _ in range(UNEXPLAINED):
         assert not begun(folder).one_by_one
     assert begun(folder).one_by_one
 
 
-def test_only_a_row_that_dies_alone_twice_is_quarantined(folder):
+def test_a_row_that_kills_its_worker_twice_alone_is_quarantined(folder):
     begun(folder)
     attempt = begun(folder, died=True)
     with attempt.alone("x"):
         pass
-    dies_alone(attempt, "y")
+    die_alone(attempt, "y")
     attempt = begun(folder, died=True)
     assert attempt.is_cleared("x")
     assert not attempt.is_quarantined("y")
-    dies_alone(attempt, "y")
+    die_alone(attempt, "y")
     attempt = begun(folder, died=True)
     assert attempt.is_quarantined("y")
     assert not attempt.is_cleared("y")
     assert not attempt.is_quarantined("x")
 
 
-def test_a_node_that_is_lost_while_a_row_runs_alone_accuses_it_only_if_that_goes_on(folder):
+def test_a_row_is_quarantined_after_repeated_unexplained_interruptions(folder):
     begun(folder)
     for _ in range(LOSSES):
         attempt = begun(folder, died=False)
         assert not attempt.is_quarantined("y")
-        dies_alone(attempt, "y")
+        die_alone(attempt, "y")
     assert begun(folder).is_quarantined("y")
 
 
-def test_a_death_that_was_not_of_the_noted_attempt_accuses_nobody(folder):
-    """Its claim was another's, who never began."""
+def test_the_death_of_a_process_that_never_began_the_shard_blames_no_row(folder):
     begun(folder)
     attempt = begun(folder, died=True)
-    dies_alone(attempt, "y")
+    die_alone(attempt, "y")
     for _ in range(2):
-        Attempt(folder, 7, after="somebody else")
+        Attempt(folder, 7, after="another process")
     assert not begun(folder).is_quarantined("y")
 
 
-def test_rows_that_end_their_worker_only_together_are_run_alone_again(folder):
+def test_rows_that_kill_their_worker_only_together_run_alone_again(folder):
     begun(folder)
     attempt = begun(folder, died=True)
     with attempt.alone("x"), attempt.alone("y"):
         pass
-    assert begun(folder, died=False).is_cleared("x")  # they now run together, and end it
+    assert begun(folder, died=False).is_cleared("x")  # x and y now run together and kill the worker
     attempt = begun(folder, died=True)
     assert not attempt.is_cleared("x")
     assert not attempt.is_quarantined("x")
 
 
-def test_a_shard_that_ends_every_worker_without_a_row_to_blame_is_given_up(folder):
+def test_the_stage_fails_after_too_many_attempts_without_a_row_to_blame(folder):
     for _ in range(MAX_ATTEMPTS):
         begun(folder, died=True)
     with pytest.raises(StageError, match="shard 7 was begun 20 times"):
         begun(folder, died=True)
-    assert begun(folder).one_by_one  # once the machine is mended
+    assert begun(folder).one_by_one  # a new start is allowed
 
 
-def test_an_error_accuses_nobody_and_what_is_known_stays(folder):
+def test_an_error_blames_no_row_and_keeps_earlier_conclusions(folder):
     begun(folder).give_up()
     assert folder.names() == []
     begun(folder)
     attempt = begun(folder, died=True)
-    dies_alone(attempt, "y")
+    die_alone(attempt, "y")
     attempt = begun(folder, died=True)
     attempt.give_up()
     attempt = begun(folder, died=True)
     assert attempt.one_by_one
     assert not attempt.is_quarantined("y")
-    dies_alone(attempt, "y")
+    die_alone(attempt, "y")
     assert begun(folder, died=True).is_quarantined("y")

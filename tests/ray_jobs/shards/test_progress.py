@@ -1,4 +1,4 @@
-"""What shows progress: it names any run, and a display that is broken costs one log entry and no stage."""
+"""Tags of Ray's metrics, and broken progress displays."""
 
 import logging
 
@@ -27,7 +27,7 @@ FIGURES = Figures(
         ("\udcff", "%ED%B3%BF"),
     ],
 )
-def test_a_tag_is_ascii_whatever_the_run_is_called(text, expected):
+def test_a_tag_is_ascii_for_any_name_of_a_run(text, expected):
     assert ascii_tag(text) == expected
     assert ascii_tag(text).isascii()
     Gauges(text, text).set(FIGURES)

@@ -1,4 +1,4 @@
-"""Shards on real Ray actors: rows that kill their worker, shards that overlap, and what is counted of them."""
+"""Shards on real Ray actors: rows that kill their worker, overlapping shards, storage failures, and figures."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def board(ray_session) -> object:
 
 
 class Deadly:
-    """Ends its process, without a word, at the rows that are deadly; notes what runs together."""
+    """Exits its process at deadly rows; logs which rows run together."""
 
     def __init__(self, folder: str, deadly: set[str], device: str) -> None:
         self.folder = Path(folder)
@@ -63,7 +63,7 @@ class Deadly:
 
 
 class Overlapping:
-    """A model that makes no progress with the first shard before the second is there."""
+    """A model that waits until two shards are in progress."""
 
     def __init__(self, device: str) -> None:
         self.together = threading.Barrier(2, timeout=60)
@@ -83,7 +83,7 @@ class Failing:
 
 
 class Copying:
-    """Rows as they are, after a while."""
+    """Returns the rows after a short time."""
 
     def __init__(self, device: str) -> None:
         pass
@@ -120,7 +120,7 @@ def names(table: pa.Table) -> list[str]:
     return table["sample_id"].to_pylist()
 
 
-def test_a_row_that_kills_its_worker_is_quarantined_and_its_neighbours_are_kept(tmp_path, board):
+def test_only_the_row_that_kills_its_worker_is_quarantined(tmp_path, board):
     shards = [["a", "b", "deadly", "bad", "c"], ["d", "e"]]
     stage = stage_of(tmp_path, shards, Deadly, folder=str(tmp_path), deadly={"deadly"})
     shown = run(stage, board)
@@ -140,8 +140,7 @@ def test_a_row_that_kills_its_worker_is_quarantined_and_its_neighbours_are_kept(
     assert (manifest.rows_in, manifest.rows_out, manifest.rows_failed) == (7, 5, 2)
 
 
-def test_of_two_shards_with_a_deadly_row_each_only_those_rows_are_quarantined(tmp_path, board):
-    """Suspects run alone in their worker: a neighbour's death would accuse them."""
+def test_a_deadly_row_blames_no_row_of_another_shard(tmp_path, board):
     shards = [["a", "deadly", "b"], ["c", "d", "mortal", "e"]]
     stage = stage_of(tmp_path, shards, Deadly, folder=str(tmp_path), deadly={"deadly", "mortal"})
     run(stage, board)
@@ -150,15 +149,15 @@ def test_of_two_shards_with_a_deadly_row_each_only_those_rows_are_quarantined(tm
     assert [each["sample_id"] for each in errors] == ["deadly", "mortal"]
 
 
-def test_an_actor_has_several_shards_under_way(tmp_path, board):
+def test_an_actor_has_several_shards_in_progress(tmp_path, board):
     stage = stage_of(tmp_path, [["a"], ["b"], ["c"], ["d"]], Overlapping)
     run(stage, board)
     assert names(Folder(stage.target.uri).read_shards(ROWS)) == ["a", "b", "c", "d"]
     seconds = [receipt.device_seconds for receipt in stage.target.receipts()]
-    assert 0.3 < sum(seconds) < 3  # two and two together: the time is shared out, not counted twice
+    assert 0.3 < sum(seconds) < 3  # two at a time: their time is divided, not counted twice
 
 
-def test_an_error_that_is_raised_accuses_no_row(tmp_path, board):
+def test_an_exception_fails_the_stage_and_blames_no_row(tmp_path, board):
     stage = stage_of(tmp_path, [["a"]], Failing)
     with pytest.raises(StageError, match="no good"):
         run(stage, board)
@@ -168,13 +167,13 @@ def test_an_error_that_is_raised_accuses_no_row(tmp_path, board):
 MANY = [[f"{number}-{row}-{uuid.uuid4()}" for row in range(50)] for number in range(24)]
 
 
-def all_there_once(stage: ShardedStage) -> bool:
+def has_each_row_once(stage: ShardedStage) -> bool:
     there = names(Folder(stage.target.uri).read_shards(ROWS))
     return sorted(there) == sorted(name for shard in MANY for name in shard)
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="mounts a small disk")
-def test_a_full_disk_is_named_and_with_more_room_the_stage_goes_on(tmp_path, board):
+def test_a_stage_resumes_after_a_full_disk(tmp_path, board):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", disk], capture_output=True).returncode:
@@ -189,12 +188,12 @@ def test_a_full_disk_is_named_and_with_more_room_the_stage_goes_on(tmp_path, boa
         assert not [name for name in written if name.startswith(".")]  # nothing half written is left
         subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
         run(stage, board)
-        assert all_there_once(stage)
+        assert has_each_row_once(stage)
     finally:
         subprocess.run(["umount", "-l", disk], check=False)
 
 
-def test_a_path_that_goes_away_is_named_and_once_it_is_back_the_stage_goes_on(tmp_path, board):
+def test_a_stage_resumes_after_its_folder_was_unavailable(tmp_path, board):
     stage = stage_of(tmp_path, MANY, Copying)
     target = Path(stage.target.uri)
 
@@ -208,15 +207,15 @@ def test_a_path_that_goes_away_is_named_and_once_it_is_back_the_stage_goes_on(tm
     target.unlink()
     (tmp_path / "kept").rename(target)
     run(stage, board)
-    assert all_there_once(stage)
+    assert has_each_row_once(stage)
 
 
-def test_actors_are_counted_while_they_live(tmp_path, board):
+def test_figures_count_the_actors_alive(tmp_path, board):
     stage = stage_of(tmp_path, [["a"], ["b"], ["c"], ["d"]], Overlapping)
     assert max(figures.actors for figures in run(stage, board)) == 1
 
 
-def test_figures_are_among_rays_metrics(board):
+def test_figures_are_exported_as_ray_metrics(board):
     import ray
 
     figures = Figures(
@@ -244,7 +243,7 @@ def test_figures_are_among_rays_metrics(board):
     assert {name: float(value) for name, value in found.items()} == asdict(figures)
 
 
-def test_a_clock_shares_time_out():
+def test_a_clock_divides_time_among_shards():
     clock = Clock()
     with clock.account() as first:
         time.sleep(0.05)
@@ -254,7 +253,7 @@ def test_a_clock_shares_time_out():
         assert 0.09 < first() < 0.15
 
 
-def test_speed_and_time_left_are_of_this_drivers_work():
+def test_the_speed_counts_only_this_drivers_shards():
     counts = Counts(100)
     counts.add_earlier(50, 1)
     assert counts.figures(0).seconds_left is None
