@@ -51,7 +51,7 @@ class CaptionCounts:
 def mentions(text: str) -> list[Mention]:
     """Every object that ``text`` names, in order of appearance."""
     nouns = list(_noun_pattern().finditer(text))
-    found = []
+    mentioned = []
     for number, match in enumerate(nouns):
         start = max(_sentence_start(text, match.start()), nouns[number - 1].end() if number else 0)
         after = nouns[number + 1].start() if number + 1 < len(nouns) else len(text)
@@ -61,7 +61,7 @@ def mentions(text: str) -> list[Mention]:
         # "On the left there is a cup": the position precedes the noun, unless it belongs to the previous noun.
         if not positions and start == _sentence_start(text, match.start()):
             positions = _position_pattern().findall(text, start, match.start())
-        found.append(
+        mentioned.append(
             Mention(
                 _singular(match.group().lower()),
                 match.start(),
@@ -70,7 +70,7 @@ def mentions(text: str) -> list[Mention]:
                 " ".join(positions[0].lower().split()) if positions else None,
             )
         )
-    return found
+    return mentioned
 
 
 def hallucinated_mentions(scene: Scene, text: str) -> list[Mention]:
@@ -82,9 +82,9 @@ def hallucinated_mentions(scene: Scene, text: str) -> list[Mention]:
 def count_caption(scene: Scene, text: str) -> CaptionCounts:
     """Count the mentions and errors of a caption of ``scene``."""
     present = {item.name: item for item in scene.objects}
-    found = mentions(text)
-    distinct = {mention.noun for mention in found}
-    correct = [mention for mention in found if mention.noun in present]
+    named = mentions(text)
+    distinct = {mention.noun for mention in named}
+    correct = [mention for mention in named if mention.noun in present]
     wrong = 0
     for mention in correct:
         item = present[mention.noun]
@@ -92,8 +92,8 @@ def count_caption(scene: Scene, text: str) -> CaptionCounts:
         wrong_position = mention.position is not None and mention.position not in fair_positions(item.box)
         wrong += wrong_colour or wrong_position
     return CaptionCounts(
-        mentions=len(found),
-        hallucinated=len(found) - len(correct),
+        mentions=len(named),
+        hallucinated=len(named) - len(correct),
         distinct=len(distinct),
         distinct_correct=len(distinct & present.keys()),
         truth_objects=len(present),

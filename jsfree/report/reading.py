@@ -178,44 +178,44 @@ def selected_ids(folder: Folder) -> SampleIds:
 
 def pairs_at(folder: Folder, positions: Sequence[Position]) -> list[ScoredPair]:
     """Whole scored pairs, in the order of ``positions``."""
-    found: dict[Position, ScoredPair] = {}
+    pairs: dict[Position, ScoredPair] = {}
     for shard in sorted({position.shard for position in positions}):
         table = folder.read_table(shard_name(shard), schemas.SCORED)
         for position in positions:
             if position.shard == shard:
-                found[position] = table.slice(position.row, 1).to_pylist()[0]
-    return [found[position] for position in positions]
+                pairs[position] = table.slice(position.row, 1).to_pylist()[0]
+    return [pairs[position] for position in positions]
 
 
 def captions(folder: Folder) -> dict[str, Caption]:
     """Scored captions of one model and mode, by ``sample_id``."""
-    found: dict[str, Caption] = {}
+    by_id: dict[str, Caption] = {}
     columns = [name for name in schemas.SCORED_CAPTIONS.names if name != "image"]
     for shard in folder.shards():
         parts = scan_shard(folder, shard, schemas.SCORED_CAPTIONS, columns)
         for row, caption in enumerate(caption for table in parts for caption in table.to_pylist()):
-            found[caption["sample_id"]] = Caption(caption, Position(shard, row))
-    return found
+            by_id[caption["sample_id"]] = Caption(caption, Position(shard, row))
+    return by_id
 
 
 def images_at(folder: Folder, positions: Sequence[Position]) -> list[ImageRef]:
     """The images of evaluation captions, in the order of ``positions``."""
-    found: dict[Position, ImageRef] = {}
+    images: dict[Position, ImageRef] = {}
     for shard in sorted({position.shard for position in positions}):
         column = folder.read_table(shard_name(shard), schemas.SCORED_CAPTIONS)["image"]
-        found |= {position: column[position.row].as_py() for position in positions if position.shard == shard}
-    return [found[position] for position in positions]
+        images |= {position: column[position.row].as_py() for position in positions if position.shard == shard}
+    return [images[position] for position in positions]
 
 
 def costs(run: Run, rounds: Sequence[int]) -> list[StageCost]:
     """The finished stages of ``rounds`` in the order they ran."""
-    found = []
+    stages = []
     for number in rounds:
         for name in _stage_names(run.round(number)):
             manifest = run.manifest(number, name)
             if manifest:
-                found.append(StageCost(number, name, manifest))
-    return found
+                stages.append(StageCost(number, name, manifest))
+    return stages
 
 
 def failures(run: Run, rounds: Sequence[int]) -> list[Failure]:

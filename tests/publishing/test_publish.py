@@ -22,7 +22,7 @@ from jsfree.models.hub import HubModel
 from jsfree.models.loading import load_captioner
 from jsfree.models.saving import publish_captioner
 from jsfree.publishing.parity import parity, require_parity
-from jsfree.publishing.upload import HubRepo, contents, copy, check_target
+from jsfree.publishing.upload import HubRepo, check_target, contents, copy
 from jsfree.run.folder import Folder
 from tests.support import ROOT, example_run
 from tests.support.local_hub import LocalHub, Repo
@@ -221,7 +221,7 @@ def test_a_published_model_with_something_else_beside_it_is_not_replaced(with_ad
         check_target(target, source)
     target.remove("notes.txt")
     target.write("checksums.json", b"[")
-    with pytest.raises(ConfigError, match="something else"):
+    with pytest.raises(ConfigError, match="other files"):
         check_target(target, source)
 
 
