@@ -232,9 +232,9 @@ def test_more_than_the_cluster_has_is_refused_before_actors_wait_for_it(box, sta
 def test_a_pool_that_may_be_smaller_needs_room_for_its_least(box, tmp_path):
     asked = Resources(replicas=9, min_replicas=2, gpus=1, cpus=0.1)
     current = round_on(box, tmp_path / "run")
-    current.claim("pairs", asked, asked.min_replicas)
+    current.reserve("pairs", asked, asked.min_replicas)
     with pytest.raises(StageError, match="asks for 9"):
-        current.claim("pairs", asked, asked.replicas)
+        current.reserve("pairs", asked, asked.replicas)
 
 
 class NotingPairs(PairGenerator):
