@@ -316,6 +316,6 @@ def test_local_and_packaged_models_are_used_where_they_are(tmp_path):
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(store, tmp_path, monkeypatch):
     monkeypatch.setattr(node_cache, "SPARE_BYTES", 10**18)
-    with pytest.raises(ModelError, match=r"needs 0.0 GB .* GB free; delete old models there.* with models.cache"):
+    with pytest.raises(ModelError, match=r"needs 0.0 GB .* GB free; delete old models there.* or set models.cache"):
         local_folder(store, CAPTIONER, ModelFiles(cache=str(tmp_path / "cache")))
     assert [path.suffix for path in (tmp_path / "cache" / "models").iterdir()] == [".lock"]

@@ -49,7 +49,7 @@ def test_a_run_that_cannot_be_served_is_refused_before_anything_starts(tmp_path)
     [
         ("serve.slot=3", "unknown key 'serve.slot'; did you mean 'slots'?"),
         ("serve.port=0", "serve.port"),
-        ("serve.after.min_replicas=1", "not for serving"),
+        ("serve.after.min_replicas=1", "cannot be used for serving"),
         ("captioner.preprocessing=pad", "a run is served with its own settings"),
         ("serve.after.gpus=2", "a model uses one GPU"),
     ],
