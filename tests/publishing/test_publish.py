@@ -204,7 +204,7 @@ def test_the_folder_of_the_model_is_refused_however_it_is_spelled(with_adapter, 
         *("../into/round-2/model", "../into/published", f"{other.folder.uri}/round-2/model", other.folder.uri),
         "../a file",
     ):
-        with pytest.raises(ConfigError, match="(choose|name) a"):
+        with pytest.raises(ConfigError, match=r"(choose|name) a"):
             check_target(Folder(refused), source)
     assert everything(model) == everything(with_adapter)
     for free in ("new", "../published/m1", "."):
