@@ -7,7 +7,7 @@ SYSTEM_UV := $(shell command -v uv 2>/dev/null)
 UV := $(if $(SYSTEM_UV),$(SYSTEM_UV),.uv/bin/uv)
 BIN := .venv/bin
 INTEROP := .cache/interop
-# What benchmarks/gpu/check.py needs beside torch, transformers, peft and what they need themselves.
+# Requirements of benchmarks/gpu/check.py, except torch, transformers, peft and their dependencies.
 GPU_KIT := annotated-types filelock fonticon-materialdesignicons7 ftfy open-clip-torch pydantic pydantic-core pyyaml \
   regex sentencex typing-extensions typing-inspection wcwidth
 GPU_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
@@ -15,45 +15,45 @@ GPU_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_6
 TESTS := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 export UV_PYTHON_DOWNLOADS := never
 
-help: ## this list
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-demo: setup ## the whole loop on MiniWorld, 2 CPU cores, no GPU, no network once installed
+demo: setup ## run the whole loop on MiniWorld: 2 CPU cores, no GPU, no network after installation
 	$(BIN)/jsfree run --config configs/miniworld.yaml
 
-test: setup ## the tests, without those marked slow
+test: setup ## run the tests, except those marked slow
 	$(TESTS) -m "not slow"
 
-check: lint types ## lint, types and all tests: what CI runs
+check: lint types ## run lint, types and all tests, as CI does
 	$(TESTS)
 
-lint: setup ## ruff and spelling
+lint: setup ## run ruff and check spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/typos
 
-types: setup ## mypy, strict
+types: setup ## run mypy in strict mode
 	$(BIN)/mypy
 
-effect: setup ## the effect on three seeds, default and paper setting (about 30 minutes)
+effect: setup ## measure the effect: three seeds, default and paper settings (about 30 minutes)
 	$(BIN)/python benchmarks/effect.py
 
-bench: setup ## speed of generation, scoring and training against their peers (about 20 minutes)
+bench: setup ## compare the speed of generation, scoring and training with peers (about 20 minutes)
 	$(UV) sync --frozen --group bench
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/dpo.py
 
-soak: setup ## some 50 random kills of workers, raylets and drivers (about 50 minutes)
+soak: setup ## kill workers, raylets and drivers at random, some 50 times (about 50 minutes)
 	$(BIN)/python benchmarks/soak.py
 
-scaling: setup ## how generation scales, real on this machine and simulated on 16 nodes (about 20 minutes)
+scaling: setup ## measure how generation scales: here, and simulated on 16 nodes (about 20 minutes)
 	$(BIN)/python benchmarks/scaling.py
 
-interop: setup $(INTEROP)/.synced ## captions by jsfree, transformers and vLLM compared (an environment of its own)
+interop: setup $(INTEROP)/.synced ## compare captions by jsfree, transformers and vLLM (in a separate environment)
 	$(BIN)/python benchmarks/interop.py --peers $(INTEROP)/bin/python
 
-# The lock's own versions with vLLM built for CPUs in the stead of the package vllm, and without jsfree.
+# The versions of the lock file, with vLLM built for CPUs instead of the package vllm, and without jsfree.
 $(INTEROP)/.synced: uv.lock benchmarks/interop-requirements.txt | $(UV)
 	$(UV) venv --quiet --clear --python .venv/bin/python $(INTEROP)
 	$(UV) export --quiet --frozen --extra vllm --no-default-groups --no-emit-project --no-emit-package vllm \
@@ -62,7 +62,7 @@ $(INTEROP)/.synced: uv.lock benchmarks/interop-requirements.txt | $(UV)
 	$(UV) pip install --quiet --python $(INTEROP)/bin/python --no-deps --requirement benchmarks/interop-requirements.txt
 	@touch $@
 
-gpu-kit: setup ## wheels for a machine with a GPU, torch and transformers, but no network (Python 3.12)
+gpu-kit: setup ## collect wheels for a GPU machine with torch and transformers but no network (Python 3.12)
 	@rm -rf .gpu-kit && mkdir -p .cache
 	@$(UV) export --quiet --frozen --no-default-groups --no-emit-project --no-hashes --no-annotate --no-header \
 	  --output-file .cache/gpu-kit.txt

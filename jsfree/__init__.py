@@ -1,6 +1,6 @@
 """jsfree: judge-free self-improvement for multimodal language models (arXiv 2411.17760).
 
-This package is the method; it knows no Ray. ``ray_jobs`` runs it on a cluster, ``serve`` answers HTTP.
+This package contains the method and does not import Ray. ``ray_jobs`` runs it on a cluster; ``serve`` is the HTTP server.
 """
 
 from importlib.metadata import PackageNotFoundError, version
