@@ -1,4 +1,4 @@
-"""What the tests of tar files share."""
+"""Fixtures shared by the tests of tar files."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.support.example_tars import packed, picture
 
 @pytest.fixture
 def shards(tmp_path):
-    """Thirty images in three shards, each with a caption and facts beside it, and what macOS leaves behind."""
+    """Three shards with thirty images, a caption and a JSON file for each, and an AppleDouble file from macOS."""
     root = tmp_path / "shards"
     root.mkdir()
     for shard in range(3):

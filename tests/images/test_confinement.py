@@ -1,4 +1,4 @@
-"""A data file names images of its own folder, unless its user allows more."""
+"""A data file may only refer to images in its own folder unless ``source.allow_outside`` is set."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.support.example_tars import ids, picture
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder of images with a secret next to it."""
+    """A folder of images, next to an image that must not be read."""
     folder = tmp_path / "set"
     (folder / "a").mkdir(parents=True)
     (folder / "a" / "1.png").write_bytes(picture(1))
@@ -50,7 +50,7 @@ def failed(samples):
 
 
 @pytest.mark.parametrize("kind", ["llava_json", "paths", "structs"])
-def test_paths_that_lead_out_are_error_rows(kind, root, tmp_path):
+def test_paths_outside_the_folder_become_error_rows(kind, root, tmp_path):
     inside = ["a/1.png", f"{root}/2.png", f"file://{root}/a/1.png", "a/../2.png", f"{root}/a/../a/1.png"]
     outside = [
         "../secret.png",
@@ -60,7 +60,7 @@ def test_paths_that_lead_out_are_error_rows(kind, root, tmp_path):
         f"{root}/../secret.png",
         f"{root}-other/x.png",
         "http://127.0.0.1:1/x.png",
-        "sftp://127.0.0.1:1/x.png",  # even to make such a filesystem would connect to it
+        "sftp://127.0.0.1:1/x.png",  # creating this filesystem would already connect
         "nosuchscheme://x/y.png",
         f"memory://{root}/2.png",
         "/etc/passwd",
@@ -75,7 +75,7 @@ def test_paths_that_lead_out_are_error_rows(kind, root, tmp_path):
     assert all(load_image(sample["image"], source) for sample in samples)
 
 
-def test_the_setting_allows_all(root, tmp_path):
+def test_allow_outside_permits_paths_outside_the_folder(root, tmp_path):
     source, samples = drawn(
         root / "mix.json", ["../secret.png", f"{tmp_path}/secret.png"], "llava_json", allow_outside=True
     )
@@ -84,18 +84,18 @@ def test_the_setting_allows_all(root, tmp_path):
     assert all(load_image(sample["image"], source) for sample in samples)
 
 
-def test_a_file_that_names_nothing_inside_says_which_setting_allows_it(root):
+def test_the_error_names_allow_outside_when_every_path_is_outside(root):
     with pytest.raises(SourceError, match=r"none of its 2 rows .*'source\.allow_outside'"):
         drawn(root / "mix.json", ["../secret.png", "/etc/passwd"], "llava_json")
 
 
 @pytest.mark.parametrize("kind", ["llava_json", "paths"])
-def test_links_are_followed_when_an_image_is_read(kind, root, tmp_path):
+def test_symbolic_links_are_resolved_when_an_image_is_read(kind, root, tmp_path):
     os.symlink(tmp_path / "secret.png", root / "link.png")
     os.symlink(tmp_path, root / "up")
     os.symlink(root / "a", root / "within")
     source, samples = drawn(root / "mix.data", ["link.png", "up/secret.png", "within/1.png", "late.png"], kind)
-    os.symlink(tmp_path / "secret.png", root / "late.png")  # links can change
+    os.symlink(tmp_path / "secret.png", root / "late.png")  # the link appears after listing
     kinds = {}
     for sample in samples:
         try:
@@ -107,7 +107,7 @@ def test_links_are_followed_when_an_image_is_read(kind, root, tmp_path):
     assert all(load_image(sample["image"], allowed) for sample in samples)
 
 
-def test_a_folder_that_is_itself_a_link_may_be_named_either_way(root, tmp_path):
+def test_a_linked_folder_accepts_its_own_path_and_its_target(root, tmp_path):
     os.symlink(root, tmp_path / "alias")
     names = ["2.png", f"{root}/a/1.png", f"{tmp_path}/alias/a/1.png"]
     for path in (root / "mix.json", tmp_path / "alias" / "mix.json"):
@@ -117,7 +117,7 @@ def test_a_folder_that_is_itself_a_link_may_be_named_either_way(root, tmp_path):
         assert all(load_image(sample["image"], source) for sample in samples)
 
 
-def test_images_of_their_own_folder_and_tables_below_one(root, tmp_path):
+def test_paths_are_confined_to_the_images_or_source_folder(root, tmp_path):
     source, samples = drawn(tmp_path / "mix.json", ["2.png", "../secret.png"], "llava_json", images=str(root))
     assert ids(samples) == ["2.png"]
     (root / "tables" / "deep").mkdir(parents=True)
@@ -127,13 +127,13 @@ def test_images_of_their_own_folder_and_tables_below_one(root, tmp_path):
         drawn(root / "tables" / "deep" / "x.parquet", ["../../2.png"], "paths", whole=root / "tables")
 
 
-def test_folders_may_link_to_images_anywhere(root, tmp_path):
+def test_a_folder_source_may_link_to_images_outside(root, tmp_path):
     os.symlink(tmp_path / "secret.png", root / "own.png")
     source, samples = drawn(root / "x.json", ["2.png"], "llava_json")
     assert load_image({**samples[0]["image"], "uri": f"{root}/own.png"}, source.model_copy(update={"kind": "folder"}))
 
 
-def test_a_folder_behind_a_uri(tmp_path):
+def test_paths_are_confined_to_a_remote_folder(tmp_path):
     box = f"memory://{uuid.uuid4().hex}"
     for name in ("set/1.png", "secret.png"):
         with fsspec.open(f"{box}/{name}", "wb") as file:
@@ -182,17 +182,17 @@ def test_a_folder_behind_a_uri(tmp_path):
         ("local:///data/a.png", "/data", True),
         ("local:///etc/a.png", "/data", False),
         ("file://host/data/a.png", "/data", False),
-        ("/data/%2e%2e/a.png", "/data", True),  # a local name is what it is
+        ("/data/%2e%2e/a.png", "/data", True),  # local names are not percent-decoded
         ("/database/a.png", "/data", False),
         ("/data", "/data", False),
         ("relative.png", "/data", False),
     ],
 )
-def test_spellings(uri, folder, inside):
+def test_is_inside_recognizes_equivalent_spellings(uri, folder, inside):
     assert is_inside(uri, folder) == inside
 
 
-def test_evaluation_that_reads_where_training_does_allows_what_it_allows():
+def test_evaluation_on_the_training_path_inherits_allow_outside():
     here = {"kind": "llava_json", "path": "/a/mix.json", "allow_outside": True}
     same, own = (
         RunConfig.model_validate({"source": here, "evaluate": {"source": {"kind": "llava_json", **other}}})
@@ -203,7 +203,7 @@ def test_evaluation_that_reads_where_training_does_allows_what_it_allows():
 
 
 @pytest.mark.parametrize("name", ["b.png#escaped", "c.png#offset=0&length=5", "d.png#column=x&row_group=0&row=0"])
-def test_a_link_that_reads_like_an_address_is_followed_as_the_file_that_is_opened(name, root, tmp_path):
+def test_a_link_whose_name_looks_like_an_address_is_resolved_as_a_file(name, root, tmp_path):
     (root / name).symlink_to(tmp_path / "secret.png")
     source, samples = drawn(root / "rows.json", [name, "2.png"], "llava_json")
     kinds = {}
@@ -217,5 +217,5 @@ def test_a_link_that_reads_like_an_address_is_followed_as_the_file_that_is_opene
 
 
 @pytest.mark.parametrize("character", ["\t", "\n", "\r"])
-def test_characters_that_clients_drop_do_not_hide_a_way_out(character):
+def test_characters_stripped_by_http_clients_do_not_hide_parent_folders(character):
     assert not is_inside(f"http://h/imgs/.{character}./secret.png", "http://h/imgs")

@@ -1,4 +1,4 @@
-"""Shards that are not whole, not there, compressed or hostile are refused in one line; a bad member is one bad row."""
+"""Incomplete, missing, compressed and malicious shards raise a one-line error; a bad member is one error row."""
 
 import bz2
 import gzip
@@ -16,7 +16,7 @@ from tests.support.example_tars import failure, packed, picture, samples
 
 def cut_versions():
     whole = packed({f"{n}.png": picture(n) for n in range(4)})
-    member = 1024  # header and one block
+    member = 1024  # one header and one data block
     joined = whole + packed({"late.png": picture()})
     damaged = bytearray(whole)
     damaged[2 * member : 2 * member + 100] = b"\xff" * 100
@@ -32,7 +32,7 @@ def cut_versions():
 
 
 @pytest.mark.parametrize("what", cut_versions())
-def test_a_shard_that_is_not_whole_is_named(what, shards):
+def test_an_incomplete_shard_is_named_in_the_error(what, shards):
     content, message = cut_versions()[what]
     (shards / "shard-001.tar").write_bytes(content)
     with pytest.raises(
@@ -42,7 +42,7 @@ def test_a_shard_that_is_not_whole_is_named(what, shards):
     assert "\n" not in str(caught.value)
 
 
-def test_compressed_shards_are_refused_with_the_remedy(shards):
+def test_the_error_for_compressed_shards_recommends_gunzip(shards):
     whole = (shards / "shard-001.tar").read_bytes()
     for pack, name in ((gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz")):
         (shards / "shard-001.tar").write_bytes(pack(whole))
@@ -54,7 +54,7 @@ def test_compressed_shards_are_refused_with_the_remedy(shards):
             samples(path)
 
 
-def test_paths_that_lead_nowhere_are_named(shards, tmp_path):
+def test_paths_without_images_are_named_in_the_error(shards, tmp_path):
     with pytest.raises(SourceError, match=r"shard-003\.tar does not exist; restore the shard"):
         samples(f"{shards}/shard-{{000..003}}.tar")
     with pytest.raises(SourceError, match=r"nowhere does not exist.*source\.path"):
@@ -74,7 +74,7 @@ def test_paths_that_lead_nowhere_are_named(shards, tmp_path):
         samples(shards, kind="folder")
 
 
-def test_a_bad_member_is_one_bad_row(tmp_path):
+def test_a_bad_member_is_one_error_row(tmp_path):
     path = tmp_path / "x.tar"
     large = b"\x89PNG" + os.urandom(120_000)
     path.write_bytes(packed({"empty.png": b"", "html.png": b"<html>", "large.png": large, "last.png": picture()}))
@@ -88,14 +88,14 @@ def test_a_bad_member_is_one_bad_row(tmp_path):
     assert failure(found["last.png"]).kind == "missing"
 
 
-def test_hostile_headers_cost_neither_time_nor_memory(tmp_path):
+def test_malicious_headers_are_refused_quickly_and_in_little_memory(tmp_path):
     path = tmp_path / "x.tar"
 
     def refused(*blocks):
         with path.open("wb") as file:
             for block in blocks:
                 file.write(block)
-            file.truncate(60 * 2**30)  # sparse; zeros end the file as a tar does
+            file.truncate(60 * 2**30)  # sparse; the zeros end the file like the end of a tar archive
         with pytest.raises(SourceError, match=r"x\.tar is not a complete tar file"):
             samples(path)
 
@@ -112,7 +112,7 @@ def test_hostile_headers_cost_neither_time_nor_memory(tmp_path):
     refused(chain.tobuf() * 3000)
 
 
-def test_damage_of_any_sort_is_a_source_error_or_a_listing(tmp_path):
+def test_random_damage_raises_only_source_errors(tmp_path):
     rng = random.Random(7)
     whole = [
         packed({f"{'n' * 120}{n}é.png": picture(n) for n in range(3)}, form)
@@ -125,7 +125,7 @@ def test_damage_of_any_sort_is_a_source_error_or_a_listing(tmp_path):
         for _ in range(rng.randint(1, 6)):
             block = rng.randrange(0, 8) * 512
             damaged[block + rng.randrange(512)] = rng.randrange(256)
-        if turn % 3 == 0:  # make the checksum of the first header right again, so that its fields are believed
+        if turn % 3 == 0:  # correct the checksum of the first header, so that its fields are read
             damaged[148:156] = b" " * 8
             damaged[148:156] = f"{sum(damaged[:512]):06o}\0 ".encode()
         path.write_bytes(damaged)

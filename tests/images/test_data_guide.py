@@ -1,4 +1,4 @@
-"""docs/data.md holds: its programs run, its configurations are valid, its numbers are those of the settings."""
+"""The programs in docs/data.md run, its configurations are valid, and its numbers match the settings."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def picture(number):
 
 
 def sample(settings, path, kind):
-    """What a configuration of the guide draws, a little smaller and from another place."""
+    """Draws samples with a configuration from the guide, with smaller counts and another path."""
     for source in (settings["source"], settings["evaluate"]["source"]):
         source |= {"kind": kind, "path": str(path)}
     settings["source"]["count"], settings["evaluate"]["source"]["count"] = 20, 5
@@ -54,7 +54,7 @@ def sample(settings, path, kind):
 
 @pytest.fixture
 def mix(tmp_path):
-    """Forty rows of thirty images in the layout of LLaVA's mix; two are missing, some are GIFs by another name."""
+    """A list like LLaVA's mix: 39 rows with 30 images (two missing, some GIFs named .jpg), and one row without."""
     names = [f"{part}/{number:04d}.jpg" for part in ("coco/train2017", "ocr_vqa/images") for number in range(15)]
     for number, name in enumerate(names):
         path = tmp_path / "data" / name
@@ -66,13 +66,13 @@ def mix(tmp_path):
     return tmp_path
 
 
-def test_every_configuration_is_valid():
+def test_every_configuration_in_the_guide_is_valid():
     built = [config.build(yaml.safe_load(block), where="docs/data.md") for block in blocks("yaml")]
     assert [each.source.kind for each in built[:3]] == ["llava_json", "webdataset", "folder"]
     assert built[3].imported.format == "rlaif-v"
 
 
-def test_checking_and_packing(mix):
+def test_check_and_pack_programs_report_missing_images_and_keep_the_sample(mix):
     counted = run("check.py", "data/mix.json", "data", cwd=mix)
     assert counted.splitlines() == ["coco: 15 there, 0 missing", "ocr_vqa: 13 there, 2 missing"]
     assert run("pack.py", "data/mix.json", "data", "shards", cwd=mix) == "28 images packed, 2 missing\n"
@@ -87,7 +87,7 @@ def test_checking_and_packing(mix):
     assert all(load_image(s["image"], config.Source())[0].size == (16, 12) for s in from_tars)
 
 
-def test_tables_become_shards(mix):
+def test_the_unpack_program_converts_tables_to_shards(mix):
     contents = [picture(number) for number in range(30)]
     pq.write_table(pa.table({"photo": [{"bytes": each, "path": None} for each in contents]}), mix / "a.parquet")
     pq.write_table(pa.table({"photo": [None, *contents]}), mix / "b.parquet")
@@ -102,7 +102,7 @@ def test_tables_become_shards(mix):
         )
 
 
-def test_errors_are_counted(mix):
+def test_the_errors_program_counts_errors_by_kind(mix):
     rows = [
         {"sample_id": str(n), "stage": "pairs", "kind": "missing", "message": f"image {n} is gone"} for n in range(3)
     ]
@@ -112,7 +112,7 @@ def test_errors_are_counted(mix):
     assert sorted(printed)[0] == "missing: 3, for example: image 0 is gone"
 
 
-def test_the_numbers_are_those_of_the_settings():
+def test_numbers_and_error_kinds_in_the_guide_match_the_code():
     source = config.Source()
     assert (source.max_bytes, source.max_pixels, source.min_side) == (50_000_000, 40_000_000, 8)
     assert tables.MAX_EMBEDDED_BYTES == 4e9

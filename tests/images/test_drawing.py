@@ -1,4 +1,4 @@
-"""Streaming gives what a plain listing of everything at once gives, whatever is kept on the way."""
+"""Drawing samples from a stream gives the same result as sorting the complete listing."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ ROWS = 3000
 
 @pytest.fixture(autouse=True, params=[16, 65_536])
 def chunk(request, monkeypatch):
-    """Small chunks, so that parts of the order are dropped on the way; and those of the module."""
+    """Small chunks, so that entries are discarded while listing, and the default size."""
     monkeypatch.setattr(drawing, "CHUNK", request.param)
 
 
@@ -35,7 +35,7 @@ def settings(source, count, held_out=None, rounds=1):
 
 
 def literal(entries):
-    """The order by the book: the first of each id, sorted by blake2b(seed, key) and id; (id, uri) of each."""
+    """Reference order: (id, uri) of the first entry of each id, sorted by blake2b(seed, key) and id."""
     unique = {}
     for name, uri, key in entries:
         unique.setdefault(name, (name, uri, key))
@@ -51,7 +51,7 @@ def rows_of(samples):
 
 
 def expect_all_parts(source, expected):
-    """Every way of asking for a part of the order."""
+    """Asserts that rounds and the evaluation set are the expected parts of the order."""
     assert rows_of(training_samples(settings(source, None), 1)) == expected
     for count, held_out, rounds in ((5, 3, 1), (40, 1, 3), (7, 200, 2), (len(expected) // 2, len(expected) // 2, 1)):
         chosen = settings(source, count, held_out, rounds)
@@ -74,7 +74,7 @@ def names():
     return [f"{rng.choice('abc')}/{rng.randrange(1500):06d}.jpg" for _ in range(ROWS)]
 
 
-def test_llava_json(names, tmp_path):
+def test_llava_json_is_drawn_in_the_reference_order(names, tmp_path):
     rows = [{"id": number, "image": name, "x": "é" * (number % 5)} for number, name in enumerate(names)]
     rows[3] = {"id": 3}
     rows[4]["image"] = "./a//b/../" + rows[4]["image"]
@@ -84,7 +84,7 @@ def test_llava_json(names, tmp_path):
     expect_all_parts({"kind": "llava_json", "path": str(tmp_path / "mix.json")}, expected)
 
 
-def test_parquet_of_paths_with_and_without_ids(names, tmp_path):
+def test_parquet_paths_with_and_without_ids_are_drawn_in_the_reference_order(names, tmp_path):
     ids = [None if number % 7 == 0 else number % 1000 for number in range(ROWS)]
     for table, columns in {"plain": {"image": names}, "ids": {"image": names, "id": ids}}.items():
         path = tmp_path / f"{table}.parquet"
@@ -94,7 +94,7 @@ def test_parquet_of_paths_with_and_without_ids(names, tmp_path):
         expect_all_parts({"kind": "parquet", "path": str(path)}, expected)
 
 
-def test_parquet_of_bytes(tmp_path):
+def test_parquet_bytes_are_drawn_in_the_reference_order(tmp_path):
     path = tmp_path / "x.parquet"
     pq.write_table(
         pa.table({"image": [b"x"] * 1000, "id": [str(n % 900) for n in range(1000)]}), path, row_group_size=70
@@ -104,7 +104,7 @@ def test_parquet_of_bytes(tmp_path):
     expect_all_parts({"kind": "parquet", "path": str(path)}, expected)
 
 
-def test_folder(tmp_path):
+def test_a_folder_is_drawn_in_the_reference_order(tmp_path):
     for number in range(600):
         path = tmp_path / str(number % 3) / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
@@ -113,7 +113,7 @@ def test_folder(tmp_path):
     expect_all_parts({"kind": "folder", "path": str(tmp_path)}, literal((n, f"{tmp_path}/{n}", n) for n in found))
 
 
-def test_tar_files_that_share_names(tmp_path):
+def test_tar_files_with_shared_names_are_drawn_in_the_reference_order(tmp_path):
     entries, uses = [], {}
     for shard, numbers in {"a": range(300), "b": range(200, 500), "ab": range(290, 310)}.items():
         (tmp_path / f"{shard}.tar").write_bytes(packed({f"{number}.png": b"" for number in numbers}))
@@ -122,7 +122,7 @@ def test_tar_files_that_share_names(tmp_path):
     for name, shards in uses.items():
         for shard, part in shards:
             entries.append((f"{shard}:{name}" if len(shards) > 1 else name, f"{tmp_path}/{shard}.tar{part}", name))
-    for shard in ("a", "b", "ab"):  # empty members have no block of their own
+    for shard in ("a", "b", "ab"):  # empty members have no data block
         with tarfile.open(tmp_path / f"{shard}.tar") as tar:
             offsets = {member.name: member.offset_data for member in tar}
         entries = [
@@ -132,7 +132,7 @@ def test_tar_files_that_share_names(tmp_path):
     expect_all_parts({"kind": "webdataset", "path": str(tmp_path)}, literal(entries))
 
 
-def test_samples_are_those_of_the_schema(names, tmp_path):
+def test_samples_match_the_schema(names, tmp_path):
     pq.write_table(pa.table({"image": names}), tmp_path / "x.parquet")
     chosen = settings({"kind": "parquet", "path": str(tmp_path / "x.parquet")}, 5)
     samples = list(training_samples(chosen, 1))
@@ -141,7 +141,7 @@ def test_samples_are_those_of_the_schema(names, tmp_path):
     assert {sample["prompt"] for sample in samples} == {chosen.prompt}
 
 
-def test_an_image_keeps_no_object_alive(monkeypatch):
+def test_a_drawn_image_takes_no_python_object(monkeypatch):
     monkeypatch.setattr(drawing, "CHUNK", 4096)
     place = Container("/images/")
     entries = (Entry(f"{number:012d}.jpg", place, f"{number:012d}.jpg") for number in range(30_000))
@@ -151,10 +151,10 @@ def test_an_image_keeps_no_object_alive(monkeypatch):
     objects, arrays = tracemalloc.get_traced_memory()[0], pa.total_allocated_bytes() - before
     tracemalloc.stop()
     assert len(drawn) == 30_000
-    assert (objects + arrays) / len(drawn) < 16 + 4 + 16 + 24  # id, its offset, place and order; and the chunks' own
+    assert (objects + arrays) / len(drawn) < 16 + 4 + 16 + 24  # id, its offset, container and order, plus the chunks
 
 
-def test_what_is_not_needed_is_not_kept():
+def test_entries_outside_the_requested_parts_are_discarded():
     place = Container("/images/")
 
     def kept(listed):
@@ -169,7 +169,7 @@ def test_what_is_not_needed_is_not_kept():
     assert many[0] >= 100
 
 
-def test_names_whose_hashes_share_a_half_are_told_apart():
+def test_entries_whose_hashes_share_one_half_stay_distinct():
     place = Container("/images/")
     halves = [(5, 2), (5, 1), (3, 9), (5, 2), (5, 1), (4, 0)]
     packed_entries = drawing._Packed()

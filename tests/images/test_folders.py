@@ -1,4 +1,4 @@
-"""Every image file of a folder is found, whatever its name; what is none is named."""
+"""Every image file in a folder is found whatever its name, and files in unsupported formats are reported."""
 
 import hashlib
 import io
@@ -38,14 +38,14 @@ HEIC, AVIF = (b"\0\0\0\x18ftyp" + brand + bytes(20) for brand in (b"heic", b"avi
 def expect_all_readable(found, names):
     assert sorted(ids(found)) == sorted(names)
     for sample in found:
-        sample["image"]["uri"].encode()  # a table can hold it
+        sample["image"]["uri"].encode()  # must be valid UTF-8 to be stored in a table
         image, digest = load_image(sample["image"], LIMITS)
         assert digest == hashlib.sha256(picture(names.index(sample["image"]["id"]))).hexdigest()
         assert image.size == (16, 12)
 
 
 @pytest.mark.parametrize("folder", ["plain", "a::b", "br[1]", "#h?%41", "~home", "http:", "{0..3}", "*"])
-def test_names_are_taken_literally(folder, tmp_path, monkeypatch):
+def test_special_characters_in_names_are_taken_literally(folder, tmp_path, monkeypatch):
     root = tmp_path / folder
     root.mkdir()
     names = [*ODD_NAMES, *LIKE_ADDRESSES, r"caf\xe9.png"]
@@ -59,7 +59,7 @@ def test_names_are_taken_literally(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("folder", ["a::b", "br[1]", "{0..3}", "*", "caf\udce9"])
-def test_tar_files_are_found_in_folders_of_any_name(folder, tmp_path):
+def test_tar_files_are_found_in_folders_with_special_characters(folder, tmp_path):
     root = tmp_path / folder
     root.mkdir()
     names = [f"{number}.png" for number in range(4)]
@@ -73,7 +73,7 @@ def test_tar_files_are_found_in_folders_of_any_name(folder, tmp_path):
     assert ids(samples(f"{tmp_path}/*/y[[]0].tar" if folder != "*" else f"{root}/y*")) == ["y.png"]
 
 
-def test_a_leading_tilde_is_the_home_folder_unless_that_name_exists(tmp_path, monkeypatch):
+def test_a_leading_tilde_is_the_home_folder_unless_a_folder_has_that_name(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     assert filesystem_of("~/x")[1] == f"{tmp_path}/home/x"
@@ -93,17 +93,17 @@ def test_a_leading_tilde_is_the_home_folder_unless_that_name_exists(tmp_path, mo
         ("/", "/"),
     ],
 )
-def test_colons_in_a_name_are_no_chain_of_filesystems(uri, path):
+def test_double_colons_in_a_name_do_not_chain_filesystems(uri, path):
     assert filesystem_of(uri)[1] == path
 
 
-def test_a_chain_of_filesystems_is_still_one():
+def test_chained_filesystems_are_supported():
     assert has_scheme("simplecache::memory://box/x.png")
     filesystem, path = filesystem_of("simplecache::memory://box/x.png")
     assert (type(filesystem).__name__, path) == ("SimpleCacheFileSystem", "/box/x.png")
 
 
-def test_every_address_is_read_back():
+def test_addresses_survive_a_round_trip_through_uris():
     for each in (Part("/a b.tar", 5, 9), Cell("s3://b/x.parquet", "a&b#=é", 3, 17), Escaped("/a\udce9#b")):
         assert parse_address(each.uri) == each
         assert each.uri.encode()
@@ -125,17 +125,17 @@ def encoded(kind):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_first_bytes_tell_every_format(kind):
+def test_every_format_is_recognized_by_its_first_bytes(kind):
     assert format_by_content(encoded(kind)[:PREFIX]) == kind
 
 
-def test_every_extension_of_the_formats_is_known():
+def test_every_extension_of_the_supported_formats_is_known():
     Image.init()
     of_formats = {extension for extension, kind in Image.EXTENSION.items() if kind in FORMATS}
     assert {extension for extension in of_formats if kind_by_name(f"x{extension.upper()}") != "image"} == set()
 
 
-def test_texts_are_no_images():
+def test_text_is_not_recognized_as_an_image():
     for prefix in (b"", b"BM", b"BM is short for", b"RIFF1234WAVEfmt ", b"<svg", b"\0" * PREFIX, b"II*", b"GIF"):
         assert format_by_content(prefix[:PREFIX]) is None
 
@@ -149,7 +149,7 @@ def where(root, remote):
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_images_with_a_rare_extension_or_none_are_taken(remote, tmp_path):
+def test_images_with_rare_or_missing_extensions_are_found(remote, tmp_path):
     root = tmp_path / "in"
     root.mkdir()
     names = ["a.jfif", "b.JPE", "5f3a9c", "frame.0001", "photo.jpg_large", "x.unheard-of"]
@@ -163,7 +163,7 @@ def test_images_with_a_rare_extension_or_none_are_taken(remote, tmp_path):
     expect_all_readable(samples(tmp_path / "x.tar"), names)
 
 
-def test_pipes_and_broken_links_without_an_extension_are_passed_over(tmp_path):
+def test_pipes_and_broken_links_are_ignored(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     os.symlink(tmp_path / "nowhere", tmp_path / "broken")
     (tmp_path / "locked").mkdir(mode=0o000)
@@ -172,7 +172,7 @@ def test_pipes_and_broken_links_without_an_extension_are_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_photographs_of_other_formats_are_named(remote, tmp_path, caplog):
+def test_heic_and_avif_files_are_reported(remote, tmp_path, caplog):
     root = tmp_path / "in"
     root.mkdir()
     for name, content in {"a.HEIC": HEIC, "b.heif": HEIC, "c": AVIF, "d.avif": AVIF}.items():

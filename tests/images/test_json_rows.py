@@ -1,4 +1,4 @@
-"""JSON is read a window at a time, as the standard library reads it whole; a bad row is one bad row."""
+"""Reading JSON in windows gives the rows that ``json.loads`` gives; a bad row is one error row."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def value(rng, depth=0):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
-def test_any_list_is_read_as_json_reads_it(window, encoding):
+def test_a_list_gives_the_same_rows_as_json_loads(window, encoding):
     rng = random.Random(encoding)
     for _ in range(60):
         expected = [value(rng) for _ in range(rng.randrange(12))]
@@ -43,18 +43,18 @@ def test_any_list_is_read_as_json_reads_it(window, encoding):
         assert rows((" \n" + text + "\n ").encode(encoding)) == expected
 
 
-def test_lines_are_read_as_rows(window):
+def test_json_lines_are_read_as_rows(window):
     rng = random.Random(0)
     expected = [{"image": str(number), "x": value(rng)} for number in range(40)]
     assert rows("\n\n".join(map(json.dumps, expected)).encode()) == expected
     assert rows(b'{"image": "only.png"}\n') == [{"image": "only.png"}]
 
 
-def test_numbers_at_the_end_of_a_window_are_whole(window):
+def test_numbers_are_not_cut_at_the_end_of_a_window(window):
     assert rows(b"[1234567890123, -0.5e-3, NaN, -Infinity, 12]")[0::4] == [1234567890123, 12]
 
 
-def test_a_row_that_python_cannot_hold_is_one_bad_row(window):
+def test_a_row_too_deep_or_too_large_for_python_is_one_error_row(window):
     deep = b'{"a": "]}", "b": ' + b"[" * 3000 + b'"]"' + b"]" * 3000 + b"}"
     many = b'{"n": ' + b"9" * 5000 + b"}"
     content = b'[{"image": "a"}, ' + deep + b", " + many + b", " + b"7" * 5000 + b', {"image": "b"}]'
@@ -63,14 +63,14 @@ def test_a_row_that_python_cannot_hold_is_one_bad_row(window):
     assert kinds(lines) == [{"image": "a"}, "malformed", "malformed", {"image": "b"}]
 
 
-def test_a_byte_that_is_not_utf8_and_a_control_character_spoil_no_other_row(window):
+def test_invalid_utf8_and_control_characters_do_not_affect_other_rows(window):
     assert rows(b'[{"image": "a", "x": "caf\xe9\t\n"}, {"image": "b"}]') == [
         {"image": "a", "x": "caf\udce9\t\n"},
         {"image": "b"},
     ]
 
 
-def test_a_broken_line_spoils_no_other_line(window):
+def test_an_invalid_line_does_not_affect_other_lines(window):
     content = b'{"image": "a"}\n{"image": b}\n{"image": "c\n{"image": "d"}, 5\n\nx\n{"image": "e"}\n{"ima'
     assert kinds(content) == [
         {"image": "a"},
@@ -102,7 +102,7 @@ def test_a_broken_line_spoils_no_other_line(window):
         (b"\xff\xfe[\x00\x00", "not valid JSON"),
     ],
 )
-def test_what_is_no_list_of_rows_is_refused_with_the_row(window, content, message):
+def test_invalid_json_is_refused_with_the_row_in_the_error(window, content, message):
     with pytest.raises(SourceError, match=message) as caught:
         rows(content)
     assert "\n" not in str(caught.value)
@@ -118,7 +118,7 @@ def test_what_is_no_list_of_rows_is_refused_with_the_row(window, content, messag
         (b"", "Expecting value"),
     ],
 )
-def test_a_broken_element_spoils_no_other_element(window, broken, reason):
+def test_an_invalid_element_does_not_affect_other_elements(window, broken, reason):
     sound = b'{"c": "long enough for no window to end here"}'
     first, bad, *others = rows(b'[{"a": 1}, ' + broken + b", " + sound + b"\n, " + sound + b", ]")
     assert first == {"a": 1}
@@ -129,20 +129,20 @@ def test_a_broken_element_spoils_no_other_element(window, broken, reason):
     assert reason in str(bad)
 
 
-def test_an_element_that_never_closes_ends_with_the_list(window):
+def test_an_unclosed_element_is_refused(window):
     with pytest.raises(SourceError, match="row 1"):
         rows(b'[{"a": 1}, {"b": [2}, {"c": 3}]')
 
 
 @pytest.mark.parametrize("first", [b"[]", b'[{"image": "a"}]', b"[" * 3000 + b"]" * 3000, b"null", b"3", b'"a"'])
-def test_lines_are_told_from_a_list_whatever_the_first_one_is(first):
+def test_json_lines_are_recognized_whatever_the_first_line_is(first):
     found = rows(first + b'\n{"image": "b"}\n')
     assert len(found) == 2
     assert found[1] == {"image": "b"}
     assert kinds(b"\n" + first + b"\n") == kinds(first)
 
 
-def test_keys_may_have_to_be_distinct(window):
+def test_repeated_keys_are_refused_with_distinct_keys(window):
     good, twice = b'{"a": 1}', b'{"x": {"a": "]}", "a": [{"a": 1}]}}'
     for content in (b"[" + b", ".join([good, twice, good]) + b"]", b"\n".join([good, twice, good])):
         assert rows(content)[1] == {"x": {"a": [{"a": 1}]}}
@@ -151,28 +151,28 @@ def test_keys_may_have_to_be_distinct(window):
         assert str(odd) == "has the key 'a' twice; correct or remove the row"
 
 
-def test_marks_between_joined_files_are_white_space(window):
+def test_byte_order_marks_between_concatenated_files_are_ignored(window):
     assert rows('\ufeff{"a": 1}\n\ufeff{"a": 2}\n'.encode()) == [{"a": 1}, {"a": 2}]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
-def test_lines_may_be_in_any_encoding(window, encoding):
+def test_json_lines_are_read_in_any_unicode_encoding(window, encoding):
     assert rows('{"a": "\u00e9"}\n{"a": "\U0001f600"}\n'.encode(encoding)) == [{"a": "\u00e9"}, {"a": "\U0001f600"}]
 
 
-def test_only_lines_may_be_none_at_all():
+def test_an_empty_file_is_refused_unless_allowed():
     assert rows(b" \n", may_be_empty=True) == []
     with pytest.raises(SourceError, match="the file is empty"):
         rows(b" \n")
 
 
-def test_broken_lines_at_the_start_are_kept_once_one_is_valid():
+def test_invalid_lines_at_the_start_become_error_rows_if_a_valid_line_follows():
     for count in (1, module.MAX_INVALID_START - 1, module.MAX_INVALID_START, 3 * module.MAX_INVALID_START):
         found = rows(b"x\n" * count + b'{"a": 1}\n')
         assert [isinstance(row, RowError) for row in found] == [True] * count + [False]
 
 
-def test_a_line_that_is_too_long_is_one_row(monkeypatch):
+def test_a_line_that_is_too_long_is_one_error_row(monkeypatch):
     monkeypatch.setattr(module, "WINDOW", 100)
     monkeypatch.setattr(module, "MAX_ROW", 1000)
     long = b'{"a": "' + b"x" * 5000 + b'"}'
@@ -181,7 +181,7 @@ def test_a_line_that_is_too_long_is_one_row(monkeypatch):
     assert found[0::2] == [{"a": 1}, {"a": 2}]
 
 
-def test_a_row_without_end_is_refused_before_it_fills_the_memory(monkeypatch):
+def test_an_endless_row_is_refused_before_it_fills_the_memory(monkeypatch):
     monkeypatch.setattr(module, "WINDOW", 1000)
     monkeypatch.setattr(module, "MAX_ROW", 50_000)
 

@@ -1,4 +1,4 @@
-"""Pixels decide whether an image is sound; metadata that is damaged or too large does not cost it."""
+"""An image with damaged or oversized metadata still loads; only damaged pixels make it an error."""
 
 import io
 import random
@@ -33,7 +33,7 @@ def turned() -> Image.Exif:
 
 
 def inserted(content: bytes, chunk: bytes, before: bytes = b"IDAT") -> bytes:
-    """A PNG with a chunk before another one."""
+    """Inserts a chunk into a PNG before the chunk named ``before``."""
     position = content.index(before) - 4
     return content[:position] + chunk + content[position:]
 
@@ -64,17 +64,17 @@ def wrong_checksum(kind: bytes, data: bytes) -> bytes:
     ],
     ids=range(14),
 )
-def test_a_png_with_odd_ancillary_chunks_keeps_its_pixels(chunk, before):
+def test_a_png_with_invalid_ancillary_chunks_keeps_its_pixels(chunk, before):
     content = inserted(encoded(), chunk, before)
     assert np.array_equal(load(content), PIXELS)
     assert check_image(content, "some image", Source()).format == "PNG"
 
 
-def test_damaged_exif_of_a_png_turns_nothing():
+def test_damaged_exif_does_not_rotate_a_png():
     assert np.array_equal(load(inserted(encoded(), wrong_checksum(b"eXIf", turned().tobytes()))), PIXELS)
 
 
-def test_a_png_keeps_orientation_and_transparency_when_it_loses_a_damaged_chunk():
+def test_a_png_with_a_damaged_chunk_keeps_orientation_and_transparency():
     damaged = png_chunk(b"iCCP", b"profile\0\0no deflate stream")
     assert load(inserted(encoded(exif=turned()), damaged)).size == (48, 64)
     xmp = b'XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta tiff:Orientation="6"/>'
@@ -83,13 +83,13 @@ def test_a_png_keeps_orientation_and_transparency_when_it_loses_a_damaged_chunk(
     assert load(inserted(clear, damaged)).getpixel((3, 3)) == (255, 255, 255)
 
 
-def test_a_png_that_is_cut_off_after_its_pixels_is_an_image():
+def test_a_png_truncated_after_its_pixels_loads():
     content = inserted(encoded(), png_chunk(b"tEXt", b"comment\0" + bytes(100)), b"IEND")
     assert np.array_equal(load(content[:-60]), PIXELS)
 
 
 @pytest.mark.parametrize("kind", [b"IHDR", b"PLTE"])
-def test_a_wrong_checksum_in_a_critical_chunk_is_damage(kind):
+def test_a_wrong_checksum_in_a_critical_chunk_makes_a_png_undecodable(kind):
     content = encoded(image=Image.fromarray(PIXELS).quantize(16))
     position = content.index(kind)
     length = int.from_bytes(content[position - 4 : position], "big")
@@ -120,19 +120,19 @@ def segment(marker: int, data: bytes) -> bytes:
     ],
     ids=range(10),
 )
-def test_a_jpeg_with_odd_segments_keeps_its_pixels_and_orientation(odd):
+def test_a_jpeg_with_invalid_segments_keeps_its_pixels_and_orientation(odd):
     content = encoded("JPEG", exif=turned())
     assert np.array_equal(load(content[:2] + odd + content[2:]), load(content))
 
 
-def test_a_jpeg_keeps_the_colour_transform_of_adobe():
-    """Without Adobe's segment four components are taken for plain CMYK: what is light becomes dark."""
+def test_a_jpeg_keeps_the_adobe_colour_transform():
+    """Without the Adobe segment, four components are decoded as plain CMYK, which inverts the colours."""
     content = encoded("JPEG", image=Image.new("CMYK", (32, 32), (0, 40, 200, 10)))
     assert np.array_equal(load(content[:2] + segment(0xE0, b"JFIF\0\1") + content[2:]), load(content))
 
 
 def riff(content: bytes) -> dict[bytes, int]:
-    """Where the chunks of a WEBP file begin."""
+    """Maps each chunk of a WEBP file to its position."""
     found, position = {}, 12
     while position < len(content):
         found[content[position : position + 4]] = position
@@ -148,7 +148,7 @@ def webp(**options) -> bytes:
 
 @pytest.mark.parametrize("size", [b"\xff\xff\0\0", b"\xff\xff\xff\x7f", b"\3\0\0\0"])
 @pytest.mark.parametrize("chunk", [b"ICCP", b"EXIF", b"XMP "])
-def test_a_webp_with_a_chunk_of_wrong_length_keeps_its_pixels(chunk, size):
+def test_a_webp_with_a_wrong_chunk_length_keeps_its_pixels(chunk, size):
     content = bytearray(webp())
     position = riff(bytes(content))[chunk]
     content[position + 4 : position + 8] = size
@@ -158,9 +158,9 @@ def test_a_webp_with_a_chunk_of_wrong_length_keeps_its_pixels(chunk, size):
     assert loaded.size == (48, 64) or chunk == b"EXIF"
 
 
-def test_a_webp_that_is_cut_off_in_its_metadata_is_an_image_and_in_its_pixels_is_none():
+def test_a_webp_loads_when_truncated_in_its_metadata_but_not_in_its_pixels():
     content = webp()
-    assert load(content[:-10]).size == (48, 64)  # the EXIF before it counts
+    assert load(content[:-10]).size == (48, 64)  # the EXIF chunk before the cut is applied
     assert load(content[: riff(content)[b"EXIF"] + 20]).size == (64, 48)
     flags = content[:20] + b"\xff" + content[21:]
     assert np.array_equal(load(flags).rotate(90, expand=True), PIXELS)
@@ -170,10 +170,10 @@ def test_a_webp_that_is_cut_off_in_its_metadata_is_an_image_and_in_its_pixels_is
 
 @pytest.mark.parametrize("big", [False, True])
 @pytest.mark.parametrize("compression", [None, "tiff_lzw"])
-def test_a_tiff_with_damaged_descriptions_keeps_its_pixels(compression, big):
+def test_a_tiff_with_damaged_text_tags_keeps_its_pixels(compression, big):
     content = encoded("TIFF", compression=compression, description="words " * 9, software="x" * 40, big_tiff=big)
     rng = random.Random(0)
-    big = content[2] == 43  # libtiff writes none as small as this
+    big = content[2] == 43  # libtiff does not write BigTIFF for a file this small
     order, entry = ("<Q", 20) if big else ("<I", 12)
     (directory,) = struct.unpack_from(order, content, 8 if big else 4)
     for start in range(directory + (8 if big else 2), directory + content[directory] * entry, entry):
@@ -186,15 +186,15 @@ def test_a_tiff_with_damaged_descriptions_keeps_its_pixels(compression, big):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP"])
-def test_a_sound_image_without_its_metadata_is_the_same_image(kind):
+def test_removing_metadata_does_not_change_a_valid_image(kind):
     options = {} if kind in ("GIF", "BMP") else {"exif": turned()}
     content = encoded(kind, **options)
     assert np.array_equal(load(without_metadata(content)), load(content))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
-def test_removing_metadata_takes_any_bytes(kind):
-    """Whatever is left of a file gives bytes, of no more than its own size and an end."""
+def test_removing_metadata_accepts_any_bytes(kind):
+    """Damaged and truncated files are accepted, and the result exceeds them by an end marker at most."""
     rng = random.Random(kind)
     content = webp() if kind == "WEBP" else encoded(kind, exif=turned())
     for _ in range(300):

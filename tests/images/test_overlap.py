@@ -1,4 +1,4 @@
-"""Images of the evaluation set are told by their content, and what a run says of them follows from its tables."""
+"""Evaluation images are recognized by content, and the report derives the overlap from the tables of the run."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ def picture(index: int) -> bytes:
 
 @pytest.fixture
 def evaluated(tmp_path) -> dict:
-    """The settings of an evaluation on a folder of pictures, of which one is damaged."""
+    """Settings for an evaluation on a folder of pictures, one of which is damaged."""
     folder = tmp_path / "evaluated"
     folder.mkdir()
     for index in SHARED:
@@ -45,7 +45,7 @@ def hashes_of(settings: config.RunConfig, folder: Folder) -> str:
 
 
 def as_json(folder: Path) -> dict:
-    """Copies under other names, in folders of their own."""
+    """Copies with other names, each in its own folder."""
     for index in (*NEW, *SHARED):
         (folder / str(index)).mkdir(parents=True)
         (folder / str(index) / "photo.jpg").write_bytes(picture(index))
@@ -55,7 +55,7 @@ def as_json(folder: Path) -> dict:
 
 
 def as_links(folder: Path) -> dict:
-    """Symbolic links into the evaluation's folder, and files beside them."""
+    """Symbolic links to the evaluation images, next to regular files."""
     folder.mkdir()
     for index in NEW:
         (folder / f"{index}.png").write_bytes(picture(index))
@@ -73,7 +73,7 @@ def as_table(folder: Path) -> dict:
 
 @pytest.mark.parametrize("source", [as_json, as_links, as_table])
 @pytest.mark.parametrize("generator", [PairGenerator, ScoredPairGenerator])
-def test_an_evaluation_image_is_excluded_whatever_it_is_called(tmp_path, evaluated, source, generator):
+def test_evaluation_images_are_excluded_under_any_name(tmp_path, evaluated, source, generator):
     given = {"source": {**source(tmp_path / "given"), "count": 7}, "evaluate": evaluated}
     settings = config.build({**given, "generate": {"decoding": {"max_new_tokens": 8}}}, where="test")
     hashes = hashes_of(settings, Folder(str(tmp_path / "hashes")))
@@ -93,7 +93,7 @@ def test_an_evaluation_image_is_excluded_whatever_it_is_called(tmp_path, evaluat
     assert len(generator(settings, "miniworld:captioner", 1)(samples).rows) == 7
 
 
-def test_what_cannot_be_decoded_is_not_evaluated_on_and_not_hashed(evaluated):
+def test_undecodable_evaluation_images_are_not_hashed(evaluated):
     output = hash_images(evaluation_samples(config.build({"evaluate": evaluated}, where="test")), limits(evaluated))
     assert {row["sha256"] for row in output.rows} == {hashlib.sha256(picture(index)).hexdigest() for index in SHARED}
     assert [(error["kind"], error["sample_id"].partition("@")[0]) for error in output.errors] == [
@@ -105,7 +105,7 @@ def limits(evaluated: dict) -> config.Source:
     return config.build({"evaluate": evaluated}, where="test").evaluate.source
 
 
-# What a finished run says
+# The report of a finished run
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def run(tmp_path_factory):
 
 
 def rewritten(run, tmp_path, stage: str, schema: pa.Schema, change) -> example_run.Run:
-    """A copy of the run in which the first row of a stage of round 1 is changed."""
+    """Copies the run and changes the first row of a stage in round 1."""
     import shutil
 
     shutil.copytree(run.folder.path, tmp_path / "copy")
@@ -126,13 +126,13 @@ def rewritten(run, tmp_path, stage: str, schema: pa.Schema, change) -> example_r
     return copy
 
 
-def test_that_no_round_trained_on_them_is_said_where_the_tables_show_it(run):
+def test_the_report_states_that_no_round_trained_on_evaluation_images(run):
     assert measure_overlap(run, 2) == Overlap(0, 0, True)
     for text in (render(run), card(run, 1), card(run, 2)):
         assert "No round trained on any of them (SHA-256 of the image files)." in text
 
 
-def test_an_image_of_both_is_told_and_the_claim_is_not_made(run, tmp_path):
+def test_an_image_in_training_and_evaluation_is_reported(run, tmp_path):
     caption = run.stage(1, "captions/m0-greedy").read_table(shard_name(0), schemas.CAPTIONS).to_pylist()[0]
     known = caption["image"]["sha256"]
     copy = rewritten(run, tmp_path, "selected", schemas.SELECTED, lambda row: row["image"].update(sha256=known))
@@ -147,7 +147,7 @@ def test_an_image_of_both_is_told_and_the_claim_is_not_made(run, tmp_path):
 @pytest.mark.parametrize(
     ("stage", "schema"), [("selected", schemas.SELECTED), ("captions/m0-greedy", schemas.CAPTIONS)]
 )
-def test_without_hashes_there_is_no_claim(run, tmp_path, stage, schema):
+def test_the_overlap_is_reported_as_unknown_without_hashes(run, tmp_path, stage, schema):
     copy = rewritten(run, tmp_path, stage, schema, lambda row: row["image"].update(sha256=None))
     assert not measure_overlap(copy, 2).is_known
     for text in (render(copy), card(copy, 2)):
@@ -155,7 +155,7 @@ def test_without_hashes_there_is_no_claim(run, tmp_path, stage, schema):
         assert "No round trained" not in text
 
 
-def test_excluded_images_are_counted_and_no_failures(run, tmp_path):
+def test_excluded_images_are_counted_but_not_as_failures(run, tmp_path):
     error = {"sample_id": "a", "stage": "pairs", "kind": "evaluation_image", "message": "image a is excluded"}
     copy = rewritten(run, tmp_path, "selected", schemas.SELECTED, lambda row: None)
     example_run.write_rows(copy, 1, "pairs", [], schemas.PAIRS, excluded=3)
@@ -169,7 +169,7 @@ def test_excluded_images_are_counted_and_no_failures(run, tmp_path):
     assert "is also in the evaluation set: 3 (kind <code>evaluation_image</code>" in page
 
 
-def test_a_damaged_or_missing_table_is_named(tmp_path):
+def test_a_damaged_or_missing_hash_table_is_named_in_the_error(tmp_path):
     folder = Folder(str(tmp_path / "hashes"))
     folder.write(shard_name(0), b"PAR1")
     with pytest.raises(StorageError, match=r"hashes/shard-00000\.parquet cannot be read"):

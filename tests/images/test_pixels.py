@@ -1,4 +1,4 @@
-"""Decoding allocates a bounded number of bytes a pixel, whatever the mode of the image, and changes no pixel."""
+"""Decoding takes a bounded number of bytes per pixel in every image mode, and does not change any pixel."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from jsfree.images import pixels
 from tests.support.example_files import load, png_chunk, tiff
 
 SIZE = (2000, 1500)
-BANDS = 16e6  # bytes: the bands that are converted at a time, and Python's own
+BANDS = 16e6  # bytes for the bands under conversion and for Python itself
 MEASURE = """
 import json, os, resource, sys
 from PIL import Image
@@ -41,7 +41,7 @@ print(json.dumps({path: peak(path) for path in sys.argv[1:]}))
 
 
 def deep_png(colour: int, channels: int) -> bytes:
-    """A PNG of 16 bits a channel, which Pillow cannot write."""
+    """A PNG with 16 bits per channel, which Pillow cannot write."""
     width, height = SIZE
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([16, colour, 0, 0, 0])
     rows = zlib.compress((b"\0" + np.full(width * channels, 5000, ">u2").tobytes()) * height, 1)
@@ -85,7 +85,7 @@ def every_mode() -> dict[str, bytes]:
     }
 
 
-def test_no_mode_takes_more_than_the_documented_bytes_a_pixel(tmp_path):
+def test_decoding_any_mode_stays_within_the_documented_bytes_per_pixel(tmp_path):
     paths = {}
     for number, (name, content) in enumerate(every_mode().items()):
         path = tmp_path / f"{number}"
@@ -93,14 +93,14 @@ def test_no_mode_takes_more_than_the_documented_bytes_a_pixel(tmp_path):
         paths[str(path)] = name
     done = subprocess.run([sys.executable, "-c", MEASURE, *paths], capture_output=True, text=True, check=True)
     peaks = {paths[path]: peak for path, peak in json.loads(done.stdout).items()}
-    assert min(peaks.values()) > 3.9 * SIZE[0] * SIZE[1]  # the result alone: the measurement works
+    assert min(peaks.values()) > 3.9 * SIZE[0] * SIZE[1]  # the result alone takes this much: the measurement works
     limits = {name: (20 if name == "WEBP" else 12) * SIZE[0] * SIZE[1] + BANDS for name in peaks}
     assert {name: peak for name, peak in peaks.items() if peak > limits[name]} == {}
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F", "1"])
-def test_bands_change_no_pixel(mode, monkeypatch):
-    """Bands of a few rows, with a rest, against the whole image at once."""
+def test_converting_in_bands_gives_the_same_pixels(mode, monkeypatch):
+    """Bands of seven rows with a remainder, compared with the whole image in one band."""
     noise = np.random.default_rng(0)
     if mode in ("I;16", "I", "F"):
         dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
@@ -114,7 +114,7 @@ def test_bands_change_no_pixel(mode, monkeypatch):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_that_of_pillow(orientation):
+def test_every_orientation_matches_pillow(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (24, 40, 3), dtype=np.uint8))
@@ -124,7 +124,7 @@ def test_every_orientation_is_that_of_pillow(orientation):
         assert np.array_equal(load(content), expected.convert("RGB"))
 
 
-def test_a_tile_larger_than_an_image_may_be_is_refused():
+def test_a_tile_over_the_pixel_limit_is_refused():
     """libtiff decodes whole tiles: 64 x 64 pixels in a tile of 16384 x 16384 would take 270 MB."""
     tile = zlib.compress(bytes(16384 * 16384), 9)
     with pytest.raises(RowError, match=r"tiles of 16384 x 16384 pixels, the limit is 40000000") as caught:

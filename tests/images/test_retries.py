@@ -1,4 +1,4 @@
-"""What a failed read means, and which failures are worth another attempt: over a real HTTP server, and other stores."""
+"""Classification and retries of failed reads, over a real HTTP server and other stores."""
 
 import errno
 import http.server
@@ -28,9 +28,9 @@ def picture() -> bytes:
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
-    """Answers ``/<status>/<name>`` with the status, the first ``server.failures`` times; then with an image.
+    """Responds to ``/<status>/<name>`` with the status for the first ``server.failures`` times, then with an image.
 
-    ``reset`` in place of a status closes the connection without an answer, ``cut`` within the body. Ranges are ignored
+    ``reset`` instead of a status closes the connection without a response, ``cut`` within the body. Ranges are ignored
     under ``/whole``.
     """
 
@@ -69,7 +69,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
                 self.wfile.write(part[position : position + 2**20])
                 self.server.sent += 2**20
         except OSError:
-            self.close_connection = True  # the client has seen enough
+            self.close_connection = True  # the client closed the connection
 
     do_HEAD = do_GET
 
@@ -96,7 +96,7 @@ def image_at(uri: str) -> dict:
 
 
 def both(server, first: str) -> list[str]:
-    """The address of a whole image and of one that is a part of a file."""
+    """Returns the addresses of a whole file and of a part of a file."""
     uri = f"http://127.0.0.1:{server.server_port}/{first}/a.png"
     return [uri, Part(uri, 0, len(server.content)).uri]
 
@@ -109,10 +109,10 @@ def failure(uri: str) -> RowError:
 
 
 @pytest.mark.parametrize("status", [404, 410])
-def test_only_a_server_that_says_so_makes_an_image_missing(server, status):
+def test_not_found_and_gone_make_an_image_missing(server, status):
     for uri in both(server, str(status)):
         assert failure(uri).kind == "missing"
-    assert server.asked["GET"] == 2  # asked once each, and not again
+    assert server.asked["GET"] == 2  # one request each, without a retry
 
 
 @pytest.mark.parametrize(
@@ -128,41 +128,41 @@ def test_only_a_server_that_says_so_makes_an_image_missing(server, status):
         (599, "HTTP 599", "check the path"),
     ],
 )
-def test_other_statuses_make_it_unreadable_and_are_named_with_a_remedy(server, status, words, remedy):
+def test_other_statuses_make_an_image_unreadable_with_a_remedy_in_the_error(server, status, words, remedy):
     for uri in both(server, str(status)):
         error = failure(uri)
         assert (error.kind, words in str(error), remedy in str(error)) == ("unreadable", True, True)
 
 
 @pytest.mark.parametrize("first", ["408", "429", "500", "502", "503", "504", "reset", "cut"])
-def test_what_may_pass_is_tried_again(server, first):
-    for uri, failures in zip(both(server, first), (4, 2), strict=True):  # a whole file is asked for by HEAD, then GET
+def test_transient_failures_are_retried(server, first):
+    for uri, failures in zip(both(server, first), (4, 2), strict=True):  # a whole file takes a HEAD and a GET request
         server.failures = failures
         assert load_image(image_at(uri), LIMITS)[0].size == (16, 12)
         assert server.failures == 0
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_what_will_not_pass_is_tried_once(server, status):
+def test_permanent_failures_are_not_retried(server, status):
     server.failures = 1
     failure(both(server, str(status))[1])
     assert server.asked["GET"] == 1
 
 
-def test_attempts_are_few_and_a_host_that_is_down_is_not_waited_for_with_every_image(server):
+def test_retries_are_limited_and_skipped_while_a_host_is_down(server):
     uri = both(server, "503")[1]
     failure(uri)
     assert server.asked["GET"] == 1 + len(retries.DELAYS)
     failure(uri)
     assert server.asked["GET"] == 2 + len(retries.DELAYS)
     server.failures = 0
-    load_image(image_at(uri), LIMITS)  # the host is back, and with it the patience
+    load_image(image_at(uri), LIMITS)  # the host is available again, so retries resume
     server.failures, before = 2, server.asked["GET"]
     load_image(image_at(uri), LIMITS)
     assert server.asked["GET"] == before + 3
 
 
-def test_retry_after_is_followed_up_to_a_limit(server, monkeypatch):
+def test_retry_after_is_respected_up_to_a_limit(server, monkeypatch):
     waits = []
     monkeypatch.setattr(retries.time, "sleep", waits.append)
     for asked, expected in (("3", [3.0]), ("86400", [retries.MAX_DELAY])):
@@ -174,7 +174,7 @@ def test_retry_after_is_followed_up_to_a_limit(server, monkeypatch):
     assert 0 < waits.pop() <= retries.DELAYS[0]
 
 
-def test_a_port_that_is_closed_and_a_host_that_is_not_there_are_unreadable(server):
+def test_closed_ports_and_unknown_hosts_make_an_image_unreadable(server):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{unused.getsockname()[1]}/a.png"
@@ -182,8 +182,8 @@ def test_a_port_that_is_closed_and_a_host_that_is_not_there_are_unreadable(serve
         assert failure(uri).kind == "unreadable"
 
 
-def test_a_server_without_ranges_sends_no_more_than_asked_for(server):
-    """A part of a large file: the file itself, which the server sends in its place, would not fit into memory."""
+def test_a_response_that_ignores_the_range_is_not_downloaded(server):
+    """The server sends the whole file instead of the requested part, which may not fit into memory."""
     server.content = bytes(200 * 2**20)
     uri = f"http://127.0.0.1:{server.server_port}/whole/a.tar"
     error = failure(Part(uri, 512, 1000).uri)
@@ -192,7 +192,7 @@ def test_a_server_without_ranges_sends_no_more_than_asked_for(server):
 
 
 class ResponseError(Exception):
-    """As botocore's ClientError keeps the status of a response."""
+    """Stores the status of a response like botocore's ClientError."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"status {status}")
@@ -200,7 +200,7 @@ class ResponseError(Exception):
 
 
 class Store(MemoryFileSystem):
-    """Fails as s3fs does: with an error of the operating system's kind, raised from the client's own."""
+    """Fails like s3fs: with an ``OSError`` raised from the client's own error."""
 
     protocol = "failing"
     raised: Exception
@@ -228,7 +228,7 @@ class Store(MemoryFileSystem):
         (ValueError("no credentials"), None, "unreadable", 1),
     ],
 )
-def test_other_stores_mean_the_same(monkeypatch, raised, cause, kind, attempts):
+def test_errors_of_other_stores_are_classified_like_http_statuses(monkeypatch, raised, cause, kind, attempts):
     monkeypatch.setattr(retries, "DELAYS", (0, 0))
     monkeypatch.setattr(retries, "_failing", set())
     monkeypatch.setattr(Store, "calls", 0)

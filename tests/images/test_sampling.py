@@ -1,4 +1,4 @@
-"""The sample of a seed: what is missing is replaced and moves no other image, and order means nothing."""
+"""A seed draws the same sample whatever the order of the source; removing an image does not affect the others."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from jsfree.errors import RowError, SourceError
 from jsfree.images.decoding import image_bytes, load_image
 from jsfree.images.sources import evaluation_samples, training_samples
 
-ROWS, COUNT = 66_500, 10_000  # a tenth of LLaVA's 665k rows and of the 100k images the paper draws
+ROWS, COUNT = 66_500, 10_000  # a tenth of LLaVA's 665k rows and of the paper's 100k images
 
 
 def picture(number=0):
@@ -41,7 +41,7 @@ def llava(path, images):
     return {"kind": "llava_json", "path": str(path), "count": COUNT}
 
 
-def test_a_tenth_of_llavas_mix_with_images_missing(tmp_path):
+def test_removed_images_are_replaced_at_the_end_of_the_sample(tmp_path):
     rng = random.Random(0)
     images = [f"{rng.choice(['coco/train2017', 'gqa/images', 'vg/VG_100K'])}/{row:012d}.jpg" for row in range(ROWS)]
     before = drawn(**llava(tmp_path / "all.json", images))
@@ -50,13 +50,13 @@ def test_a_tenth_of_llavas_mix_with_images_missing(tmp_path):
     lost = set(rng.sample(images, 700))
     rest = [image for image in images if image not in lost]
     rng.shuffle(rest)
-    after = drawn(**llava(tmp_path / "rest.json", rest + rest[:500]))  # rows in another order, some twice
+    after = drawn(**llava(tmp_path / "rest.json", rest + rest[:500]))  # shuffled rows, some of them repeated
     kept = [image for image in before if image not in lost]
     assert 50 < COUNT - len(kept) < 150
-    assert after[: len(kept)] == kept  # nothing else moved; those that replace the lost ones come last
+    assert after[: len(kept)] == kept  # the order is kept; replacements come last
 
 
-def test_missing_files_of_a_listing_become_rows_that_failed_and_move_nothing(tmp_path):
+def test_missing_files_become_error_rows_and_do_not_change_the_sample(tmp_path):
     names = [f"ocr_vqa/images/{number}.jpg" for number in range(60)]
     (tmp_path / "ocr_vqa" / "images").mkdir(parents=True)
     for number, name in enumerate(names):
@@ -77,7 +77,7 @@ def test_missing_files_of_a_listing_become_rows_that_failed_and_move_nothing(tmp
     assert kinds == dict.fromkeys(gone, "missing")
 
 
-def test_training_and_evaluation_stay_apart_when_images_go_missing(tmp_path):
+def test_training_and_evaluation_stay_disjoint_when_images_are_removed(tmp_path):
     images = [f"{row}.jpg" for row in range(400)]
     for lost in (0, 10, 50):
         settings = config({**llava(tmp_path / "mix.json", images[lost:]), "count": 300}, count=40)
@@ -88,7 +88,7 @@ def test_training_and_evaluation_stay_apart_when_images_go_missing(tmp_path):
     assert [image for image in first if int(image[:-4]) >= 50] == [image for image in held_out if image in first]
 
 
-def test_order_and_loss_of_rows_and_tables_change_no_other_image(tmp_path):
+def test_reordered_and_removed_rows_and_tables_do_not_affect_other_images(tmp_path):
     rows = [{"id": f"image-{number:03d}", "image": picture(number)} for number in range(200)]
     folder = tmp_path / "tables"
     folder.mkdir()
@@ -110,7 +110,7 @@ def test_order_and_loss_of_rows_and_tables_change_no_other_image(tmp_path):
     assert left[: len(kept)] == kept
 
 
-def test_imported_pairs_bring_their_own_images_so_that_evaluation_needs_no_more_than_its_own(tmp_path):
+def test_with_imported_pairs_a_source_only_needs_the_evaluation_images(tmp_path):
     for number in range(5):
         (tmp_path / f"{number}.png").write_bytes(picture(number))
     few = config({"kind": "folder", "path": str(tmp_path), "count": 2000}, count=3)

@@ -1,4 +1,4 @@
-"""Images are found wherever they lie, each is used once, and a bad one is one bad row."""
+"""Images of every source are listed, each of them is used once, and a bad image is one error row."""
 
 import hashlib
 import io
@@ -49,7 +49,7 @@ def kind_of_failure(image, limits=LIMITS):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_every_allowed_format_loads_from_a_file_and_from_bytes(kind, tmp_path):
+def test_every_supported_format_loads_from_a_file_and_from_bytes(kind, tmp_path):
     content = encoded(kind)
     (tmp_path / "a b#1").write_bytes(content)
     from_file, digest = load_image(by_uri(tmp_path / "a b#1"), LIMITS)
@@ -61,7 +61,7 @@ def test_every_allowed_format_loads_from_a_file_and_from_bytes(kind, tmp_path):
     assert np.abs(np.asarray(from_file).astype(int) - (200, 30, 40)).max() < 12
 
 
-def test_an_image_behind_a_uri_loads():
+def test_an_image_loads_from_a_uri():
     uri = f"memory://{uuid.uuid4().hex}/x.png"
     with fsspec.open(uri, "wb") as file:
         file.write(encoded())
@@ -74,7 +74,7 @@ def test_exif_orientation_is_applied():
     assert load_image(by_bytes(encoded("JPEG", exif=exif.tobytes())), LIMITS)[0].size == (12, 16)
 
 
-def test_damaged_exif_does_not_cost_the_image():
+def test_an_image_with_damaged_exif_loads():
     content = encoded("JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage")
     assert load_image(by_bytes(content), LIMITS)[0].size == (16, 12)
 
@@ -88,7 +88,7 @@ def test_the_first_frame_of_an_animation_is_used():
         assert load_image(by_bytes(buffer.getvalue()), LIMITS)[0].getpixel((3, 3)) == (255, 0, 0)
 
 
-def test_transparency_is_white():
+def test_transparent_pixels_become_white():
     palette = Image.new("P", (16, 12), 0)
     palette.putpalette([0, 0, 0, 255, 0, 0])
     buffer = io.BytesIO()
@@ -106,7 +106,7 @@ def test_transparency_is_white():
     assert half.getpixel((0, 0)) == (127, 127, 127)
 
 
-def test_deep_and_printed_colours_become_rgb():
+def test_16_bit_float_cmyk_and_bilevel_images_become_rgb():
     grey = np.full((12, 16), 32768, dtype=np.uint16)
     buffer = io.BytesIO()
     Image.fromarray(grey).save(buffer, "PNG")
@@ -122,19 +122,19 @@ def test_deep_and_printed_colours_become_rgb():
     assert load_image(by_bytes(encoded(mode="1", colour=1)), LIMITS)[0].getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_what_is_not_there_is_missing(tmp_path):
+def test_an_absent_image_is_missing(tmp_path):
     assert kind_of_failure(by_uri(tmp_path / "no.png")) == "missing"
     assert kind_of_failure(by_uri("memory://nowhere/no.png")) == "missing"
     assert kind_of_failure({"id": "some image", "uri": None, "bytes": None, "sha256": None}) == "missing"
 
 
-def test_what_cannot_be_read_is_unreadable(tmp_path):
+def test_a_folder_and_an_invalid_uri_are_unreadable(tmp_path):
     assert kind_of_failure(by_uri(tmp_path)) == "unreadable"
     assert kind_of_failure(by_uri("nosuchscheme://a/b.png")) == "unreadable"
     assert kind_of_failure(by_uri("/a\0b.png")) == "unreadable"
 
 
-def test_a_file_that_was_replaced_since_it_was_read_is_another_image(tmp_path):
+def test_a_file_replaced_since_it_was_hashed_is_refused_as_changed(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(colour="red"))
     image = by_uri(tmp_path / "a.png")
     known = {**image, "sha256": load_image(image, LIMITS)[1]}
@@ -146,7 +146,7 @@ def test_a_file_that_was_replaced_since_it_was_read_is_another_image(tmp_path):
 def test_a_large_file_is_refused_before_it_is_read(tmp_path):
     large = tmp_path / "large.png"
     with large.open("wb") as file:
-        file.truncate(50 * 2**30)  # sparse: reading it would not fit into memory
+        file.truncate(50 * 2**30)  # sparse: reading the whole file would exhaust the memory
     assert kind_of_failure(by_uri(large)) == "too_many_bytes"
     assert kind_of_failure(by_bytes(b"x" * 100_001)) == "too_many_bytes"
 
@@ -154,7 +154,7 @@ def test_a_large_file_is_refused_before_it_is_read(tmp_path):
 def test_too_many_pixels_are_refused_before_they_are_decoded():
     assert kind_of_failure(by_bytes(encoded(size=(101, 100)))) == "too_many_pixels"
     bomb = bytearray(encoded())
-    bomb[16:24] = (60_000).to_bytes(4, "big") * 2  # IHDR says 3.6 gigapixels
+    bomb[16:24] = (60_000).to_bytes(4, "big") * 2  # IHDR claims 3.6 gigapixels
     bomb[29:33] = zlib.crc32(bytes(bomb[12:29])).to_bytes(4, "big")
     assert kind_of_failure(by_bytes(bytes(bomb)), Source()) == "too_many_pixels"
     bomb[16:24] = (10_000).to_bytes(4, "big") * 2  # Pillow would only warn
@@ -167,7 +167,7 @@ def test_tiny_images_and_thin_strips_are_too_small():
     assert kind_of_failure(by_bytes(encoded(size=(2000, 5)))) == "too_small"
 
 
-def test_other_formats_are_named():
+def test_unsupported_formats_are_named_in_the_error():
     assert kind_of_failure(by_bytes(encoded("PPM"))) == "unsupported_format"
     with pytest.raises(RowError, match="ICO"):
         load_image(by_bytes(encoded("ICO", size=(16, 16))), LIMITS)
@@ -182,13 +182,13 @@ def test_truncated_files_are_undecodable(kind):
     assert kind_of_failure(by_bytes(content[: len(content) // 2])) == "undecodable"
 
 
-def test_what_is_no_image_is_undecodable():
+def test_bytes_that_are_not_an_image_are_undecodable():
     for content in (b"", b"\0" * 100, b"<html>not found</html>", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"):
         assert kind_of_failure(by_bytes(content)) == "undecodable"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_damage_of_any_sort_is_a_row_error_or_an_image(kind):
+def test_random_damage_raises_only_row_errors(kind):
     rng = random.Random(kind)
     content = encoded(kind, exif=Image.Exif().tobytes()) if kind in ("JPEG", "PNG", "WEBP") else encoded(kind)
     for _ in range(150):
@@ -203,7 +203,7 @@ def test_damage_of_any_sort_is_a_row_error_or_an_image(kind):
             assert image.mode == "RGB"
 
 
-# --- where images come from
+# --- sources of images
 
 
 def config(source, *, evaluate=None, **settings):
@@ -217,7 +217,7 @@ def ids(samples):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve images in two folders, and files that are none."""
+    """Twelve images in two folders, and two files that are not images."""
     root = tmp_path / "pictures"
     for number in range(12):
         path = root / ("a" if number % 2 else "b/deep") / f"{number}.{'JPG' if number % 3 else 'png'}"
@@ -228,7 +228,7 @@ def folder(tmp_path):
     return root
 
 
-def test_a_folder_is_read_below_and_loads(folder):
+def test_a_folder_is_searched_recursively(folder):
     samples = training_samples(config({"kind": "folder", "path": str(folder), "count": None}), 1)
     assert len(samples) == 12
     assert {"a/1.JPG", "b/deep/0.png"} <= set(ids(samples))
@@ -253,14 +253,14 @@ def test_rounds_and_evaluation_never_share_an_image(folder):
     )
 
 
-def test_a_missing_file_moves_no_other(folder):
+def test_removing_a_file_keeps_the_order_of_the_others(folder):
     whole = config({"kind": "folder", "path": str(folder), "count": None})
     before = ids(training_samples(whole, 1))
     (folder / before[4]).unlink()
     assert ids(training_samples(whole, 1)) == before[:4] + before[5:]
 
 
-def test_too_few_images_says_how_many_are_needed(folder):
+def test_the_error_for_too_few_images_states_how_many_are_needed(folder):
     source = {"kind": "folder", "path": str(folder), "count": 5}
     settings = config(source, evaluate=source, rounds=2)
     for listed in (lambda: training_samples(settings, 1), lambda: evaluation_samples(settings)):
@@ -273,12 +273,12 @@ def test_too_few_images_says_how_many_are_needed(folder):
         training_samples(config(everything, evaluate=everything), 1)
 
 
-def test_evaluation_of_another_folder_may_take_all(folder):
+def test_evaluation_on_another_folder_may_use_every_image(folder):
     settings = config({"count": 4}, evaluate={"kind": "folder", "path": str(folder), "count": None})
     assert len(evaluation_samples(settings)) == 12
 
 
-def test_a_folder_behind_a_uri(folder):
+def test_a_remote_folder_gives_the_same_samples_as_a_local_one(folder):
     root = f"memory://{uuid.uuid4().hex}"
     fsspec.filesystem("memory").put(str(folder), root, recursive=True)
     local = training_samples(config({"kind": "folder", "path": str(folder), "count": None}), 1)
@@ -289,17 +289,17 @@ def test_a_folder_behind_a_uri(folder):
 
 
 @pytest.mark.parametrize("kind", ["folder", "llava_json", "parquet"])
-def test_a_missing_path_is_named(kind, tmp_path):
+def test_a_missing_path_is_named_in_the_error(kind, tmp_path):
     with pytest.raises(SourceError, match=r"nowhere does not exist.*source\.path"):
         training_samples(config({"kind": kind, "path": str(tmp_path / "nowhere")}), 1)
 
 
-def test_a_path_without_filesystem_is_named():
+def test_a_path_with_an_unknown_scheme_is_named_in_the_error():
     with pytest.raises(SourceError, match="nosuchscheme://a cannot be read"):
         training_samples(config({"kind": "folder", "path": "nosuchscheme://a"}), 1)
 
 
-def test_a_folder_without_images_and_a_file_are_refused(tmp_path):
+def test_an_empty_folder_and_a_file_are_refused_as_folder_sources(tmp_path):
     with pytest.raises(SourceError, match="has no images"):
         training_samples(config({"kind": "folder", "path": str(tmp_path)}), 1)
     (tmp_path / "x.json").write_text("[]")
@@ -313,7 +313,7 @@ def llava(tmp_path, rows, **source):
     return training_samples(config({"kind": "llava_json", "path": str(path), "count": None, **source}), 1)
 
 
-def test_llava_json_gives_each_image_once(folder, tmp_path):
+def test_llava_json_lists_each_image_once(folder, tmp_path):
     talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cup."}]
     rows = [
         {"id": "1", "image": "a/1.JPG", "conversations": talk},
@@ -329,7 +329,7 @@ def test_llava_json_gives_each_image_once(folder, tmp_path):
     assert [sample["image"]["uri"] for sample in beside] == [sample["image"]["uri"] for sample in samples]
 
 
-def test_relative_paths_hold_wherever_a_worker_runs(folder, tmp_path, monkeypatch):
+def test_relative_paths_do_not_depend_on_the_working_directory_of_a_worker(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = list(llava(tmp_path, [{"image": "a/1.JPG"}], images="pictures"))
     found += training_samples(config({"kind": "folder", "path": "pictures", "count": 1}), 1)
@@ -349,7 +349,7 @@ def test_relative_paths_hold_wherever_a_worker_runs(folder, tmp_path, monkeypatc
         ([{"id": 1}, {"id": 2}], "none of its 2 rows has the key 'image'"),
     ],
 )
-def test_other_json_is_refused_with_row_and_key(rows, message, tmp_path):
+def test_json_of_another_layout_is_refused_with_row_and_key(rows, message, tmp_path):
     with pytest.raises(SourceError, match=message):
         llava(tmp_path, rows)
 
@@ -360,19 +360,19 @@ def parquet(path, columns, **source):
     return config({"kind": "parquet", "path": str(path), "count": None, **source})
 
 
-def test_parquet_of_bytes(tmp_path):
+def test_parquet_bytes_are_stored_as_addresses_and_load(tmp_path):
     contents = [encoded(colour=(number, 0, 0)) for number in range(5)]
     samples = training_samples(parquet(tmp_path / "x.parquet", {"image": contents}), 1)
     assert sorted(ids(samples)) == [f"x.parquet:{row}" for row in range(5)]
     for sample in samples:
         row = int(sample["image"]["id"].split(":")[1])
-        assert sample["image"]["bytes"] is None  # a run carries addresses, however many images it has
+        assert sample["image"]["bytes"] is None  # samples store addresses instead of image bytes
         image, digest = load_image(sample["image"], LIMITS)
         assert digest == hashlib.sha256(contents[row]).hexdigest()
         assert image.getpixel((0, 0)) == (row, 0, 0)
 
 
-def test_parquet_of_structs_with_ids(folder, tmp_path):
+def test_parquet_structs_use_the_id_column_and_bytes_or_paths(folder, tmp_path):
     images = [{"bytes": encoded(), "path": None}, {"bytes": None, "path": "a/1.JPG"}, {"bytes": encoded(), "path": "x"}]
     settings = parquet(
         tmp_path / "x.parquet", {"image_id": [7, 8, 7], "photo": images}, column="photo", images=str(folder)
@@ -384,7 +384,7 @@ def test_parquet_of_structs_with_ids(folder, tmp_path):
     assert load_image(samples["8"], LIMITS)[0].size == (16, 12)
 
 
-def test_parquet_of_paths_is_a_folder_of_tables(folder, tmp_path):
+def test_parquet_paths_are_read_from_a_folder_of_tables(folder, tmp_path):
     parquet(folder / "tables" / "one.parquet", {"image": ["a/1.JPG", "a/1.JPG", "memory://x/y.png"]})
     parquet(folder / "tables" / "two.parquet", {"image": ["a/3.JPG"]})
     source = {"kind": "parquet", "path": str(folder / "tables"), "images": str(folder), "count": None}
@@ -395,7 +395,7 @@ def test_parquet_of_paths_is_a_folder_of_tables(folder, tmp_path):
     assert uris == {f"{folder}/a/1.JPG", f"{folder}/a/3.JPG", "memory://x/y.png"}
 
 
-def test_an_empty_cell_is_a_missing_image_not_a_failed_run(tmp_path):
+def test_an_empty_cell_is_a_missing_image(tmp_path):
     settings = parquet(tmp_path / "x.parquet", {"image": [encoded(), None]})
     kinds = {}
     for sample in training_samples(settings, 1):
@@ -406,7 +406,7 @@ def test_an_empty_cell_is_a_missing_image_not_a_failed_run(tmp_path):
     assert kinds == {"x.parquet:1": "missing"}
 
 
-def test_tables_that_cannot_serve_are_refused(tmp_path):
+def test_tables_without_a_usable_image_column_are_refused(tmp_path):
     with pytest.raises(SourceError, match=r"no column 'image'.*one of picture, text"):
         training_samples(parquet(tmp_path / "x.parquet", {"picture": [b"x"], "text": ["y"]}), 1)
     with pytest.raises(SourceError, match="column 'text' is int64"):
@@ -419,7 +419,7 @@ def test_tables_that_cannot_serve_are_refused(tmp_path):
         training_samples(config({"kind": "parquet", "path": str(tmp_path / "empty")}), 1)
 
 
-def test_miniworld_rounds_seeds_and_evaluation():
+def test_miniworld_rounds_and_evaluation_use_distinct_scenes():
     settings = config({"kind": "miniworld", "count": 3}, rounds=2, seed=1)
     first, second = (training_samples(settings, number) for number in (1, 2))
     assert ids(first) == [f"miniworld-unlabelled-{1_000_000 + n}" for n in range(3)]
@@ -431,7 +431,7 @@ def test_miniworld_rounds_seeds_and_evaluation():
     assert ids(evaluation_samples(later)) == ["miniworld-test-001000", "miniworld-test-001001"]
 
 
-def test_miniworld_needs_a_count_and_other_scenes_for_evaluation():
+def test_miniworld_requires_a_count_and_separate_evaluation_scenes():
     with pytest.raises(SourceError, match=r"source\.count"):
         training_samples(config({"kind": "miniworld", "count": None}), 1)
     with pytest.raises(SourceError, match=r"evaluate\.source\.split"):

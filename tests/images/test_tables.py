@@ -1,4 +1,4 @@
-"""Images in Parquet: found whatever the columns' types, and read by replicas where they lie, in bounded memory."""
+"""Images in Parquet tables are found for every column type, and read in place in bounded memory."""
 
 import base64
 import hashlib
@@ -64,7 +64,7 @@ STRUCTS = [{"bytes": each, "path": f"{number}.png"} for number, each in enumerat
     ids=lambda column: str(column.type)[:50],
 )
 @pytest.mark.parametrize("statistics", [True, False])
-def test_bytes_of_every_type(column, statistics, tmp_path):
+def test_image_bytes_of_every_arrow_type_load(column, statistics, tmp_path):
     expect_pictures(drawn(table(tmp_path / "x.parquet", {"image": column}, write_statistics=statistics)), NUMBERED)
 
 
@@ -77,7 +77,7 @@ def test_bytes_of_every_type(column, statistics, tmp_path):
         lambda names: pa.array(names).dictionary_encode(),
     ],
 )
-def test_paths_of_every_type(make, tmp_path):
+def test_image_paths_of_every_arrow_type_load(make, tmp_path):
     names = [f"{number}.png" for number in range(4)]
     for name, content in zip(names, PICTURES, strict=True):
         (tmp_path / name).write_bytes(content)
@@ -89,7 +89,7 @@ def test_paths_of_every_type(make, tmp_path):
 
 
 @pytest.mark.parametrize("statistics", [True, False])
-def test_structs_that_have_bytes_or_a_path_or_neither(statistics, tmp_path):
+def test_structs_use_their_bytes_or_else_their_path(statistics, tmp_path):
     (tmp_path / "own.png").write_bytes(PICTURES[2])
     values = [
         {"bytes": PICTURES[0], "path": "nowhere.png"},
@@ -112,7 +112,7 @@ def test_structs_that_have_bytes_or_a_path_or_neither(statistics, tmp_path):
         assert failed(samples)["x.parquet:7"][0] == "outside"
 
 
-def test_ids_that_tell_nothing_apart_are_not_used(tmp_path):
+def test_empty_ids_are_replaced_by_row_numbers(tmp_path):
     blank = ([" "] * 4, [b""] * 4, [[]] * 4, [{"a": None}] * 4)
     for column in (["", "", "", ""], [None] * 4, [float("nan")] * 4, pa.nulls(4), *blank):
         expect_pictures(drawn(table(tmp_path / "x.parquet", {"image": PICTURES, "id": column})), NUMBERED)
@@ -120,7 +120,7 @@ def test_ids_that_tell_nothing_apart_are_not_used(tmp_path):
     expect_pictures(samples, {"1.5": 0, "x.parquet:1": 1, "x.parquet:2": 2, "2.0": 3})
 
 
-def test_two_columns_of_one_name_are_refused_with_the_remedy(tmp_path):
+def test_duplicate_column_names_are_refused_with_a_remedy_in_the_error(tmp_path):
     for names in (["image", "image", "x"], ["image", "id", "id"]):
         path = table(tmp_path / "x.parquet", [PICTURES, PICTURES, list("abcd")], names)
         with pytest.raises(SourceError, match=rf"x\.parquet has 2 columns '{names[1]}'; rename or drop all but one"):
@@ -137,7 +137,7 @@ def test_two_columns_of_one_name_are_refused_with_the_remedy(tmp_path):
         ["", "", None],
     ],
 )
-def test_an_empty_column_next_to_one_of_paths_names_that_one(column, tmp_path):
+def test_the_error_for_an_empty_column_suggests_a_column_of_paths(column, tmp_path):
     columns = {"id": ["a", "b", "c"], "image": column, "size": [1, 2, 3], "image_path": ["1.png", "2.png", "3.png"]}
     with pytest.raises(
         SourceError, match=r"'image' is empty in all of its 3 rows; set 'source\.column' to one of image_path$"
@@ -145,7 +145,7 @@ def test_an_empty_column_next_to_one_of_paths_names_that_one(column, tmp_path):
         drawn(table(tmp_path / "x.parquet", columns))
 
 
-def test_base64_in_a_column_of_texts_is_named(tmp_path):
+def test_base64_in_a_text_column_is_reported(tmp_path):
     with pytest.raises(SourceError, match=r"none of its 4 rows .* not a path; if it is base64, decode it"):
         drawn(table(tmp_path / "x.parquet", {"image": BASE64}))
     mixed = [
@@ -163,7 +163,7 @@ def test_base64_in_a_column_of_texts_is_named(tmp_path):
     assert len(failed(samples)) == 6
 
 
-def test_texts_that_are_not_utf8_are_error_rows(tmp_path):
+def test_invalid_utf8_in_a_text_column_is_an_error_row(tmp_path):
     texts = pa.array([b"a.png", b"caf\xe9.png", None], pa.binary()).view(pa.string())
     samples = drawn(table(tmp_path / "x.parquet", {"image": texts}))
     assert sorted(ids(samples)) == ["a.png", "x.parquet:2"]
@@ -177,7 +177,7 @@ def test_texts_that_are_not_utf8_are_error_rows(tmp_path):
 # --- reading
 
 
-def test_an_id_that_python_cannot_hold_is_one_error_row(tmp_path):
+def test_an_id_that_python_cannot_represent_is_one_error_row(tmp_path):
     ids = pa.array([0, 2**62, 1], pa.int64()).cast(pa.timestamp("ms"))
     samples = drawn(table(tmp_path / "x.parquet", {"id": ids, "image": ["a.png", "b.png", "c.png"]}, group=3))
     assert len(samples) == 2
@@ -185,7 +185,7 @@ def test_an_id_that_python_cannot_hold_is_one_error_row(tmp_path):
     assert "row 1: cannot be read" in failed(samples)["x.parquet:1"][1]
 
 
-def test_any_row_of_any_group_is_read_in_any_order_and_from_any_thread(tmp_path, monkeypatch):
+def test_rows_are_read_in_any_order_from_several_threads(tmp_path, monkeypatch):
     contents = [picture(number) for number in range(300)]
     path = table(tmp_path / "a#b.parquet", {"image": contents, "id": list(range(300))}, group=70)
     samples = list(drawn(path))
@@ -202,14 +202,14 @@ def test_any_row_of_any_group_is_read_in_any_order_and_from_any_thread(tmp_path,
         assert held <= max(kept, 70 * 200)
 
 
-def test_a_table_behind_a_uri(tmp_path):
+def test_a_remote_table_is_read(tmp_path):
     uri = f"memory://{uuid.uuid4().hex}/x.parquet"
     with fsspec.open(uri, "wb") as file:
         file.write(table(tmp_path / "x.parquet", {"image": PICTURES}).read_bytes())
     expect_pictures(drawn(uri), NUMBERED)
 
 
-def test_a_table_that_was_replaced_or_lost_is_not_remembered(tmp_path):
+def test_a_replaced_or_deleted_table_is_not_read_from_the_cache(tmp_path):
     path = table(tmp_path / "x.parquet", {"image": PICTURES}, group=4)
     image = {sample["image"]["id"]: sample["image"] for sample in drawn(path)}["x.parquet:3"]
     assert load_image(image, LIMITS)[1] == hashlib.sha256(PICTURES[3]).hexdigest()
@@ -225,13 +225,13 @@ def test_a_table_that_was_replaced_or_lost_is_not_remembered(tmp_path):
     assert failure(image).kind == "missing"
 
 
-def test_the_limit_of_bytes_holds_inside_tables(tmp_path):
+def test_max_bytes_applies_to_images_in_tables(tmp_path):
     path = table(tmp_path / "x.parquet", {"image": [random.Random(0).randbytes(LIMITS.max_bytes + 1)]})
     (sample,) = drawn(path)
     assert failure(sample["image"]).kind == "too_many_bytes"
 
 
-def test_a_group_that_is_too_large_to_keep_is_passed_in_small_parts(tmp_path):
+def test_a_row_group_too_large_for_the_cache_is_read_in_small_parts(tmp_path):
     content = [picture(number).ljust(100_000, b"\0") for number in range(600)]  # 60 MB in one group
     path = table(tmp_path / "x.parquet", {"image": content}, group=600, data_page_size=2**20, write_batch_size=4)
     cell = Cell(str(path), "image", 0, 599)
@@ -244,7 +244,7 @@ def test_a_group_that_is_too_large_to_keep_is_passed_in_small_parts(tmp_path):
     assert pool.bytes_allocated() - before < 2**20
 
 
-def test_listing_reads_no_image(tmp_path, monkeypatch):
+def test_listing_does_not_read_images(tmp_path, monkeypatch):
     path = table(tmp_path / "x.parquet", {"image": STRUCTS * 50, "id": list(range(200))}, group=50)
     read = []
     real = pq.ParquetFile.iter_batches

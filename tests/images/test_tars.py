@@ -1,4 +1,4 @@
-"""WebDataset shards: listed by their headers, read by ranges."""
+"""WebDataset shards are listed from their headers and read by byte ranges."""
 
 import hashlib
 import http.server
@@ -18,22 +18,22 @@ from jsfree.images.decoding import load_image
 from jsfree.images.tars import expand_braces
 from tests.support.example_tars import LIMITS, failure, ids, packed, picture, samples
 
-# --- what is found
+# --- listing
 
 
-def test_images_are_read_where_they_lie_and_captions_are_not(shards):
+def test_only_images_are_listed_and_read_from_their_shards(shards):
     found = samples(shards)
     assert sorted(ids(found)) == [f"coco/{number:09d}.png" for number in range(30)]
     for sample in found:
         image = sample["image"]
-        assert image["bytes"] is None  # a run carries addresses, however many images it has
+        assert image["bytes"] is None  # samples store addresses instead of image bytes
         number = int(re.search(r"\d+", image["id"])[0])
         decoded, digest = load_image(image, LIMITS)
         assert decoded.getpixel((3, 3)) == (number, 0, 30)
         assert digest == hashlib.sha256(picture(number)).hexdigest()
 
 
-def test_folder_glob_braces_and_another_filesystem_give_the_same_samples(shards):
+def test_folder_glob_brace_and_remote_paths_give_the_same_samples(shards):
     remote = f"memory://{uuid.uuid4().hex}"
     fsspec.filesystem("memory").put(str(shards), remote, recursive=True)
     expected = ids(samples(shards, count=12, seed=3))
@@ -54,7 +54,7 @@ def test_folder_glob_braces_and_another_filesystem_give_the_same_samples(shards)
     assert len(samples(shards / "shard-001.tar")) == 10
 
 
-def test_packing_a_folder_draws_the_same_images(tmp_path):
+def test_a_packed_folder_gives_the_same_sample_as_the_folder(tmp_path):
     folder = tmp_path / "pictures"
     names = [f"{part}/{number}.png" for part in ("a", "b/deep") for number in range(20)]
     for number, name in enumerate(names):
@@ -69,7 +69,7 @@ def test_packing_a_folder_draws_the_same_images(tmp_path):
     assert hashes[0] == hashes[1]
 
 
-def test_a_name_in_several_shards_is_told_apart_and_a_lost_shard_moves_no_other_image(tmp_path):
+def test_names_in_several_shards_stay_distinct_and_removing_a_shard_keeps_the_order(tmp_path):
     for shard in "abc":
         (tmp_path / "deep").mkdir(exist_ok=True)
         (tmp_path / "deep" / f"{shard}.tar").write_bytes(packed({f"{n:04d}.png": picture(n) for n in range(40)}))
@@ -83,7 +83,7 @@ def test_a_name_in_several_shards_is_told_apart_and_a_lost_shard_moves_no_other_
     assert alone == [name.removeprefix("deep/a:") for name in before if name.startswith("deep/a:")]
 
 
-def test_of_one_name_twice_in_a_shard_the_last_counts(tmp_path):
+def test_the_last_member_wins_when_a_shard_repeats_a_name(tmp_path):
     path = tmp_path / "x.tar"
     path.write_bytes(packed({"a.png": picture(1)}))
     with tarfile.open(path, "a") as tar:
@@ -95,7 +95,7 @@ def test_of_one_name_twice_in_a_shard_the_last_counts(tmp_path):
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_long_and_foreign_names_of_every_tar_dialect(form, tmp_path):
+def test_long_and_non_ascii_names_are_read_in_every_tar_format(form, tmp_path):
     names = [f"{'d' * 90}/{'e' * 60}.jpg", "küche/naïve café.png", "../../out.png", "/etc/x.png", "a.b.c.PNG"]
     path = tmp_path / "deep" / "er" / "x.tar"
     path.parent.mkdir(parents=True)
@@ -103,10 +103,10 @@ def test_long_and_foreign_names_of_every_tar_dialect(form, tmp_path):
     found = samples(path)
     assert sorted(ids(found)) == sorted(names)
     assert all(load_image(sample["image"], LIMITS) for sample in found)
-    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]  # nothing was unpacked
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]  # nothing was extracted
 
 
-def test_a_name_that_is_no_text_is_kept_readable(tmp_path):
+def test_a_name_that_is_not_utf8_is_escaped(tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
         info = tarfile.TarInfo("caf\xe9.png")
         info.size = len(picture())
@@ -128,11 +128,11 @@ def test_a_name_that_is_no_text_is_kept_readable(tmp_path):
         ("{a,}z", ["az", "z"]),
     ],
 )
-def test_braces(pattern, names):
+def test_expand_braces(pattern, names):
     assert list(expand_braces(pattern)) == names
 
 
-def test_a_stage_captions_images_out_of_shards_and_names_the_bad_ones(tmp_path):
+def test_a_stage_captions_images_in_shards_and_records_bad_ones(tmp_path):
     from jsfree import schemas
     from jsfree.miniworld import world
     from jsfree.stages.captioning import PairGenerator
@@ -153,11 +153,11 @@ def test_a_stage_captions_images_out_of_shards_and_names_the_bad_ones(tmp_path):
     assert failed == {"bad.png": "undecodable", "gone.png": "missing"}
 
 
-# --- what is not read
+# --- ranged reading
 
 
 class Ranges(http.server.BaseHTTPRequestHandler):
-    """A web server that knows ranges and notes them; names with 'secret' are forbidden once the door is shut."""
+    """Serves byte ranges and records them; responds with 403 once ``server.shut`` is set."""
 
     def do_HEAD(self):
         self.do_GET()
@@ -194,7 +194,7 @@ def server():
         thread.join()
 
 
-def test_over_http_one_image_is_one_ranged_request_and_a_refusal_is_its_error(server):
+def test_an_image_over_http_takes_one_range_request_and_403_makes_it_unreadable(server):
     server.content = packed({f"{n}.png": picture(n) for n in range(20)})
     found = samples(f"http://127.0.0.1:{server.server_port}/shard.tar?signature=abc")
     assert len(found) == 20
@@ -208,8 +208,8 @@ def test_over_http_one_image_is_one_ranged_request_and_a_refusal_is_its_error(se
     assert (refused.kind, "\n" in str(refused)) == ("unreadable", False)
 
 
-def test_listing_reads_no_image(tmp_path):
-    """The first image claims 20 GB, and the file is sparse: reading it would not fit into memory."""
+def test_listing_does_not_read_images(tmp_path):
+    """The first member of a sparse file claims 20 GB, which would not fit into memory."""
     path = tmp_path / "x.tar"
     huge = tarfile.TarInfo("huge.png")
     huge.size = 20 * 2**30
@@ -222,7 +222,7 @@ def test_listing_reads_no_image(tmp_path):
     assert load_image(found["small.png"], LIMITS)[0].size == (16, 12)
 
 
-def test_links_devices_and_folders_are_left_out_and_said(tmp_path, caplog):
+def test_links_devices_and_folders_are_ignored_with_a_warning(tmp_path, caplog):
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for name, kind in {
             "passwd.png": tarfile.SYMTYPE,

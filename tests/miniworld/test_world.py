@@ -19,7 +19,7 @@ def content(scene):
     return scene.context, tuple(sorted((item.name, item.colour) for item in scene.objects))
 
 
-def test_a_scene_depends_on_its_index_only_and_is_found_by_its_id():
+def test_a_scene_depends_only_on_its_index_and_is_found_by_its_id():
     late = world.scene("test", 123_456)
     assert late == world.scene("test", 123_456)
     assert late.scene_id == "miniworld-test-123456"
@@ -27,7 +27,7 @@ def test_a_scene_depends_on_its_index_only_and_is_found_by_its_id():
 
 
 def test_scenes_do_not_change_between_versions():
-    # Fails if any change of code moves the scenes, and with them every published figure.
+    # A change of the scenes would invalidate every published result.
     assert world.true_caption(world.scene("development", 0)) == (
         "This is a beach. There is a yellow fish at the top left. There is a red ball at the top. "
         "There is a green sailboat on the right."
@@ -97,13 +97,13 @@ def test_images_show_each_object_in_its_colour_and_place():
             assert (distance <= 24).sum() > 6, (scene.scene_id, item)
 
 
-def test_icons_differ():
+def test_every_object_has_a_distinct_icon():
     masks = {name: world._icon(name, 20).tobytes() for name in OBJECTS}
     assert len(set(masks.values())) == len(OBJECTS) == len(ICONS)
     assert all(len(natives) == len(NATIVE_WEIGHTS) for natives in CONTEXTS.values())
 
 
-def test_position_phrases():
+def test_positions_are_described_by_fair_phrases():
     assert world.position_of((0, 0, 16, 16)) == "at the top left"
     assert world.position_of((24, 24, 40, 40)) == "in the middle"
     assert world.position_of((48, 48, 64, 64)) == "at the bottom right"

@@ -1,4 +1,4 @@
-"""Models are loaded whole, from safetensors, from wherever they are; what is not whole is refused."""
+"""Models are loaded from safetensors on any filesystem, and incomplete models are refused."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def copied(tmp_path):
     return Path(shutil.copytree(WEIGHTS / "captioner", tmp_path / "captioner"))
 
 
-def test_a_rounds_model_on_a_store_is_the_one_that_was_published(captioner, tmp_path):
+def test_a_model_loaded_from_a_store_has_the_published_weights(captioner, tmp_path):
     uri, files = f"memory://{tmp_path.name}/round-1/model", ModelFiles(cache=str(tmp_path / "cache"))
     trained = {name: weights + 0.25 for name, weights in captioner.model.state_dict().items()}
     for number, weights in enumerate([None, trained]):
@@ -43,7 +43,7 @@ def test_a_rounds_model_on_a_store_is_the_one_that_was_published(captioner, tmp_
     assert set(known) == {path.name for path in (tmp_path / "out").iterdir()} - {"checksums.json"}
 
 
-def test_weights_that_are_absent_are_not_made_up(copied):
+def test_missing_weights_are_refused(copied):
     weights = load_file(copied / "model.safetensors")
     weights.pop("language_model.model.norm.weight")
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
@@ -54,14 +54,14 @@ def test_weights_that_are_absent_are_not_made_up(copied):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "processor_config.json", "tokenizer.json"])
-def test_files_that_were_cut_are_told_in_one_line(copied, name):
+def test_truncated_files_raise_a_one_line_error(copied, name):
     (copied / name).write_bytes((copied / name).read_bytes()[:300])
     with pytest.raises(ModelError, match=r"captioner '.*' cannot be loaded from ") as error:
         load_captioner(str(copied))
     assert "\n" not in str(error.value)
 
 
-def test_clip_needs_its_configuration_and_safetensors(tmp_path):
+def test_clip_requires_a_configuration_and_safetensors(tmp_path):
     folder = Path(shutil.copytree(WEIGHTS / "clip", tmp_path / "clip"))
     (folder / "open_clip_model.safetensors").rename(folder / "open_clip_pytorch_model.bin")
     with pytest.raises(ModelError, match=r"only pickled weights \(open_clip_pytorch_model.bin\)"):
@@ -71,7 +71,7 @@ def test_clip_needs_its_configuration_and_safetensors(tmp_path):
         load_clip(str(folder))
 
 
-def test_open_clip_names_stand_for_hub_models():
+def test_open_clip_names_resolve_to_hub_models():
     assert clip_source("ViT-L-14-336", "openai") == ("timm/vit_large_patch14_clip_336.openai", True)
     assert clip_source("ViT-L-14-336@main", "openai") == ("timm/vit_large_patch14_clip_336.openai@main", True)
     assert clip_source("hf-hub:laion/x", None) == ("laion/x", False)
@@ -83,7 +83,7 @@ def test_open_clip_names_stand_for_hub_models():
         clip_source("ViTamin-S", "datacomp1b")
 
 
-def test_a_revision_is_part_of_the_reference_and_only_of_hub_models():
+def test_a_revision_is_added_to_hub_references_only():
     built = config.build({"captioner": {"ref": "owner/llava", "revision": "v1"}}, where="test")
     assert built.captioner.versioned_ref == "owner/llava@v1"
     assert built.clip.versioned_ref == "miniworld:clip"
@@ -92,7 +92,7 @@ def test_a_revision_is_part_of_the_reference_and_only_of_hub_models():
             config.build({section: {"ref": "s3://b/m", "revision": "v1"}}, where="test")
 
 
-def test_where_models_are_kept_changes_no_fingerprint():
+def test_the_fingerprint_depends_on_the_revision_but_not_on_the_cache():
     base = config.RunConfig()
     moved = config.build({"models": {"cache": "/big", "offline": True, "commits": {"a/b": "c"}}}, where="test")
     revised = config.build({"captioner": {"ref": "owner/llava", "revision": "v1"}}, where="test")
@@ -133,7 +133,7 @@ print(captioner.name, clip.context_length, type(clip.model.transformer.resblocks
 
 
 @pytest.mark.slow
-def test_a_run_takes_both_models_from_the_hub_and_keeps_to_their_commits(tmp_path):
+def test_a_run_loads_both_models_from_the_hub_and_pins_their_commits(tmp_path):
     def repo(folder):
         return Repo({path.name: path.read_bytes() for path in (WEIGHTS / folder).iterdir()})
 
@@ -162,7 +162,7 @@ def test_a_run_takes_both_models_from_the_hub_and_keeps_to_their_commits(tmp_pat
     }
 
 
-def test_a_model_that_is_laid_out_over_the_devices_at_hand_is_the_same_model():
+def test_device_map_auto_gives_the_same_logits():
     laid_out = load_captioner("miniworld:captioner", device_map="auto")
     whole = load_captioner("miniworld:captioner")
     picture = Image.new("RGB", (64, 64), "red")

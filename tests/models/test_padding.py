@@ -1,4 +1,4 @@
-"""Padding to a square: the result of padding first, without the memory of it."""
+"""Padding after scaling gives the result of padding first, without the memory for the full square."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ print(json.dumps([peak(size) for size in [(64, 64), (12_000, 120), (120, 12_000)
 
 
 def picture(width: int, height: int) -> Image.Image:
-    """Blots with sharp edges, so that a shift of a fraction of a pixel shows."""
+    """Blocks with sharp edges, so that a shift by a fraction of a pixel is detected."""
     noise = np.random.default_rng(width).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.NEAREST)
 
@@ -55,7 +55,7 @@ def difference(one, other) -> int:
 
 @pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_a_scaled_square_is_that_of_padding_first(size, resample):
+def test_pad_to_square_matches_padding_before_scaling(size, resample):
     image = picture(*size)
     side = min(64, max(size))
     expected = padded_first(image).resize((side, side), resample)
@@ -64,21 +64,21 @@ def test_a_scaled_square_is_that_of_padding_first(size, resample):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_captioner_sees_what_it_saw_when_the_square_was_filled_first(captioner: Captioner, size):
-    """Within two levels of 255: the processor resamples with torchvision, the square is scaled with Pillow."""
+def test_captioner_pixels_match_padding_before_scaling(captioner: Captioner, size):
+    """Equal within two of 255 levels: the processor resamples with torchvision, ``pad_to_square`` with Pillow."""
     image = picture(*size)
     padding = replace(captioner, preprocessing="pad")
     filling = tuple(round(255 * channel) for channel in captioner.processor.image_processor.image_mean)
     side = max(size)
     square = Image.new("RGB", (side, side), filling)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    levels = 0.5 * 255  # the processor divides by 255, subtracts the mean and divides by the deviation of 0.5
+    levels = 0.5 * 255  # the processor divides by 255, subtracts the mean and divides by the standard deviation of 0.5
     assert ((padding.pixels(image) - captioner.pixels(square)).abs() * levels).max() < 2.01
     assert padding.pixels(image).dtype == torch.float32
 
 
-def test_a_thin_strip_takes_no_square_of_memory():
-    """A square of 20,000 pixels a side would take 1.6 GB; rows and columns alone take less than a hundredth of it."""
+def test_padding_a_thin_strip_does_not_allocate_the_full_square():
+    """A square with sides of 20,000 pixels would take 1.6 GB; the strip itself takes about a hundredth of that."""
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
     peaks = json.loads(done.stdout)
     assert min(peaks) >= 0

@@ -1,10 +1,10 @@
-"""Where the tokens of the two prompts of Eq. 3 differ; their texts are compared in ``test_shapes.py``."""
+"""The tokens of the two prompts of Eq. 3; ``test_shapes.py`` compares their texts."""
 
 TEXT = "Describe image in detail."
 
 
-def test_tokens_differ_only_where_the_image_stood(captioner):
-    """As ``docs/method.md`` shows it: a blank and the first word become one token."""
+def test_the_prompts_differ_only_at_the_position_of_the_image(captioner):
+    """Without the image, a blank and the first word become one token, as shown in ``docs/method.md``."""
     tokenizer, image = captioner.processor.tokenizer, captioner.processor.image_token
     with_image, without = (
         tokenizer.convert_ids_to_tokens(captioner.prompt_ids(TEXT, image=shown)) for shown in (True, False)

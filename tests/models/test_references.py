@@ -1,4 +1,4 @@
-"""References become local folders: once a node, whole or not at all, and with errors that say what to do."""
+"""References are resolved to local folders: fetched once per node, complete or not at all, with actionable errors."""
 
 import json
 import shutil
@@ -54,10 +54,10 @@ def hub():
 # The hub
 
 
-def test_many_processes_fetch_a_hub_model_once_and_only_what_belongs_to_it(hub, tmp_path):
+def test_concurrent_processes_fetch_the_required_files_of_a_hub_model_once(hub, tmp_path):
     hub.seconds = 0.3
     processes = [hub.start(tmp_path, JSFREE_CACHE=str(tmp_path / "cache")) for _ in range(4)]
-    for process in processes:  # all are asked before any answers
+    for process in processes:  # every request is sent before the first answer
         process.stdin.write(json.dumps({"ref": ID}) + "\n")
         process.stdin.flush()
     answers = {process.communicate(timeout=60)[0] for process in processes}
@@ -67,15 +67,15 @@ def test_many_processes_fetch_a_hub_model_once_and_only_what_belongs_to_it(hub, 
     assert tmp_path / "cache" / "hub" in folder.parents
     assert set(hub.served) == set(WHOLE)
     assert set(hub.served.values()) == {1}
-    assert hub.listed == 3  # to check, to fetch and to verify: by one process, the others find a whole model
+    assert hub.listed == 3  # one process checks, fetches and verifies; the others find a complete model
 
 
-def test_a_run_keeps_to_its_commit_and_needs_no_network_then(hub, tmp_path):
+def test_a_pinned_commit_is_used_from_the_cache_without_network(hub, tmp_path):
     [looked, fetched] = hub.ask(tmp_path, {"ref": ID, "look_up": True}, {"ref": ID})
     first = hub.repos[ID].commit
     assert looked == {"found": {ID: first}}
     assert Path(fetched["found"]).name == first
-    assert tmp_path / "hub" in Path(fetched["found"]).parents  # no cache named: Hugging Face's own
+    assert tmp_path / "hub" in Path(fetched["found"]).parents  # the default cache of Hugging Face
     hub.repos[ID] = Repo({**WHOLE, "config.json": b'{"model_type": "llava", "again": 1}'})
     pinned = {"ref": ID, "files": {"commits": {ID: first}}}
     [kept, newest, main, missing] = hub.ask(tmp_path, pinned, {"ref": ID}, {"ref": f"{ID}@main"}, {"ref": f"{ID}@v9"})
@@ -90,7 +90,7 @@ def test_a_run_keeps_to_its_commit_and_needs_no_network_then(hub, tmp_path):
     assert "127.0.0.1:9 cannot be reached" in unknown["error"]
 
 
-def test_offline_asks_nobody(hub, tmp_path):
+def test_offline_mode_uses_the_cache_without_requests(hub, tmp_path):
     offline = {"files": {"offline": True}}
     [unknown, looked] = hub.ask(tmp_path, {"ref": ID, **offline}, {"ref": ID, "look_up": True, **offline})
     assert f"'{ID}' is not complete in the cache {tmp_path}/hub, and models.offline is set" in unknown["error"]
@@ -104,7 +104,7 @@ def test_offline_asks_nobody(hub, tmp_path):
     assert "HF_HUB_OFFLINE is set" in other["error"]
 
 
-def test_a_gated_model_opens_with_the_environments_token_which_is_kept_nowhere(hub, tmp_path):
+def test_a_gated_model_requires_a_token_from_the_environment_that_is_never_stored(hub, tmp_path):
     hub.repos[ID].token = "hf_secret"
     [looked, fetched] = hub.ask(tmp_path, {"ref": ID, "look_up": True}, {"ref": ID})
     for told in (looked, fetched):
@@ -118,7 +118,7 @@ def test_a_gated_model_opens_with_the_environments_token_which_is_kept_nowhere(h
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]
 
 
-def test_hub_models_that_cannot_be_used_are_refused_before_they_are_fetched(hub, tmp_path):
+def test_unusable_hub_models_are_refused_before_downloading(hub, tmp_path):
     hub.repos |= {
         "owner/pickled": Repo({**CONFIG, "pytorch_model.bin": b"pickle"}),
         "owner/half": Repo(without("tokenizer.json")),
@@ -185,7 +185,7 @@ def start(tmp_path, source, **environment):
     )
 
 
-def test_many_processes_copy_a_folder_once_also_after_one_was_killed_at_it(tmp_path):
+def test_concurrent_processes_copy_a_folder_once_even_after_a_killed_copy(tmp_path):
     source = write(tmp_path / "store" / "model", WHOLE)
     write_checksums(source)
     killed = start(tmp_path, source, DIE_AFTER="model.safetensors.index.json")
@@ -206,7 +206,7 @@ def test_many_processes_copy_a_folder_once_also_after_one_was_killed_at_it(tmp_p
 
 @pytest.fixture
 def store(tmp_path):
-    """A folder of the in-memory filesystem with a whole model."""
+    """A complete model in a folder of the in-memory filesystem."""
     uri = f"memory://{tmp_path.name}/round-1/model"
     put(uri, tmp_path, WHOLE)
     return uri
@@ -225,7 +225,7 @@ def put(uri, tmp_path, files, checksums=True):
 
 
 @pytest.mark.parametrize("checksums", [True, False])
-def test_a_model_published_again_at_its_address_is_fetched_again(store, tmp_path, checksums):
+def test_a_model_republished_at_the_same_address_is_fetched_again(store, tmp_path, checksums):
     files = ModelFiles(cache=str(tmp_path / "cache"))
     put(store, tmp_path, WHOLE, checksums)
     first = local_folder(store, CAPTIONER, files)
@@ -236,20 +236,20 @@ def test_a_model_published_again_at_its_address_is_fetched_again(store, tmp_path
     assert (second / "model-00001-of-00002.safetensors").read_bytes() == b"3" * 5000
 
 
-def test_the_same_model_at_two_addresses_is_kept_once(store, tmp_path):
+def test_the_same_model_at_two_addresses_is_cached_once(store, tmp_path):
     files = ModelFiles(cache=str(tmp_path / "cache"))
     put(f"{store}-2", tmp_path, WHOLE)
     assert local_folder(store, CAPTIONER, files) == local_folder(f"{store}-2", CAPTIONER, files)
 
 
-def test_the_environment_names_the_cache_unless_the_settings_do(store, tmp_path, monkeypatch):
+def test_the_cache_setting_takes_precedence_over_the_environment(store, tmp_path, monkeypatch):
     monkeypatch.setenv("JSFREE_CACHE", str(tmp_path / "env"))
     assert tmp_path / "env" / "models" == local_folder(store, CAPTIONER).parent
     named = ModelFiles(cache=str(tmp_path / "set"))
     assert tmp_path / "set" / "models" == local_folder(store, CAPTIONER, named).parent
 
 
-def test_what_was_damaged_on_its_way_is_not_kept(store, tmp_path):
+def test_a_copy_with_a_wrong_checksum_is_not_cached(store, tmp_path):
     filesystem, path = fsspec.url_to_fs(store)
     filesystem.pipe_file(f"{path}/model-00002-of-00002.safetensors", b"X" * 5000)
     files = ModelFiles(cache=str(tmp_path / "cache"))
@@ -271,7 +271,7 @@ def test_what_was_damaged_on_its_way_is_not_kept(store, tmp_path):
     ],
 )
 @pytest.mark.parametrize("where", ["folder", "store"])
-def test_a_folder_that_is_no_whole_model_is_refused(where, files, told, tmp_path):
+def test_an_incomplete_model_folder_is_refused(where, files, told, tmp_path):
     ref = str(write(tmp_path / "model", files))
     if where == "store":
         ref = f"memory://{tmp_path.name}/broken"
@@ -294,14 +294,14 @@ def test_a_folder_that_is_no_whole_model_is_refused(where, files, told, tmp_path
         ("s3://bucket/model", "Install s3fs to access S3: `uv sync --frozen --extra aws` (on every node)"),
     ],
 )
-def test_a_reference_that_leads_nowhere_is_named(monkeypatch, ref, told):
-    monkeypatch.setitem(sys.modules, "s3fs", None)  # so that it cannot be imported, installed or not
+def test_an_unresolvable_reference_is_named_in_the_error(monkeypatch, ref, told):
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # makes the import fail even if the package is installed
     with pytest.raises(ModelError) as error:
         local_folder(ref, CAPTIONER)
     assert told in str(error.value)
 
 
-def test_local_and_packaged_models_are_used_where_they_are(tmp_path):
+def test_local_and_packaged_models_are_used_in_place(tmp_path):
     model = write(tmp_path / "model", WHOLE)
     for ref in (str(model), f"file://{model}"):
         assert local_folder(ref, CAPTIONER) == model
@@ -314,7 +314,7 @@ def test_local_and_packaged_models_are_used_where_they_are(tmp_path):
         local_folder(str(model), CAPTIONER)
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(store, tmp_path, monkeypatch):
+def test_a_full_disk_is_refused_before_downloading(store, tmp_path, monkeypatch):
     monkeypatch.setattr(node_cache, "SPARE_BYTES", 10**18)
     with pytest.raises(ModelError, match=r"needs 0.0 GB .* GB free; delete old models there.* or set models.cache"):
         local_folder(store, CAPTIONER, ModelFiles(cache=str(tmp_path / "cache")))

@@ -1,4 +1,4 @@
-"""A folder that is replaced holds the old content or the new whenever somebody looks, however the work ends."""
+"""Replacing a folder is atomic: after an interruption at any step it has the old or the new content."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def fresh(tmp_path) -> Path:
 
 
 class Stopping:
-    """Raises in place of call number ``step`` of the functions that it wraps."""
+    """Raises KeyboardInterrupt instead of call number ``step`` to the wrapped functions."""
 
     def __init__(self, patch: pytest.MonkeyPatch, step: int, *functions: tuple[object, str]) -> None:
         self.calls, self.step = 0, step
@@ -52,8 +52,8 @@ class Stopping:
 
 
 @pytest.mark.parametrize("exchange", [2, 1 << 10], ids=["in one step", "in two steps"])
-def test_a_local_folder_is_old_or_new_after_an_interruption_at_any_step(tmp_path, fresh, exchange, monkeypatch):
-    monkeypatch.setattr(replacing, "RENAME_EXCHANGE", exchange)  # an unknown flag is refused, as NFS refuses this one
+def test_an_interrupted_replacement_leaves_the_old_or_new_local_folder(tmp_path, fresh, exchange, monkeypatch):
+    monkeypatch.setattr(replacing, "RENAME_EXCHANGE", exchange)  # an unknown flag fails like RENAME_EXCHANGE on NFS
     for step in count(1):
         shutil.rmtree(tmp_path / "place", ignore_errors=True)
         target = write(Folder(str(tmp_path / "place" / "model")), OLD)
@@ -70,7 +70,7 @@ def test_a_local_folder_is_old_or_new_after_an_interruption_at_any_step(tmp_path
     assert step > 8
 
 
-def test_an_object_store_has_the_old_or_the_new_content_whole_after_an_interruption_at_any_step(tmp_path, fresh):
+def test_an_interrupted_replacement_leaves_the_old_or_new_content_in_an_object_store(tmp_path, fresh):
     for step in count(1):
         target = Folder(f"memory://{tmp_path.name}/{step}/model")
         write(target, OLD)
@@ -88,7 +88,7 @@ def test_an_object_store_has_the_old_or_the_new_content_whole_after_an_interrupt
     assert step > 8
 
 
-def test_a_link_stays_one_and_what_it_leads_to_is_replaced(tmp_path, fresh):
+def test_replacing_a_linked_folder_replaces_the_target_and_keeps_the_link(tmp_path, fresh):
     target = write(Folder(str(tmp_path / "real")), OLD)
     (tmp_path / "link").symlink_to(tmp_path / "real")
     replace_folder(Folder(str(tmp_path / "link")), fresh)
@@ -98,7 +98,7 @@ def test_a_link_stays_one_and_what_it_leads_to_is_replaced(tmp_path, fresh):
     assert content(Folder(str(tmp_path / "new" / "place"))) == NEW
 
 
-def test_a_disk_that_fills_leaves_the_old_content(tmp_path, fresh, monkeypatch):
+def test_a_full_disk_leaves_the_old_content(tmp_path, fresh, monkeypatch):
     target = write(Folder(str(tmp_path / "model")), OLD)
 
     def full(_):

@@ -1,4 +1,4 @@
-"""Code and libraries are compared by content, and what differs is named."""
+"""Code is compared by content and libraries by version, and differences are named in the error."""
 
 import dataclasses
 import shutil
@@ -15,7 +15,7 @@ from tests.support import ROOT
 
 @pytest.fixture
 def other_place(tmp_path) -> Path:
-    """The project's code in another folder."""
+    """A copy of the project's code in another folder."""
     for name in ("jsfree", "ray_jobs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "weights"))
     shutil.copytree(ROOT / "jsfree/miniworld/weights", tmp_path / "jsfree/miniworld/weights")
@@ -25,7 +25,7 @@ def other_place(tmp_path) -> Path:
 
 
 def compared_in(folder: Path) -> str:
-    """What a process that imports the code in ``folder`` says when it is compared with this one."""
+    """Returns the error of a process that imports the code in ``folder`` and is compared with this process."""
     code = (
         "import sys, ast\n"
         "from jsfree.run import code_version as found\n"
@@ -36,13 +36,13 @@ def compared_in(folder: Path) -> str:
     return done.stderr.strip()
 
 
-def test_the_same_code_in_another_place_is_the_same(other_place):
+def test_the_same_code_in_another_folder_is_accepted(other_place):
     (other_place / "jsfree" / "__pycache__").mkdir()
     (other_place / "jsfree" / "__pycache__" / "config.cpython-311.pyc").write_bytes(b"compiled")
     assert compared_in(other_place) == ""
 
 
-def test_changed_missing_and_added_files_are_found_and_named(other_place):
+def test_changed_missing_and_added_files_are_reported(other_place):
     with (other_place / "jsfree" / "errors.py").open("a") as file:
         file.write("# other\n")
     (other_place / "ray_jobs" / "rounds.py").unlink()
@@ -53,7 +53,7 @@ def test_changed_missing_and_added_files_are_found_and_named(other_place):
     assert f"imported from {other_place} (the driver's are in {ROOT})" in last
 
 
-def test_an_edit_of_a_folder_that_is_shared_with_the_driver_is_no_other_code():
+def test_edits_in_a_folder_shared_with_the_driver_are_accepted():
     here = code_version.current_version()
     before_the_edit = dataclasses.replace(here, files={**here.files, "jsfree/errors.py": "as it was"})
     assert code_version.differences(before_the_edit, here) == []
@@ -61,13 +61,13 @@ def test_an_edit_of_a_folder_that_is_shared_with_the_driver_is_no_other_code():
     assert len(code_version.differences(elsewhere, here)) == 1
 
 
-def test_other_weights_are_other_code(other_place):
+def test_different_weights_are_reported(other_place):
     weights = next((other_place / "jsfree/miniworld/weights").rglob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     assert weights.name in compared_in(other_place)
 
 
-def test_other_libraries_are_named_with_both_versions():
+def test_different_libraries_are_reported_with_both_versions():
     here = code_version.current_version()
     assert code_version.differences(here, here) == []
     other = dataclasses.replace(here, versions={**here.versions, "torch": "1.0", "python": "3.8.1"})
@@ -77,11 +77,11 @@ def test_other_libraries_are_named_with_both_versions():
     ]
 
 
-def test_an_upload_that_the_environment_fits_passes():
+def test_an_upload_that_matches_the_environment_is_accepted():
     code_version.require_uploaded_code(ROOT)
 
 
-def test_an_upload_made_for_other_libraries_is_refused(tmp_path):
+def test_an_upload_locked_to_other_libraries_is_refused(tmp_path):
     lock = (ROOT / "uv.lock").read_text()
     version = code_version.installed("transformers")
     named = f'name = "transformers"\nversion = "{version}"'
@@ -91,14 +91,14 @@ def test_an_upload_made_for_other_libraries_is_refused(tmp_path):
         code_version.require_uploaded_code(tmp_path)
 
 
-def test_an_upload_that_is_not_what_is_imported_is_refused(other_place):
-    """The node's own jsfree hides the uploaded one."""
+def test_an_upload_shadowed_by_installed_code_is_refused(other_place):
+    """The node imports its installed jsfree instead of the uploaded one."""
     (other_place / "jsfree" / "stages" / "ratios.py").write_text("")
     with pytest.raises(CodeError, match=rf"other jsfree/stages/ratios.py, imported from {ROOT} .*{other_place}"):
         code_version.require_uploaded_code(other_place)
 
 
-def test_a_broken_lock_file_is_told(tmp_path):
+def test_an_invalid_lock_file_is_reported(tmp_path):
     (tmp_path / "uv.lock").write_text("no lock")
     with pytest.raises(CodeError, match="is not a lock file of uv"):
         code_version.require_uploaded_code(tmp_path)

@@ -1,4 +1,4 @@
-"""The description of code and machine in ``run.json``."""
+"""The description of the code and the machine in ``run.json``."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""What a user reads when a store's package is missing, or the store refuses: one line, with the path."""
+"""A missing package and an error of a store are reported in one line with the path."""
 
 import sys
 import tomllib
@@ -18,7 +18,7 @@ from tests.support import ROOT
 
 
 class NoCredentialsError(Exception):
-    """Like botocore's: no OSError, and here on two lines."""
+    """Like botocore's error it is not an OSError; its message has two lines."""
 
 
 class Refusing(AbstractFileSystem):
@@ -28,7 +28,7 @@ class Refusing(AbstractFileSystem):
     def _refuse(self, *args, **kwargs):
         raise NoCredentialsError("Unable to locate\n  credentials")
 
-    exists = isdir = info = ls = cat_file = pipe_file = put = _rm = _open = _refuse  # as s3fs does
+    exists = isdir = info = ls = cat_file = pipe_file = put = _rm = _open = _refuse  # like s3fs
 
 
 @pytest.fixture
@@ -47,20 +47,20 @@ def refusing():
     ],
 )
 @pytest.mark.parametrize("uri", ["s3://bucket/folder", "s3a://bucket/folder"])
-def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, uri, ask, error):
-    monkeypatch.setitem(sys.modules, "s3fs", None)  # so that it cannot be imported, installed or not
+def test_the_error_for_a_missing_package_gives_the_install_command(monkeypatch, uri, ask, error):
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # makes the import fail even if the package is installed
     with pytest.raises(error) as raised:
         ask(uri)
     assert uri in str(raised.value)
     assert "Install s3fs to access S3: `uv sync --frozen --extra aws`" in str(raised.value)
 
 
-def test_every_extra_that_is_named_is_there():
+def test_every_extra_named_in_errors_exists():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(EXTRAS.values()) <= set(extras)
 
 
-def test_a_package_that_no_extra_holds_is_named_as_fsspec_does(monkeypatch):
+def test_a_missing_package_without_an_extra_raises_the_error_of_fsspec(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(ImportError, match="gcsfs") as raised:
         filesystem_of("gs://bucket/folder")
@@ -80,13 +80,13 @@ def test_a_package_that_no_extra_holds_is_named_as_fsspec_does(monkeypatch):
         lambda uri: RemoteFolder(uri, CAPTIONER),
     ],
 )
-def test_a_store_that_refuses_in_its_own_way_is_told_in_one_line(refusing, ask):
+def test_errors_of_a_store_client_become_one_line_errors_with_the_path(refusing, ask):
     with pytest.raises(JsfreeError) as raised:
         ask(refusing)
     assert refusing in str(raised.value)
     assert "Unable to locate credentials" in str(raised.value)
 
 
-def test_an_error_without_words_is_named_by_its_kind():
+def test_an_error_without_a_message_is_described_by_its_type():
     assert reason(TimeoutError()) == "TimeoutError"
     assert reason(OSError(28, "No space left on device", "/a")) == "No space left on device"

@@ -1,4 +1,4 @@
-"""Folders: atomic files, shards, and errors that name the path."""
+"""Folders write files atomically, store shards, and name the path in errors."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ def test_shards_are_sorted_by_number_not_by_name(uri):
 
 
 class Caching(MemoryFileSystem):
-    """An object store whose client answers from cached listings, as real clients do."""
+    """An object store whose client returns cached listings, like real clients."""
 
     protocol = "cachingmemory"
 
@@ -80,7 +80,7 @@ class Caching(MemoryFileSystem):
             self.dircache.pop(self._strip_protocol(path), None)
 
 
-def test_files_of_other_processes_are_seen_despite_cached_listings(tmp_path):
+def test_files_written_by_other_processes_are_found_despite_cached_listings(tmp_path):
     fsspec.register_implementation("cachingmemory", Caching, clobber=True)
     ours = Folder(f"cachingmemory://{tmp_path.name}/run")
     theirs = Folder(ours.uri)
@@ -90,7 +90,7 @@ def test_files_of_other_processes_are_seen_despite_cached_listings(tmp_path):
     assert all(seen)
     theirs.write("first/b", b"22")
     theirs.write("second/c", b"333")
-    assert not ours.filesystem.exists(ours.path + "/first/b")  # the client's stale answer
+    assert not ours.filesystem.exists(ours.path + "/first/b")  # the cached listing is stale
     assert ours.exists("first/b")
     assert ours.names() == ["first", "second"]
     assert ours.folders() == ["first", "second"]
@@ -128,7 +128,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_partial_file(tmp_path, 
     assert folder.read("a.txt") == b"old"
 
 
-def test_a_file_written_in_parts_appears_whole_or_not_at_all(uri):
+def test_a_file_written_in_parts_appears_only_when_complete(uri):
     folder = Folder(uri)
     with folder.create("a.txt") as file:
         file.write(b"old ")

@@ -1,4 +1,4 @@
-"""The lease of a run, held and asked for by processes of their own, on a disk and on a store without locks."""
+"""The lease of a run between separate processes, on a disk and on a store without locks."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from jsfree.run.folder import Folder
 from jsfree.run.lease import LEASE, LOCK, Holder, Lease, Timing
 
 QUICK = Timing(renew=0.2, stale=1.5, settle=1.0)
-# A driver: takes the lease, says so, works until its input ends, and says what came of it.
+# A driver that takes the lease, prints "held", waits for a line of input and prints the outcome.
 DRIVER = """
 import signal, sys, time
 from jsfree.errors import JsfreeError
@@ -43,7 +43,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts drivers; what still runs when the test ends is killed."""
+    """Starts drivers, and kills those still running when the test ends."""
     running: list[subprocess.Popen[str]] = []
 
     def driver(uri: str, *arguments: str) -> "subprocess.Popen[str]":
@@ -70,14 +70,14 @@ def line_of(process: "subprocess.Popen[str]") -> str:
 
 @pytest.fixture(params=["disk", "store"])
 def uri(request, tmp_path) -> str:
-    """A folder that processes share: with locks, and through a filesystem that fsspec knows no locks of."""
+    """A folder shared between processes: with file locks, and through an fsspec filesystem without locks."""
     path = f"{tmp_path}/run"
     (tmp_path / "run").mkdir()
     return path if request.param == "disk" else f"dir://run::file://{tmp_path}"
 
 
 def lease_of(tmp_path: Path) -> dict:
-    """The lease as it is; what stands for a store writes files in place, so one may be seen empty."""
+    """Reads the lease; retries an empty file, because the simulated store does not write atomically."""
     path = tmp_path / "run" / LEASE
     for _ in range(100):
         if text := path.read_text():
@@ -87,13 +87,13 @@ def lease_of(tmp_path: Path) -> dict:
 
 
 def written_by_another(tmp_path: Path, **changes) -> Holder:
-    """A lease of a driver on another machine."""
+    """Writes a lease held by a driver on another machine."""
     holder = replace(Holder.this_process(QUICK), host="node-7", pid=4711, machine="another boot", user="ada", **changes)
     Folder(f"{tmp_path}/run").write_json(LEASE, asdict(holder))
     return holder
 
 
-def test_the_second_driver_is_told_who_works_on_the_run(uri, tmp_path, start):
+def test_a_second_driver_is_refused_with_the_holder_in_the_error(uri, tmp_path, start):
     first = start(uri)
     assert line_of(first) == "held"
     second = line_of(start(uri))
@@ -108,25 +108,25 @@ def test_the_second_driver_is_told_who_works_on_the_run(uri, tmp_path, start):
     assert line_of(start(uri)) == "held"
 
 
-def test_of_drivers_that_start_together_one_gets_the_lease(uri, start):
+def test_exactly_one_of_several_concurrent_drivers_gets_the_lease(uri, start):
     drivers = [start(uri) for _ in range(4)]
     said = [line_of(driver) for driver in drivers]
     assert said.count("held") == 1, said
     assert sum("is in use by" in line for line in said) == 3, said
 
 
-def test_a_killed_driver_of_this_machine_is_followed_at_once(tmp_path, start):
+def test_the_lease_of_a_killed_local_driver_is_taken_over_immediately(tmp_path, start):
     first = start(f"{tmp_path}/run")
     assert line_of(first) == "held"
     first.kill()
-    os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)  # a zombie from here on
+    os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)  # the process remains a zombie
     began = time.monotonic()
     with Lease(Folder(f"{tmp_path}/run"), replace(QUICK, stale=60)):
         assert time.monotonic() - began < QUICK.renew
         assert lease_of(tmp_path)["pid"] == os.getpid()
 
 
-def test_a_process_number_that_was_given_out_again_is_no_holder(tmp_path):
+def test_a_lease_whose_process_id_was_reused_is_taken_over(tmp_path):
     mine = Holder.this_process(QUICK)
     Folder(f"{tmp_path}/run").write_json(LEASE, asdict(replace(mine, started="1")))
     with Lease(Folder(f"{tmp_path}/run"), QUICK):
@@ -134,7 +134,7 @@ def test_a_process_number_that_was_given_out_again_is_no_holder(tmp_path):
 
 
 @pytest.mark.parametrize("end", ["fail", signal.SIGTERM, signal.SIGINT])
-def test_the_lease_is_released_however_the_driver_ends(tmp_path, start, end):
+def test_the_lease_is_released_when_a_driver_fails_or_is_interrupted(tmp_path, start, end):
     driver = start(f"{tmp_path}/run", *(["fail"] if end == "fail" else []))
     assert line_of(driver) == "held"
     if end == "fail":
@@ -147,7 +147,7 @@ def test_the_lease_is_released_however_the_driver_ends(tmp_path, start, end):
     assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
 
 
-def test_a_lease_is_renewed_while_its_holder_lives(uri, tmp_path, start):
+def test_the_lease_is_renewed_while_its_holder_runs(uri, tmp_path, start):
     assert line_of(start(uri)) == "held"
     before = lease_of(tmp_path)
     time.sleep(QUICK.stale + 2 * QUICK.renew)
@@ -157,7 +157,7 @@ def test_a_lease_is_renewed_while_its_holder_lives(uri, tmp_path, start):
     assert "is in use by" in line_of(start(uri))
 
 
-def test_a_fresh_lease_of_another_machine_is_respected_and_a_stale_one_taken(uri, tmp_path):
+def test_a_lease_of_another_machine_is_taken_over_only_when_stale(uri, tmp_path):
     written_by_another(tmp_path)
     with pytest.raises(
         LeaseError, match=r"ada on node-7 \(process 4711\).* the lease expires 1\.5 s after its last renewal"
@@ -170,7 +170,7 @@ def test_a_fresh_lease_of_another_machine_is_respected_and_a_stale_one_taken(uri
 
 
 @pytest.mark.parametrize("hours", [-3, 3])
-def test_a_live_holder_whose_clock_is_wrong_is_not_taken_for_dead(tmp_path, hours):
+def test_a_holder_with_a_wrong_clock_keeps_its_lease(tmp_path, hours):
     def at() -> str:
         return (datetime.now(UTC) + timedelta(hours=hours)).isoformat()
 
@@ -192,21 +192,21 @@ def test_a_live_holder_whose_clock_is_wrong_is_not_taken_for_dead(tmp_path, hour
 
 
 @pytest.mark.parametrize("how", ["taken over by ada on node-7", "removed"])
-def test_a_driver_that_lost_its_lease_stops_and_leaves_that_of_the_other(uri, tmp_path, start, how):
+def test_a_driver_that_lost_its_lease_stops_and_keeps_the_new_lease(uri, tmp_path, start, how):
     driver = start(uri)
     assert line_of(driver) == "held"
     if how == "removed":
         (tmp_path / "run" / LEASE).unlink()
     else:
         other = written_by_another(tmp_path)
-    told = line_of(driver)  # its input is open: it was interrupted
+    told = line_of(driver)  # its input is still open, so it was interrupted
     assert f"its lease was {how}" in told
     assert "finished shards are kept" in told
     if how != "removed":
         assert lease_of(tmp_path)["token"] == other.token
 
 
-def test_a_lease_that_cannot_be_renewed_is_given_up_before_others_take_it(tmp_path, monkeypatch):
+def test_a_driver_stops_before_a_lease_it_cannot_renew_expires(tmp_path, monkeypatch):
     folder = Folder(f"{tmp_path}/run")
     with pytest.raises(LeaseError, match=r"could not be renewed for 1\.5 s .*No space left"):  # noqa: SIM117, PT012
         with Lease(folder, QUICK):
@@ -218,7 +218,7 @@ def test_a_lease_that_cannot_be_renewed_is_given_up_before_others_take_it(tmp_pa
             time.sleep(10)
 
 
-def test_a_lease_of_another_version_is_named(tmp_path):
+def test_a_lease_of_another_version_is_refused(tmp_path):
     Folder(f"{tmp_path}/run").write_json(LEASE, {"holder": "someone"})
     with pytest.raises(StorageError, match=r"lease\.json is not a lease of this version; delete it"):
         Lease(Folder(f"{tmp_path}/run"), QUICK).__enter__()

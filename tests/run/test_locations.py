@@ -1,4 +1,4 @@
-"""A folder is known by where it leads, not by how it is spelled."""
+"""Folders are compared by their resolved location, not by their spelling."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ def make_run(uri: str, **settings) -> Run:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
-    """A folder with ``a/b/c``, ``other``, ``link`` to ``a/b``, and ``loop`` to this folder; the working directory."""
+    """The working directory, with ``a/b/c``, ``other``, ``link`` to ``a/b``, and ``loop`` to the directory itself."""
     (tmp_path / "a" / "b" / "c").mkdir(parents=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
@@ -45,7 +45,7 @@ def place(tmp_path, monkeypatch) -> Path:
         ("link/new/folder", "a", True),
         ("a/b/new", "link", True),
         ("file://{here}/link", "a", True),
-        ("link/../other", "a", True),  # the folder above the link's target
+        ("link/../other", "a", True),  # the parent of the link's target
         ("a", "a/b", False),
         ("other", "a", False),
         ("a/bc", "a/b", False),
@@ -55,7 +55,7 @@ def place(tmp_path, monkeypatch) -> Path:
         ("memory://x/yz", "memory://x/y", False),
     ],
 )
-def test_a_folder_is_within_another_however_both_are_spelled(place, inner, outer, expected):
+def test_is_within_ignores_the_spelling_of_both_folders(place, inner, outer, expected):
     assert is_within(Folder(inner.format(here=place)), Folder(outer.format(here=place))) is expected
 
 
@@ -73,14 +73,14 @@ def test_a_folder_is_within_another_however_both_are_spelled(place, inner, outer
         ("s3://box/a", "a", False),
     ],
 )
-def test_two_paths_lead_to_one_place_however_they_are_spelled(place, path, other, expected):
+def test_is_same_location_ignores_the_spelling_of_both_paths(place, path, other, expected):
     (place / "a" / "b" / "x.json").touch()
     os.link(place / "a" / "b" / "x.json", place / "a" / "b" / "hard.json")
     path, other = path.format(here=place), other.format(here=place)
     assert is_same_location(path, other) is is_same_location(other, path) is expected
 
 
-def test_a_folder_of_any_run_is_known_as_one(place):
+def test_folders_inside_a_run_are_recognized(place):
     make_run("runs/x")
     make_run(f"memory://{place.name}/run")
     (place / "into").symlink_to(place / "runs" / "x" / "round-1")
@@ -95,20 +95,20 @@ def test_a_folder_of_any_run_is_known_as_one(place):
         assert enclosing_run(Folder(uri)) is not None, uri
         with pytest.raises(ConfigError, match="belongs to the run"):
             require_outside_runs("--to", Folder(uri))
-    Folder("project").write("config.yaml", b"run: x")  # of something else
+    Folder("project").write("config.yaml", b"run: x")  # the configuration of another program
     Folder("project").write("sub/config.yaml", b"[")
     for uri in ("runs", "runs/y", "project/sub/models", f"memory://{place.name}/runs", "memory://", "/"):
         assert enclosing_run(Folder(uri)) is None, uri
 
 
-def test_a_damaged_run_is_still_one(place):
+def test_folders_inside_a_damaged_run_are_recognized(place):
     run = make_run("runs/x")
     run.folder.write_json("run.json", {})
     run.folder.write("config.yaml", b"\xff[")
     assert enclosing_run(run.folder / "round-1") is not None
 
 
-def test_the_configuration_of_a_moved_run_names_no_other_run(place):
+def test_the_configuration_of_a_moved_run_is_refused(place):
     run = make_run("runs/x")
     file = Path("runs/x/config.yaml")
     require_own_folder(file, run.config)
@@ -119,7 +119,7 @@ def test_the_configuration_of_a_moved_run_names_no_other_run(place):
         require_own_folder(Path("runs/moved to/config.yaml"), run.config)
 
 
-def test_a_relative_captioner_is_looked_for_where_the_run_was_started(place, monkeypatch):
+def test_a_relative_captioner_requires_the_original_working_directory(place, monkeypatch):
     run = Run.existing(make_run("runs/x", captioner={"ref": "a/b"}).folder.uri)
     run.folder.write_json("run.json", {"directory": str(place)})
     require_base_from_here(run)

@@ -1,4 +1,4 @@
-"""``run.json`` while a run is running, finished or failed."""
+"""``run.json`` of a run that is running, finished or failed."""
 
 import re
 
@@ -27,7 +27,7 @@ def run(tmp_path) -> Run:
     return Run.open(config.build({"run": str(tmp_path / "run")}, where="test"))
 
 
-def test_the_record_follows_a_run_to_its_end(run):
+def test_the_record_describes_a_run_from_start_to_end(run):
     with Lease(run.folder) as lease, recorded(run, lease):
         about = run.folder.read_json("run.json")
         assert about["status"] == "running"

@@ -1,4 +1,4 @@
-"""Runs: stages that are skipped, resumed or refused, and where a run is."""
+"""Stages of a run are skipped, resumed or refused, and a run is opened from its folder."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def uri(request, tmp_path):
 def test_a_stage_is_skipped_resumed_or_refused(uri):
     run = make_run(uri)
     assert run.begin(1, "pairs", "abc") is None  # new
-    assert run.begin(1, "pairs", "abc") is None  # half done: go on
+    assert run.begin(1, "pairs", "abc") is None  # unfinished: resumed
     done = run.finish(
         1, "pairs", Manifest(fingerprint="abc", rows_in=2, rows_out=2, seconds=1.0, device_seconds=1.0, tokens=9)
     )

@@ -1,4 +1,4 @@
-"""The stage classes that caption images: rows in order, bad images as error rows, baselines in the same engine."""
+"""The captioning stages keep the order of rows, turn bad images into error rows, and run the baselines."""
 
 import math
 from dataclasses import replace
@@ -21,15 +21,15 @@ SMALL = {"generate": {"decoding": {"max_new_tokens": 12}, "slots": 6}}
 
 
 def sample(index: int, content: bytes | None = None) -> dict:
-    """A row of ``samples``: a development scene, or other content."""
+    """A row of ``samples`` with a development scene or with other content."""
     scene = world.scene("development", index)
     image = {"id": str(index), "uri": None, "bytes": content or world.png_bytes(scene), "sha256": None}
     return {"sample_id": f"{index:03d}", "image": image, "prompt": world.PROMPT}
 
 
-def test_what_cannot_be_read_is_an_error_row_and_its_neighbours_keep_their_captions():
+def test_unreadable_images_become_error_rows_without_changing_other_captions():
     generator = PairGenerator(RunConfig.model_validate(SMALL), "miniworld:captioner", 1)
-    samples = [sample(index) for index in range(90)]  # more than are read ahead
+    samples = [sample(index) for index in range(90)]  # more than the stage prefetches
     samples[3], samples[80] = sample(3, b"no image"), sample(80, world.png_bytes(world.scene("development", 1))[:99])
     output = generator(samples)
     whole = generator([each for index, each in enumerate(samples) if index not in (3, 80)])
@@ -40,8 +40,8 @@ def test_what_cannot_be_read_is_an_error_row_and_its_neighbours_keep_their_capti
     assert all(len(row["image"]["sha256"]) == 64 for row in output.rows)
 
 
-def test_whatever_is_wrong_with_a_row_is_told_and_stays_its_own(tmp_path):
-    """What users' folders hold: every row of it is a pair or says why not, and the good ones are as they are alone."""
+def test_every_kind_of_bad_row_is_reported_without_affecting_other_rows(tmp_path):
+    """Each row becomes a pair or an error, and the valid rows get the same pairs as on their own."""
     picture = world.draw(world.scene("development", 0)).resize((96, 96))
     for name, mode in {"cmyk.jpg": "CMYK", "grey.png": "L"}.items():
         picture.convert(mode).save(tmp_path / name)
@@ -82,8 +82,8 @@ def test_whatever_is_wrong_with_a_row_is_told_and_stays_its_own(tmp_path):
         assert generator([samples[names.index(row["sample_id"])]]).rows == [row]
 
 
-def test_a_caption_that_never_ends_is_cut_and_says_so(monkeypatch):
-    """It is kept, marked: ``select.keep_truncated`` decides whether such a caption is trained on."""
+def test_a_caption_without_an_end_token_is_truncated_and_marked(monkeypatch):
+    """The caption is kept: ``select.keep_truncated`` decides whether it is used for training."""
     generator = PairGenerator(RunConfig.model_validate(SMALL), "miniworld:captioner", 1)
     monkeypatch.setattr(type(generator.captioner), "eos_ids", frozenset())
     (row,) = generator([sample(0)]).rows
@@ -91,7 +91,7 @@ def test_a_caption_that_never_ends_is_cut_and_says_so(monkeypatch):
     assert {(row[role]["finish"], len(row[role]["token_ids"])) for role in ("low", "high")} == {("length", longest)}
 
 
-def test_an_image_that_the_model_gives_no_token_for_is_an_error_row_alone(monkeypatch):
+def test_an_image_without_a_valid_token_is_one_error_row(monkeypatch):
     generator = PairGenerator(RunConfig.model_validate(SMALL), "miniworld:captioner", 1)
     writer = CaptionWriter(RunConfig.model_validate(SMALL), "miniworld:captioner", "m0", "greedy")
     samples = [sample(index) for index in range(3)]
@@ -110,7 +110,7 @@ def test_an_image_that_the_model_gives_no_token_for_is_an_error_row_alone(monkey
 
 
 @pytest.mark.parametrize("kind", ["vcd", "m3id"])
-def test_a_baseline_of_the_literature_captions_for_evaluation(captioner, kind):
+def test_published_baselines_match_the_reference_decoder(captioner, kind):
     settings = config.load(
         None, [f"evaluate.modes.{kind}.contrast.kind={kind}", f"evaluate.modes.{kind}.max_new_tokens=16"]
     )
@@ -125,6 +125,6 @@ def test_a_baseline_of_the_literature_captions_for_evaluation(captioner, kind):
         assert row["mode"] == kind
 
 
-def test_pairs_are_generated_without_contrast():
+def test_generating_pairs_does_not_accept_contrastive_decoding():
     with pytest.raises(ConfigError, match=r"unknown key 'generate\.decoding\.contrast'"):
         config.load(None, ["generate.decoding.contrast.kind=vcd"])

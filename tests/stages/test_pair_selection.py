@@ -1,4 +1,4 @@
-"""Labels follow the scores, splits follow the gaps, and neither follows the order of the input."""
+"""Labels depend on the scores and splits on the gaps, and neither depends on the order of the input."""
 
 import random
 
@@ -90,7 +90,7 @@ def test_identical_and_truncated_captions_are_dropped_and_counted():
     assert names(select_pairs(scored, Select(keep_truncated=True, **ALL), 0)) == ["cut", "fine"]
 
 
-def test_the_middle_splits_are_kept_in_the_order_of_gaps(twenty):
+def test_the_selected_splits_are_sorted_by_gap(twenty):
     selection = select_pairs(twenty, Select(splits=5, first=2, last=3), 0)
     assert names(selection) == [f"p{n:02}" for n in range(4, 12)]
     assert [row["rank"] for row in selection.rows] == list(range(4, 12))
@@ -102,7 +102,7 @@ def test_the_middle_splits_are_kept_in_the_order_of_gaps(twenty):
     assert (second["low_gap"], second["high_gap"], second["mean_gap"]) == pytest.approx((0.04, 0.07, 0.055))
 
 
-def test_splits_differ_by_one_pair_at_most(twenty):
+def test_split_sizes_differ_by_at_most_one_pair(twenty):
     sizes = [split["pairs"] for split in select_pairs(twenty[:17], Select(), 0).facts["splits"]]
     assert sum(sizes) == 17
     assert max(sizes) - min(sizes) == 1
@@ -114,7 +114,7 @@ def test_the_order_of_the_input_does_not_matter(twenty):
         assert select_pairs(twenty, settings, 7) == select_pairs(shuffled, settings, 7)
 
 
-def test_max_pairs_draws_by_seed(twenty):
+def test_max_pairs_draws_a_sample_by_seed(twenty):
     drawn = {seed: names(select_pairs(twenty, Select(max_pairs=6, **ALL), seed)) for seed in range(3)}
     assert all(len(chosen) == 6 and chosen == sorted(chosen) for chosen in drawn.values())
     assert drawn[0] != drawn[1]
@@ -128,14 +128,14 @@ def test_input_rows_are_not_changed(twenty):
     assert twenty == before
 
 
-def test_rows_fit_the_table_of_the_stage(twenty):
+def test_rows_match_the_schema(twenty):
     import pyarrow as pa
 
     rows = select_pairs(twenty, Select(), 0).rows
     assert pa.Table.from_pylist(rows, SELECTED).to_pylist() == rows
 
 
-def test_nothing_left_says_where_the_pairs_went():
+def test_the_error_for_an_empty_selection_explains_why_pairs_were_dropped():
     scored = [pair("same", 0.2, 0.2, texts=("x", "x")), pair("cut", 0.2, 0.1, finish=("length", "stop"))]
     with pytest.raises(
         StageError, match=r"of 2 pairs, 1 have identical captions, 1 have a truncated caption.*keep_truncated"
@@ -150,7 +150,7 @@ def said(*sentences):
 
 
 def test_pairs_whose_winner_repeats_more_sentences_can_be_dropped():
-    """Repetition that the loser shares teaches nothing, and the loser may repeat more."""
+    """A pair is kept if the loser repeats as many sentences or more."""
     once, twice = said("There is a cup.", "A dog."), said("There is a cup.", "there is  a cup!", "A dog.")
     captions = {
         "winner": (twice, once),
@@ -165,8 +165,8 @@ def test_pairs_whose_winner_repeats_more_sentences_can_be_dropped():
     assert {row["sample_id"] for row in select_pairs(pairs, Select(**ALL), seed=0).rows} == captions.keys()
 
 
-def test_repetition_is_judged_after_inversion():
-    """The chosen caption counts, not the provisional winner."""
+def test_repetition_is_checked_after_swapping_inverted_pairs():
+    """The chosen caption is checked, not the provisional winner."""
     once, twice = said("A cup."), said("A cup.", "A cup.")
     inverted = {**pair("inverted", 0.4, 0.6), "low": {**once, "score": 0.4}, "high": {**twice, "score": 0.6}}
     kept = select_pairs([inverted, pair("other", 0.6, 0.4)], Select(**ALL, repeating="drop"), seed=0)

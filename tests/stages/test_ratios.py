@@ -1,4 +1,4 @@
-"""Hallucination ratios: their distributions, their order, and that placement cannot change them."""
+"""The distributions and the order of hallucination ratios, which do not depend on placement."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_the_winner_can_be_decoded_without_the_prior():
     assert pairs[:, 1].mean() == pytest.approx(0.5, abs=0.01)
 
 
-def test_fixed_and_uniform():
+def test_fixed_and_uniform_distributions():
     assert (drawn(Ratios(distribution="fixed", winner="drawn", low=0.0, high=0.1)) == [0.0, 0.1]).all()
     uniform = drawn(Ratios(distribution="uniform", winner="drawn"))
     assert uniform.min() < 0.01
@@ -36,7 +36,7 @@ def test_fixed_and_uniform():
     assert uniform[:, 0].mean() == pytest.approx(1 / 3, abs=0.02)  # the smaller of two uniforms
 
 
-def test_a_draw_is_a_function_of_seed_round_and_sample():
+def test_a_draw_depends_only_on_seed_round_and_sample():
     settings = Ratios(winner="drawn")
     base = draw_ratios(settings, 0, 1, "a")
     assert base == draw_ratios(settings, 0, 1, "a")

@@ -1,4 +1,4 @@
-"""Pairs scored where they are made, against the two stages one after the other."""
+"""Generating and scoring in one pass gives the same results as two separate stages."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +11,7 @@ from jsfree.stages.captioning import CaptionWriter, PairGenerator
 from jsfree.stages.scored_captioning import ScoredCaptionWriter, ScoredPairGenerator
 from jsfree.stages.scoring import ClipScorer
 
-SHARD = 70  # more than are embedded together
+SHARD = 70  # more than one embedding batch
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +33,9 @@ def in_two(settings, shards):
     return [(each, score(each.rows)) for each in pairs]
 
 
-def test_one_pass_gives_what_two_stages_give(settings, shards, in_two):
+def test_one_pass_matches_two_stages(settings, shards, in_two):
     one_pass = ScoredPairGenerator(settings, "miniworld:captioner", 1)
-    with ThreadPoolExecutor(2) as threads:  # as a worker has two shards under way
+    with ThreadPoolExecutor(2) as threads:  # a worker processes two shards at a time
         outputs = list(threads.map(one_pass, shards))
     for output, (pairs, scored) in zip(outputs, in_two, strict=True):
         assert output.rows == pairs.rows
@@ -46,7 +46,7 @@ def test_one_pass_gives_what_two_stages_give(settings, shards, in_two):
     assert [len(output.errors) for output in outputs] == [1, 0]
 
 
-def test_one_pass_scores_captions_of_evaluation_as_two_stages_do():
+def test_one_pass_matches_two_stages_for_evaluation_captions():
     settings = config.load(None, ["evaluate.source.count=70", "evaluate.modes={greedy: {max_new_tokens: 24}}"])
     samples = list(evaluation_samples(settings))
     samples[3]["image"]["bytes"] = b"no image"

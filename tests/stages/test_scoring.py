@@ -1,4 +1,4 @@
-"""Fast scores equal plain ones, captions are scored sentence by sentence, and bad rows stay rows."""
+"""Batched scores equal the reference, captions are scored per sentence, and bad rows become error rows."""
 
 import io
 import json
@@ -22,7 +22,7 @@ LONG = "a dog, a cat and a very large brown horse, two men with hats; " * 4
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Tiny tensors gain nothing from more threads, and lose much where other work runs."""
+    """Uses one thread, because tiny tensors are slower with several on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -71,7 +71,7 @@ def picture(seed):
 
 
 def plain_scores(clip, images, captions):
-    """One image and one sentence at a time, as open_clip's own example does it."""
+    """Reference scores: one image and one sentence at a time, as in open_clip's example."""
     with torch.inference_mode():
         return [
             [
@@ -100,17 +100,17 @@ def assert_equal_to_plain(scorer, clip):
         assert own == pytest.approx(plain, abs=1e-6)
 
 
-def test_scores_equal_the_plain_computation(scorer, tiny):
+def test_scores_equal_the_reference(scorer, tiny):
     assert_equal_to_plain(scorer, load_clip(str(tiny)))
 
 
 @pytest.mark.parametrize("text", [{"pool_type": "eos", "eos_id": 49407}, {"no_causal_mask": True}, {"custom": True}])
-def test_so_they_do_for_other_text_towers(text, tmp_path):
+def test_scores_equal_the_reference_for_other_text_towers(text, tmp_path):
     folder = save_clip(tmp_path / "clip", **text)
     assert_equal_to_plain(ClipScorer(config(folder)), load_clip(str(folder)))
 
 
-def test_so_they_do_for_more_images_and_texts_than_one_forward_pass_takes(scorer, tiny):
+def test_scores_equal_the_reference_over_several_batches(scorer, tiny):
     images = [picture(number) for number in range(70)]
     captions = [[f"{'so ' * (number % 9)}number {number} {word}" for word in "abcd"] for number in range(70)]
     scores = scorer.sentence_scores(images, captions)
@@ -154,7 +154,7 @@ def row(seed, text, mode="greedy"):
     }
 
 
-def test_a_pair_gets_the_mean_of_its_sentences(scorer, tiny):
+def test_a_caption_gets_the_mean_score_of_its_sentences(scorer, tiny):
     output = scorer([pair(0, "A cup. A dog runs.", "A red ball."), pair(1, "A red ball.", "A cup. A dog runs.")])
     assert output.errors == []
     first, second = output.rows
@@ -166,16 +166,16 @@ def test_a_pair_gets_the_mean_of_its_sentences(scorer, tiny):
         assert scored["inverted"] == (scored["low"]["score"] < scored["high"]["score"])
         assert scored["gap"] == abs(scored["low"]["score"] - scored["high"]["score"])
     assert pa.Table.from_pylist(output.rows, SCORED).to_pylist() == output.rows
-    # Three distinct sentences of 5, 6 and 6 tokens, start and end included.
+    # Three distinct sentences with 5, 6 and 6 tokens, including start and end tokens.
     assert output.tokens == 5 + 6 + 6
 
 
-def test_the_order_of_sentences_decides_nothing(scorer):
+def test_the_order_of_sentences_does_not_change_the_score(scorer):
     tie = scorer([pair(0, "A cup. A dog runs. A hat.", "A hat. A cup. A dog runs.")]).rows[0]
     assert (tie["inverted"], tie["gap"]) == (False, 0)
 
 
-def test_a_sentence_over_the_context_is_cut_into_sub_sentences(scorer):
+def test_a_sentence_longer_than_the_context_is_split(scorer):
     scored = scorer([pair(0, f"A cup. {LONG}", "A cup.")]).rows[0]
     texts = [sentence["text"] for sentence in scored["low"]["sentences"]]
     assert len(texts) > 3
@@ -188,7 +188,7 @@ def test_a_sentence_over_the_context_is_cut_into_sub_sentences(scorer):
     assert scored["low"]["score"] == pytest.approx(sum(scores) / len(scores))
 
 
-def test_a_sentence_that_just_fits_is_not_cut(scorer):
+def test_a_sentence_that_just_fits_is_not_split(scorer):
     for length in range(CONTEXT - 5, CONTEXT + 3):
         text = " ".join(["cup"] * length)
         pieces = scorer([pair(0, text, "A cup.")]).rows[0]["low"]["sentences"]
@@ -210,13 +210,13 @@ def test_rows_that_cannot_be_scored_become_error_rows(scorer):
     assert "'high'" in output.errors[2]["message"]
 
 
-def test_nothing_but_bad_rows_is_no_failure(scorer):
+def test_a_batch_of_only_bad_rows_does_not_fail(scorer):
     output = scorer([pair(0, "", "")])
     assert (output.rows, len(output.errors), output.tokens) == ([], 1, 0)
     assert scorer([]).rows == []
 
 
-def test_captions_for_evaluation_are_scored_in_their_order(scorer, tiny):
+def test_evaluation_captions_are_scored_in_order(scorer, tiny):
     rows = [row(0, "A cup. A dog."), row(1, "A hat."), row(0, "A hat.", "sampled"), row(1, "", "sampled")]
     output = scorer.score_rows(rows)
     assert [(scored["sample_id"], scored["mode"]) for scored in output.rows] == [
@@ -231,7 +231,7 @@ def test_captions_for_evaluation_are_scored_in_their_order(scorer, tiny):
     assert pa.Table.from_pylist(output.rows, SCORED_CAPTIONS).num_rows == 4
 
 
-def test_an_evaluation_image_that_is_gone_fails_each_of_its_captions(scorer):
+def test_a_missing_evaluation_image_makes_each_of_its_captions_an_error_row(scorer):
     rows = [row(0, "A cup."), row(1, "A cup."), row(0, "A dog.", "sampled")]
     for gone in (rows[0], rows[2]):
         gone["image"] = {"id": "gone", "uri": "memory://nowhere/gone.png", "bytes": None, "sha256": None}
@@ -241,7 +241,7 @@ def test_an_evaluation_image_that_is_gone_fails_each_of_its_captions(scorer):
 
 
 @pytest.mark.skipif(not (WEIGHTS / "clip").is_dir(), reason="MiniWorld's CLIP is not there yet")
-def test_miniworld_clip_prefers_what_is_there():
+def test_miniworld_clip_prefers_true_captions():
     from jsfree.miniworld import world
 
     scorer = ClipScorer(RunConfig())

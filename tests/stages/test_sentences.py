@@ -1,4 +1,4 @@
-"""Captions are cut where a reader would cut them, and long sentences into the largest pieces that fit."""
+"""Captions are split into sentences, and long sentences into the largest pieces that fit."""
 
 import pytest
 
@@ -34,32 +34,32 @@ def words_fit(limit):
         ("... !! -", []),
     ],
 )
-def test_sentences(text, expected):
+def test_captions_are_split_into_sentences(text, expected):
     assert sentences(text) == expected
 
 
-def test_a_sentence_that_fits_stays_whole():
+def test_a_sentence_that_fits_is_not_split():
     assert sub_sentences(" a cup, and a ball ", words_fit(5)) == ["a cup, and a ball"]
 
 
-def test_clauses_are_packed_as_long_as_they_fit():
+def test_clauses_are_joined_while_they_fit():
     sentence = "a red cup, a blue ball; a dog, a cat: a hat"
     assert sub_sentences(sentence, words_fit(6)) == ["a red cup, a blue ball;", "a dog, a cat: a hat"]
 
 
-def test_a_clause_that_does_not_fit_is_cut_at_and_or_with_then_between_words():
+def test_a_long_clause_is_split_before_conjunctions_then_between_words():
     sentence = "in it, a large brown dog with a red ball and a cat"
     assert sub_sentences(sentence, words_fit(6)) == ["in it,", "a large brown dog", "with a red ball", "and a cat"]
     assert sub_sentences("one two three four five", words_fit(2)) == ["one two", "three four", "five"]
 
 
-def test_a_word_is_cut_only_when_it_does_not_fit_alone():
+def test_a_word_is_split_only_when_it_does_not_fit_alone():
     pieces = sub_sentences("see abcdefghij now", lambda text: len(text) <= 4)
     assert pieces == ["see", "abcd", "efgh", "ij", "now"]
     assert sub_sentences("一只猫，一只狗，一只鸟", lambda text: len(text) <= 8) == ["一只猫，一只狗，", "一只鸟"]
 
 
-def test_nothing_is_lost_and_everything_fits():
+def test_pieces_fit_and_keep_every_word():
     sentence = "The image shows a busy street, with people; some walk and some ride bicycles: " * 20
     fits = words_fit(7)
     pieces = sub_sentences(sentence, fits)

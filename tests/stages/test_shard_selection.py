@@ -1,4 +1,4 @@
-"""Selecting from the shards of a run gives the rows, the order and the facts of selecting among rows in memory."""
+"""Selecting from shards gives the same rows, order and facts as selecting from rows in memory."""
 
 import random
 
@@ -30,7 +30,7 @@ SETTINGS = [
 
 
 def caption(rng):
-    """A caption whose score is one of a few, so that many are tied."""
+    """A caption with one of a few scores, so that ties are common."""
     texts = rng.choices(SENTENCES, k=rng.randint(0, 4))
     return {
         "ratio": rng.choice([None, 0.25]),
@@ -75,9 +75,7 @@ def scored(rows, tmp_path) -> Folder:
 
 @pytest.mark.parametrize("spilled", [False, True], ids=["in memory", "through files"])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_rows_order_and_facts_are_those_of_the_literal_selection(
-    rows, scored, tmp_path, settings, spilled, monkeypatch
-):
+def test_rows_order_and_facts_match_the_literal_selection(rows, scored, tmp_path, settings, spilled, monkeypatch):
     if spilled:
         monkeypatch.setattr(shard_selection, "BUCKET_BYTES", 20_000)
     expected, facts = literal_selection.select(rows, Select(**settings), 3)
@@ -90,7 +88,7 @@ def test_rows_order_and_facts_are_those_of_the_literal_selection(
     assert (in_memory.rows, in_memory.facts) == (expected, facts)
 
 
-def test_the_temporary_files_are_gone_also_after_an_error(scored, tmp_path, monkeypatch):
+def test_temporary_files_are_removed_after_an_error(scored, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     monkeypatch.setattr(shard_selection, "BUCKET_BYTES", 20_000)
     (tmp_path / "temporary").mkdir()
@@ -108,14 +106,14 @@ def test_the_temporary_files_are_gone_also_after_an_error(scored, tmp_path, monk
     assert not list((tmp_path / "temporary").iterdir())
 
 
-def test_a_full_temporary_folder_is_named_with_a_remedy(scored, tmp_path, monkeypatch):
+def test_the_error_for_an_unusable_temporary_folder_recommends_tmpdir(scored, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", "/dev/full/none")
     monkeypatch.setattr(shard_selection, "BUCKET_BYTES", 20_000)
     with pytest.raises(StorageError, match=r"temporary files for sorting in /dev/full/none .*set TMPDIR"):
         select_shards(scored, Folder(str(tmp_path / "selected")), Select(splits=1, first=1, last=1), 0, 30)
 
 
-def test_shards_and_row_groups_are_bounded_by_rows_and_by_bytes(scored, tmp_path, monkeypatch):
+def test_shards_and_row_groups_are_limited_by_rows_and_bytes(scored, tmp_path, monkeypatch):
     monkeypatch.setattr(shard_selection, "SHARD_BYTES", 60_000)
     monkeypatch.setattr(shard_selection, "GROUP_BYTES", 10_000)
     target = Folder(str(tmp_path / "selected"))
@@ -128,7 +126,7 @@ def test_shards_and_row_groups_are_bounded_by_rows_and_by_bytes(scored, tmp_path
     assert max(group.nbytes for group in groups) < 20_000
 
 
-def test_shards_of_an_interrupted_attempt_do_not_stay(scored, tmp_path):
+def test_shards_of_an_interrupted_attempt_are_removed(scored, tmp_path):
     target = Folder(str(tmp_path / "selected"))
     for number in range(40):
         target.write_table(shard_name(number), schemas.SELECTED.empty_table())
@@ -137,7 +135,7 @@ def test_shards_of_an_interrupted_attempt_do_not_stay(scored, tmp_path):
     assert len(target.shards()) < 40
 
 
-def test_nothing_is_written_when_no_pair_is_left(scored, tmp_path):
+def test_nothing_is_written_when_no_pair_remains(scored, tmp_path):
     target = Folder(str(tmp_path / "selected"))
     empty = Folder(str(tmp_path / "empty"))
     with pytest.raises(StageError, match="of 0 pairs"):
@@ -145,7 +143,7 @@ def test_nothing_is_written_when_no_pair_is_left(scored, tmp_path):
     assert not target.exists()
 
 
-def test_only_the_columns_that_are_asked_for_are_read(scored, rows):
+def test_only_requested_columns_are_read(scored, rows):
     found = [row for table in scan(scored, schemas.SCORED, ("low.score", "sample_id")) for row in table.to_pylist()]
     assert found == [{"sample_id": row["sample_id"], "low": {"score": row["low"]["score"]}} for row in rows]
     with pytest.raises(StorageError, match=r"shard-00000\.parquet does not have the columns of"):
