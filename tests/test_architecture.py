@@ -120,7 +120,7 @@ def import_graph(package: str) -> dict[str, set[str]]:
     """The modules of a package and those of its own that each imports, also inside functions.
 
     Python runs a package's ``__init__`` before each of its modules. One that imports any of them therefore counts as
-    importing all, so that a module that imports names from it closes a circle.
+    importing all, so a module that imports names from the package creates a cycle.
     """
     paths = {module_of(path): path for path in SOURCES}
     own = {name: path for name, path in paths.items() if name == package or name.startswith(f"{package}.")}
@@ -137,7 +137,7 @@ def import_graph(package: str) -> dict[str, set[str]]:
 @pytest.mark.parametrize(
     "package", [info.name for info in pkgutil.iter_modules(jsfree.__path__, "jsfree.") if info.ispkg]
 )
-def test_modules_of_a_package_do_not_import_each_other_in_a_circle(package):
+def test_packages_have_no_circular_imports(package):
     graphlib.TopologicalSorter(import_graph(package)).prepare()
 
 
@@ -146,7 +146,7 @@ def test_serve_does_not_import_ray_jobs(path):
     assert "ray_jobs" not in imports(path)
 
 
-def test_the_http_side_imports_no_model():
+def test_the_http_app_does_not_import_torch_or_transformers():
     """The Serve replica that admits and forwards requests must start fast, without torch."""
     import subprocess
     import sys
@@ -178,7 +178,7 @@ def test_every_shipped_config_is_valid(path):
     assert config.load(path).run
 
 
-def test_light_modules_import_nothing_heavy():
+def test_light_modules_import_no_heavy_library():
     """Configuration and schemas must load fast, on machines that never run a model."""
     import subprocess
     import sys

@@ -1,7 +1,7 @@
 """Checks of the cluster files, the Dockerfile and docs/operations.md, without a cluster.
 
-What checks them is what would read them, as far as that runs offline: Ray's launcher and its autoscaler, hadolint,
-and this project's configuration. Nothing here has started a node or built an image.
+The checks use the tools that read these files, as far as they run offline: Ray's launcher and autoscaler, hadolint
+and this project's configuration. No test starts a node or builds an image.
 """
 
 import re
@@ -84,7 +84,7 @@ def test_every_node_requires_and_has_the_token(name):
         start = ray_start(cluster[f"{role}_start_ray_commands"])
         assert option(start, "RAY_AUTH_MODE") == "token"
         assert str(Path(option(start, "RAY_AUTH_TOKEN_PATH")).parent) in cluster["file_mounts"]
-    inside = containers_environment(cluster)  # for `ray exec`, `ray status` and the like
+    inside = containers_environment(cluster)  # for commands such as `ray exec` and `ray status`
     assert inside["RAY_AUTH_MODE"] == "token"
     assert inside["RAY_AUTH_TOKEN_PATH"] == option(start, "RAY_AUTH_TOKEN_PATH")
 
@@ -94,7 +94,7 @@ def test_no_port_is_open_to_the_internet(name):
     cluster = prepared(load(name))
     head, worker = (ray_start(cluster[f"{role}_start_ray_commands"]) for role in ("head", "worker"))
     assert option(head, "--dashboard-host") == "127.0.0.1"
-    assert option(head, "--metrics-export-port") == option(worker, "--metrics-export-port")  # one rule of a firewall
+    assert option(head, "--metrics-export-port") == option(worker, "--metrics-export-port")  # one firewall rule
     assert "0.0.0.0" not in yaml.safe_dump(cluster)
 
 
@@ -121,7 +121,7 @@ def test_aws_nodes_are_closed_by_default():
     for name, kind in cluster["available_node_types"].items():
         node = kind["node_config"]
         interfaces = node.get("NetworkInterfaces", [])
-        # Without a group of the user's, Ray makes one whose port 22 is open to the world.
+        # Without a configured security group, Ray creates one whose port 22 is open to the internet.
         assert node.get("SecurityGroupIds") or (interfaces and all(face["Groups"] for face in interfaces)), name
         assert node["MetadataOptions"]["HttpTokens"] == "required", name
         assert all(disk["Ebs"]["Encrypted"] for disk in node["BlockDeviceMappings"]), name
@@ -174,7 +174,7 @@ def test_the_autoscaler_starts_the_node_type_that_each_stage_requests():
     assert launched(cluster, requests_of(settings.train.resources), together=True) == {"train": 1}
     assert launched(cluster, requests_of(settings.generate.resources), together=False) == {"generate": 4}
     assert launched(cluster, requests_of(settings.score.resources), together=False) == {"generate": 1}
-    # The project's own forecast, made before a stage waits for nodes, knows the same limits.
+    # The project's own capacity check, made before a stage waits for nodes, uses the same limits.
     kinds = {"any": "head"}
     assert max_replicas(settings.train.resources, kinds, prepared(cluster)) == settings.train.resources.replicas
     assert max_replicas(settings.generate.resources, kinds, prepared(cluster)) == settings.generate.resources.replicas
@@ -195,7 +195,7 @@ def test_hadolint_finds_nothing_in_the_dockerfile():
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_the_image_is_pinned_and_locked():
+def test_the_image_is_pinned_and_its_packages_are_locked():
     bases = [words[1] for words in instructions() if words[0] == "FROM"]
     assert len(set(bases)) == 1, "the environment is moved from one stage to the other"
     version = re.fullmatch(r"python:(\d+\.\d+)\.\d+-slim-\w+", bases[0])[1]
@@ -216,7 +216,7 @@ def test_the_container_runs_as_the_user_that_the_cluster_files_expect():
     assert f"-o {USER} -g {USER} " in " ".join(load("cluster.yaml")["initialization_commands"])
 
 
-def test_the_build_context_holds_exactly_what_the_image_is_built_from():
+def test_the_build_context_contains_only_the_inputs_of_the_image():
     rules = [rule for rule in read(".dockerignore").splitlines() if rule and not rule.startswith("#")]
     assert rules[0] == "*"
     allowed = {rule.removeprefix("!") for rule in rules if rule.startswith("!")}
@@ -231,7 +231,7 @@ def test_the_build_context_holds_exactly_what_the_image_is_built_from():
     assert all((ROOT / source).exists() for source in copied)
 
 
-def test_the_wheel_holds_every_package_that_a_node_imports():
+def test_the_wheel_contains_every_package_that_a_node_imports():
     packages = {name for name in ("jsfree", "ray_jobs", "serve") if (ROOT / name / "__init__.py").exists()}
     wheel = tomllib.loads(read("pyproject.toml"))["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert packages <= set(wheel)

@@ -11,7 +11,7 @@ def kinds(base: type = errors.JsfreeError) -> list[type]:
     return [base, *(kind for child in base.__subclasses__() for kind in kinds(child))]
 
 
-def test_the_text_is_problem_and_remedy():
+def test_the_message_states_the_problem_and_the_remedy():
     assert str(errors.ConfigError("a.yaml: no such key 'x'", "remove it")) == "a.yaml: no such key 'x'; remove it"
     assert str(errors.ConfigError("a.yaml: no such key 'x'")) == "a.yaml: no such key 'x'"
 

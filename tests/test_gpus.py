@@ -25,7 +25,7 @@ V100, A100 = Gpu("Tesla V100-SXM2-32GB", 32 * 2**30, bf16=False), Gpu("NVIDIA A1
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without CUDA")
 
 
-def test_bfloat16_needs_a_gpu_that_computes_in_it():
+def test_bfloat16_needs_a_gpu_that_supports_it():
     check_dtype(A100, "bfloat16")
     check_dtype(V100, "float32")
     with pytest.raises(DeviceError, match=r"Tesla V100-SXM2-32GB has no bfloat16 .*captioner\.dtype: float32"):
@@ -72,7 +72,7 @@ def test_driver_and_gpus_are_listed(monkeypatch):
     assert driver_version() == "580.65.06"
 
 
-def test_a_driver_that_fails_counts_as_none(monkeypatch):
+def test_a_failing_driver_is_treated_as_absent(monkeypatch):
     def lost(gpu: int) -> str:
         raise Nvml.NVMLError("GPU is lost")
 
@@ -82,7 +82,7 @@ def test_a_driver_that_fails_counts_as_none(monkeypatch):
 
 
 @without_cuda
-def test_without_a_driver_none_is_found():
+def test_no_gpu_is_found_without_a_driver():
     assert nvidia_driver() is None
     assert driver_version() == "none found"
 
@@ -106,8 +106,8 @@ def test_a_batch_too_large_for_memory_is_halved():
         apply_in_halves(never, torch.arange(4))
 
 
-def test_out_of_memory_as_the_cause_of_another_error():
-    """Capturing a CUDA graph ends in an error of its own."""
+def test_out_of_memory_is_recognised_as_the_cause_of_another_error():
+    """A failed CUDA graph capture raises an error of its own, with the out-of-memory error as its cause."""
 
     def capture() -> None:
         try:

@@ -1,8 +1,8 @@
 """Checks of the Kubernetes manifests in deploy/, without a cluster.
 
 Pods, volumes and the network policy are checked against Kubernetes' own schemas, Serve's section by Ray, the job's
-command by this project's configuration. KubeRay's fields are checked against a schema of ours only: kuberay_schema.py
-says what that is worth.
+command by this project's configuration. KubeRay's fields are only checked against this project's own schema;
+its limits are described in kuberay_schema.py.
 """
 
 import copy
@@ -22,7 +22,7 @@ from tests.support.kuberay_schema import KINDS
 
 MANIFESTS = ("deploy/rayjob.yaml", "deploy/rayservice.yaml")
 KUBERNETES = "1.31"
-USER = 1000  # of the image: test_deploy.py
+USER = 1000  # the user of the image, see test_deploy.py
 
 
 def documents(name: str) -> list[dict[str, Any]]:
@@ -150,15 +150,15 @@ def test_the_job_runs_a_valid_command():
     assert {settings.train.resources.accelerator_type, settings.generate.resources.accelerator_type} == known
 
 
-@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # Ray's own, when it is imported
-def test_the_service_is_the_one_that_jsfree_serve_writes():
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # emitted by Ray on import
+def test_the_service_matches_the_configuration_that_jsfree_serve_writes():
     from serve.deploy import check, deploy_config
 
     settings = yaml.safe_load(load("deploy/rayservice.yaml")["spec"]["serveConfigV2"])
-    check(settings, "serveConfigV2")  # Serve's schema, and the misspelled keys that it would ignore
+    check(settings, "serveConfigV2")  # against Serve's schema, and for misspelled keys, which Serve ignores
     (application,) = settings["applications"]
     overrides = application["args"]["settings"]
     served = config.load(ROOT / "configs/llava-1.5-13b.yaml", [f"run={application['args']['run']}", *overrides])
     assert settings == deploy_config(served, overrides)
-    assert served.serve.host == "0.0.0.0"  # the pod's network: loopback would answer nobody
+    assert served.serve.host == "0.0.0.0"  # the pod's network: loopback is not reachable from outside the pod
     assert served.serve.before.gpus == served.serve.after.gpus == 1

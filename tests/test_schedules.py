@@ -7,7 +7,7 @@ import pytest
 from jsfree.schedules import warmup_cosine
 
 
-def test_factor_rises_linearly_and_falls_to_zero():
+def test_the_factor_rises_linearly_and_falls_to_zero():
     factors = [warmup_cosine(step, total=100, warmup=10) for step in range(101)]
     assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert factors[10] == 1.0

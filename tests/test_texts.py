@@ -1,4 +1,4 @@
-"""What tables and files cannot hold is refused, or written so that they can."""
+"""Text that tables and files cannot store is refused or escaped."""
 
 import pyarrow as pa
 import pytest
@@ -8,7 +8,7 @@ from jsfree.texts import MAX_SHOWN, is_text, printable, readable, require_text
 
 
 @pytest.mark.parametrize("text", ["", "a cat", "caf\u00e9 \u4e2d \U0001f600", "\x01\x7f\n\ufeff\ufffe"])
-def test_any_unicode_is_text(text):
+def test_any_valid_unicode_is_accepted(text):
     assert is_text(text)
     assert require_text(text, "it") == readable(text) == text
 
@@ -21,7 +21,7 @@ def test_any_unicode_is_text(text):
         ("\udce9\ud83d", "\\udce9\\ud83d", "it contains U+DCE9 at character 0, "),
     ],
 )
-def test_what_is_no_unicode_is_named_and_can_be_shown(text, shown, message):
+def test_invalid_unicode_is_refused_with_its_position_and_escaped(text, shown, message):
     assert not is_text(text)
     assert readable(text) == printable(text) == shown
     pa.array([shown])
@@ -31,7 +31,7 @@ def test_what_is_no_unicode_is_named_and_can_be_shown(text, shown, message):
     assert message in str(error.value)
 
 
-def test_a_zero_character_is_refused_and_escaped():
+def test_a_null_character_is_refused_and_escaped():
     with pytest.raises(RowError, match="it contains a null character at 1"):
         require_text("a\0b", "it")
     assert printable("a\0b") == "a\\0b"

@@ -20,11 +20,11 @@ def test_the_local_filesystem_is_not_remote():
 
 
 @pytest.mark.parametrize("ref", ["owner/name", "owner/name@main", "gpt2", "relative/folder"])
-def test_references_that_can_be_hub_ids(ref):
+def test_valid_hub_ids_are_recognised(ref):
     assert is_hub_syntax(ref)
 
 
 @pytest.mark.parametrize("ref", ["s3://bucket/x", "miniworld:captioner", "/x", "./x", "../x", "~/x"])
-def test_references_that_cannot_be_hub_ids(ref):
+def test_paths_uris_and_builtin_models_are_not_hub_ids(ref):
     assert not is_hub_syntax(ref)
     assert is_written_as_path(ref) == (ref[0] in "/.~")

@@ -1,4 +1,4 @@
-"""Steps that go wrong, each in its way; run as a script it prints what the runner makes of them."""
+"""Steps that fail in different ways. Run as a script, it prints the runner's outcome of each step."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def step_of(name):
 
 
 def main():
-    import torch  # once, not in every step
+    import torch  # imported once here, not again in every step
 
     runner = Runner(TINY)
     names = (fine, crashes, raises, lacks, in_parts, unequal)
@@ -60,7 +60,7 @@ def main():
         step.__name__: runner.run(Step(step.__name__, f"faulty_steps:{step.__name__}", 60), 60) for step in names
     }
     outcomes["hangs"] = runner.run(step_of("hangs"), 2)
-    torch.cuda._is_in_bad_fork = lambda: True  # as if an import had touched CUDA; fresh processes do not inherit it
+    torch.cuda._is_in_bad_fork = lambda: True  # simulates an initialised CUDA; spawned processes do not inherit it
     outcomes["fine, spawned"] = Runner(replace(TINY, device="cuda")).run(step_of("fine"), 60)
     json.dump({name: outcome.as_json() for name, outcome in outcomes.items()}, sys.stdout)
 

@@ -1,4 +1,4 @@
-"""The GPU check on a CPU, its runner among steps that go wrong, and the wheels it carries."""
+"""The GPU check run on a CPU, its runner with failing steps, and its kit of wheels."""
 
 import json
 import math
@@ -53,23 +53,23 @@ def test_the_whole_check_runs_on_a_cpu_with_tiny_shapes(tmp_path):
     assert result["ratios"].keys() == keys
 
 
-def test_a_step_that_hangs_or_crashes_keeps_what_it_found(outcomes):
+def test_a_step_that_hangs_or_crashes_keeps_its_earlier_figures(outcomes):
     hung, crashed = outcomes["hangs"], outcomes["crashes"]
     assert (hung["status"], hung["reason"]) == ("timeout", "cut off after 2 s")
     assert hung["figures"] == crashed["figures"] == {"before": 1.0}
-    assert "in hangs" in hung["log"]  # where it was
+    assert "in hangs" in hung["log"]  # the stack when it was cut off
     assert crashed["status"] == "failed"
     assert crashed["reason"] == "the process ended with exit code -6"
 
 
-def test_a_step_that_raises_fails_and_one_that_lacks_a_library_is_skipped(outcomes):
+def test_an_exception_fails_a_step_and_a_missing_library_skips_it(outcomes):
     assert outcomes["raises"]["status"] == "failed"
     assert outcomes["raises"]["reason"] == "ValueError: the step is broken"
     assert outcomes["lacks"]["status"] == "skipped"
     assert "No module named 'a_library_that_nobody_has'" in outcomes["lacks"]["reason"]
 
 
-def test_a_part_that_fails_leaves_the_others_to_run(outcomes):
+def test_later_parts_of_a_step_run_after_one_fails(outcomes):
     found = outcomes["in_parts"]
     assert (found["status"], found["reason"]) == ("failed", "1 failed: broken")
     assert found["failures"] == {"broken": "ValueError: this part is broken"}
@@ -77,12 +77,12 @@ def test_a_part_that_fails_leaves_the_others_to_run(outcomes):
     assert found["figures"] == {"after": 1.0}
 
 
-def test_a_check_that_does_not_hold_fails_its_step(outcomes):
+def test_a_failed_check_fails_its_step(outcomes):
     assert outcomes["unequal"]["reason"] == "2 failed: too large; not a number"
 
 
 @pytest.mark.parametrize("name", ["fine", "fine, spawned"])
-def test_a_step_runs_in_a_forked_process_or_where_cuda_forbids_that_in_a_fresh_one(outcomes, name):
+def test_a_step_runs_in_a_forked_process_or_in_a_spawned_one_if_cuda_is_initialised(outcomes, name):
     found = outcomes[name]
     assert found["status"] == "done"
     assert found["checks"]["small"] == {"passed": True, "value": 0.5, "limit": 1}
@@ -94,7 +94,7 @@ def wheel(folder: Path, name: str, number: str) -> None:
         archive.writestr(f"{name}_from_the_kit.py", "")
 
 
-def test_the_kit_gives_what_is_missing_or_older_and_nothing_else(tmp_path, monkeypatch):
+def test_the_kit_installs_only_missing_or_outdated_packages(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     wheel(tmp_path, "nobody_has_this", "1.0")
     wheel(tmp_path, "numpy", version("numpy"))
@@ -105,7 +105,7 @@ def test_the_kit_gives_what_is_missing_or_older_and_nothing_else(tmp_path, monke
     assert offered == {"nobody_has_this_from_the_kit.py", "pillow_from_the_kit.py"}
 
 
-def test_without_a_kit_nothing_changes(tmp_path):
+def test_a_missing_kit_installs_nothing(tmp_path):
     before = [*sys.path]
     assert kit.install(tmp_path / "absent") == []
     assert sys.path == before

@@ -1,4 +1,4 @@
-"""Generation, scoring and DPO work where neither Ray nor DeepSpeed is installed, as on a machine lent for minutes."""
+"""Generation, scoring and DPO work without Ray and DeepSpeed, as on a bare GPU machine."""
 
 import subprocess
 import sys
@@ -48,7 +48,7 @@ print([name for name in ABSENT if sys.modules[name] is not None])
 
 
 @pytest.mark.slow
-def test_pairs_scores_and_a_training_step_need_neither_ray_nor_deepspeed():
+def test_generation_scoring_and_a_training_step_need_neither_ray_nor_deepspeed():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"

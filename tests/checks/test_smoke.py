@@ -1,4 +1,4 @@
-"""The smoke checks: a sound run passes all of them, and each fails on a run broken in its own way."""
+"""The smoke checks: a sound run passes all of them, and each check fails on a run with the defect it looks for."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ def sound(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(sound, tmp_path) -> Run:
-    """A copy of the sound run, to be broken."""
+    """A copy of the sound run for a test to break."""
     shutil.copytree(sound, tmp_path / "run")
     return reopened(tmp_path / "run")
 
@@ -58,7 +58,7 @@ def as_stored(run: Run) -> Reloaded:
 
 
 def failures(run: Run, reloaded=None) -> dict[str, str]:
-    """What the failed checks found, by name."""
+    """The findings of the failed checks, by name of the check."""
     findings = examine(run, {1: reloaded or as_stored(run)})
     assert len(findings) == 10
     assert all(finding.found and finding.remedy for finding in findings)
@@ -83,11 +83,11 @@ def change_steps(run: Run, change) -> None:
     run.stage(1, "train").write_json("steps.json", steps)
 
 
-def test_a_sound_run_passes_all(run):
+def test_a_sound_run_passes_all_checks(run):
     assert failures(run) == {}
 
 
-def test_stage_without_manifest_without_rows_or_with_failures(run):
+def test_a_stage_without_manifest_without_rows_or_with_failed_rows_fails(run):
     manifest = run.manifest(1, "captions/m1-sampled")
     stage = "captions/m1-sampled"
     run.finish(1, stage, replace(manifest, rows_failed=1))
@@ -134,7 +134,7 @@ def test_an_insignificant_difference_reports_the_required_pairs(run):
     assert "pairs would be significant" in failures(run)[HALLUCINATION]
 
 
-def test_too_few_pairs(run):
+def test_too_few_pairs_fail(run):
     def same_ratio(row, number):
         row["high"]["ratio"] = row["high"]["ratio"] if number < 12 else 0.0
 
@@ -147,33 +147,33 @@ def test_a_selected_pair_without_gap_fails(run):
     assert "1 have none" in failures(run)[GAP]
 
 
-def test_a_first_loss_other_than_ln_2_fails(run):
+def test_an_initial_loss_other_than_ln_2_fails(run):
     change_steps(run, lambda step, done: step.update(loss=0.70) if done == 0 else None)
     assert set(failures(run)) == {LN2}
 
 
 @pytest.mark.parametrize(("figure", "name"), [("margin", MARGIN), ("chosen_reward", CHOSEN)])
-def test_a_reward_that_falls_fails(run, figure, name):
+def test_a_falling_chosen_reward_fails(run, figure, name):
     change_steps(run, lambda step, done: step.update({figure: -done}))
     broken = failures(run)
     assert set(broken) == {name}
     assert "0 -> -0.8" in broken[name]
 
 
-def test_too_few_steps(run):
+def test_too_few_steps_fail(run):
     steps = run.stage(1, "train").read_json("steps.json")
     run.stage(1, "train").write_json("steps.json", steps[:3])
     assert "at least 4 are needed" in failures(run)[MARGIN]
 
 
-def test_a_model_that_did_not_change_or_changed_elsewhere_fails(run):
+def test_unchanged_trained_weights_or_changed_frozen_weights_fail(run):
     good = as_stored(run)
     assert set(failures(run, replace(good, changed=20))) == {CHANGED}
     assert set(failures(run, replace(good, trained=0, changed=0))) == {CHANGED}
     assert "1 of 71 frozen" in failures(run, replace(good, touched=1))[CHANGED]
 
 
-def test_a_model_with_other_captions_or_that_does_not_load_fails(run):
+def test_a_published_model_that_fails_to_load_or_captions_differently_fails(run):
     good = as_stored(run)
     first = next(iter(good.texts))
     broken = failures(run, replace(good, texts={**good.texts, first: "A zebra."}))

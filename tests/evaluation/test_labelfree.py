@@ -1,4 +1,4 @@
-"""Label-free figures on captions whose figures are plain to see."""
+"""Label-free figures of captions that are easy to count by hand."""
 
 import json
 
@@ -39,7 +39,7 @@ def test_figures_of_a_small_corpus():
     assert value(figures, "empty") == 1 / 4
 
 
-def test_every_interval_holds_its_value_and_is_valid_json():
+def test_every_interval_contains_its_value_and_is_valid_json():
     rng = np.random.default_rng(0)
     words = ["red", "blue", "cup", "dog", "cat", "car", "tree", "there", "is", "a"]
     rows = [caption(" ".join(rng.choice(words, 6)) + ".", scores=[rng.normal(0.3, 0.05)]) for _ in range(60)]
@@ -72,13 +72,13 @@ def test_jackknife_of_distinct_bigrams_equals_leaving_captions_out():
     assert interval.value - interval.low == pytest.approx(1.959964 * variance**0.5)
 
 
-def test_captions_that_say_nothing_are_counted_not_hidden():
+def test_empty_captions_are_counted():
     figures = labelfree.summarise([caption(text=""), caption(text="")], 0.2)
     assert figures["empty"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert figures["clip_score"] == figures["distinct_2"] == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
-def test_nothing_to_measure_is_an_error_with_a_reason():
+def test_no_captions_or_no_sentences_is_an_error():
     with pytest.raises(ConfigError, match="no captions"):
         labelfree.summarise([], 0.2)
     with pytest.raises(StageError, match="none of the 1 captions has a sentence"):

@@ -10,13 +10,13 @@ RATE = Metric("rate", "Rate", "", "lower")
 COUNT = Metric("count", "Count", "", None, 1.0, "")
 
 
-def test_values_have_a_minus_sign_but_zero_has_none():
+def test_negative_values_have_a_minus_sign_and_zero_has_none():
     assert RATE.format(-0.1234, sign=True) == "−12.3"
     assert RATE.format(-0.00001, sign=True) == "0.0"
     assert RATE.format(math.nan) == RATE.format(None) == "–"
 
 
-def test_values_with_unit():
+def test_values_are_formatted_with_their_unit():
     assert RATE.format_with_unit(0.5) == "50.0\u00a0%"
     assert COUNT.format_with_unit(2) == "2.0"
 

@@ -1,4 +1,4 @@
-"""Captions written by hand, counted as a reader would count them."""
+"""Counts of mentions and errors in handwritten captions, against counts made by hand."""
 
 import pytest
 
@@ -20,20 +20,20 @@ SCENE = Scene(
 )
 
 
-def test_the_true_caption_is_perfect():
+def test_the_true_caption_has_no_errors():
     count = count_caption(SCENE, world.true_caption(SCENE))
     assert (count.mentions, count.hallucinated, count.distinct_correct, count.attribute_errors) == (3, 0, 3, 0)
     assert (count.truth_objects, count.duplicates) == (3, 0)
 
 
-def test_an_absent_object_is_found_with_its_place_in_the_text():
+def test_an_absent_object_is_found_with_its_position_in_the_text():
     text = "This is a kitchen. There is a red cup at the top left. There is a black kettle on the left."
     (absent,) = hallucinated_mentions(SCENE, text)
     assert text[absent.start : absent.end] == absent.noun == "kettle"
     assert (absent.colour, absent.position) == ("black", "on the left")
 
 
-def test_repeats_count_as_mentions_but_not_as_distinct_ones():
+def test_repeated_mentions_are_not_distinct_mentions():
     count = count_caption(SCENE, "A red cup. A red cup. The cup. A kettle and a kettle.")
     assert (count.mentions, count.distinct, count.duplicates) == (5, 2, 3)
     assert (count.hallucinated, count.distinct_correct) == (2, 1)
@@ -51,11 +51,11 @@ def test_repeats_count_as_mentions_but_not_as_distinct_ones():
         ("There is a red cup and a bus, blue.", 0),
     ],
 )
-def test_attribute_errors(text, errors):
+def test_wrong_attributes_are_counted(text, errors):
     assert count_caption(SCENE, text).attribute_errors == errors
 
 
-def test_free_order_case_plurals_and_spacing():
+def test_word_order_case_plurals_and_spacing_do_not_matter():
     found = mentions("On the LEFT are two Red Cups, three blue BUSES at the  top\nfishes here")
     assert [(mention.noun, mention.colour, mention.position) for mention in found] == [
         ("cup", "red", "on the left"),
@@ -64,7 +64,7 @@ def test_free_order_case_plurals_and_spacing():
     ]
 
 
-def test_a_longer_phrase_is_not_taken_for_a_shorter_one():
+def test_a_longer_phrase_is_not_mistaken_for_a_shorter_one():
     (found,) = mentions("a cup at the top left")
     assert found.position == "at the top left"
 
@@ -77,7 +77,7 @@ def test_text_without_objects_counts_nothing(text):
     assert (count.mentions, count.hallucinated, count.attribute_errors) == (0, 0, 0)
 
 
-def test_a_sentence_cut_off_still_counts():
+def test_a_truncated_sentence_still_counts():
     assert count_caption(SCENE, "This is a kitchen. There is a red cup").distinct_correct == 1
 
 
@@ -100,7 +100,7 @@ def test_summary_pools_rates_and_averages_counts():
     )
 
 
-def test_intervals_hold_their_value_narrow_with_more_captions_and_repeat():
+def test_intervals_contain_their_value_narrow_with_more_captions_and_are_reproducible():
     scenes = [world.scene("development", index) for index in range(400)]
     counts = [count_caption(scene, world.true_caption(SCENE)) for scene in scenes]
     few, many = summarise(counts[:40]), summarise(counts)
@@ -113,7 +113,7 @@ def test_intervals_hold_their_value_narrow_with_more_captions_and_repeat():
     assert summarise(counts) == many
 
 
-def test_silent_captions_have_rates_of_zero_and_no_captions_are_an_error():
+def test_empty_captions_have_rates_of_zero_and_no_captions_is_an_error():
     figures = summarise([count_caption(SCENE, "")])
     assert figures["response_hallucination"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     with pytest.raises(ConfigError, match="no captions"):

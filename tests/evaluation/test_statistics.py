@@ -41,7 +41,7 @@ def test_resamples_have_the_size_of_the_sample():
     assert (counts.sum(1) == 30).all()
 
 
-def test_undefined_ratio_and_no_samples():
+def test_an_undefined_ratio_is_nan_and_no_samples_is_an_error():
     assert all(math.isnan(figure) for figure in ratio_interval([0, 0], [0, 0]))
     assert np.isnan(divide(np.array([1.0]), np.array([0.0]))).all()
     with pytest.raises(ConfigError, match="no samples"):
@@ -49,7 +49,7 @@ def test_undefined_ratio_and_no_samples():
 
 
 @pytest.mark.parametrize(("successes", "total", "low", "high"), [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775)])
-def test_wilson_reference_values(successes, total, low, high):
+def test_wilson_matches_reference_values(successes, total, low, high):
     interval = wilson(successes, total)
     assert interval.value == successes / total
     assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-4)
@@ -63,7 +63,7 @@ def test_wilson_bound_is_z_standard_errors_from_the_share(successes, total):
     assert (share - bound) / math.sqrt(bound * (1 - bound) / total) == pytest.approx(1.645)
 
 
-def test_wilson_limits():
+def test_wilson_at_its_limits():
     assert wilson(0, 64, 1.645).low == 0
     assert math.isnan(wilson(0, 0).value)
     with pytest.raises(ConfigError, match="impossible"):

@@ -17,7 +17,7 @@ def embedded(tmp_path_factory) -> Run:
 
 @pytest.fixture(scope="session")
 def referring(embedded, tmp_path_factory) -> Run:
-    """The same selected pairs, their images as files."""
+    """A run with the same selected pairs whose images are files."""
     folder = tmp_path_factory.mktemp("referring")
     run = Run.open(embedded.config.model_copy(update={"run": str(folder / "run")}))
     rows = selected(embedded)
@@ -46,7 +46,7 @@ def sha256_of(image: dict) -> str:
 
 @pytest.fixture(scope="session")
 def said():
-    """What of a pair must survive: prompt, both captions, the image's content."""
+    """The parts of a pair that a round trip must preserve: prompt, both captions and the image's content."""
 
     def of(pairs) -> list[tuple[str, str, str, str]]:
         return [(pair.prompt, pair.chosen, pair.rejected, sha256_of(pair.image)) for pair in pairs]

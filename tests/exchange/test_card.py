@@ -1,4 +1,4 @@
-"""The card's figures are those that a person counts in the rows."""
+"""The figures on the dataset card equal those counted by hand in the rows."""
 
 import pytest
 import yaml
@@ -41,7 +41,7 @@ def run(embedded, tmp_path) -> Run:
     return run
 
 
-def test_figures_are_those_of_the_rows(run, tmp_path):
+def test_figures_match_the_rows(run, tmp_path):
     found = export(run, "trl", str(tmp_path / "out")).figures
     assert {key: found[key] for key in ("exported", "scored", "identical", "truncated", "selected", "left_out")} == {
         "exported": 3, "scored": 4, "identical": 1, "truncated": 0, "selected": 3, "left_out": 0
@@ -55,7 +55,7 @@ def test_figures_are_those_of_the_rows(run, tmp_path):
     assert (found["gaps"][0]["from"], found["gaps"][9]["to"]) == pytest.approx((2.0, 10.0))
 
 
-def test_the_card_says_them_and_the_hub_can_read_its_head(run, tmp_path):
+def test_the_card_shows_the_figures_and_has_valid_front_matter(run, tmp_path):
     export(run, "trl", str(tmp_path / "out"))
     _, head, body = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
     told = yaml.safe_load(head)
@@ -79,7 +79,7 @@ def test_the_card_says_them_and_the_hub_can_read_its_head(run, tmp_path):
         assert f"\n{line}\n" in body, line
 
 
-def test_pairs_of_somebody_else_have_no_ratio(run, tmp_path):
+def test_imported_pairs_have_an_unknown_ratio(run, tmp_path):
     imported = {"imported": {"format": "povid", "path": "/theirs.json"}}
     config = run.config.model_validate({**run.config.model_dump(), **imported})
     rows = run.stage(1, "selected").read_shards(schemas.SELECTED).to_pylist()
@@ -94,5 +94,5 @@ def test_pairs_of_somebody_else_have_no_ratio(run, tmp_path):
     assert "imported (povid: `/theirs.json`)" in card
 
 
-def test_a_histogram_of_equal_values_has_them_all_in_one_bin():
+def test_a_histogram_of_equal_values_fills_one_bin():
     assert [each["pairs"] for each in histogram([3.0, 3.0])] == [2, *[0] * 9]

@@ -1,4 +1,4 @@
-"""What is refused, what is left out, and how much is in memory at a time."""
+"""Exports: refused requests, skipped pairs, file sizes and target folders."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from jsfree.run.run import Run
 from tests.support import example_run
 
 
-def test_what_cannot_be_done_is_refused_before_anything_is_written(embedded, tmp_path):
+def test_an_impossible_export_is_refused_before_writing(embedded, tmp_path):
     for name, placement, told in [
         ("ms-swift", "embed", "ms-swift supports copy or reference; choose one of these, or the format trl or rlaif-v"),
         (
@@ -37,20 +37,20 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(embedded, tmp
         export(embedded, "trl", str(tmp_path / "other"), number=2)
 
 
-def test_a_run_without_pairs_says_which_stage_is_missing(embedded, tmp_path):
+def test_exporting_a_run_without_pairs_names_the_missing_stage(embedded, tmp_path):
     run = Run.open(embedded.config.model_copy(update={"run": str(tmp_path / "run")}))
     with pytest.raises(RunError, match="has no scored pairs yet; first do `jsfree score`"):
         export(run, "trl", str(tmp_path / "out"), pairs="scored")
 
 
-def test_the_last_round_with_selected_pairs_is_taken(tmp_path):
+def test_the_last_round_with_selected_pairs_is_exported(tmp_path):
     run = example_run.build(tmp_path / "run", rounds=2, errors=False)
     done = export(run, "povid", str(tmp_path / "out"))
     assert done.figures["round"] == 2
     assert "m1 of miniworld:captioner" in (tmp_path / "out" / "provenance.jsonl").read_text()
 
 
-def test_an_image_inside_a_tar_file_is_no_file_to_refer_to(referring, rows_of, tmp_path):
+def test_an_image_inside_a_tar_file_cannot_be_referenced(referring, rows_of, tmp_path):
     run = Run.open(referring.config.model_copy(update={"run": str(tmp_path / "run")}))
     rows = rows_of(referring)[:2]
     rows[1]["image"]["uri"] = "/data/shard.tar#offset=512&length=100"
@@ -59,7 +59,7 @@ def test_an_image_inside_a_tar_file_is_no_file_to_refer_to(referring, rows_of, t
         export(run, "povid", str(tmp_path / "out"), placement="reference")
 
 
-def test_a_pair_whose_image_is_gone_is_left_out_and_counted(referring, rows_of, tmp_path):
+def test_a_pair_without_a_usable_image_is_skipped_and_counted(referring, rows_of, tmp_path):
     run = Run.open(referring.config.model_copy(update={"run": str(tmp_path / "run")}))
     rows = rows_of(referring)[:3]
     rows[1]["image"]["uri"] = str(tmp_path / "gone.png")
@@ -74,7 +74,7 @@ def test_a_pair_whose_image_is_gone_is_left_out_and_counted(referring, rows_of, 
         export(run, "trl", str(tmp_path / "other"))
 
 
-def test_large_sets_become_several_files(embedded, said, expected, tmp_path, monkeypatch):
+def test_large_sets_are_split_into_several_files(embedded, said, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "ROWS_PER_FILE", 10)
     export(embedded, "trl", str(tmp_path / "rows"))
     files = sorted(path.name for path in (tmp_path / "rows" / "data").iterdir())
@@ -86,7 +86,7 @@ def test_large_sets_become_several_files(embedded, said, expected, tmp_path, mon
     assert len(list((tmp_path / "bytes" / "data").iterdir())) == len(expected)
 
 
-def test_scored_pairs_have_the_roles_that_selection_gives_them(embedded, tmp_path):
+def test_scored_pairs_get_the_roles_that_selection_assigns(embedded, tmp_path):
     scored = embedded.stage(1, "scored").read_shards(schemas.SCORED).to_pylist()
     different = [row for row in scored if row["low"]["text"] != row["high"]["text"]]
     done = export(embedded, "povid", str(tmp_path / "swap"), pairs="scored")
@@ -102,7 +102,7 @@ def test_scored_pairs_have_the_roles_that_selection_gives_them(embedded, tmp_pat
     assert without["inverted_share"] == 0
 
 
-def test_provenance_is_told_beside_the_records(embedded, rows_of, tmp_path):
+def test_provenance_is_written_for_every_record(embedded, rows_of, tmp_path):
     export(embedded, "trl", str(tmp_path / "out"))
     told = [json.loads(line) for line in (tmp_path / "out" / "provenance.jsonl").read_text().splitlines()]
     rows = rows_of(embedded)
@@ -116,7 +116,7 @@ def test_a_set_can_be_written_to_any_filesystem(embedded, expected, said):
     assert said(preferences(Imported(format="rlaif-v", path=done.uri))) == expected
 
 
-def test_an_export_goes_into_no_run_and_into_no_source(embedded, tmp_path, monkeypatch):
+def test_an_export_into_a_run_or_its_source_is_refused(embedded, tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(Path(embedded.folder.path) / "round-1")
     monkeypatch.chdir(tmp_path)
     for refused in (f"{embedded.folder.uri}/export", "link/export", f"{embedded.folder.uri}/../run/round-2/model"):
@@ -135,7 +135,7 @@ def test_an_export_goes_into_no_run_and_into_no_source(embedded, tmp_path, monke
     assert [*(tmp_path / "images").rglob("*")] == [tmp_path / "images" / "sub"]
 
 
-def test_a_run_that_was_moved_is_exported_and_reported_from_where_it_is(embedded, tmp_path, monkeypatch):
+def test_a_moved_run_is_exported_and_reported_from_its_new_folder(embedded, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     stored = embedded.config.model_copy(update={"run": "runs/first"})
     shutil.copytree(embedded.folder.path, "moved")

@@ -1,4 +1,4 @@
-"""Every layout has exactly the keys that its readers ask for, and what goes out comes back."""
+"""Every format has exactly the keys that its readers expect, and exported pairs survive a round trip."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ COMBINATIONS = [(name, placement) for name, layout in FORMATS.items() for placem
 
 
 @pytest.mark.parametrize(("name", "placement"), COMBINATIONS)
-def test_what_is_exported_comes_back(embedded, referring, said, expected, tmp_path, name, placement):
+def test_exported_pairs_survive_a_round_trip(embedded, referring, said, expected, tmp_path, name, placement):
     run = referring if placement == "reference" else embedded
     out = tmp_path / "out"
     done = export(run, name, str(out), placement=placement)
@@ -28,14 +28,14 @@ def test_what_is_exported_comes_back(embedded, referring, said, expected, tmp_pa
     assert all(file.endswith(".png") for file in files)
 
 
-def test_a_set_that_was_moved_still_finds_its_images(embedded, said, expected, tmp_path):
+def test_a_moved_set_still_finds_its_images(embedded, said, expected, tmp_path):
     export(embedded, "ms-swift", str(tmp_path / "out"))
     (tmp_path / "out").rename(tmp_path / "moved")
     found = preferences(Imported(format="ms-swift", path=str(tmp_path / "moved" / "train.jsonl")))
     assert said(found) == expected
 
 
-def test_ids_survive_where_a_format_has_them(embedded, rows_of, tmp_path):
+def test_ids_survive_in_formats_that_have_ids(embedded, rows_of, tmp_path):
     for name in ("povid", "rlaif-v"):
         export(embedded, name, str(tmp_path / name))
         found = preferences(Imported(format=name, path=str(tmp_path / name)))
@@ -50,7 +50,7 @@ def first_record(out: Path) -> dict:
     return pq.read_table(out / "data" / "train-00000.parquet").to_pylist()[0]
 
 
-def test_trl_records(embedded, referring, tmp_path):
+def test_trl_records_have_the_expected_keys(embedded, referring, tmp_path):
     export(embedded, "trl", str(tmp_path / "embedded"))
     export(referring, "trl", str(tmp_path / "referring"), placement="reference")
     record, line = first_record(tmp_path / "embedded"), first_record(tmp_path / "referring")
@@ -63,7 +63,7 @@ def test_trl_records(embedded, referring, tmp_path):
     assert Path(line["images"][0]).is_file()
 
 
-def test_swift_records(embedded, tmp_path):
+def test_swift_records_have_the_expected_keys(embedded, tmp_path):
     export(embedded, "ms-swift", str(tmp_path / "out"))
     record = first_record(tmp_path / "out")
     assert list(record) == ["messages", "images", "rejected_response"]
@@ -72,7 +72,7 @@ def test_swift_records(embedded, tmp_path):
     assert (tmp_path / "out" / record["images"][0]).is_file()
 
 
-def test_factory_records_and_their_registration(embedded, tmp_path):
+def test_llama_factory_records_match_their_dataset_info(embedded, tmp_path):
     export(embedded, "llama-factory", str(tmp_path / "out"))
     record = first_record(tmp_path / "out")
     assert list(record) == ["conversations", "chosen", "rejected", "images"]
@@ -94,7 +94,7 @@ def test_rlaif_records_have_the_columns_of_the_published_set(embedded, tmp_path)
     assert json.loads(record["origin_split"]) == {"model": "miniworld:captioner"}
 
 
-def test_povid_records(embedded, tmp_path):
+def test_povid_records_have_the_expected_keys(embedded, tmp_path):
     export(embedded, "povid", str(tmp_path / "out"))
     record = first_record(tmp_path / "out")
     assert list(record) == ["id", "image", "conversations", "rejected_conversations"]
@@ -134,7 +134,7 @@ def test_povid_records(embedded, tmp_path):
         ),
     ],
 )
-def test_what_others_write_is_read_too(tmp_path, name, record):
+def test_variants_written_by_other_tools_are_read(tmp_path, name, record):
     (tmp_path / "records.jsonl").write_text(json.dumps(record) + "\n\n")
     settings = Imported(format=name, path=str(tmp_path / "records.jsonl"), images="/pictures/")
     (pair,) = preferences(settings)

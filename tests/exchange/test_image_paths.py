@@ -1,4 +1,4 @@
-"""Paths in somebody's records: none of them leads out of the configured folder unless that is allowed."""
+"""Image paths in imported records are confined to the configured folder unless ``allow_outside`` is set."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def image_uri(path: str, start: str, folder: str, *, allow_outside: bool) -> str
         ("a.tar#offset=0&length=9", "/data/set/a.tar#offset=0&length=9"),
     ],
 )
-def test_what_is_inside_is_taken(path, expected):
+def test_a_path_inside_the_folder_is_accepted(path, expected):
     assert image_uri(path, ROOT, ROOT, allow_outside=False) == expected
 
 
@@ -57,7 +57,7 @@ OUTSIDE = [
 
 
 @pytest.mark.parametrize("path", OUTSIDE)
-def test_what_leads_out_is_refused_unless_it_is_allowed(path):
+def test_a_path_outside_the_folder_is_refused_unless_allowed(path):
     with pytest.raises(RowError, match=r"is outside /data/set; move it there.*'imported\.allow_outside'") as error:
         image_uri(path, ROOT, ROOT, allow_outside=False)
     assert error.value.kind == "outside"
@@ -69,7 +69,7 @@ def test_what_leads_out_is_refused_unless_it_is_allowed(path):
     ["../x/a.png", "s3://bucket/set2/a.png", "s3://other/set/a.png", "/etc/passwd", "%2e%2e/a.png", "b/%2E%2E/../a.png",
      "file:///etc/passwd", "s3://bucket/set/../x.png", "s3://bucket/set/x::file:///etc/passwd"],
 )  # fmt: skip
-def test_a_folder_behind_a_uri_is_left_by_nothing_either(path):
+def test_a_path_outside_a_remote_folder_is_refused(path):
     with pytest.raises(RowError, match="is outside s3://bucket/set;"):
         image_uri(path, "s3://bucket/set", "s3://bucket/set", allow_outside=False)
     for inside in ("a.png", "b/a.png", "s3://bucket/set/a.png"):
@@ -86,7 +86,7 @@ def imported(folder, paths, **settings) -> list:
     return list(preferences(Imported(format="trl", path=str(folder), **settings)))
 
 
-def test_links_lead_where_they_lead_and_the_folder_may_be_one_itself(tmp_path):
+def test_symbolic_links_are_resolved_before_the_check(tmp_path):
     real, secret = tmp_path / "real", tmp_path / "secret.png"
     (real / "images").mkdir(parents=True)
     secret.touch()
@@ -104,7 +104,7 @@ def test_links_lead_where_they_lead_and_the_folder_may_be_one_itself(tmp_path):
 
 @pytest.mark.parametrize("address", ["up/x.tar#offset=0&length=9", "%2e%2e/x.tar#escaped", "up/x.tar#escaped",
      "%2e%2e/x.tar#escaped#offset=0&length=9"])  # fmt: skip
-def test_addresses_of_parts_lead_where_their_files_do(tmp_path, address):
+def test_the_address_of_a_tar_member_is_checked_by_its_file(tmp_path, address):
     (tmp_path / "set" / "data").mkdir(parents=True)
     (tmp_path / "x.tar").touch()
     os.symlink(tmp_path, tmp_path / "set" / "data" / "up")
@@ -113,14 +113,14 @@ def test_addresses_of_parts_lead_where_their_files_do(tmp_path, address):
     assert found.error.kind == "outside"
 
 
-def test_a_folder_of_images_decides_where_there_is_one(tmp_path):
+def test_images_are_confined_to_the_image_folder_if_one_is_set(tmp_path):
     (tmp_path / "images").mkdir()
     paths = ["a.png", "../set/data/a.png", str(tmp_path / "images" / "a.png")]
     found = imported(tmp_path / "set", paths, images=str(tmp_path / "images"))
     assert [isinstance(each, UnusableRecord) for each in found] == [False, True, False]
 
 
-def test_a_setting_at_its_default_changes_no_fingerprint_of_a_run_that_was_made_before_it():
+def test_allow_outside_at_its_default_keeps_the_fingerprint_of_older_runs():
     given = {"imported": {"format": "trl", "path": "a"}}
     before = build(given, where="test")
     settings = before.model_dump(mode="json")

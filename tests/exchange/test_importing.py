@@ -1,4 +1,4 @@
-"""Records that are no pairs: which one, which key, and what to do."""
+"""Records that are not valid pairs: the error names the row, the key and the remedy."""
 
 import json
 
@@ -45,7 +45,7 @@ def read(tmp_path, name, *rows) -> list:
         ("povid", {"conversations": GOOD["povid"]["conversations"] * 2}, "malformed", "turns human, gpt, human, gpt"),
     ],
 )
-def test_a_record_that_is_no_pair_is_named(tmp_path, name, change, kind, told):
+def test_an_unusable_record_is_reported_with_its_row_and_key(tmp_path, name, change, kind, told):
     first, second, third = read(tmp_path, name, GOOD[name], {**GOOD[name], **change}, {**GOOD[name], "id": 3, "idx": 3})
     assert isinstance(second, UnusableRecord)
     assert second.error.kind == kind
@@ -55,13 +55,13 @@ def test_a_record_that_is_no_pair_is_named(tmp_path, name, change, kind, told):
     assert [each.chosen for each in (first, third)] == ["A cat."] * 2
 
 
-def test_a_line_that_is_no_json_and_one_that_is_no_record(tmp_path):
+def test_invalid_json_and_a_value_that_is_not_an_object_are_reported(tmp_path):
     _, broken, number = read(tmp_path, "trl", GOOD["trl"], '{"prompt": ', "3")
     assert "row 1: is not valid JSON" in str(broken.error)
     assert "row 2: is int, expected keys and values" in str(number.error)
 
 
-def test_of_records_with_one_id_the_first_is_used_unless_they_ask_different_things(tmp_path):
+def test_a_duplicate_id_is_an_error_unless_the_prompts_differ(tmp_path):
     other = {**GOOD["rlaif-v"], "question": "Where?"}
     first, again, asked = read(tmp_path, "rlaif-v", GOOD["rlaif-v"], {**GOOD["rlaif-v"], "chosen": "A cow."}, other)
     assert (first.chosen, asked.prompt) == ("A cat.", "Where?")
@@ -69,7 +69,7 @@ def test_of_records_with_one_id_the_first_is_used_unless_they_ask_different_thin
     assert f"is '7', as in {tmp_path}/records.jsonl, row 0; make it unique" in str(again.error)
 
 
-def test_more_bytes_than_a_run_carries_are_refused(embedded, tmp_path, monkeypatch):
+def test_more_image_bytes_than_a_run_can_hold_are_refused(embedded, tmp_path, monkeypatch):
     from jsfree.errors import SourceError
     from jsfree.exchange import export
 

@@ -1,4 +1,4 @@
-"""Odd records among sound ones: each is an error row that can be written, and its neighbours are kept."""
+"""Unusable records among valid ones: each becomes an error row that can be written, and the other rows are kept."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def reader() -> ImportedPairs:
 
 
 def written(found: list) -> tuple[int, list[dict]]:
-    """The rows and error rows of records, put into tables, as an import does."""
+    """The number of rows and the error rows of records, after conversion to tables as in an import."""
     listed = samples(found)
     output = reader()(found)
     pa.Table.from_pylist(listed.rows, schema=schemas.SAMPLES)
@@ -68,7 +68,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("bad", [HALF, "\udcff", "\0"], ids=ascii)
 @pytest.mark.parametrize(("name", "path"), TEXTS, ids=str)
-def test_a_text_that_no_table_takes_is_a_row_that_says_where(tmp_path, name, path, bad):
+def test_a_text_that_cannot_be_stored_is_an_error_row_with_its_key(tmp_path, name, path, bad):
     good = {**GOOD[name], "id": "8", "idx": "8"}
     odd = put(GOOD[name], path, lambda text: text[:1] + bad + text[1:])
     (tmp_path / "a.jsonl").write_text(json.dumps(odd) + "\n" + json.dumps(good))
@@ -81,7 +81,7 @@ def test_a_text_that_no_table_takes_is_a_row_that_says_where(tmp_path, name, pat
     assert (rows, len(errors)) == (1, 1)
 
 
-def test_parts_of_messages_are_looked_at_too(tmp_path):
+def test_parts_of_messages_are_checked(tmp_path):
     def talk(role: str, *parts: object) -> list:
         return [{"role": role, "content": list(parts)}]
 
@@ -124,7 +124,7 @@ LINES = {
 @pytest.mark.parametrize("odd", LINES.values(), ids=LINES)
 @pytest.mark.parametrize("place", [0, 1, 2])
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
-def test_an_odd_row_is_one_error_row_wherever_it_is(tmp_path, odd, place, suffix):
+def test_an_unusable_row_is_one_error_row_at_any_position(tmp_path, odd, place, suffix):
     rows = [json.dumps({**GOOD["trl"], "prompt": f"What {number}?"}) for number in range(2)]
     rows.insert(place, odd)
     text = "\n".join(rows) if suffix == "jsonl" else "[" + ",\n".join(rows) + "]"
@@ -138,7 +138,7 @@ def test_an_odd_row_is_one_error_row_wherever_it_is(tmp_path, odd, place, suffix
     assert (rows, len(errors)) == (2, 1)
 
 
-def test_ends_of_lines_blank_lines_marks_and_bytes_that_are_no_text(tmp_path):
+def test_line_endings_blank_lines_byte_order_marks_and_invalid_utf8(tmp_path):
     good = [json.dumps({**GOOD["trl"], "prompt": f"What {number}?"}).encode() for number in range(4)]
     broken = good[0].replace(b"cat", b"c\xe9t")
     content = b"\xef\xbb\xbf" + good[0] + b"\r\n\r\n  \t\n" + good[1] + b"\r\n" + broken + b"\n\xef\xbb\xbf" + good[2]
@@ -159,7 +159,7 @@ def test_lines_in_another_encoding_are_read(tmp_path, encoding):
     assert [each.prompt for each in imported(tmp_path / "a.jsonl")] == ["Caf\u00e9 0?", "Caf\u00e9 1?"]
 
 
-def test_a_line_without_end_is_one_row(tmp_path, monkeypatch):
+def test_an_overlong_line_is_one_error_row(tmp_path, monkeypatch):
     from jsfree.images import json_rows
 
     monkeypatch.setattr(json_rows, "WINDOW", 100)
@@ -180,14 +180,14 @@ def test_a_line_without_end_is_one_row(tmp_path, monkeypatch):
         ("", "is not valid JSON"),
     ],
 )
-def test_a_list_that_is_cut_off_is_one_error(tmp_path, text, told):
+def test_a_truncated_list_is_one_error(tmp_path, text, told):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(SourceError, match=r"a\.json") as error:
         imported(tmp_path / "a.json")
     assert told in str(error.value)
 
 
-def test_a_file_of_nothing_but_other_records_is_still_refused(tmp_path):
+def test_a_file_without_any_record_of_the_format_is_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text(f"null\n{json.dumps({HALF: 1})}\n" * 200)
     with pytest.raises(SourceError, match=r"row 1 is not a trl record: it has no key 'prompt', only \\ud83d"):
         imported(tmp_path / "a.jsonl")
@@ -206,7 +206,7 @@ def column(kind: pa.DataType, values: list) -> pa.Array:
     [pa.string_view(), pa.large_string(), pa.string(), pa.dictionary(pa.int32(), pa.string())],
     ids=str,
 )
-def test_texts_of_every_kind_of_column(tmp_path, kind):
+def test_texts_are_read_from_every_string_type(tmp_path, kind):
     texts = {"image_path": "a.png", "question": "What?", "chosen": "A cat.", "rejected": "A dog."}
     table = {name: column(kind, [text, None, text]) for name, text in texts.items()}
     table["idx"] = pa.array([1.0, 2.0, math.nan])
@@ -218,7 +218,7 @@ def test_texts_of_every_kind_of_column(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", [pa.binary_view(), pa.large_binary(), pa.binary()], ids=str)
-def test_image_bytes_of_every_kind_of_column(tmp_path, kind):
+def test_image_bytes_are_read_from_every_binary_type(tmp_path, kind):
     texts = {name: [text] * 2 for name, text in {"question": "?", "chosen": "A cat.", "rejected": "A dog."}.items()}
     paths = pa.array(["b.png", "b.png"])
     image = pa.StructArray.from_arrays([pa.array([b"PNG", None]).cast(kind), pa.array([None, None], pa.string())],
@@ -229,7 +229,7 @@ def test_image_bytes_of_every_kind_of_column(tmp_path, kind):
     assert (beside.image["bytes"], beside.image["uri"]) == (None, f"{tmp_path}/b.png")
 
 
-def test_a_value_that_python_cannot_have_does_not_take_its_batch_with_it(tmp_path):
+def test_an_undecodable_value_fails_only_its_own_row(tmp_path):
     broken = pa.StringArray.from_buffers(
         3, pa.array([0, 5, 7, 12], pa.int32()).buffers()[1], pa.py_buffer(b"A cat\xff\xfeA cow")
     )
@@ -241,7 +241,7 @@ def test_a_value_that_python_cannot_have_does_not_take_its_batch_with_it(tmp_pat
     assert written(found)[0] == 2
 
 
-def test_two_columns_of_one_name_are_refused(tmp_path):
+def test_two_columns_with_the_same_name_are_refused(tmp_path):
     names = ["images", "prompt", "chosen", "chosen", "rejected"]
     pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 5, names=names), tmp_path / "a.parquet")
     with pytest.raises(SourceError, match=r"a\.parquet has two columns 'chosen'; rename or remove one of them"):

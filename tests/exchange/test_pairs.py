@@ -1,4 +1,4 @@
-"""Imported captions are the tokens that the captioner would have generated."""
+"""Imported captions are tokenized into the tokens that the captioner would have generated."""
 
 import json
 
@@ -27,8 +27,8 @@ def pair(**texts) -> Preference:
     return Preference("a", IMAGE, **{"prompt": "What?", "chosen": "A cat.", "rejected": "A dog.", **texts})
 
 
-def test_tokens_are_those_that_were_generated(tokens):
-    """Greedy captions: sampled ones may spell a word in pieces, as no tokenizer would."""
+def test_tokens_equal_the_generated_ones(tokens):
+    """Only greedy captions are compared: sampling may split a word into tokens that the tokenizer would not choose."""
     config = build({"source": {"count": 6}, "generate": {"decoding": {"temperature": 0}}}, where="test")
     rows = PairGenerator(config, "miniworld:captioner", round_number=1)(training_samples(config, 1)).rows
     captions = [row["low"] for row in rows if row["low"]["finish"] == "stop"]
@@ -36,7 +36,7 @@ def test_tokens_are_those_that_were_generated(tokens):
     assert [tokens.of(config.prompt, each["text"]) for each in captions] == [each["token_ids"] for each in captions]
 
 
-def test_any_text_is_spelt_by_its_tokens_and_ends(captioner, tokens):
+def test_tokens_decode_to_their_text_and_end_with_eos(captioner, tokens):
     text = "Zwölf Katzen — 12 °C!\nNext line."
     ids = tokens.of("What is it?", text)
     assert captioner.text(ids) == text
@@ -52,7 +52,7 @@ def test_any_text_is_spelt_by_its_tokens_and_ends(captioner, tokens):
         ({"rejected": "dog " * 60}, "too_long", "the limit is 40; raise 'imported.max_tokens'"),
     ],
 )
-def test_a_caption_that_cannot_be_trained_on_is_an_error_row(texts, kind, told):
+def test_an_untrainable_caption_is_an_error_row(texts, kind, told):
     output = ImportedPairs(build({}, where="test"), SETTINGS, "miniworld:captioner")([pair(), pair(**texts)])
     assert [row["low"]["text"] for row in output.rows] == ["A cat."]
     (error,) = output.errors
@@ -60,7 +60,7 @@ def test_a_caption_that_cannot_be_trained_on_is_an_error_row(texts, kind, told):
     assert told in error["message"]
 
 
-def test_rows_say_honestly_what_is_known():
+def test_imported_rows_have_null_ratios_and_unusable_records_are_errors():
     unusable = UnusableRecord("b.jsonl:3", RowError("no_image", "b.jsonl, row 3: nothing there"))
     output = ImportedPairs(build({"seed": 3}, where="test"), SETTINGS, "miniworld:captioner")([pair(), unusable])
     (row,) = output.rows

@@ -1,4 +1,4 @@
-"""Files that hold no records of the format: refused as a whole, with the remedy."""
+"""Reading of record files. A file without records of the format is refused as a whole, with the remedy."""
 
 import json
 import tracemalloc
@@ -36,7 +36,7 @@ TRL = {"images": ["a.png"], "prompt": "What?", "chosen": "A cat.", "rejected": "
         ),
     ],
 )
-def test_a_file_of_something_else_is_refused(tmp_path, name, content, told):
+def test_a_file_without_records_of_the_format_is_refused(tmp_path, name, content, told):
     (tmp_path / name).write_text(content)
     with pytest.raises(SourceError) as error:
         list(records(Imported(format="trl", path=str(tmp_path / name))))
@@ -44,20 +44,20 @@ def test_a_file_of_something_else_is_refused(tmp_path, name, content, told):
     assert str(tmp_path) in str(error.value)
 
 
-def test_a_table_of_something_else_is_refused(tmp_path):
+def test_a_table_without_the_columns_of_the_format_is_refused(tmp_path):
     pq.write_table(pa.table({"photo": ["a"], "text": ["b"]}), tmp_path / "a.parquet")
     with pytest.raises(SourceError, match=r"row 0 is not a .* has no key 'prompt', only photo, text"):
         list(records(Imported(format="trl", path=str(tmp_path / "a.parquet"))))
 
 
-def test_missing_and_empty_places(tmp_path):
+def test_a_missing_path_and_a_folder_without_records_are_refused(tmp_path):
     with pytest.raises(SourceError, match=r"absent does not exist; correct 'imported.path'"):
         list(records(Imported(format="trl", path=str(tmp_path / "absent"))))
     with pytest.raises(SourceError, match=r"contains no \.parquet, \.jsonl, \.json files"):
         list(records(Imported(format="trl", path=str(tmp_path))))
 
 
-def test_files_of_a_folder_come_in_order_and_what_lies_beside_them_is_passed_over(tmp_path):
+def test_files_of_a_folder_are_read_in_order_and_other_files_are_ignored(tmp_path):
     for name in ("b/2.jsonl", "a.json", "b/1.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         row = {**TRL, "prompt": name}
@@ -72,20 +72,20 @@ def test_files_of_a_folder_come_in_order_and_what_lies_beside_them_is_passed_ove
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_the_content_tells_a_list_from_lines_and_not_the_name(tmp_path, name, count):
+def test_lists_and_lines_are_recognised_by_content_not_by_file_name(tmp_path, name, count):
     rows = [{**TRL, "prompt": f"What {number}?"} for number in range(count)]
     for text in ("\n".join(map(json.dumps, rows)), json.dumps(rows), json.dumps(rows, indent=1)):
         (tmp_path / name).write_text(text)
         assert [each.record for each in records(Imported(format="trl", path=str(tmp_path)))] == rows
 
 
-def test_an_empty_file_of_lines_among_others_is_passed_over(tmp_path):
+def test_an_empty_file_among_others_is_ignored(tmp_path):
     (tmp_path / "a.jsonl").touch()
     (tmp_path / "b.jsonl").write_text(json.dumps(TRL))
     assert [each.file.name for each in records(Imported(format="trl", path=str(tmp_path)))] == ["b.jsonl"]
 
 
-def test_memory_does_not_grow_with_a_list(tmp_path):
+def test_memory_does_not_grow_with_the_length_of_a_list(tmp_path):
     row = json.dumps({**TRL, "rejected": "A dog. " * 1000})
     with (tmp_path / "a.json").open("w", encoding="utf-8") as file:
         file.writelines(f"{',' if number else '['}\n{row}" for number in range(9000))
@@ -95,7 +95,7 @@ def test_memory_does_not_grow_with_a_list(tmp_path):
     tracemalloc.start()
     try:
         assert sum(1 for _ in found) == 8999
-        assert tracemalloc.get_traced_memory()[1] < 40e6  # of a file of 64 MB
+        assert tracemalloc.get_traced_memory()[1] < 40e6  # the file has 64 MB
     finally:
         tracemalloc.stop()
 

@@ -1,4 +1,4 @@
-"""TRL itself takes what is exported for it."""
+"""TRL loads the exported sets and trains on them."""
 
 import math
 
@@ -8,7 +8,7 @@ from jsfree.exchange import export
 from jsfree.models.references import WEIGHTS
 
 pytestmark = [
-    pytest.mark.filterwarnings("default"),  # TRL, accelerate and datasets warn
+    pytest.mark.filterwarnings("default"),  # TRL, accelerate and datasets emit warnings
     pytest.mark.usefixtures("own_cache"),
 ]
 
@@ -20,7 +20,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def test_the_trainer_takes_an_exported_set_for_two_steps(embedded, expected, tmp_path):
+def test_the_trainer_runs_two_steps_on_an_exported_set(embedded, expected, tmp_path):
     import torch
     from datasets import load_dataset
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -60,7 +60,7 @@ def test_the_trainer_takes_an_exported_set_for_two_steps(embedded, expected, tmp
     assert not torch.equal(before, model.model.language_model.layers[0].mlp.up_proj.weight)
 
 
-def test_a_set_that_refers_to_its_images_is_loaded_where_it_lies(embedded, tmp_path, monkeypatch):
+def test_a_set_with_image_files_is_loaded_from_its_own_folder(embedded, tmp_path, monkeypatch):
     from datasets import Image, List, load_dataset
 
     export(embedded, "trl", str(tmp_path / "out"), placement="copy")

@@ -1,4 +1,4 @@
-"""Model cards: they depend on the run alone and name no machine."""
+"""Model cards depend only on the run and contain no local paths."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def rows(text: str, first: str) -> list[list[str]]:
     return [cells for cells in lines if cells[0].startswith(first)]
 
 
-def test_the_card_has_the_metrics(run):
+def test_the_card_shows_the_metrics(run):
     text = card(run, 2)
     metrics = run.round(2).read_json("metrics.json")
     for mode, cells in zip(("greedy", "sampled"), rows(text, "Response hallucination"), strict=True):
@@ -60,7 +60,7 @@ def test_the_hub_reads_metadata_and_results(run):
     assert recall.dataset_name == "40 MiniWorld scenes of the test split"
 
 
-def test_without_truth_hallucination_is_not_claimed(tmp_path):
+def test_without_ground_truth_the_card_claims_no_hallucination_rate(tmp_path):
     unknown = example_run.build(
         tmp_path / "private-name", truth=False, source={"kind": "folder", "path": "/home/me/photos", "count": 120}
     )
@@ -105,7 +105,7 @@ def test_the_card_is_not_part_of_the_model_checksums(run, tmp_path):
 # The licence
 
 
-def test_the_licence_of_a_base_in_a_folder(tmp_path, run):
+def test_the_licence_of_a_local_base_model(tmp_path, run):
     base = tmp_path / "my-llava"
     base.mkdir()
     (base / "README.md").write_text(
@@ -136,7 +136,7 @@ for ref in refs:
 """
 
 
-def test_the_licence_of_a_base_on_the_hub(tmp_path):
+def test_the_licence_of_a_base_model_on_the_hub(tmp_path):
     with LocalHub({"owner/llava": Repo({"README.md": b"---\nlicense: llama2\n---\n"}), "owner/bare": Repo({})}) as hub:
         commit = hub.repos["owner/llava"].commit
         ask = [sys.executable, "-c", ASK, commit, "owner/llava", "owner/bare", "owner/absent"]
@@ -165,7 +165,7 @@ NO_FRONT_MATTER = (
 
 
 @pytest.mark.parametrize("text", NO_FRONT_MATTER)
-def test_text_without_front_matter(text):
+def test_text_without_front_matter_has_no_metadata(text):
     assert front_matter(text) == {}
 
 

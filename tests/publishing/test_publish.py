@@ -1,4 +1,4 @@
-"""A published model is whole, the same bytes each time, loads by itself, and goes where it is sent."""
+"""A published model is complete and reproducible, loads without this project, and is copied to its target."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 
 def adapted(folder: Path, dtype: str = "float32", base: HubModel | None = None) -> Path:
-    """A model as training with adapters leaves it; the adapters are drawn, not trained."""
+    """A model as published after training with adapters. The adapters are random, not trained."""
     captioner, fresh = (load_captioner(BASE, dtype=dtype) for _ in range(2))
     add_adapters(captioner.model, SETTINGS)
     torch.manual_seed(0)
@@ -53,11 +53,11 @@ def with_adapter(tmp_path_factory):
     return adapted(tmp_path_factory.mktemp("lora") / "model")
 
 
-# What is saved
+# Saved files
 
 
 @pytest.mark.parametrize("max_shard_size", ["5GB", "2MB"])
-def test_saved_twice_it_is_the_same_bytes_and_loads_as_it_is(captioner, tmp_path, max_shard_size):
+def test_a_model_is_saved_reproducibly_and_loads_in_transformers(captioner, tmp_path, max_shard_size):
     first, second = tmp_path / "first", tmp_path / "second"
     publish_captioner(captioner.model, captioner.processor, first, max_shard_size=max_shard_size)
     again = load_captioner(str(first))
@@ -80,7 +80,7 @@ def test_saved_twice_it_is_the_same_bytes_and_loads_as_it_is(captioner, tmp_path
         assert torch.equal(model.eval()(**inputs).logits, captioner.model(**inputs).logits)
 
 
-def test_what_others_need_is_missed_when_it_is_not_there(captioner, tmp_path):
+def test_missing_and_truncated_files_are_listed(captioner, tmp_path):
     publish_captioner(captioner.model, captioner.processor, tmp_path / "model", max_shard_size="2MB")
     needed = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "checksums.json"]
     needed += ["processor_config.json", "chat_template.jinja", "model-00002-of-00005.safetensors"]
@@ -100,7 +100,7 @@ def test_what_others_need_is_missed_when_it_is_not_there(captioner, tmp_path):
 # Adapters
 
 
-def test_the_adapter_names_its_base_as_others_know_it_and_no_folder(with_adapter, tmp_path):
+def test_the_adapter_names_its_base_by_hub_id_and_never_by_folder(with_adapter, tmp_path):
     told = json.loads((with_adapter / ADAPTER / "adapter_config.json").read_text())
     assert (told["base_model_name_or_path"], told["revision"]) == (None, None)
     assert told["target_modules"] == sorted(SETTINGS.targets)
@@ -116,7 +116,7 @@ def test_the_adapter_names_its_base_as_others_know_it_and_no_folder(with_adapter
     assert contents(Folder(str(known)), adapter=True).missing == []
 
 
-def test_peft_puts_the_adapter_on_a_plain_llava_and_gets_the_merged_weights(with_adapter):
+def test_peft_merges_the_adapter_into_the_published_weights(with_adapter):
     plain = LlavaForConditionalGeneration.from_pretrained(ROOT / "jsfree" / "miniworld" / "weights" / "captioner")
     whole = PeftModel.from_pretrained(plain, with_adapter / ADAPTER).merge_and_unload().state_dict()
     published = LlavaForConditionalGeneration.from_pretrained(with_adapter).state_dict()
@@ -124,7 +124,7 @@ def test_peft_puts_the_adapter_on_a_plain_llava_and_gets_the_merged_weights(with
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_adapter_and_merged_weights_are_one_model_within_rounding(with_adapter, tmp_path, dtype):
+def test_adapter_and_merged_weights_agree_within_rounding(with_adapter, tmp_path, dtype):
     folder = with_adapter if dtype == "float32" else adapted(tmp_path / "model", dtype)
     found = parity(BASE, folder, RunConfig().captioner.model_copy(update={"dtype": dtype}), "Describe.", ModelFiles())
     assert found.holds
@@ -134,7 +134,7 @@ def test_adapter_and_merged_weights_are_one_model_within_rounding(with_adapter, 
     assert found.same_token > 0.9
 
 
-def test_an_adapter_of_another_training_is_found_out(with_adapter, tmp_path):
+def test_an_adapter_that_differs_from_the_merged_weights_is_refused(with_adapter, tmp_path):
     from safetensors.torch import load_file, save_file
 
     other = Path(shutil.copytree(with_adapter, tmp_path / "other"))
@@ -149,7 +149,7 @@ def test_an_adapter_of_another_training_is_found_out(with_adapter, tmp_path):
         require_parity(found, "here")
 
 
-# Where it goes
+# Targets
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_an_adapter_of_another_training_is_found_out(with_adapter, tmp_path):
         ("hf://owner/na me", "is not a valid repository name"),
     ],
 )
-def test_what_is_no_repository_is_refused(target, told):
+def test_an_invalid_repository_is_refused(target, told):
     with pytest.raises(ConfigError) as error:
         HubRepo.parse(target)
     assert told in str(error.value)
@@ -169,7 +169,7 @@ def test_what_is_no_repository_is_refused(target, told):
     assert HubRepo.parse("hf://owner/name@v1") == HubRepo("owner/name", "v1")
 
 
-def test_a_copy_replaces_a_model_and_nothing_else(with_adapter, captioner, tmp_path):
+def test_a_copy_replaces_only_a_published_model(with_adapter, captioner, tmp_path):
     for target in (Folder(str(tmp_path / "copy")), Folder(f"memory://{tmp_path.name}/copy")):
         source = Folder(str(with_adapter))
         publish_captioner(captioner.model, captioner.processor, tmp_path / "old", max_shard_size="2MB")
@@ -187,7 +187,7 @@ def test_a_copy_replaces_a_model_and_nothing_else(with_adapter, captioner, tmp_p
     assert (tmp_path / "photos" / "a.png").exists()
 
 
-def test_the_folder_of_the_model_is_refused_however_it_is_spelled(with_adapter, tmp_path, monkeypatch):
+def test_a_target_inside_or_above_a_run_is_refused_in_any_spelling(with_adapter, tmp_path, monkeypatch):
     made = example_run.build(tmp_path / "runs" / "mine", rounds=2)
     model = Path(made.folder.path) / "round-1" / "model"
     shutil.copytree(with_adapter, model)
@@ -211,7 +211,7 @@ def test_the_folder_of_the_model_is_refused_however_it_is_spelled(with_adapter, 
         check_target(Folder(free), source)
 
 
-def test_a_published_model_with_something_else_beside_it_is_not_replaced(with_adapter, tmp_path):
+def test_a_published_model_with_other_files_is_not_replaced(with_adapter, tmp_path):
     source, target = Folder(str(with_adapter)), Folder(str(tmp_path / "copy"))
     copy(with_adapter, target)
     target.write("README.md", b"a card")
@@ -238,7 +238,7 @@ def publish(*arguments: str, environment: dict[str, str]) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
 
 
-def test_a_dry_run_lists_what_would_go_and_what_is_missing(run, tmp_path):
+def test_a_dry_run_lists_the_files_to_upload_and_what_is_missing(run, tmp_path):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
     to = ("--run", run.folder.uri, "--to", "hf://owner/name@v1", "--dry-run", "--json")
@@ -258,7 +258,7 @@ def test_a_dry_run_lists_what_would_go_and_what_is_missing(run, tmp_path):
     ]
 
 
-def test_a_model_goes_to_the_hub_and_again_over_an_earlier_one(run, tmp_path):
+def test_a_model_is_uploaded_to_the_hub_and_replaces_an_earlier_one(run, tmp_path):
     with LocalHub(owners={"hf_mine": "owner"}) as hub:
         hub.repos["owner/name"] = Repo({"model-00001-of-00002.safetensors": b"old", "notes.txt": b"kept"})
         environment = hub.environment(tmp_path, HF_HUB_DISABLE_XET="1", HF_TOKEN="hf_mine")
@@ -283,10 +283,10 @@ def test_a_model_goes_to_the_hub_and_again_over_an_earlier_one(run, tmp_path):
         assert list(hub.repos) == ["owner/name"]
 
 
-# The second environment
+# Interoperability with vLLM
 
 
-def test_interop_asks_the_vllm_that_the_lock_has():
+def test_interop_requires_the_locked_version_of_vllm():
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["vllm"]
     asked = (ROOT / "benchmarks" / "interop-requirements.txt").read_text()
     assert [line.split()[0] for line in asked.splitlines() if line.startswith("vllm")] == [
@@ -294,7 +294,7 @@ def test_interop_asks_the_vllm_that_the_lock_has():
     ]
 
 
-def test_interop_counts_texts_that_are_the_same():
+def test_interop_counts_identical_texts():
     from interop import agreement
 
     found = agreement(["a", "b", "c", "d"], ["a", "b", "x", "d"])

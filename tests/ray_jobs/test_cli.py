@@ -60,7 +60,7 @@ def test_a_changed_configuration_is_refused_on_a_run(tmp_path):
     assert "--restart samples" in done.stderr
 
 
-def test_version_and_usage():
+def test_version_and_usage_are_printed():
     assert jsfree("--version").stdout.startswith("jsfree 0.")
     unknown = jsfree("rum")
     assert unknown.returncode == 2

@@ -1,4 +1,4 @@
-"""Workers, nodes and drivers that die: one of each, of what ``make soak`` does at random to every stage."""
+"""Death of one worker, one node and one driver. ``make soak`` kills them at random in every stage."""
 
 import io
 import shutil
@@ -25,19 +25,19 @@ def raylets():
 
 
 def settings_at(path: Path, **changes) -> Path:
-    """Settings of a run whose pairs are scored where they are made, which starts fewer workers."""
+    """Settings of a run that scores pairs during generation, which needs fewer workers."""
     return kills.settings_at(path, score={"with_generation": True, "resources": {"replicas": 2}}, **changes)
 
 
 def finish_pairs(file: Path) -> None:
-    """Publish the scores and select pairs: all of it is done or takes no worker."""
+    """Publish the scores and select pairs. Neither step needs a worker."""
     for stage in ("score", "select"):
         pipeline.run_stage(config.load(file), Reporter(Console(file=io.StringIO())), stage)
 
 
 @pytest.fixture(scope="module")
 def reference(raylets, tmp_path_factory) -> Path:
-    """A run that nobody disturbed, up to its selected pairs."""
+    """An undisturbed run up to its selected pairs."""
     path = tmp_path_factory.mktemp("undisturbed") / "run"
     file = settings_at(path)
     kills.undisturbed("generate", file, raylets.address)
@@ -45,7 +45,7 @@ def reference(raylets, tmp_path_factory) -> Path:
     return path
 
 
-def test_a_worker_a_node_and_a_driver_may_die_and_nothing_is_lost_twice_or_other(raylets, reference, tmp_path):
+def test_rows_survive_the_death_of_a_worker_a_node_and_a_driver(raylets, reference, tmp_path):
     run = tmp_path / "run"
     kinds = {1: "worker", 4: "raylet", 8: "driver"}  # of 12 shards
     pairs = Folder(f"{run}/round-1/pairs")
@@ -58,14 +58,14 @@ def test_a_worker_a_node_and_a_driver_may_die_and_nothing_is_lost_twice_or_other
     assert kills.differences(run, reference) == []
 
 
-def test_training_that_loses_a_worker_and_its_driver_ends_with_the_same_weights(raylets, reference, tmp_path):
+def test_training_reaches_the_same_weights_after_losing_a_worker_and_its_driver(raylets, reference, tmp_path):
     """Two workers under ZeRO-3; ``make soak`` does it with ZeRO-2 too, at random moments."""
     sharded = {**kills.SETTINGS["train"], "zero_stage": 3}
     kills.undisturbed("train", settings_at(reference, train=sharded), raylets.address)
     run = tmp_path / "run"
     file = kills.copied(reference, run, ("samples", "pairs", "scored", "selected"), train=sharded)
     log = Folder(f"{run}/round-1/train")
-    kinds = {3: "worker", 7: "driver"}  # of 10 steps, with checkpoints every second one
+    kinds = {3: "worker", 7: "driver"}  # of 10 steps, with a checkpoint every second step
     trial = kills.disturbed_after(
         "train", file, raylets, kinds, lambda: len(log.read_json("steps.json")) if log.exists("steps.json") else 0
     )
@@ -77,7 +77,7 @@ def test_training_that_loses_a_worker_and_its_driver_ends_with_the_same_weights(
     assert kills.same_model(run, reference)
 
 
-def test_the_harness_tells_lost_doubled_and_changed_rows(reference, tmp_path):
+def test_the_harness_detects_lost_duplicated_and_changed_rows(reference, tmp_path):
     assert kills.differences(reference, reference) == []
     for number, change in enumerate([lose, double, alter]):
         path = tmp_path / str(number)

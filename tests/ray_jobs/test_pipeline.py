@@ -1,4 +1,4 @@
-"""The whole loop for real, small: Ray Data actors, open_clip, DeepSpeed under Ray Train, two rounds, a report."""
+"""The whole loop at a small scale: Ray actors, open_clip, DeepSpeed under Ray Train, two rounds and a report."""
 
 import io
 import math
@@ -28,7 +28,7 @@ SMALL = {
     "rounds": 2,
     "shard_rows": 48,
     "source": {"count": 144},
-    "generate": {"resources": {"replicas": 1}},  # the start of a replica takes longer than its work
+    "generate": {"resources": {"replicas": 1}},  # starting a replica takes longer than its work
     "score": {"with_generation": True, "resources": {"replicas": 1}},
     "evaluate": {"source": {"count": 60}, "modes": {"greedy": {}}, "bootstrap": 200},
     "select": {"first": 3, "last": 10},
@@ -46,7 +46,7 @@ def settings(uri, **changes) -> config.RunConfig:
 
 @pytest.fixture(scope="module")
 def finished(ray_session, tmp_path_factory) -> Run:
-    """Two rounds, captions scored where they are made; tests of single stages score them in a pass of their own."""
+    """A run of two rounds that scores captions during generation. Tests of single stages score them separately."""
     path = tmp_path_factory.mktemp("runs") / "small"
     pipeline.run(settings(path), quiet())
     return Run.existing(str(path))
@@ -62,7 +62,7 @@ def test_every_sample_is_in_every_table_once(finished, number):
     assert sorted(scored) == sorted(samples)
 
 
-def test_rounds_take_fresh_images_and_start_from_the_last_model(finished):
+def test_rounds_use_new_images_and_start_from_the_previous_model(finished):
     first, second = (
         set(finished.stage(number, "samples").read_shards(schemas.SAMPLES)["sample_id"].to_pylist())
         for number in (1, 2)
@@ -80,7 +80,7 @@ def test_rounds_take_fresh_images_and_start_from_the_last_model(finished):
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_training_starts_at_ln_2_and_learns(finished, number):
+def test_the_loss_starts_at_ln_2_and_falls(finished, number):
     steps = finished.stage(number, "train").read_json("steps.json")
     assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert [step["step"] for step in steps] == list(range(len(steps)))
@@ -99,11 +99,11 @@ def test_chosen_captions_score_higher_and_inverted_pairs_are_swapped(finished):
         assert row["chosen"]["score"] == pytest.approx(mean)
 
 
-def test_the_published_model_has_the_hubs_key_layout(finished):
+def test_the_published_model_has_the_key_layout_of_the_hub(finished):
     from safetensors import safe_open
 
     with safe_open(f"{finished.stage(1, 'model').uri}/model.safetensors", "pt") as file:
-        prefixes = {".".join(name.split(".")[:2]) for name in file.keys()}  # noqa: SIM118 - no mapping
+        prefixes = {".".join(name.split(".")[:2]) for name in file.keys()}  # noqa: SIM118 - not a mapping
     assert prefixes == {
         "language_model.lm_head",
         "language_model.model",
@@ -132,7 +132,7 @@ def test_metrics_and_report_are_complete(finished):
 
 
 def test_the_smoke_checks_pass(finished):
-    """All but the chosen reward, which seven steps move by less than their noise (tests/test_smoke.py has it)."""
+    """All checks except the chosen reward, whose change in seven steps is below noise (see checks/test_smoke.py)."""
     shown = io.StringIO()
     with suppress(StageError):
         smoke(finished, Console(file=shown, width=160))
@@ -142,7 +142,7 @@ def test_the_smoke_checks_pass(finished):
     assert shown.getvalue().count(" pass ") == sum(passed.values())
 
 
-def test_a_smoke_run_fails_with_the_check_and_its_remedy(finished):
+def test_a_failed_smoke_check_is_reported_with_its_remedy(finished):
     steps = finished.stage(1, "train").read_json("steps.json")
     finished.stage(1, "train").write_json("steps.json", [{**steps[0], "loss": 0.8}, *steps[1:]])
     shown = io.StringIO()
@@ -155,7 +155,7 @@ def test_a_smoke_run_fails_with_the_check_and_its_remedy(finished):
     assert "--restart train" in shown.getvalue()
 
 
-def test_an_error_of_ours_in_a_task_is_one_line(ray_session):
+def test_a_project_error_in_a_task_is_raised_with_its_one_line_message(ray_session):
     @ray.remote
     def fail() -> None:
         raise DeviceError("there is no GPU; set gpus: 0")
@@ -165,7 +165,7 @@ def test_an_error_of_ours_in_a_task_is_one_line(ray_session):
     assert str(error.value) == "there is no GPU; set gpus: 0"
 
 
-def test_a_finished_run_is_taken_up_without_any_work(finished, monkeypatch):
+def test_resuming_a_finished_run_does_no_work(finished, monkeypatch):
     def refuse(*_):
         raise AssertionError("a finished run needs no cluster")
 
@@ -175,7 +175,7 @@ def test_a_finished_run_is_taken_up_without_any_work(finished, monkeypatch):
     assert (finished.folder / "round-1").read_json("metrics.json") == before
 
 
-def test_single_stages_skip_what_is_done_and_take_the_first_round_that_needs_them(finished, ray_session):
+def test_a_single_stage_runs_in_the_first_round_where_it_is_unfinished(finished, ray_session):
     small = settings(finished.folder.uri)
     assert [pipeline.run_stage(small, quiet(), name) for name in pipeline.WORK] == [2] * 5
     scored = finished.stage(1, "captions_scored/m1-greedy")
@@ -188,7 +188,7 @@ def test_single_stages_skip_what_is_done_and_take_the_first_round_that_needs_the
     assert finished.round(1).read_json("metrics.json") == expected
 
 
-def test_a_stage_whose_turn_has_not_come_is_refused_and_leaves_nothing(tmp_path):
+def test_a_stage_out_of_order_is_refused_and_writes_nothing(tmp_path):
     small = settings(tmp_path / "run")
     for name, number, needed in [
         ("score", None, "'score' of round 1 needs 'generate' of round 1.*first do `jsfree generate --round 1`"),
@@ -202,7 +202,7 @@ def test_a_stage_whose_turn_has_not_come_is_refused_and_leaves_nothing(tmp_path)
     assert not (tmp_path / "run").exists()
 
 
-def test_stages_one_by_one_make_what_a_run_makes(finished, ray_session, tmp_path):
+def test_stages_run_one_by_one_produce_the_output_of_a_run(finished, ray_session, tmp_path):
     alone = settings(tmp_path / "run", source={"count": 48}, rounds=1, score={"resources": {"replicas": 1}})
     for name in ("generate", "score", "select"):
         assert pipeline.run_stage(alone, quiet(), name) == 1
@@ -215,12 +215,12 @@ def test_stages_one_by_one_make_what_a_run_makes(finished, ray_session, tmp_path
         pipeline.run_stage(alone, quiet(), "evaluate")
 
 
-def test_other_settings_are_refused_with_the_key_and_the_remedy(finished):
+def test_changed_settings_are_refused_with_the_key_and_the_remedy(finished):
     with pytest.raises(RunError, match=r"'train' of round 1.*train.beta: 0.1 -> 0.3.*--restart train"):
         pipeline.run(settings(finished.folder.uri, train={**SMALL["train"], "beta": 0.3}), quiet())
 
 
-def test_a_lost_shard_is_made_again_and_only_that_one(finished, ray_session):
+def test_only_a_lost_shard_is_recomputed(finished, ray_session):
     stage = finished.stage(1, "pairs")
     kept, lost = (f"{stage.uri}/{shard_name(number)}" for number in (0, 1))
     expected = pq.read_table(lost)
@@ -281,7 +281,7 @@ def test_no_round_trains_on_an_evaluation_image_under_another_name(ray_session, 
     errors = (run.round(1) / "errors" / "pairs").read_shards(schemas.ERRORS).to_pylist()
     assert {row["kind"] for row in errors} == {"evaluation_image"}
     assert run.stage(1, "scored").count_rows() == 18
-    # As an attempt left it that knew nothing of the evaluation set: its shard holds such images, and is made again.
+    # As left by an attempt without an evaluation set: the shard contains evaluation images and must be recomputed.
     kept = run.stage(1, "pairs").read_table(shard_name(0), schemas.PAIRS)
     with_all = [{**row, "sample_id": f"x{number}"} for number, row in enumerate(kept.to_pylist())]
     with_all[0]["image"]["sha256"] = next(iter(read_hashes(run.stage(1, "evaluation_hashes").uri)))

@@ -1,6 +1,6 @@
-"""Where stages run, on a real cluster with logical GPUs: one box first, which grows to three nodes.
+"""Placement of stages on a real cluster with logical GPUs, which grows from one node to three.
 
-The stage class of these tests computes nothing. It notes what Ray gave to it, with all its replicas up at once.
+The stage class of these tests computes nothing. It records the GPUs and the node that Ray assigned to each replica.
 """
 
 import gc
@@ -65,14 +65,14 @@ def box() -> Iterator[object]:
 
 @dataclass(frozen=True)
 class LogicalStage(ShardedStage):
-    """A stage whose GPUs are only counted: its class is built on the CPU."""
+    """A stage whose GPUs are only logical: its class is built on the CPU."""
 
     def build(self):
         return self.stage_class(**self.arguments, device="cpu")
 
 
 class Notes:
-    """Notes what its replica got, once ``crowd`` replicas are up; its later shards wait for a second one."""
+    """Records its replica's resources once ``crowd`` replicas are running. Later shards wait for a second replica."""
 
     def __init__(self, folder: str, crowd: int, left: int | None, device: str) -> None:
         self.folder = Path(folder)
@@ -91,14 +91,14 @@ class Notes:
 
 
 class Holder:
-    """Has what it reserved until it is killed."""
+    """Holds its reserved resources until it is killed."""
 
     def hold(self) -> None:
         pass
 
 
 def note_share(folder: Path, crowd: int, left: int | None = None) -> None:
-    """Leave a note of what this process got, once all of the crowd are there and so many GPUs are left."""
+    """Record this process's resources once ``crowd`` processes are running and exactly ``left`` GPUs are available."""
     import uuid
 
     import ray
@@ -144,7 +144,7 @@ def shares(path: Path, name: str) -> list[dict]:
 def all_given_back() -> None:
     import ray
 
-    gc.collect()  # what an error that was caught refers to
+    gc.collect()  # frees actors that a caught error still references
     until(lambda: ray.available_resources().get("GPU", 0) == ray.cluster_resources()["GPU"])
 
 
@@ -153,7 +153,7 @@ def go(stage: ShardedStage, show=lambda _: None) -> None:
 
 
 def train_on(path: Path, resources: Resources, left: int) -> None:
-    """Workers placed as those of training are, which note what they got."""
+    """Run workers placed like those of training, which record their resources."""
     from ray.train import LoggingConfig, RunConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -165,7 +165,7 @@ def train_on(path: Path, resources: Resources, left: int) -> None:
     ).fit()
 
 
-def test_the_stages_take_all_gpus_of_one_box_in_turn_and_give_them_back(box, tmp_path):
+def test_stages_use_the_gpus_of_one_node_in_turn_and_release_them(box, tmp_path):
     all_given_back()
     go(stage_of(tmp_path, "pairs", range(2), 2, 0, replicas=2, cpus=0.5, gpus=4))
     generation = shares(tmp_path, "pairs")
@@ -175,7 +175,7 @@ def test_the_stages_take_all_gpus_of_one_box_in_turn_and_give_them_back(box, tmp
 
     go(stage_of(tmp_path, "scored", range(2), 2, 7, replicas=2, cpus=0.5, gpus=0.5))
     scoring = shares(tmp_path, "scored")
-    assert [len(share["gpus"]) for share in scoring] == [1] * 2  # of which each has half
+    assert [len(share["gpus"]) for share in scoring] == [1] * 2  # each replica has half of it
     assert len({gpu for share in scoring for gpu in share["gpus"]}) == 1
     all_given_back()
 
@@ -185,13 +185,13 @@ def test_the_stages_take_all_gpus_of_one_box_in_turn_and_give_them_back(box, tmp
     all_given_back()
 
 
-def test_a_stage_that_fails_gives_its_gpus_back(box, tmp_path):
+def test_a_failed_stage_releases_its_gpus(box, tmp_path):
     with pytest.raises(StageError, match="a stage that fails"):
         go(stage_of(tmp_path, "pairs", range(-2, 0), 2, replicas=2, cpus=0.5, gpus=4))
     all_given_back()
 
 
-def test_preflight_says_for_which_stage_a_cluster_has_no_room(box, tmp_path):
+def test_preflight_names_the_stage_that_exceeds_the_capacity(box, tmp_path):
     gpu = {"gpus": 1, "cpus": 0.1, "replicas": 8}
     stages = {
         "generate": {"resources": {**gpu, "accelerator_type": "A100"}},
@@ -224,12 +224,12 @@ def test_preflight_says_for_which_stage_a_cluster_has_no_room(box, tmp_path):
         ("train", {"replicas": 8, "gpus": 1, "cpus": 0.1, "accelerator_type": "H100"}, r"of type H100\).*room for 0"),
     ],
 )
-def test_more_than_the_cluster_has_is_refused_before_actors_wait_for_it(box, stage, asked, told):
+def test_a_request_beyond_the_capacity_is_refused_before_actors_start(box, stage, asked, told):
     with pytest.raises(StageError, match=told):
         check_capacity(stage, Resources(**asked), asked["replicas"], fixed=False)
 
 
-def test_a_pool_that_may_be_smaller_needs_room_for_its_least(box, tmp_path):
+def test_a_pool_needs_capacity_only_for_its_minimum(box, tmp_path):
     asked = Resources(replicas=9, min_replicas=2, gpus=1, cpus=0.1)
     current = round_on(box, tmp_path / "run")
     current.reserve("pairs", asked, asked.min_replicas)
@@ -238,7 +238,7 @@ def test_a_pool_that_may_be_smaller_needs_room_for_its_least(box, tmp_path):
 
 
 class NotingPairs(PairGenerator):
-    """The real stage 1, which also leaves the name of its node behind."""
+    """The real stage 1, which also records the ID of its node."""
 
     def __init__(self, config, **arguments):
         import ray
@@ -267,7 +267,7 @@ def round_on(box, path: Path, replicas: int = 1) -> Round:
 
 
 def pairs_of(box, path: Path, replicas: int, monkeypatch) -> tuple[dict[str, dict], set[str]]:
-    """Stage 1 on the cluster as it is: its rows by sample, and the nodes that made them."""
+    """Run stage 1 on the current cluster. Returns its rows by sample ID, and the nodes that generated them."""
     monkeypatch.setattr("ray_jobs.stages.generate.PairGenerator", NotingPairs)
     current = round_on(box, path, replicas)
     generate_pairs(current, list_samples(current))
@@ -278,7 +278,7 @@ def pairs_of(box, path: Path, replicas: int, monkeypatch) -> tuple[dict[str, dic
 
 @pytest.fixture(scope="module")
 def alone(box, tmp_path_factory):
-    """What one node makes."""
+    """The rows that a single node generates."""
     with pytest.MonkeyPatch.context() as patch:
         rows, nodes = pairs_of(box, tmp_path_factory.mktemp("alone") / "run", 1, patch)
     assert len(nodes) == 1
@@ -287,7 +287,7 @@ def alone(box, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def grown(box, alone, tmp_path_factory):
-    """The box with two nodes of an L4 more; the second joins while generation runs. Its shards, by node."""
+    """Rows generated while the cluster grows by two nodes with one L4 each; the second joins during generation."""
     path = tmp_path_factory.mktemp("grown")
     box.add_node(num_cpus=2, num_gpus=1, resources={"accelerator_type:L4": 1})
     stage = stage_of(path, "pairs", range(24), 1, replicas=2, min_replicas=1, cpus=0.5, gpus=1, accelerator_type="L4")
@@ -297,7 +297,7 @@ def grown(box, alone, tmp_path_factory):
         if figures.rows >= 2:
             begun.set()
 
-    with ThreadPoolExecutor(1) as beside:  # a node can only be added by the main thread
+    with ThreadPoolExecutor(1) as beside:  # only the main thread can add a node
         done = beside.submit(go, stage, tell)
         assert begun.wait(PATIENCE)
         box.add_node(num_cpus=2, num_gpus=1, resources={"accelerator_type:L4": 1})
@@ -315,14 +315,14 @@ def test_generation_grows_onto_a_node_that_joins(grown):
     assert len(l4) == 2
 
 
-def test_three_nodes_make_the_captions_that_one_makes(box, alone, grown, tmp_path, monkeypatch):
+def test_three_nodes_generate_the_same_captions_as_one(box, alone, grown, tmp_path, monkeypatch):
     rows, nodes = pairs_of(box, tmp_path / "run", 3, monkeypatch)
     assert len(nodes) == 3
     assert rows == alone
 
 
-def test_training_waits_for_its_gpus_and_gets_them_on_one_node(box, grown, tmp_path):
-    """Another run holds the box; the other nodes have GPUs, but neither the kind nor as many on one node."""
+def test_training_waits_for_enough_gpus_on_one_node(box, grown, tmp_path):
+    """Another run holds the A100 node; the other nodes have GPUs of another kind, and too few on one node."""
     import ray
 
     holder = ray.remote(num_gpus=BOX_GPUS, num_cpus=0)(Holder).remote()
@@ -345,4 +345,4 @@ def test_training_waits_for_its_gpus_and_gets_them_on_one_node(box, grown, tmp_p
     add_new_nodes(known)
     assert sorted(tuple(node["accelerators"]) for node in known.values()) == [("A100",), ("L4",), ("L4",)]
     assert sum(node["resources"]["GPU"] for node in known.values()) == ray.cluster_resources()["GPU"]
-    assert all(node["cpus"] and node["memory_gib"] > 0 for node in known.values())  # each was asked
+    assert all(node["cpus"] and node["memory_gib"] > 0 for node in known.values())  # every node was queried

@@ -53,7 +53,7 @@ def do(run: Run, number: int, stage: str, made_from: str) -> None:
 
 @contextmanager
 def interrupted(step: int, local: bool):
-    """Raise in place of the removal number ``step`` of a file or folder; yields the removals so far."""
+    """Raise instead of performing removal number ``step`` of a file or folder. Yields the removals so far."""
     calls = [0]
 
     def stopping(remove):
@@ -108,7 +108,7 @@ def check_new_settings(run: Run, first: tuple[int, str]) -> bool:
 
 
 @pytest.mark.parametrize(("restart", "local"), [*((each, False) for each in RESTARTS), ("captions", True)])
-def test_an_interrupted_removal_leaves_no_output_that_passes_for_finished(tmp_path, restart, local, monkeypatch):
+def test_an_interrupted_removal_leaves_no_output_marked_finished(tmp_path, restart, local, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: None)
     made = make(str(tmp_path / "run") if local else f"memory://{tmp_path.name}")
     kept = dict(MemoryFileSystem.store), list(MemoryFileSystem.pseudo_dirs)

@@ -1,4 +1,4 @@
-"""Figures as their readers see them: bars add up, curves keep their range, words say what the picture shows."""
+"""Drawn figures: bars match their counts, curves stay in range, and text describes the figure."""
 
 import math
 from itertools import pairwise
@@ -28,13 +28,13 @@ def test_histogram_bars_are_as_tall_as_their_counts():
 
 
 @pytest.mark.parametrize("gaps", [[], [0.0], [0.0, 0.0, 0.0], [-1.0, 2.0]])
-def test_histogram_of_odd_gaps_is_drawn(gaps):
+def test_histogram_of_degenerate_gaps_is_drawn(gaps):
     svg = figures.gap_histogram(gaps, [False] * len(gaps), None)
     assert "nan" not in svg
     assert f"{len(gaps)} pairs" in svg
 
 
-def test_curve_skips_what_was_not_logged_and_stays_in_its_panel():
+def test_curve_skips_missing_values_and_stays_in_its_panel():
     values = [1.0, None, math.nan, 0.5, -2.0]
     svg = figures.curve("Loss", [0, 1, 2, 3, 4], [Series("loss", values)], (math.log(2), "ln 2"))
     (path,) = parts(svg, "curve")
@@ -46,7 +46,7 @@ def test_curve_skips_what_was_not_logged_and_stays_in_its_panel():
     assert "ln 2" in svg
 
 
-def test_long_curve_is_thinned_with_both_ends():
+def test_a_long_curve_is_thinned_and_keeps_both_ends():
     steps = list(range(10_000))
     svg = figures.curve("Loss", steps, [Series("loss", [step / 10_000 for step in steps])])
     for path in (*parts(svg, "raw"), *parts(svg, "curve")):
@@ -54,7 +54,7 @@ def test_long_curve_is_thinned_with_both_ends():
     assert len(svg) < 20_000
 
 
-def test_curve_without_values_says_so():
+def test_a_curve_without_values_shows_a_message():
     assert "not logged" in figures.curve("Loss", [0, 1], [Series("loss", [None, None])])
 
 

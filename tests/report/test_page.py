@@ -1,4 +1,4 @@
-"""The page, as someone who opens it would meet it: complete, self-contained, safe, and true to the run's numbers."""
+"""The report page is complete, self-contained, safe, and shows the run's figures."""
 
 import io
 import re
@@ -20,7 +20,7 @@ VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
 class Page(HTMLParser):
-    """Reads a page and fails on tags that do not nest; gathers attributes, text and the texts of some tags."""
+    """Parses a page and fails on tags that do not nest. Collects attributes, text and the texts of some tags."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -72,12 +72,12 @@ def html(run) -> str:
     return Path(path).read_text()
 
 
-def test_page_is_one_small_file_that_asks_nothing_of_the_network(html):
+def test_the_page_is_one_small_file_without_network_requests(html):
     assert_self_contained(html)
     assert len(html.encode()) <= 5_000_000
 
 
-def test_headline_and_table_say_the_measured_numbers(run, html):
+def test_headline_and_table_show_the_measured_values(run, html):
     metrics = run.round(1).read_json("metrics.json")
     page = Page(html)
     before, after = (metrics[when]["greedy"]["response_hallucination"]["value"] for when in ("before", "after"))
@@ -94,7 +94,7 @@ def test_headline_and_table_say_the_measured_numbers(run, html):
                 assert f"{cell}{low} to {high}" in page.words
 
 
-def test_two_galleries_of_twelve_scenes_with_pictures(html):
+def test_the_page_has_two_galleries_of_twelve_scenes(html):
     page = Page(html)
     pictures = [value for tag, name, value in page.attributes if tag == "img" and name == "src"]
     assert len(pictures) == 24
@@ -102,7 +102,7 @@ def test_two_galleries_of_twelve_scenes_with_pictures(html):
     assert all(value for tag, name, value in page.attributes if tag == "img" and name == "alt")
 
 
-def test_absent_objects_are_marked_and_only_they(run, html):
+def test_only_absent_objects_are_marked(run, html):
     from jsfree.evaluation import miniworld as metrics
     from jsfree.miniworld import world
 
@@ -120,7 +120,7 @@ def test_absent_objects_are_marked_and_only_they(run, html):
     assert marked > 0
 
 
-def test_selection_training_cost_and_failures_are_told(run, html):
+def test_selection_training_cost_and_failures_are_reported(run, html):
     page = Page(html)
     facts = run.manifest(1, "selected").facts
     assert f"in {100 * facts['inverted_share']:.1f} % of {facts['pairs']} pairs" in page.words
@@ -142,7 +142,7 @@ def _stages(run: Run) -> list[str]:
     return found + [f"{kind}/{name}" for kind in ("captions", "captions_scored") for name in run.stage(1, kind).names()]
 
 
-def test_without_truth_it_speaks_of_low_clip_sentences_and_never_of_absent_objects(tmp_path):
+def test_without_ground_truth_the_page_marks_low_clip_sentences_instead_of_absent_objects(tmp_path):
     html = render(example_run.build(tmp_path / "run", truth=False, errors=False))
     page = Page(html)
     assert_self_contained(html)
@@ -152,7 +152,7 @@ def test_without_truth_it_speaks_of_low_clip_sentences_and_never_of_absent_objec
     assert "None: every row of every stage succeeded." in page.words
 
 
-def test_two_rounds_have_three_models_and_a_chapter_each(tmp_path):
+def test_two_rounds_have_three_models_and_a_section_each(tmp_path):
     html = render(example_run.build(tmp_path / "run", rounds=2))
     page = Page(html)
     assert "After two rounds" in page.words
@@ -166,7 +166,7 @@ def test_two_rounds_have_three_models_and_a_chapter_each(tmp_path):
 @pytest.mark.parametrize(
     ("train", "equal"), [({}, [True, True]), ({"reference": "seed"}, [True, False]), ({"sft_weight": 0.1}, [False] * 2)]
 )
-def test_where_a_loss_begins_follows_from_the_reference_of_the_round(tmp_path, train, equal):
+def test_the_note_on_the_initial_loss_depends_on_the_reference_of_the_round(tmp_path, train, equal):
     html = render(example_run.build(tmp_path / "run", rounds=2, train=train))
     first, second = (
         html.partition(f'<section id="round-{number}">')[2].partition("</section>")[0] for number in (1, 2)
@@ -176,13 +176,13 @@ def test_where_a_loss_begins_follows_from_the_reference_of_the_round(tmp_path, t
     assert "The reference is m0" not in first
 
 
-def test_how_many_rows_may_fail_follows_from_the_settings(tmp_path):
+def test_the_allowed_share_of_failed_rows_is_the_configured_one(tmp_path):
     page = Page(render(example_run.build(tmp_path / "run", max_failed_fraction=0.25)))
     assert "A stage fails when more than 25.0 % of its rows do (max_failed_fraction)." in page.words
     assert "never stops" not in page.words
 
 
-def test_data_is_escaped_wherever_it_comes_from(tmp_path):
+def test_data_from_every_source_is_escaped(tmp_path):
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
     run = example_run.build(tmp_path / "run", prompt=f"Describe {evil}")
     for stage, schema in (("scored", schemas.SCORED), ("captions_scored/m1-greedy", schemas.SCORED_CAPTIONS)):
@@ -203,12 +203,12 @@ def test_data_is_escaped_wherever_it_comes_from(tmp_path):
     assert not [name for _, name, _ in Page(html).attributes if name.startswith("on")]
 
 
-def test_a_run_that_has_just_begun_has_a_page(tmp_path):
+def test_an_empty_run_has_a_page(tmp_path):
     run = Run.open(config.build({"run": str(tmp_path / "run")}, where="test"))
     assert "Nothing has been evaluated yet." in Page(render(run)).words
 
 
-def test_a_run_in_its_second_round_shows_the_first_and_what_there_is_of_the_second(tmp_path):
+def test_an_unfinished_second_round_is_shown_with_its_available_parts(tmp_path):
     run = example_run.build(tmp_path / "run", rounds=2)
     for name in ("selected", "train", "captions", "captions_scored"):
         run.stage(2, name).remove()
@@ -220,14 +220,14 @@ def test_a_run_in_its_second_round_shows_the_first_and_what_there_is_of_the_seco
     assert "There is no training log for this round." in page.words
 
 
-def test_a_run_without_training_log_or_run_json(tmp_path):
+def test_a_run_without_training_log_or_run_json_has_a_page(tmp_path):
     run = example_run.build(tmp_path / "run")
     Path(run.folder.path, "run.json").unlink()
     Path(run.stage(1, "train").path, "steps.json").unlink()
     assert "There is no training log for this round." in Page(render(run)).words
 
 
-def test_pictures_by_uri_are_scaled_down_and_unreadable_ones_become_a_placeholder(tmp_path):
+def test_images_by_uri_are_scaled_down_and_unreadable_ones_get_a_placeholder(tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     rng = range(256)

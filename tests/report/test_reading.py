@@ -9,7 +9,7 @@ from jsfree.report.reading import EvenSample, SampleIds
 from jsfree.report.scenes import SCENES, SceneChooser, choose
 
 
-def test_even_sample_of_few_and_many_numbers():
+def test_an_even_sample_of_few_and_many_numbers():
     numbers = np.arange(10_000, dtype=np.float64)
     for limit, stride in ((10_000, 1), (5_000, 2), (4_999, 4), (100, 128)):
         sample = EvenSample(limit)
@@ -18,7 +18,7 @@ def test_even_sample_of_few_and_many_numbers():
         assert sample.values.tolist() == numbers[::stride].tolist()
 
 
-def test_sample_ids_membership():
+def test_membership_of_sample_ids():
     ids = SampleIds(f"é{number}" for number in range(0, 10_000, 2))
     assert [f"é{number}" in ids for number in range(10_000)] == [True, False] * 5_000
     assert "" not in SampleIds([])

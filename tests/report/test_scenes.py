@@ -1,4 +1,4 @@
-"""Selection of scenes, and marks in captions."""
+"""Selection of scenes, and highlighting in captions."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ from jsfree.report import scenes
 from jsfree.report.reading import Caption, PairSummary, Position
 
 
-def test_outcomes_take_turns_regardless_of_the_input_order():
+def test_outcomes_alternate_regardless_of_the_input_order():
     outcomes = {f"a{index}": "common" for index in range(100)} | {"b1": "rare", "b2": "rare", "c": "unlisted"}
     choice = scenes.choose(outcomes, ("rare", "common", "never"))
     assert Counter(outcome for _, outcome in choice.shown) == {"common": 9, "rare": 2, "unlisted": 1}
@@ -21,7 +21,7 @@ def test_all_scenes_are_shown_if_there_are_few():
     assert len(scenes.choose({"a": "x", "b": "y"}, ("x",)).shown) == 2
 
 
-def test_pair_outcomes():
+def test_pairs_have_the_expected_outcomes():
     def outcome(select=None, splits=None, **changes):
         values = {"gap": 2.0, "inverted": False, "identical": False, "truncated": False, **changes}
         return scenes.pair_outcome(
@@ -38,7 +38,7 @@ def test_pair_outcomes():
     assert outcome() == "left out, not drawn"
 
 
-def test_marked_caption_keeps_its_text():
+def test_a_marked_caption_keeps_its_text():
     text = "This is a kitchen. There is a red cow, and Cows! No cup."
     scene = {"sample_id": "miniworld-test-000000@x", "text": text}
     pieces = scenes.absent_marked(Caption(scene, Position(0, 0)))

@@ -22,7 +22,7 @@ def measured(value, low, high):
         ((0.2, 0.15, 0.25), (None, None, None), "plain", ""),
     ],
 )
-def test_verdicts(before, after, verdict, text):
+def test_verdicts_follow_from_direction_and_intervals(before, after, verdict, text):
     rounds = [(1, {"before": {"greedy": measured(*before)}, "after": {"greedy": measured(*after)}})]
     (table,) = tables.comparisons(rounds, [RATE], ["greedy", "sampled"])
     assert table.models == ["m0", "m1"]
@@ -47,5 +47,5 @@ def test_a_neutral_metric_has_no_verdict():
         (360000, "100.0 h"),
     ],
 )
-def test_durations(seconds, words):
+def test_durations_are_formatted(seconds, words):
     assert tables.duration(seconds) == words

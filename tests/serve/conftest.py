@@ -1,4 +1,4 @@
-"""A finished run, made cheaply: m0, and a model after it that says other things and never ends by itself."""
+"""A finished run, made without training: m0, and a changed model that gives other captions and never emits EOS."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ def finished_run(captioner, tmp_path_factory) -> FinishedRun:
     with torch.no_grad():
         weight = after.model.lm_head.weight
         weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-        weight[list(after.eos_ids)] = 0  # so that a request to it lasts as long as a test needs
+        weight[list(after.eos_ids)] = 0  # no EOS, so that a request lasts as long as a test needs
     publish_captioner(after.model, after.processor, run.stage(1, "model").uri)
     run.finish(1, "train", Manifest(fingerprint="made for this test", rows_in=1, rows_out=1))
     return FinishedRun(run, captioner, after)

@@ -23,7 +23,7 @@ def finish(run: Run, number: int) -> None:
     run.finish(number, "train", Manifest(fingerprint="x", rows_in=1, rows_out=1))
 
 
-def test_after_is_the_last_finished_model(tmp_path):
+def test_the_after_model_is_the_last_finished_one(tmp_path):
     run = unserved(tmp_path)
     (run.folder / "round-3" / "train").write_json("_inputs.json", {})  # begun, not done
     finish(run, 1)
@@ -54,13 +54,13 @@ def test_a_run_that_cannot_be_served_is_refused_before_anything_starts(tmp_path)
         ("serve.after.gpus=2", "a model uses one GPU"),
     ],
 )
-def test_a_wrong_setting_is_named(finished_run, override, told):
+def test_an_invalid_setting_is_named(finished_run, override, told):
     with pytest.raises(ConfigError) as error:
         serving_config(finished_run.run.folder.uri, [override])
     assert told in str(error.value)
 
 
-def test_serving_settings_change_no_fingerprint():
+def test_serving_settings_do_not_change_the_fingerprint():
     wide = config.build({"serve": {"slots": 99, "after": {"replicas": 4, "gpus": 1}}}, "test")
     assert wide.own_fingerprint == config.RunConfig().own_fingerprint
     assert config.differences(config.RunConfig(), wide) == []

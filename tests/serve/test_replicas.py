@@ -37,7 +37,7 @@ def failed_task(cause: Exception) -> Exception:
         (ActorUnavailableError("gone", None), 503, "true"),
     ],
 )
-def test_only_a_lost_replica_is_worth_a_retry(error, status, retry):
+def test_only_a_lost_replica_is_a_retryable_error(error, status, retry):
     refusal = asyncio.run(Replicas(Handle(error)).caption(QUESTION))
     response = errors.refused(refusal, "image", "prompt").response()
     assert (response.status_code, response.headers["x-should-retry"]) == (status, retry)

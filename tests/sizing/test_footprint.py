@@ -1,4 +1,4 @@
-"""Sizes told in advance: against the files of a real model, and against the figures in the shipped configurations."""
+"""Size estimates, against the files of a real model and the figures in the shipped configurations."""
 
 import pytest
 from PIL import Image
@@ -35,7 +35,7 @@ def test_parameters_are_counted_from_the_files_without_loading_them(captioner, t
     )
 
 
-def test_the_smoke_run_fits_as_its_configuration_says():
+def test_the_figures_in_the_smoke_configuration_match_the_estimates():
     smoke = config.load(CONFIGS / "llava-1.5-7b-smoke.yaml")
     whole, some = published("llava-1.5-7b"), published("llava-1.5-7b", smoke.train.trained_layers)
     stage, dtype = smoke.train.zero_stage, smoke.captioner.dtype
@@ -48,7 +48,7 @@ def test_the_smoke_run_fits_as_its_configuration_says():
 
 
 @pytest.mark.parametrize("name", ["llava-1.5-13b", "llava-1.5-13b-paper"])
-def test_the_13b_run_fits_as_its_configuration_says(name):
+def test_the_figures_in_the_13b_configurations_match_the_estimates(name):
     train, parameters = config.load(CONFIGS / f"{name}.yaml").train, published("llava-1.5-13b")
     held = {stage: footprint.gpu_bytes(parameters, stage, 8, "bfloat16") / GB for stage in (1, 2, 3)}
     assert held == {1: pytest.approx(82, abs=0.5), 2: pytest.approx(59, abs=0.5), 3: pytest.approx(36, abs=0.5)}
@@ -62,17 +62,17 @@ def test_the_13b_run_fits_as_its_configuration_says(name):
     ("steps", "every", "keep", "held"),
     [(10, 10, 1, 0), (11, 10, 1, 1), (100, 10, 1, 2), (100, 10, 3, 4), (30, 10, 5, 2)],
 )
-def test_no_more_checkpoints_are_held_than_written(steps, every, keep, held):
+def test_the_maximum_of_checkpoints_depends_on_steps_interval_and_keep(steps, every, keep, held):
     assert footprint.max_checkpoints(steps, every, keep) == held
 
 
-def test_features_of_an_image_are_counted_as_they_are_stored(captioner):
+def test_the_size_of_image_features_matches_the_stored_features(captioner):
     model = PairModel(captioner.model)
     features = model.vision_features(captioner.pixel_values([Image.new("RGB", (64, 64))]))
     assert footprint.feature_bytes(WEIGHTS / "captioner", "float32") == features.nbytes
 
 
-def test_adapters_are_counted_as_they_are_trained():
+def test_adapter_parameters_match_the_trained_parameters():
     model = load_captioner("miniworld:captioner").model
     frozen = sum(parameter.numel() for parameter in model.parameters())
     add_adapters(model, Lora(rank=4))
@@ -81,7 +81,7 @@ def test_adapters_are_counted_as_they_are_trained():
     assert counted == Parameters(frozen + trained, trained)
 
 
-def test_whatever_is_offloaded_the_model_is_once_whole_on_every_gpu():
+def test_every_gpu_holds_one_full_copy_of_the_weights_despite_offloading():
     parameters = Parameters(1000, 900)
     assert footprint.gpu_bytes(parameters, 3, 8, "bfloat16", "all") == 2000
     assert footprint.gpu_bytes(parameters, 3, 1000, "bfloat16") == 2000

@@ -1,4 +1,4 @@
-"""Predicted memory against what is really laid out, and against what one can count by hand."""
+"""Predicted memory and time, against the engine's real layout and independent estimates."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ LLAVA = PUBLISHED["llava-hf/llava-1.5-13b-hf"]
 LENGTHS = Lengths(prefix=592, text_prefix=16, caption=130, maximum=256)
 
 
-def test_generation_is_predicted_as_the_engine_lays_it_out(captioner):
+def test_the_predicted_generation_memory_matches_the_engine_layout(captioner):
     config = configuration.build({"generate": {"slots": 8, "decoding": {"max_new_tokens": 20}}}, where="test")
     prompt, decoding = config.prompt, config.generate.decoding
     engine = DualPathEngine(captioner, Workload(8, dual_path_share=0.5, prompts=1))
@@ -41,7 +41,7 @@ def trained(**changes) -> float:
     return memory.training(LLAVA, train, "bfloat16", LENGTHS).total
 
 
-def test_each_way_to_save_memory_saves_some():
+def test_each_memory_saving_option_reduces_memory():
     full = trained()
     assert trained(gradient_checkpointing=True) < full
     assert trained(lora=Lora()) < full
@@ -50,7 +50,7 @@ def test_each_way_to_save_memory_saves_some():
     assert trained(zero_stage=1) > full
 
 
-def test_more_slots_than_fit_are_not_promised():
+def test_no_more_slots_are_offered_than_fit():
     config = configuration.build({"captioner": {"dtype": "bfloat16"}, "generate": {"slots": 512}}, where="test")
     slots = memory.slots_that_fit(LLAVA, config, LENGTHS, 80 * 10**9)
     assert 0 < slots < 512
@@ -59,8 +59,8 @@ def test_more_slots_than_fit_are_not_promised():
 
 
 @pytest.mark.parametrize(("gpu", "least", "most"), [("a100-80g", 5, 8), ("h200", 1.5, 3)])
-def test_generation_of_100k_images_takes_hours_as_estimated_elsewhere(gpu, least, most):
-    """With 98 and 220 slots, 5.2 to 6.2 h and 1.9 h were estimated independently."""
+def test_generation_time_of_100k_images_matches_independent_estimates(gpu, least, most):
+    """Independent estimates: 5.2 to 6.2 h with 98 slots, and 1.9 h with 220 slots."""
     generate = {"slots": {"a100-80g": 98, "h200": 220}[gpu], "resources": {"gpus": 1, "replicas": 1}}
     config = configuration.build({"captioner": {"dtype": "bfloat16", "ref": "llava-hf/llava-1.5-13b-hf"},
                                   "generate": generate}, where="test")  # fmt: skip
@@ -68,7 +68,7 @@ def test_generation_of_100k_images_takes_hours_as_estimated_elsewhere(gpu, least
     assert least < next(time.seconds for time in times if time.stage == "generate") / 3600 < most
 
 
-def test_shares_measured_on_a_gpu_replace_the_estimates_and_say_so():
+def test_measured_shares_replace_the_estimates_and_are_labelled():
     config = configuration.build({"generate": {"resources": {"gpus": 1, "replicas": 1}}}, where="test")
     work, estimated = workload_of(config, 1000), rates.GPUS["h100-80g"]
     half = rates.Shares(bandwidth=0.4, prefill=0.25, training=0.35, clip=0.3, known="measured (a card, 2026-11-26)")
@@ -79,7 +79,7 @@ def test_shares_measured_on_a_gpu_replace_the_estimates_and_say_so():
         for gpu in (estimated, replace(estimated, shares=half))
     )
     assert (first.known, other.known) == ("estimated (roofline)", "measured (a card, 2026-11-26)")
-    assert first.seconds < other.seconds < 2 * first.seconds  # the start is not halved
+    assert first.seconds < other.seconds < 2 * first.seconds  # the start-up time is not halved
 
 
 @pytest.mark.parametrize(
@@ -95,17 +95,17 @@ def test_shares_measured_on_a_gpu_replace_the_estimates_and_say_so():
         ("Tesla V100-SXM2-32GB", 32),
     ],
 )
-def test_gpus_are_known_by_the_names_that_torch_and_ray_give_them(name, memory_gb):
+def test_gpus_are_identified_by_their_torch_and_ray_names(name, memory_gb):
     assert rates.gpu_named(name).memory == memory_gb * 1e9
 
 
 @pytest.mark.parametrize("name", ["NVIDIA GH200 480GB", "Quadro T400", "voodoo2"])
-def test_a_gpu_of_like_name_is_not_taken_for_another(name):
+def test_a_gpu_with_a_similar_name_is_not_mistaken_for_another(name):
     with pytest.raises(ConfigError):
         rates.gpu_named(name)
 
 
-def test_a_part_of_a_gpu_has_its_part_of_the_speed():
+def test_a_fraction_of_a_gpu_has_that_fraction_of_its_speed():
     def hours(**resources) -> float:
         config = configuration.build({"generate": {"resources": resources}}, where="test")
         work = workload_of(config, 1_000_000)

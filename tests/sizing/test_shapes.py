@@ -1,4 +1,4 @@
-"""LLaVA-1.5 in its real shapes, on the meta device: counts, names, tokens and memory as published."""
+"""LLaVA-1.5 in its real shapes on the meta device: parameters, names, tokens and memory match the published ones."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from tests.support import ROOT
 
 SMALL, LARGE = shapes.PUBLISHED.values()
 CONFIGS = ROOT / "configs"
-# What the llava-hf checkpoints carry as chat template says for one turn: USER: <image>\n<text> ASSISTANT:
+# The chat template of the llava-hf checkpoints renders one turn as: USER: <image>\n<text> ASSISTANT:
 TEMPLATE = (
     "{% for message in messages %}"
     "{{ message['role'].upper() }}: "
@@ -53,7 +53,7 @@ def processor():
 
 
 def llama_tokenizer():
-    """Llama's rules (blanks as ``▁`` and one in front, bytes for what is unknown, ``<s>`` first); ids as LLaVA's."""
+    """A tokenizer with Llama's rules (spaces and prefix ``▁``, byte fallback, ``<s>`` first) and LLaVA's ids."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -62,7 +62,7 @@ def llama_tokenizer():
     letters = sorted({letter for word in words for letter in word} - set(pieces))
     vocabulary = {piece: number for number, piece in enumerate([*pieces, *letters])}
     merges = []
-    for word in words:  # each word grows letter by letter
+    for word in words:  # merges build each word letter by letter
         for end in range(1, len(word)):
             pair = (word[:end], word[end])
             if pair not in merges:
@@ -97,11 +97,11 @@ def test_the_models_have_as_many_parameters_as_published(built):
     assert footprint.parameters_of(shapes.tensors(shape), None) == footprint.Parameters(counted, counted - frozen)
 
 
-def test_published_names_and_shapes_are_the_hubs(built):
+def test_tensor_names_and_shapes_match_the_hub(built):
     shape, model = built
     published = {hub_key(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     assert published == shapes.tensors(shape)
-    # As the index file of the llava-hf checkpoints spells them.
+    # Names from the index file of the llava-hf checkpoints.
     assert {
         "language_model.lm_head.weight",
         "language_model.model.embed_tokens.weight",
@@ -119,7 +119,7 @@ def test_published_names_and_shapes_are_the_hubs(built):
     assert shape.language.head == shape.language.hidden // heads == 128
 
 
-def test_the_shipped_files_hold_the_names_that_their_configuration_gives():
+def test_the_shipped_weights_match_their_configuration():
     from transformers import LlavaConfig
 
     shape = shapes.shape_of(LlavaConfig.from_pretrained(WEIGHTS / "captioner"))
@@ -129,7 +129,7 @@ def test_the_shipped_files_hold_the_names_that_their_configuration_gives():
     assert shape.image_tokens == 16
 
 
-def test_names_and_sizes_follow_for_other_shapes_too():
+def test_names_and_sizes_are_derived_for_other_shapes():
     from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
 
     stack = shapes.TransformerShape
@@ -149,12 +149,12 @@ def test_names_and_sizes_follow_for_other_shapes_too():
         shapes.shape_of(LlavaConfig(text_config=Qwen2Config()))
 
 
-def test_a_configuration_leads_back_to_its_shape(built):
+def test_a_shape_is_recovered_from_its_configuration(built):
     shape, model = built
     assert shapes.shape_of(model.config) == shape
 
 
-def test_an_image_becomes_576_vectors_of_the_language_models_width(built, processor):
+def test_an_image_becomes_576_vectors_of_the_language_model_width(built, processor):
     shape, model = built
     pixels = processor.image_processor(Image.new("RGB", (640, 480)), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
@@ -163,7 +163,7 @@ def test_an_image_becomes_576_vectors_of_the_language_models_width(built, proces
     assert shape.image_tokens == Captioner(model, processor).image_tokens == 576
 
 
-def test_prompt_and_tokens_are_those_of_the_processor(built, processor):
+def test_prompt_and_tokens_match_the_processor(built, processor):
     _, model = built
     captioner = Captioner(model, processor)
     turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
@@ -184,7 +184,7 @@ def test_prompt_and_tokens_are_those_of_the_processor(built, processor):
     assert processor.tokenizer.decode(after).strip(" ") == f"\n{PROMPT} ASSISTANT:"
 
 
-def test_the_unconditional_prompt_is_the_same_without_the_image_and_its_newline(built, processor):
+def test_the_unconditional_prompt_omits_only_the_image_and_its_newline(built, processor):
     captioner = Captioner(built[1], processor)
     ids = captioner.prompt_ids(PROMPT, image=False)
     assert ids == processor.tokenizer(f"USER: {PROMPT} ASSISTANT:").input_ids
@@ -192,7 +192,7 @@ def test_the_unconditional_prompt_is_the_same_without_the_image_and_its_newline(
     assert processor.tokenizer.decode(ids, skip_special_tokens=True) == f"USER: {PROMPT} ASSISTANT:"
 
 
-def test_a_cached_token_takes_what_its_keys_and_values_take(built):
+def test_the_bytes_of_a_cached_token_are_those_of_its_keys_and_values(built):
     shape, model = built
     text = model.config.text_config
     by_layer = 2 * text.num_key_value_heads * text.head_dim * torch.bfloat16.itemsize
@@ -202,7 +202,7 @@ def test_a_cached_token_takes_what_its_keys_and_values_take(built):
 
 @pytest.mark.parametrize("gpus", [1, 2, 8])
 def test_zero_shards_add_up_to_the_whole(gpus):
-    """2 bytes of weights, 2 of gradients, 12 of optimizer and 6 during its step, each sharded from its stage on."""
+    """Bytes per parameter: 2 of weights, 2 of gradients, 12 of optimizer state and 6 during its step."""
     of = footprint.parameters_of(shapes.tensors(LARGE), None)
     two, three = (footprint.gpu_bytes(of, stage, gpus, "bfloat16") for stage in (2, 3))
     assert gpus * three == pytest.approx(2 * of.total + 20 * of.trained, abs=gpus)
@@ -217,7 +217,7 @@ def test_the_shipped_configs_fit_the_model_and_an_80_gb_gpu(path):
     longest = settings.generate.decoding.max_new_tokens
     assert shape.image_tokens + 64 + longest <= shape.context
     tokens = shape.image_tokens + 64 + longest + 64 + longest  # both paths of a caption
-    kept = 16 * tokens * shapes.kv_bytes_per_token(shape)  # the engine takes as many as there is memory for
+    kept = 16 * tokens * shapes.kv_bytes_per_token(shape)  # the engine uses as many slots as fit
     train = settings.train
     parameters = footprint.parameters_of(shapes.tensors(shape), train.trained_layers)
     assert footprint.model_bytes(parameters, "bfloat16") + kept < 0.9 * gpu

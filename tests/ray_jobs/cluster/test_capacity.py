@@ -59,6 +59,6 @@ def test_an_unknown_maximum_is_none():
     )
 
 
-def test_descriptions():
+def test_capacities_are_described():
     assert describe(Resources(cpus=4, gpus=0.25, accelerator_type="L4")) == "4 CPU + 0.25 GPU of type L4"
     assert inventory([A100, {"CPU": 4.0}]) == "2 nodes, 100 CPU, 8 GPU of type A100"

@@ -1,4 +1,4 @@
-"""An error of a worker reaches the driver whole, through the wrappers of Ray's tasks, Ray Data and Ray Train."""
+"""A worker's error reaches the driver intact, through the wrappers of Ray's tasks, Ray Data and Ray Train."""
 
 import json
 import sys
@@ -56,7 +56,7 @@ def test_an_error_is_raised_on_the_driver_as_in_the_worker(ray_session, tmp_path
 
 
 @pytest.mark.parametrize("error", [ValueError("first\nsecond"), KeyError("k"), OSError(28, "No space left on device")])
-def test_another_error_is_named_with_its_type_and_first_line(ray_session, error):
+def test_any_other_error_is_reported_with_its_type_and_first_line(ray_session, error):
     expected = f"stage 'test' failed: {type(error).__name__}: {str(error).splitlines()[0]}"
     for way in (by_task, by_ray_data):
         with pytest.raises(StageError) as raised, unwrap_errors("test"):
@@ -65,7 +65,7 @@ def test_another_error_is_named_with_its_type_and_first_line(ray_session, error)
         assert "--debug" in raised.value.remedy
 
 
-def test_a_worker_with_other_code_is_a_code_error_for_tasks_and_actors(ray_session, tmp_path, monkeypatch):
+def test_a_worker_with_different_code_is_a_code_error_for_tasks_and_actors(ray_session, tmp_path, monkeypatch):
     monkeypatch.setattr(code_version, "installed", lambda name: "0.0.1")
     checked = checked_function(partial(json.dumps, 1))
     actor = checked_actor(partial(building, partial(json.dumps, 1)), "test")

@@ -194,7 +194,7 @@ def test_a_stopped_job_resumes_when_submitted_again(head, tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_with_other_libraries_are_refused(head, tmp_path):
+def test_workers_with_different_libraries_are_refused(head, tmp_path):
     """The workers' environment differs from the driver's, as on a node with an old image."""
     metadata = tmp_path / "old" / "open_clip_torch-0.0.1.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A worker runs what the driver sent only if it has the driver's code, however old its own is."""
+"""A worker runs the driver's tasks only if its code equals the driver's. Older code of any version is detected."""
 
 import shutil
 import subprocess
@@ -34,7 +34,7 @@ def called_in(folder: Path, function) -> str:
 
 
 @pytest.mark.slow
-def test_a_function_runs_with_the_same_code_and_is_refused_with_other_code(tmp_path):
+def test_a_function_runs_with_the_same_code_and_is_refused_with_different_code(tmp_path):
     function = checked_function(partial(RunConfig, seed=5))
     assert "seed=5" in called_in(ROOT, function)
 
@@ -53,7 +53,7 @@ def test_a_function_runs_with_the_same_code_and_is_refused_with_other_code(tmp_p
     assert "has other code than the driver: cannot import name 'code_version'" in old
 
 
-def test_an_actor_with_other_libraries_is_refused_at_its_first_call(monkeypatch):
+def test_an_actor_with_different_libraries_is_refused_at_its_first_call(monkeypatch):
     fine = checked_actor(partial(partial, max, 3), "generate")()
     assert fine(5) == 5
 

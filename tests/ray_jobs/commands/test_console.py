@@ -1,4 +1,4 @@
-"""Strings are printed literally, never as markup, and a failure to print ends no stage."""
+"""Strings are printed literally, never as markup, and a failure to print does not fail a stage."""
 
 import io
 import logging
@@ -38,7 +38,7 @@ def test_the_table_of_metrics_prints_a_mode_literally(capsys):
     assert "0.5 0.4-0.6" in shown
 
 
-def test_a_failure_to_print_is_logged_once_and_ends_no_stage(caplog):
+def test_a_failure_to_print_is_logged_once_and_does_not_fail_the_stage(caplog):
     class Full(io.StringIO):
         def write(self, _: str) -> int:
             raise OSError(28, "No space left on device")

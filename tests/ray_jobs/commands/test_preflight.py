@@ -219,7 +219,7 @@ def test_a_damaged_tokenizer_is_a_failure(tmp_path, copy_of):
     assert "its configuration or processor cannot be read" in finding.found
 
 
-def test_an_image_listed_twice_is_noted(tmp_path):
+def test_an_image_listed_twice_is_reported(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     rows = [{"id": number, "image": "a.png"} for number in range(3)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))

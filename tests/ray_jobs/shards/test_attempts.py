@@ -98,7 +98,7 @@ def test_the_stage_fails_after_too_many_attempts_without_a_row_to_blame(folder):
         begun(folder, died=True)
     with pytest.raises(StageError, match="shard 7 was begun 20 times"):
         begun(folder, died=True)
-    assert begun(folder).one_by_one  # a new start is allowed
+    assert begun(folder).one_by_one  # a restarted stage may try again
 
 
 def test_an_error_blames_no_row_and_keeps_earlier_conclusions(folder):

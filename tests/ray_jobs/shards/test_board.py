@@ -1,4 +1,4 @@
-"""The board without Ray: who gets which shard, and what happens to the claims of lost workers."""
+"""The board without Ray: how shards are assigned, and what happens to the claims of lost workers."""
 
 import time
 import uuid
@@ -88,7 +88,7 @@ def test_the_time_per_claim_does_not_grow_with_the_number_of_shards(board):
     assert time.process_time() - started < 5
 
 
-def test_claims_of_a_silent_worker_are_handed_out_first_and_without_blame(board, clock):
+def test_claims_of_a_silent_worker_are_reassigned_first_and_blame_no_row(board, clock):
     claimed(board, "a1")
     claimed(board, "a1")
     clock.advance(boards.LOST_SECONDS + 1, board, "b1")
@@ -97,7 +97,7 @@ def test_claims_of_a_silent_worker_are_handed_out_first_and_without_blame(board,
 
 
 @pytest.mark.parametrize(("node", "after"), [("here", "a1"), ("elsewhere", None)])
-def test_claims_of_a_restarted_worker_are_handed_out_again(board, node, after):
+def test_claims_of_a_restarted_worker_are_reassigned(board, node, after):
     """On the same node the process died by itself; on another one its node may be lost."""
     claimed(board, "a1")
     board.join(WORK, "a", "a2", node)
@@ -114,7 +114,7 @@ def test_joining_twice_keeps_the_claims_of_the_process(board):
     assert claimed(board, "b1") == Claim((0, 1))
 
 
-def test_a_shard_that_is_finished_after_all_is_not_claimed_again(board):
+def test_a_reassigned_shard_finished_late_is_not_claimed_again(board):
     claimed(board, "a1")
     board.join(WORK, "a", "a2", "here")
     board.finish(WORK, (0, 0), RECEIPT)
@@ -136,7 +136,7 @@ def test_calls_of_a_closed_pass_have_no_effect(board):
     board.finish(WORK, (0, 0), RECEIPT)
     assert finished(board) == []
     board.post("scored", [(0, 0)])
-    board.close(WORK)  # late
+    board.close(WORK)  # a late call
     board.join("scored", "c", "c1", "here")
     assert board.claim("scored", "c1", "request").claim == Claim((0, 0))
 

@@ -27,7 +27,7 @@ FIGURES = Figures(
         ("\udcff", "%ED%B3%BF"),
     ],
 )
-def test_a_tag_is_ascii_for_any_name_of_a_run(text, expected):
+def test_a_tag_is_ascii_for_any_run_name(text, expected):
     assert ascii_tag(text) == expected
     assert ascii_tag(text).isascii()
     Gauges(text, text).set(FIGURES)

@@ -40,7 +40,7 @@ def board(ray_session) -> object:
 
 
 class Deadly:
-    """Exits its process at deadly rows; logs which rows run together."""
+    """Exits its process at deadly rows. Logs which rows run together."""
 
     def __init__(self, folder: str, deadly: set[str], device: str) -> None:
         self.folder = Path(folder)
@@ -129,7 +129,7 @@ def test_only_the_row_that_kills_its_worker_is_quarantined(tmp_path, board):
     assert [(each["sample_id"], each["kind"]) for each in errors] == [("deadly", "crashed"), ("bad", "bad")]
     assert "ended its worker" in errors[0]["message"]
     calls = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
-    assert calls.count(["deadly"]) == 2  # dies alone, twice
+    assert calls.count(["deadly"]) == 2  # it kills its worker twice when run alone
     assert sum("deadly" in call and len(call) > 1 for call in calls) == 1
     attempts = Folder(stage.attempts)
     attempts.remove_partial_files()  # a worker may have died while it wrote
@@ -140,7 +140,7 @@ def test_only_the_row_that_kills_its_worker_is_quarantined(tmp_path, board):
     assert (manifest.rows_in, manifest.rows_out, manifest.rows_failed) == (7, 5, 2)
 
 
-def test_a_deadly_row_blames_no_row_of_another_shard(tmp_path, board):
+def test_a_deadly_row_does_not_blame_rows_of_another_shard(tmp_path, board):
     shards = [["a", "deadly", "b"], ["c", "d", "mortal", "e"]]
     stage = stage_of(tmp_path, shards, Deadly, folder=str(tmp_path), deadly={"deadly", "mortal"})
     run(stage, board)
@@ -149,7 +149,7 @@ def test_a_deadly_row_blames_no_row_of_another_shard(tmp_path, board):
     assert [each["sample_id"] for each in errors] == ["deadly", "mortal"]
 
 
-def test_an_actor_has_several_shards_in_progress(tmp_path, board):
+def test_an_actor_works_on_several_shards_at_once(tmp_path, board):
     stage = stage_of(tmp_path, [["a"], ["b"], ["c"], ["d"]], Overlapping)
     run(stage, board)
     assert names(Folder(stage.target.uri).read_shards(ROWS)) == ["a", "b", "c", "d"]
@@ -185,7 +185,7 @@ def test_a_stage_resumes_after_a_full_disk(tmp_path, board):
             run(stage, board)
         written = Folder(stage.target.uri).names()
         assert 0 < len(written) < len(MANY)
-        assert not [name for name in written if name.startswith(".")]  # nothing half written is left
+        assert not [name for name in written if name.startswith(".")]  # no partially written files remain
         subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
         run(stage, board)
         assert has_each_row_once(stage)
@@ -210,7 +210,7 @@ def test_a_stage_resumes_after_its_folder_was_unavailable(tmp_path, board):
     assert has_each_row_once(stage)
 
 
-def test_figures_count_the_actors_alive(tmp_path, board):
+def test_figures_count_the_live_actors(tmp_path, board):
     stage = stage_of(tmp_path, [["a"], ["b"], ["c"], ["d"]], Overlapping)
     assert max(figures.actors for figures in run(stage, board)) == 1
 
@@ -243,7 +243,7 @@ def test_figures_are_exported_as_ray_metrics(board):
     assert {name: float(value) for name, value in found.items()} == asdict(figures)
 
 
-def test_a_clock_divides_time_among_shards():
+def test_a_clock_divides_time_among_concurrent_shards():
     clock = Clock()
     with clock.account() as first:
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Pairs of somebody else's in a run's folder: resumable, with error rows; no Ray session is needed."""
+"""Import of external pairs into a run: resumable, with error rows, and without a Ray session."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def rows(run: Run, stage: str, schema) -> list[dict]:
     return Folder(f"{run.folder.uri}/round-1/{stage}").read_shards(schema).to_pylist()
 
 
-def test_records_become_samples_and_pairs_and_bad_ones_error_rows(tmp_path, theirs):
+def test_records_become_samples_and_pairs_and_unusable_ones_error_rows(tmp_path, theirs):
     assert pipeline.run_stage(settings(tmp_path, theirs), quiet(), "generate") == 1
     run = Run.existing(str(tmp_path / "run"))
     samples, pairs = rows(run, "samples", schemas.SAMPLES), rows(run, "pairs", schemas.PAIRS)
@@ -63,7 +63,7 @@ def test_records_become_samples_and_pairs_and_bad_ones_error_rows(tmp_path, thei
     assert [(each.rows_in, each.rows_out, each.rows_failed) for each in told.values()] == [(10, 9, 1), (9, 8, 1)]
 
 
-def test_a_stopped_import_goes_on_and_leaves_what_is_there(tmp_path, theirs):
+def test_an_interrupted_import_resumes_and_keeps_finished_shards(tmp_path, theirs):
     chosen = settings(tmp_path, theirs)
     pipeline.run_stage(chosen, quiet(), "generate")
     stage = f"{chosen.run}/round-1/pairs"
@@ -78,7 +78,7 @@ def test_a_stopped_import_goes_on_and_leaves_what_is_there(tmp_path, theirs):
 
 
 def evaluated_on(tmp_path, theirs, numbers) -> dict:
-    """Pictures beside the records, and the settings of an evaluation on other files with the content of some."""
+    """Write the records' images; settings of an evaluation on copies of the images with these numbers."""
     from jsfree.miniworld import world
 
     (tmp_path / "evaluated").mkdir(exist_ok=True)
@@ -90,7 +90,7 @@ def evaluated_on(tmp_path, theirs, numbers) -> dict:
     return {"source": {"kind": "folder", "path": str(tmp_path / "evaluated"), "count": len(numbers)}}
 
 
-def test_pairs_of_evaluation_images_are_excluded_and_no_failures(tmp_path, theirs):
+def test_pairs_of_evaluation_images_are_excluded_but_not_counted_as_failures(tmp_path, theirs):
     evaluate = evaluated_on(tmp_path, theirs, (0, 4, 8, 9))
     chosen = settings(tmp_path, theirs, evaluate=evaluate, max_failed_fraction=0.12)  # one of nine fails
     pipeline.run_stage(chosen, quiet(), "generate")
@@ -105,7 +105,7 @@ def test_pairs_of_evaluation_images_are_excluded_and_no_failures(tmp_path, their
     assert run.manifest(1, "evaluation_hashes").rows_out == 4
 
 
-def test_an_import_of_nothing_but_evaluation_images_says_so(tmp_path, theirs):
+def test_an_import_of_only_evaluation_images_fails(tmp_path, theirs):
     theirs.write_text("".join(json.dumps(record(number)) + "\n" for number in range(10)))
     chosen = settings(tmp_path, theirs, evaluate=evaluated_on(tmp_path, theirs, range(10)))
     for _ in range(2):
@@ -113,7 +113,7 @@ def test_an_import_of_nothing_but_evaluation_images_says_so(tmp_path, theirs):
             pipeline.run_stage(chosen, quiet(), "generate")
 
 
-def test_hashing_goes_on_where_it_stopped_and_is_not_needed_once_pairs_are_finished(tmp_path, theirs):
+def test_hashing_resumes_and_is_skipped_once_pairs_are_finished(tmp_path, theirs):
     import shutil
 
     chosen = settings(tmp_path, theirs, evaluate=evaluated_on(tmp_path, theirs, range(9)))
@@ -127,7 +127,7 @@ def test_hashing_goes_on_where_it_stopped_and_is_not_needed_once_pairs_are_finis
     pipeline.run_stage(chosen, quiet(), "generate")
     assert pq.read_table(lost).equals(expected)
     assert os.stat(kept).st_mtime_ns == written
-    run.stage(1, "evaluation_hashes").remove()  # as in a run that was made before images were hashed
+    run.stage(1, "evaluation_hashes").remove()  # as in runs of earlier versions, which did not hash images
     shutil.rmtree(tmp_path / "evaluated")
     os.remove(theirs)
     pipeline.run_stage(chosen, quiet(), "generate")
@@ -135,7 +135,7 @@ def test_hashing_goes_on_where_it_stopped_and_is_not_needed_once_pairs_are_finis
 
 
 def stopped(tmp_path, theirs, stage: str, **changes) -> config.RunConfig:
-    """An import that was killed when ``stage`` had its first shard alone."""
+    """An import that was interrupted when only the first shard of ``stage`` was written."""
     chosen = settings(tmp_path, theirs, **changes)
     pipeline.run_stage(chosen, quiet(), "generate")
     run = Run.existing(chosen.run)
@@ -149,7 +149,7 @@ def stopped(tmp_path, theirs, stage: str, **changes) -> config.RunConfig:
 
 @pytest.mark.parametrize("stage", ["samples", "pairs"])
 @pytest.mark.parametrize("change", ["fewer", "one text", "another file"])
-def test_records_that_change_before_the_resume_are_never_mixed(tmp_path, theirs, stage, change):
+def test_records_changed_before_a_resume_are_never_mixed(tmp_path, theirs, stage, change):
     chosen = stopped(tmp_path, theirs, stage)
     lines = theirs.read_text().splitlines()
     changed = {
@@ -171,7 +171,7 @@ def test_records_that_change_before_the_resume_are_never_mixed(tmp_path, theirs,
         assert told.rows_failed == len(rows(resumed, f"errors/{table}", schemas.ERRORS))
 
 
-def test_another_evaluation_set_before_the_resume_excludes_its_own_images(tmp_path, theirs):
+def test_a_resume_excludes_the_images_of_the_current_evaluation_set(tmp_path, theirs):
     chosen = stopped(tmp_path, theirs, "pairs", evaluate=evaluated_on(tmp_path, theirs, (8, 9)))
     (tmp_path / "evaluated" / "other-8.jpeg").unlink()
     evaluate = evaluated_on(tmp_path, theirs, (0, 9))
@@ -181,7 +181,7 @@ def test_another_evaluation_set_before_the_resume_excludes_its_own_images(tmp_pa
     assert [row["low"]["text"][4] for row in rows(run, "pairs", schemas.PAIRS)] == list("123568")
 
 
-def test_records_that_change_while_they_are_read_are_refused(tmp_path, theirs, monkeypatch):
+def test_records_changed_during_an_import_are_refused(tmp_path, theirs, monkeypatch):
     from ray_jobs.stages import import_pairs
 
     class Changing(import_pairs.ImportedPairs):
@@ -198,20 +198,20 @@ def test_records_that_change_while_they_are_read_are_refused(tmp_path, theirs, m
     assert {row["high"]["text"][:3] for row in rows(Run.existing(chosen.run), "pairs", schemas.PAIRS)} == {"Cow"}
 
 
-def test_too_many_bad_records_fail_the_stage_with_the_first_one(tmp_path, theirs):
+def test_too_many_unusable_records_fail_the_stage_and_the_first_is_shown(tmp_path, theirs):
     strict = settings(tmp_path, theirs, max_failed_fraction=0.05)
     with pytest.raises(StageError, match=r"'samples': 1 of 10 rows failed, more than.*first: .*row 4: the chosen"):
         pipeline.run_stage(strict, quiet(), "generate")
 
 
-def test_other_records_are_refused_on_a_run(tmp_path, theirs):
+def test_a_changed_import_is_refused_on_an_existing_run(tmp_path, theirs):
     pipeline.run_stage(settings(tmp_path, theirs), quiet(), "generate")
     other = settings(tmp_path, theirs, imported={"format": "trl", "path": str(theirs), "images": "/i"})
     with pytest.raises(RunError, match=r"imported\.images: None -> /i.*--restart samples"):
         pipeline.run_stage(other, quiet(), "generate")
 
 
-def test_imported_pairs_are_of_one_round_and_of_no_generation(tmp_path, theirs):
+def test_imported_pairs_allow_one_round_and_no_scoring_during_generation(tmp_path, theirs):
     with pytest.raises(ConfigError, match="'imported' pairs are used in one round, but 'rounds' is 2; set 'rounds: 1'"):
         settings(tmp_path, theirs, rounds=2)
     with pytest.raises(ConfigError, match=r"'score\.with_generation' cannot be used with 'imported' pairs"):
@@ -220,7 +220,7 @@ def test_imported_pairs_are_of_one_round_and_of_no_generation(tmp_path, theirs):
         settings(tmp_path, theirs, imported={"format": "csv", "path": "a"})
 
 
-def test_the_commands_say_what_to_do_next(tmp_path, theirs):
+def test_the_commands_name_the_next_command(tmp_path, theirs):
     from typer.testing import CliRunner
 
     from ray_jobs.cli import app

@@ -1,4 +1,4 @@
-"""The samples of a run are of one listing, whatever interrupts them and whatever arrives meanwhile."""
+"""The samples of a run come from a single listing, despite interruptions and new files."""
 
 import io
 import json
@@ -53,11 +53,11 @@ def rows(run: Run, stage="samples", schema=schemas.SAMPLES) -> list[dict]:
 
 
 class Killed(BaseException):
-    """As a kill: nothing may catch it."""
+    """Simulates a killed process; not an ``Exception``, so that no handler catches it."""
 
 
 def interrupted(chosen, monkeypatch, after):
-    """List the samples until so many shards are written."""
+    """List the samples, interrupted once ``after`` shards are written."""
     written = []
     real = Folder.write_table
 
@@ -73,7 +73,7 @@ def interrupted(chosen, monkeypatch, after):
             list_samples(current_round(chosen))
 
 
-def test_files_that_arrive_between_two_attempts_give_the_samples_of_one_listing(pictures, tmp_path, monkeypatch):
+def test_files_added_between_attempts_give_samples_of_a_single_listing(pictures, tmp_path, monkeypatch):
     chosen = settings(tmp_path, path=str(pictures))
     interrupted(chosen, monkeypatch, after=3)
     before = [sample["sample_id"] for sample in rows(current_round(chosen).run)]
@@ -88,7 +88,7 @@ def test_files_that_arrive_between_two_attempts_give_the_samples_of_one_listing(
     assert (manifest.rows_in, manifest.rows_out, manifest.rows_failed) == (20, 20, 0)
 
 
-def test_fewer_images_than_before_leave_no_shard_behind(pictures, tmp_path, monkeypatch):
+def test_fewer_images_on_resume_leave_no_stale_shard(pictures, tmp_path, monkeypatch):
     chosen = settings(tmp_path, path=str(pictures), count=None)
     interrupted(chosen, monkeypatch, after=14)
     for number in range(50):
@@ -105,11 +105,11 @@ def test_shards_of_the_same_listing_are_kept(pictures, tmp_path, monkeypatch):
     manifest = list_samples(current_round(chosen))
     assert [os.stat(f"{folder.path}/{shard_name(number)}").st_mtime_ns for number in range(3)] == written
     assert manifest.rows_out == len(rows(current_round(chosen).run)) == 20
-    add(pictures, range(100, 140))  # what is finished stays, whatever the source has become
+    add(pictures, range(100, 140))  # a finished stage is kept even if its source changes
     assert list_samples(current_round(chosen)) == manifest
 
 
-def test_shards_that_an_earlier_version_began_are_made_again(pictures, tmp_path, monkeypatch):
+def test_shards_without_a_listing_are_rewritten(pictures, tmp_path, monkeypatch):
     chosen = settings(tmp_path, path=str(pictures))
     interrupted(chosen, monkeypatch, after=3)
     current_round(chosen).stage("samples").remove("_listing.json")
@@ -121,14 +121,14 @@ def test_shards_that_an_earlier_version_began_are_made_again(pictures, tmp_path,
 
 
 def mix(pictures, bad):
-    """A LLaVA JSON of the pictures with odd rows among them; the first number of bad rows."""
+    """Source settings of a LLaVA JSON file of the pictures, with ``bad`` unusable rows in the middle."""
     odd = [None, float("nan"), ["0.png"], "0.png", {"image": 3}, {"image": "a\ud83d.png"}, {"image": "../0.png"}]
     good = [{"image": f"{number}.png"} for number in range(60)]
     (pictures / "mix.json").write_text(json.dumps(good[:30] + odd[:bad] + good[30:]))
     return {"kind": "llava_json", "path": str(pictures / "mix.json")}
 
 
-def test_rows_that_name_no_usable_image_are_error_rows_and_counted(pictures, tmp_path):
+def test_rows_without_a_usable_image_are_counted_as_error_rows(pictures, tmp_path):
     chosen = settings(tmp_path, **mix(pictures, 7)).model_copy(update={"max_failed_fraction": 0.2})
     current = current_round(chosen)
     manifest = list_samples(current)
@@ -145,7 +145,7 @@ def test_rows_that_name_no_usable_image_are_error_rows_and_counted(pictures, tmp
     }
 
 
-def test_too_many_of_them_fail_the_stage_and_corrected_ones_are_forgotten(pictures, tmp_path):
+def test_too_many_error_rows_fail_the_stage_and_corrected_rows_are_removed(pictures, tmp_path):
     chosen = settings(tmp_path, **mix(pictures, 4)).model_copy(update={"max_failed_fraction": 0.05})
     with pytest.raises(StageError, match=r"'samples': 4 of the 64 rows .*\(0\.05\).*mix\.json, row 30: is null"):
         list_samples(current_round(chosen))
@@ -155,7 +155,7 @@ def test_too_many_of_them_fail_the_stage_and_corrected_ones_are_forgotten(pictur
     assert len(rows(current_round(chosen).run, "errors/samples", schemas.ERRORS)) == 2
 
 
-def test_evaluation_samples_too(pictures, tmp_path):
+def test_unusable_evaluation_images_are_error_rows(pictures, tmp_path):
     chosen = settings(tmp_path, **mix(pictures, 3))
     source = chosen.source.model_copy(update={"count": 10})
     chosen = chosen.model_copy(
@@ -169,7 +169,7 @@ def test_evaluation_samples_too(pictures, tmp_path):
     assert not taken & {sample["sample_id"] for sample in training_samples(chosen, 1)}
 
 
-def test_names_that_are_not_utf8_reach_the_tables_and_are_read(pictures, tmp_path):
+def test_images_whose_names_are_not_utf8_are_listed_and_read(pictures, tmp_path):
     from jsfree.images.decoding import load_image
 
     os.rename(pictures / "3.png", os.fsencode(pictures) + b"/caf\xe9.png")

@@ -1,4 +1,4 @@
-"""Training on the driver's side: Ctrl-C under Ray Train, whose own handler would make it look like success."""
+"""Training on the driver. Ctrl-C must not be handled by Ray Train, whose handler would report success."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from jsfree.errors import StageError
 from ray_jobs.stages.train import _run_in_thread
 
 
-def test_a_signal_ends_the_wait_for_training_with_the_handler_of_the_driver():
+def test_a_signal_interrupts_training_and_keeps_the_drivers_handler():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     started = time.monotonic()
@@ -24,7 +24,7 @@ def test_a_signal_ends_the_wait_for_training_with_the_handler_of_the_driver():
         signal.signal(signal.SIGINT, before)
 
 
-def test_what_training_raises_is_raised():
+def test_an_error_in_training_is_raised_on_the_driver():
     def failing() -> None:
         raise StageError("no more memory")
 

@@ -34,14 +34,14 @@ def test_the_search_for_the_comma_is_bounded():
         ("data:image/png;name=base64,x", "image/png", False),
     ],
 )
-def test_type_and_parameters(url, media_type, is_base64):
+def test_type_and_parameters_are_parsed(url, media_type, is_base64):
     parsed = parse(url)
     assert parsed is not None
     assert (parsed.media_type, parsed.is_base64, parsed.payload) == (media_type, is_base64, "x")
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 100])
-def test_every_length_with_and_without_padding(length):
+def test_every_length_is_decoded_with_and_without_padding(length):
     encoded = base64.b64encode(CONTENT[:length]).decode()
     for written in (encoded, encoded.rstrip("="), encoded.replace("=", "%3D"), "\n".join(encoded)):
         assert parse(f"data:image/png;base64,{written}").content(length) == CONTENT[:length]

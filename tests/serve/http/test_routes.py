@@ -68,7 +68,7 @@ def error_of(answer, status: int) -> dict:
     return body["error"]
 
 
-def test_a_greedy_caption_equals_the_oracles(client, finished_run):
+def test_a_greedy_caption_equals_the_oracle(client, finished_run):
     """Text, finish reason and token counts equal those of Algorithm 1 at h = 0, for both models."""
     decoding = Decoding(temperature=0, max_new_tokens=60)
     for model, captioner in (("before", finished_run.before), ("after", finished_run.after)):
@@ -139,7 +139,7 @@ def with_image(kind: str = "PNG") -> tuple[str, str]:
     return base64.b64encode(file.getvalue()).decode(), data_url(file.getvalue(), kind.lower())
 
 
-def test_all_spellings_of_a_data_url_give_the_same_caption(client):
+def test_all_forms_of_a_data_url_give_the_same_caption(client):
     encoded, plain = with_image()
     folded = base64.encodebytes(base64.b64decode(encoded)).decode()
     escaped = "".join(f"%{byte:02x}" for byte in base64.b64decode(encoded))
@@ -169,7 +169,7 @@ def test_all_spellings_of_a_data_url_give_the_same_caption(client):
         assert said(ask(client, url=f"data:image/{declared};base64,{jpeg}"))
 
 
-def test_null_is_absent_at_every_level(client):
+def test_null_is_treated_as_absent_at_every_level(client):
     detailed = {"type": "image_url", "image_url": {"url": scene_url(), "detail": None, "extra": None}, "text": None}
     spoken = {**text(), "image_url": None, "annotations": None}
     message = {"role": "user", "content": [detailed, spoken], "name": None, "tool_calls": None, "refusal": None}
@@ -186,7 +186,7 @@ def test_a_body_of_any_unicode_encoding_is_read(client, encoding):
     assert said(answer.json()) == said(ask(client))
 
 
-def test_control_characters_and_rare_text_are_read(client):
+def test_control_characters_and_rare_characters_are_accepted(client):
     for words in ("a\0b", "\ud83c\udf88 whole pair", "\u202e\ufeff", "\uffff", "é" * 4000):
         content = json.dumps(chat(messages=user(image(), text(words)), stop=["\0"], user="\0")).encode()
         answer = client.post("/v1/chat/completions", content=content)
@@ -347,7 +347,7 @@ def test_an_unexpected_error_reveals_nothing_to_the_client(finished_run, engines
         answer = client.post("/v1/chat/completions", json=chat())
     assert "secret" not in answer.text
     assert error_of(answer, 500)["code"] == "internal_error"
-    assert "secret path" in caplog.text  # the log has it
+    assert "secret path" in caplog.text  # the error is logged
 
 
 def test_an_image_at_the_limits_is_accepted(client):
@@ -357,10 +357,10 @@ def test_an_image_at_the_limits_is_accepted(client):
     assert said(ask(client, messages=user(text("Describe"), image(f"data:image/png;base64,{encoded}"))))
 
 
-def test_a_folded_image_at_the_limit_of_bytes_fits_the_body(client, finished_run):
+def test_an_image_at_the_byte_limit_with_line_breaks_in_its_base64_fits_the_body(client, finished_run):
     limit = finished_run.run.config.serve.max_image_bytes
     file = io.BytesIO()
     Image.new("RGB", (40, 40), "teal").save(file, "PNG")
-    content = file.getvalue() + bytes(limit - len(file.getvalue()))  # what follows the last chunk is not read
+    content = file.getvalue() + bytes(limit - len(file.getvalue()))  # decoders ignore bytes after the last PNG chunk
     folded = base64.encodebytes(content).decode().replace("\n", "\r\n")
     assert said(ask(client, url=f"data:image/png;base64,{folded}"))
