@@ -1,4 +1,4 @@
-"""What all tests share: quiet libraries, one thread a process, and small real runs."""
+"""Settings of all tests: no model hub, one thread per process, and slow files first."""
 
 import os
 from collections.abc import Iterator
@@ -11,17 +11,17 @@ import torch
 
 from jsfree.models.loading import Captioner, load_captioner
 
-torch.set_num_threads(1)  # two cores: threads of one process hinder the actors of another
+torch.set_num_threads(1)  # on two cores, threads of one process slow down the actors of another
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Skip GPU tests on machines without a GPU."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run files with slow tests first: with two files at a time, the short ones then fill what is left."""
+    """Run files with slow tests first, so that short files fill the gaps at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
