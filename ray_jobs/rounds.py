@@ -183,4 +183,4 @@ class Round:
         failed = f", {manifest.rows_failed} failed" if manifest.rows_failed else ""
         if "excluded" in manifest.facts:
             failed += f", {manifest.facts['excluded']} excluded"
-        self.reporter.say(f"  {name:<24} {manifest.rows_out:>6} rows{failed}  {note or f'{manifest.seconds:.1f} s'}")
+        self.reporter.say(f"  {name:<28} {manifest.rows_out:>6} rows{failed}  {note or f'{manifest.seconds:.1f} s'}")

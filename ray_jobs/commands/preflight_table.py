@@ -90,7 +90,7 @@ def _times(times: list[StageTime], price: float | None) -> Table:
         table.add_column(column)
     for column in ("Time", "Device-hours", *(["Cost"] if price else [])):
         table.add_column(column, justify="right")
-    table.add_column("How it is known")
+    table.add_column("Basis")
     for time in times:
         table.add_row(time.stage, time.work, time.devices, *_costs(time, price), time.known)
     if all(time.seconds is not None and time.device_seconds is not None for time in times):
