@@ -31,6 +31,8 @@ class Part:
     per_model: bool = False
     """Whether there is one folder per model and evaluation mode, such as ``captions/m0-greedy``."""
     first_round_only: bool = False
+    before_pairs_only: bool = False
+    """Whether it is made only before the first pairs; a finished round may lack it."""
     writes: tuple[str, ...] = ()
     """All folders and files of the round that its work writes; by default the folder of its name."""
 
@@ -62,7 +64,13 @@ PARTS = {
     for part in (
         Part(name="samples", stage="generate", label="images listed"),
         Part(name="evaluation", stage="evaluate", label="evaluation images listed", first_round_only=True),
-        Part(name="evaluation_hashes", stage="evaluate", label="evaluation images hashed", first_round_only=True),
+        Part(
+            name="evaluation_hashes",
+            stage="evaluate",
+            label="evaluation images hashed",
+            first_round_only=True,
+            before_pairs_only=True,
+        ),
         Part(name="pairs", stage="generate", label="two captions an image", section="generate"),
         Part(name="scored", stage="score", label="CLIP verification", section="score"),
         Part(name="selected", stage="select", label="preference pairs"),
@@ -100,7 +108,7 @@ def restart_order() -> dict[str, tuple[str, ...]]:
 
 
 def manifests_of_round(number: int, modes: Iterable[str]) -> list[str]:
-    """Names of all folders that have a manifest once round ``number`` is finished.
+    """Names of the folders that must have a manifest once round ``number`` is finished.
 
     Args:
         modes: names of the evaluation modes. The seed (m0) is captioned in the first round only.
@@ -110,6 +118,6 @@ def manifests_of_round(number: int, modes: Iterable[str]) -> list[str]:
     for part in PARTS.values():
         if part.per_model:
             names += [f"{part.name}/{model}-{mode}" for model in models for mode in modes]
-        elif number == 1 or not part.first_round_only:
+        elif not part.before_pairs_only and (number == 1 or not part.first_round_only):
             names.append(part.name)
     return names

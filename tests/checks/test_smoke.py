@@ -65,6 +65,12 @@ def failures(run: Run, reloaded=None) -> dict[str, str]:
     return {finding.name: finding.found for finding in findings if finding.verdict is Verdict.FAILS}
 
 
+def test_a_finished_run_may_lack_the_hashes_of_evaluation_images(run):
+    """They are made only before the first pairs: a run that restarted at training does not have them."""
+    run.stage(1, "evaluation_hashes").remove()
+    assert failures(run) == {}
+
+
 def rewrite(run: Run, stage: str, schema: pa.Schema, change) -> None:
     """Change the rows of a stage in place; ``change`` gets each row and its number."""
     folder, number = run.stage(1, stage), 0
