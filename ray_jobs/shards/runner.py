@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 TURNS_AHEAD = 2
 """Turns queued per shard an actor can have in progress; Ray Data's pools only grow above 1.75."""
 POLL_SECONDS = 0.25
+REPORT_SECONDS = 2.0
+"""Time that the board gets to report; a report that is late is asked for again."""
 SETTLE_SECONDS = 10.0
 """Time that actors get to end their turns after all shards are done."""
 
@@ -43,14 +45,20 @@ def run_shards(stages: Sequence[ShardedStage], board: Any, counts: Counts, show:
     Raises:
         StageError: a stage failed; finished shards are kept.
     """
-    missing = {(index, shard) for index, stage in enumerate(stages) for shard in stage.missing()}
+    missing = _missing_shards(stages)
     for receipt in [receipt for stage in stages for receipt in stage.target.receipts()]:
         counts.add_earlier(receipt.rows_in, receipt.rows_failed)
     while missing:
         before = len(missing)
         _run_pass(stages, board, missing, counts, show)
+        if len(missing) == before:  # the board may have failed to report; the files decide
+            missing = _missing_shards(stages)
         if len(missing) == before:
             raise StageError(f"stage {stages[0].name!r}: {before} shards were not done", "run it again to go on")
+
+
+def _missing_shards(stages: Sequence[ShardedStage]) -> set[Shard]:
+    return {(index, shard) for index, stage in enumerate(stages) for shard in stage.missing()}
 
 
 def _run_pass(stages: Sequence[ShardedStage], board: Any, missing: set[Shard], counts: Counts, show: Show) -> None:
@@ -89,7 +97,10 @@ def _run_pass(stages: Sequence[ShardedStage], board: Any, missing: set[Shard], c
 
 @contextmanager
 def _receipts_collected(board: Any, work: str, missing: set[Shard], counts: Counts, show: Show) -> Iterator[None]:
-    """Collect receipts from the board and show the figures, until the block ends and once after it."""
+    """Collect receipts from the board and show the figures, until the block ends and once after it.
+
+    After an error nothing is shown, because that also writes ``run.json``, which may belong to another driver by then.
+    """
     import ray
 
     ended = threading.Event()
@@ -97,11 +108,11 @@ def _receipts_collected(board: Any, work: str, missing: set[Shard], counts: Coun
     known = 0
     display = harmless(show, "progress")
 
-    def collect() -> None:
+    def collect(shown: bool = True) -> None:
         nonlocal known
         report = Report(0, [])
         with suppress(ray.exceptions.RayError):
-            report = ray.get(board.report.remote(work, known), timeout=5)
+            report = ray.get(board.report.remote(work, known), timeout=REPORT_SECONDS)
         known += len(report.receipts)
         if report.alive:
             counts.start()
@@ -111,7 +122,8 @@ def _receipts_collected(board: Any, work: str, missing: set[Shard], counts: Coun
                 counts.add(receipt.rows_in, receipt.rows_failed, receipt.tokens)
         if not missing:
             settled.start()
-        display(counts.figures(report.alive))
+        if shown:
+            display(counts.figures(report.alive))
 
     def poll() -> None:
         while missing and not ended.wait(POLL_SECONDS):
@@ -119,13 +131,15 @@ def _receipts_collected(board: Any, work: str, missing: set[Shard], counts: Coun
 
     thread = threading.Thread(target=poll, name="receipts", daemon=True)
     thread.start()
+    succeeded = False
     try:
         yield
+        succeeded = True
     finally:
         ended.set()
         thread.join()
         if missing:
-            collect()
+            collect(shown=succeeded)
         settled.cancel()
 
 
