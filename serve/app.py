@@ -12,6 +12,7 @@ and settings to override:
 import asyncio
 import logging
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,16 @@ class ModelReplica:
     """
 
     def __init__(self, config: RunConfig, ref: str, gpus: float, failures: Queue | None = None) -> None:
-        from jsfree.gpus import device_of
-        from serve.engines import Engine
-
         try:
+            from jsfree.gpus import device_of
+            from serve.engines import Engine
+
             self._engine = Engine(config, ref, device_of(gpus))
         except Exception as error:
             if failures is not None:
                 known = isinstance(error, JsfreeError)
-                failures.put(error if known else ServeError(f"{type(error).__name__}: {error}"))
+                with suppress(RayError):  # the queue may be lost; Serve still reports the traceback
+                    failures.put(error if known else ServeError(f"{type(error).__name__}: {error}"))
             raise
 
     async def caption(self, question: Question) -> Answer | Refusal:

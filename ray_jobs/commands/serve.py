@@ -21,7 +21,6 @@ from jsfree.run.folder import Folder
 from jsfree.run.locations import require_outside_runs
 from jsfree.run.run import Run
 from ray_jobs.cluster.capacity import Node, alive_nodes, describe, inventory, replicas_on
-from ray_jobs.cluster.failures import first_line
 from ray_jobs.cluster.session import Cluster
 from ray_jobs.signals import interrupt_on_signals
 from serve.deploy import NAME, deploy_yaml, http_options
@@ -123,16 +122,19 @@ def _serving(config: RunConfig, models: list[RunModel], is_local: bool) -> Itera
     Raises:
         ServeError: Serve already runs on this cluster, or a replica does not start.
     """
+    import ray
     from ray import serve as ray_serve
     from ray.exceptions import RayError
     from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from serve.app import bind
 
     if ray_serve.status().proxies:
         raise ServeError("Ray Serve already runs on this cluster", "use --write-yaml FILE and `serve deploy FILE`")
     logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # failures are raised as exceptions
-    failures = Queue(actor_options={"num_cpus": 0})
+    driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    failures = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": driver_node})
     is_running = False
     try:
         try:
@@ -150,11 +152,19 @@ def _serving(config: RunConfig, models: list[RunModel], is_local: bool) -> Itera
 
 
 def _start_error(failures: Queue, error: Exception) -> ServeError:
-    """The error of a replica that did not start, or Serve's own if no replica reported one."""
-    if failures.empty():
-        return ServeError(f"the models do not start: {first_line(error)}", "use --debug to see the traceback")
-    failure: JsfreeError = failures.get()
-    return ServeError(f"the models do not start: {failure.problem}", failure.remedy)
+    """The error of a replica that did not start, or the last line that Serve reports if no replica could."""
+    from ray import serve as ray_serve
+    from ray.exceptions import RayError
+
+    with suppress(RayError):
+        if not failures.empty():
+            failure: JsfreeError = failures.get()
+            return ServeError(f"the models do not start: {failure.problem}", failure.remedy)
+    application = ray_serve.status().applications.get(NAME)
+    deployments = application.deployments.values() if application else ()
+    lines = "\n".join([str(error), *(deployment.message for deployment in deployments)]).strip().splitlines()
+    reason = lines[-1].strip() if lines else "Serve gave no reason"
+    return ServeError(f"the models do not start: {reason}", "use --debug to see the traceback")
 
 
 def require_capacity(config: RunConfig, nodes: Sequence[Node]) -> None:
