@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jsfree.errors import CodeError, JsfreeError, StageError
+from jsfree.run.code_version import PACKAGES
 
 
 @contextmanager
@@ -24,13 +25,13 @@ def stage_error(stage: str, error: BaseException) -> JsfreeError:
     """The error that a command reports for ``error``, which was raised in a worker of ``stage``.
 
     Returns:
-        ``error`` itself if it is a ``JsfreeError``, a ``CodeError`` for a failed import, else a ``StageError`` with
-        the type of ``error`` and the first line of its text.
+        ``error`` itself if it is a ``JsfreeError``, a ``CodeError`` if it failed to import our code, else a
+        ``StageError`` with the type of ``error`` and the first line of its text.
     """
     if isinstance(error, JsfreeError):
         return error
     line = first_line(error)
-    if isinstance(error, ImportError):
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in PACKAGES:
         return CodeError(f"stage {stage!r} failed: {line}", "install the driver's version of jsfree on the nodes")
     return StageError(
         f"stage {stage!r} failed: {type(error).__name__}: {line}",

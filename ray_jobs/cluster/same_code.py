@@ -36,7 +36,7 @@ def checked_function(function: Callable[[], T]) -> Callable[[], T]:
 
             code_version.require_same_code(code_version.CodeVersion(**expected), node)
         except (ImportError, AttributeError, TypeError) as error:
-            raise ImportError(f"{node} has other code than the driver: {error}") from error
+            raise ImportError(f"{node} has other code than the driver: {error}", name="jsfree") from error
         result: T = ray.cloudpickle.loads(pickled)()
         return result
 
