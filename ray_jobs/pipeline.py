@@ -78,6 +78,7 @@ def run(config: RunConfig, reporter: Reporter, restart: str | None = None) -> st
     started = time.monotonic()
     with _session(config, reporter) as first:
         if restart is not None:
+            restarted_part(restart)  # a wrong name must not change the record
             update_record(first.run, rounds_done=0)
             remove_from(first.run, restart)
             update_record(first.run, stages=stage_states(first.run))
@@ -197,6 +198,20 @@ def _require_dependencies(of: Run, name: str, number: int) -> None:
             )
 
 
+def restarted_part(stage: str) -> str:
+    """The part that ``--restart stage`` begins with; ``stage`` is a command, a part or a folder of one.
+
+    Raises:
+        ConfigError: there is no such stage.
+    """
+    parts = restart_order()
+    first = next((part.name for part in PARTS.values() if part.stage == stage), stage)
+    first = next((part for part, written in parts.items() if first in (part, *written)), first)
+    if first not in parts:
+        raise ConfigError(f"--restart {stage}: no such stage", f"choose from {', '.join({**STAGES, **parts})}")
+    return first
+
+
 def remove_from(current_run: Run, stage: str) -> None:
     """Remove a stage, or a part of one, of the first round and everything made after it, the latest first.
 
@@ -204,11 +219,7 @@ def remove_from(current_run: Run, stage: str) -> None:
         ConfigError: there is no such stage.
         StorageError: something cannot be removed; the same ``--restart`` continues the removal.
     """
-    parts = restart_order()
-    first = next((part.name for part in PARTS.values() if part.stage == stage), stage)
-    first = next((part for part, written in parts.items() if first in (part, *written)), first)
-    if first not in parts:
-        raise ConfigError(f"--restart {stage}: no such stage", f"choose from {', '.join({**STAGES, **parts})}")
+    parts, first = restart_order(), restarted_part(stage)
     for number in reversed(current_run.rounds()):
         for part in reversed(parts):
             discard(current_run.round(number), parts[part])

@@ -50,6 +50,7 @@ def silence_ray() -> None:
 @contextmanager
 def silent_output(*descriptors: int) -> Iterator[None]:
     """Discard what this process, its native code and its children write to file descriptors such as 2 (stderr)."""
+    _flush()
     saved = {number: os.dup(number) for number in descriptors}
     with open(os.devnull, "w", encoding="utf-8") as devnull:
         for number in descriptors:
@@ -57,11 +58,17 @@ def silent_output(*descriptors: int) -> Iterator[None]:
     try:
         yield
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        for number, copy in saved.items():
-            os.dup2(copy, number)
-            os.close(copy)
+        try:
+            _flush()
+        finally:
+            for number, copy in saved.items():
+                os.dup2(copy, number)
+                os.close(copy)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
 
 
 def _is_error(record: logging.LogRecord) -> bool:

@@ -72,14 +72,14 @@ def _front_matter(config: RunConfig, number: int, base: Base, compared: Sequence
         for line in comparison.lines
         if line.last is not None
     ]
+    named: dict[str, Any] = {"model_name": f"{base.name}, m{number}", "eval_results": results} if results else {}
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=TASK,
         tags=list(TAGS),
         base_model=None if base.hub is None else base.hub.repo,
         base_model_relation=None if base.hub is None else "finetune",
-        model_name=f"{base.name}, m{number}",
-        eval_results=results or None,
+        **named,
         **licence,
     )
     return f"---\n{data.to_yaml()}\n---"
