@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from jsfree.errors import CodeError
+from jsfree.run.boot import boot_id
 
 PACKAGES = ("jsfree", "ray_jobs", "serve")
 LIBRARIES = ("ray", "torch", "transformers", "open_clip_torch", "deepspeed", "pyarrow")
@@ -146,9 +147,7 @@ def _folder_of(package: str) -> Path | None:
 
 def _identity(folders: Iterable[Path]) -> str:
     """Identify folders on this boot of this machine; empty if unknown."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-    except OSError:
+    if not (boot := boot_id()):
         return ""
     status = [folder.stat() for folder in folders]
     return " ".join([boot, *(f"{stat.st_dev}:{stat.st_ino}" for stat in status)])

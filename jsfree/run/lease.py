@@ -35,6 +35,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from jsfree.errors import LeaseError, StorageError
+from jsfree.run.boot import boot_id
 from jsfree.run.folder import Folder
 
 log = logging.getLogger(__name__)
@@ -293,10 +294,11 @@ def _user() -> str:
 def _machine() -> str:
     """Identify this boot of this machine and the PID namespace; empty if unknown."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
+    boot = boot_id()
+    return f"{boot} {namespace}" if boot else ""
 
 
 def _started(pid: int) -> str | None:

@@ -13,13 +13,6 @@ from jsfree.errors import StorageError
 from jsfree.run.folder import Folder, shard_name
 
 
-@pytest.fixture(params=["local", "memory"])
-def uri(request, tmp_path):
-    if request.param == "local":
-        return str(tmp_path / "run")
-    return f"memory://{tmp_path.name}/run"
-
-
 def test_a_table_is_stored_with_its_metadata(uri):
     folder = Folder(uri)
     rows = [{"sample_id": "a", "stage": "pairs", "kind": "missing", "message": "gone"}]

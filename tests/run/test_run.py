@@ -12,13 +12,6 @@ def make_run(uri, **settings) -> Run:
     return Run.open(config.build({"run": str(uri), **settings}, where="test"))
 
 
-@pytest.fixture(params=["local", "memory"])
-def uri(request, tmp_path):
-    if request.param == "local":
-        return str(tmp_path / "run")
-    return f"memory://{tmp_path.name}/run"
-
-
 def test_a_stage_is_skipped_resumed_or_refused(uri):
     run = make_run(uri)
     assert run.begin(1, "pairs", "abc") is None  # new
