@@ -24,8 +24,7 @@ def check_libraries(config: RunConfig) -> Iterator[Finding]:
     """Check the versions of libraries, and that there is a C++ compiler if one is needed."""
     yield from _versions()
     if config.generate.compile == "inductor" and not any(map(shutil.which, COMPILERS)) and "CXX" not in os.environ:
-        on_cluster = config.ray.address or os.environ.get("RAY_ADDRESS")
-        yield (note if on_cluster else fails)(
+        yield (note if config.ray.cluster_address else fails)(
             AREA,
             "compiler",
             "generate.compile is inductor, but there is no C++ compiler here",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from jsfree.checks.findings import Finding, fails, note, ok
@@ -94,11 +93,7 @@ def _generation(config: RunConfig) -> Iterator[Finding]:
 
 
 def _placement(config: RunConfig) -> Iterator[Finding]:
-    if (
-        (config.ray.address or os.environ.get("RAY_ADDRESS"))
-        and not has_scheme(config.run)
-        and not config.run.startswith("/")
-    ):
+    if config.ray.cluster_address and not has_scheme(config.run) and not config.run.startswith("/"):
         yield note(
             AREA,
             "run",

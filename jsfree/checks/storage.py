@@ -72,7 +72,7 @@ def check_disk_space(config: RunConfig, required: Mapping[str, int], temporary: 
         StorageError: there is no temporary folder.
     """
     folder = Folder(config.run)
-    on_cluster = bool(config.ray.address or os.environ.get("RAY_ADDRESS"))
+    on_cluster = config.ray.cluster_address is not None
     total = sum(required.values())
     kinds = "in GB: " + ", ".join(f"{kind} {size / GB:.1f}" for kind, size in required.items() if size)
     tmp = DiskRequirement(str(_temporary_folder()), temporary, f"TMPDIR {temporary / GB:.1f}")

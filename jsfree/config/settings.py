@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -558,6 +559,11 @@ class Ray(Section):
     machine or job."""
     num_cpus: Positive | None = None
     """Logical CPUs of a local cluster. ``null``: as many as the stages reserve, and at least 4."""
+
+    @property
+    def cluster_address(self) -> str | None:
+        """``address``, or that of the environment's ``RAY_ADDRESS``; None for a local cluster."""
+        return self.address or os.environ.get("RAY_ADDRESS") or None
 
 
 class ModelFiles(Section):

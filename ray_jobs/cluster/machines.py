@@ -60,7 +60,7 @@ class Machines:
         Raises:
             StageError: no cluster answers at the address, or no session can be started on this machine.
         """
-        if config.ray.address or os.environ.get("RAY_ADDRESS"):
+        if config.ray.cluster_address:
             yield from self._check_cluster(config)
         else:
             yield from self._check_this_machine(config)

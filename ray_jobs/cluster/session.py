@@ -74,7 +74,7 @@ class Cluster:
     def _start(self) -> None:
         import ray
 
-        address = self.config.ray.address or os.environ.get("RAY_ADDRESS")
+        address = self.config.ray.cluster_address
         if address and address.startswith(("http://", "https://")):
             raise ConfigError(
                 f"{address!r} accepts submitted jobs, not drivers",
