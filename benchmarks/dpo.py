@@ -177,7 +177,7 @@ def speeds(folder: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def in_our_order(settings: RunConfig, pairs: Sequence[SelectedPair]) -> list[int]:
-    """Indices of the pairs in the order in which one worker of ours takes them, over all epochs."""
+    """Indices of the pairs in the order in which one jsfree worker trains on them, over all epochs."""
     size, lengths = settings.train.pairs_per_step, [pair_length(pair) for pair in pairs]
     taken = []
     for epoch in range(settings.train.epochs):

@@ -74,7 +74,7 @@ def own_process(script: str, arguments: Sequence[str], environment: Mapping[str,
     Args:
         script: path of the script.
         arguments: its command line.
-        environment: variables beside those of this process.
+        environment: variables added to those of this process.
 
     Raises:
         RuntimeError: the script failed.

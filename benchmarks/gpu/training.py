@@ -28,7 +28,7 @@ def loss_of(logps: PairLogps, reference: PairLogps, batch: PairBatch, settings: 
 def train_step(
     forward: Forward, optimizer: torch.optim.Optimizer, batch: PairBatch, reference: PairLogps | None, settings: Train
 ) -> torch.Tensor:
-    """One optimizer step on one batch; its loss. If ``reference`` is None, the current policy is the reference."""
+    """Run one optimizer step on a batch and return its loss; without ``reference``, the policy is its own reference."""
     optimizer.zero_grad()
     logps = forward(batch)
     reference = reference or PairLogps(logps.chosen.detach(), logps.rejected.detach())
