@@ -33,15 +33,25 @@ def called_in(folder: Path, function) -> str:
     return done.stdout.decode()
 
 
+def files_that_comparing_imports() -> list[Path]:
+    """This project's source files that ``jsfree.run.code_version`` imports, itself included."""
+    code = (
+        "import sys, jsfree.run.code_version;"
+        "print(*(module.__file__ for name, module in sys.modules.items() if name.split('.')[0] == 'jsfree'), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, timeout=120, check=True)
+    return [Path(line) for line in done.stdout.decode().splitlines()]
+
+
 @pytest.mark.slow
 def test_a_function_runs_with_the_same_code_and_is_refused_with_different_code(tmp_path):
     function = checked_function(partial(RunConfig, seed=5))
     assert "seed=5" in called_in(ROOT, function)
 
-    for name in ("__init__", "errors", "run/__init__", "run/code_version"):
-        copy = tmp_path / "jsfree" / f"{name}.py"
+    for source in files_that_comparing_imports():
+        copy = tmp_path / source.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / "jsfree" / f"{name}.py", copy)
+        shutil.copy(source, copy)
     other = called_in(tmp_path, function)
     assert other.startswith("CodeError node ")
     assert "has other code than the driver" in other
