@@ -593,6 +593,9 @@ class RunConfig(Section):
     """Samples per shard. A shard is one file and the unit of scheduling and resumption."""
     max_failed_fraction: Fraction = 0.01
     """Maximum fraction of failed rows per stage. If more rows fail, the stage fails."""
+    reuse: Annotated[tuple[str, ...], Placement()] = ()
+    """Folders or URIs of other runs. A stage that one of them has finished with the same inputs is taken from there
+    instead of being made again; if a run of the list is making it now, this one waits for it."""
     source: Source = Source()
     imported: Imported | None = None
     """External pairs, for a run of one round. ``null``: generate pairs from ``source``."""

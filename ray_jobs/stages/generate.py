@@ -46,7 +46,7 @@ def generate_pairs(current: Round, samples: Manifest, evaluation_hashes: str | N
     fingerprint = current.fingerprint(
         samples.fingerprint, current.start.fingerprint, config.fingerprint("seed", "captioner", "generate")
     )
-    if evaluation_hashes and current.run.begin(current.number, "pairs", fingerprint) is None:
+    if evaluation_hashes and current.begin("pairs", fingerprint) is None:
         _remove_evaluation_images(current, evaluation_hashes)
     stage = ShardedStage(
         name="pairs",

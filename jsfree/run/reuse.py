@@ -1,0 +1,99 @@
+"""Takes finished stages from other runs (``reuse``) that made them from the same inputs.
+
+Only stages with the fingerprint that the run has computed for its own are taken, so a run that reuses stages has the
+results that it would have had alone. Two things that results depend on are not part of fingerprints and are compared
+as well: the commits of models from the hub, and the evaluation set, whose images are left out of the pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from jsfree.errors import RunError
+from jsfree.run.folder import PARTIAL, Folder
+from jsfree.run.lease import holder
+from jsfree.run.run import CONFIG, INPUTS, MANIFEST, Manifest, Run
+from jsfree.run.stages import part_of
+
+EVALUATION = "evaluation_hashes"
+WITHOUT_EVALUATION_IMAGES = ("pairs", "scored", "selected", "train")
+"""Stages whose rows depend on the hashes of the evaluation set."""
+CHECKPOINTS = "checkpoints-"
+
+
+def find_finished(run: Run, number: int, stage: str, fingerprint: str) -> Run | None:
+    """The first run of ``reuse`` that has finished a stage with the same inputs; None if there is none."""
+    return next((other for other in _runs_with(run, number, stage, fingerprint) if other.manifest(number, stage)), None)
+
+
+def find_unfinished(run: Run, number: int, stage: str, fingerprint: str) -> Run | None:
+    """The first run of ``reuse`` that is making a stage from the same inputs now; None if there is none.
+
+    A run that itself lists this one is left out, so that two runs never wait for each other.
+    """
+    for other in _runs_with(run, number, stage, fingerprint):
+        is_listed_there = run.folder.uri in other.config.reuse
+        if other.manifest(number, stage) is None and not is_listed_there and holder(other.folder):
+            return other
+    return None
+
+
+def take(run: Run, number: int, stage: str, source: Run) -> Manifest:
+    """Publish a finished stage of ``source`` in ``run``, which has begun the stage; return its manifest.
+
+    The manifest is written last. After an interruption, call it again.
+
+    Raises:
+        RunError: the stage was removed from ``source`` meanwhile.
+        StorageError: a file cannot be read or written.
+    """
+    made = source.manifest(number, stage)
+    for name in _folders(stage):
+        target, origin = run.round(number) / name, source.round(number) / name
+        for path in origin.sizes():
+            if not _is_private(path):
+                target.link_from(origin, path)
+    if made is None or source.manifest(number, stage) != made:
+        raise RunError(
+            f"{source.folder.uri}: stage {stage!r} of round {number} was removed while {run.folder.uri} took it over",
+            "run the same command again",
+        )
+    return run.finish(number, stage, replace(made, reused_from=made.reused_from or source.folder.uri))
+
+
+def _runs_with(run: Run, number: int, stage: str, fingerprint: str) -> Iterator[Run]:
+    """Runs of ``reuse`` that have begun a stage with the same inputs."""
+    for uri in run.config.reuse:
+        folder = Folder(uri)
+        if folder.uri == run.folder.uri or not folder.exists(CONFIG):
+            continue
+        begun = folder / f"round-{number}" / stage
+        if begun.exists(INPUTS) and begun.read_json(INPUTS)["fingerprint"] == fingerprint:
+            other = Run.existing(uri)
+            if _agree(run, other, stage):
+                yield other
+
+
+def _agree(run: Run, other: Run, stage: str) -> bool:
+    """Whether two runs agree in what fingerprints leave out."""
+    commits = other.config.models.commits
+    if any(commits.get(model, commit) != commit for model, commit in run.config.models.commits.items()):
+        return False
+    if stage not in WITHOUT_EVALUATION_IMAGES:
+        return True
+    own, others = run.manifest(1, EVALUATION), other.manifest(1, EVALUATION)
+    return (own.fingerprint if own else None) == (others.fingerprint if others else None)
+
+
+def _folders(stage: str) -> list[str]:
+    """The folders of a round that belong to a stage, with its rows that failed."""
+    part = part_of(stage)
+    written = (stage,) if part is None or part.per_model else part.writes or (stage,)
+    return [*written, f"errors/{stage}"]
+
+
+def _is_private(path: str) -> bool:
+    """Whether a file must not be taken: records of inputs, checkpoints of training, files of killed writers."""
+    name = path.rsplit("/", 1)[-1]
+    return path in (INPUTS, MANIFEST) or path.startswith(CHECKPOINTS) or PARTIAL.match(name) is not None
