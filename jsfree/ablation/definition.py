@@ -23,6 +23,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -176,7 +177,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Ablation:
     """
     file = str(path)
     settings = configuration.validate(AblationFile, read_mapping(_content(Path(path), file), file), file)
-    base = Path(path).parent / Path(settings.base).expanduser()
+    base = Path(os.path.normpath(Path(path).parent / Path(settings.base).expanduser()))
     common = _flat(settings.set, f"{file}: set")
     common |= dict(configuration.parse_override(override) for override in overrides)
     cells = [*_named_cells(settings, file), *_grid_cells(settings, file)]

@@ -33,7 +33,7 @@ class ConsoleDisplay:
         self._width = max(len(task.name) for task in tasks)
         self._ended, self._total = 0, len(tasks)
         self._live: Live | None = None
-        self._shown: dict[str, str] = {}
+        self._stages: dict[str, str] = {}
         self.after_each: Callable[[], object] = lambda: None
         """Called after each run that ended."""
 
@@ -49,6 +49,7 @@ class ConsoleDisplay:
 
     def started(self, task: Task) -> None:
         """Print where the output of a run goes."""
+        self._stages.pop(task.name, None)
         if self._live is None:
             self._say(task.name, f"started; log: {task.log}")
 
@@ -66,17 +67,16 @@ class ConsoleDisplay:
 
     def running(self, progress: Mapping[str, str]) -> None:
         """Show the stage of each running task."""
+        for name, stage in progress.items():
+            before = self._stages.get(name, "")
+            self._stages[name] = stage or before or "starting"
+            if self._live is None and ROWS.sub("", self._stages[name]) != ROWS.sub("", before):
+                self._say(name, ROWS.sub("", stage or "starting"))
         if self._live is not None:
             table = Table.grid(padding=(0, 2))
-            for name, stage in progress.items():
-                table.add_row(f"  {name:<{self._width}}", stage)
+            for name in progress:
+                table.add_row(f"  {name:<{self._width}}", self._stages[name])
             self._live.update(table, refresh=True)
-            return
-        for name, stage in progress.items():
-            title = ROWS.sub("", stage)
-            if self._shown.get(name) != title:
-                self._shown[name] = title
-                self._say(name, title)
 
     def _say(self, name: str, message: str | Text) -> None:
         self._console.print(Text.assemble(f"  {name:<{self._width}}  ", message), soft_wrap=True)

@@ -36,7 +36,7 @@ class Display(Protocol):
         """A task is done, or failed with ``error``; ``seconds`` is None if it was done before."""
 
     def running(self, progress: Mapping[str, str]) -> None:
-        """The stage of each running task, by the task's name."""
+        """The stage of each running task, by the task's name; empty between two stages."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Drivers:
 
 
 def describe_stage(run: Run) -> str:
-    """The stage that a run is making, such as ``round 1: pairs 400/2400``."""
+    """The stage that a run is making, such as ``round 1: pairs 400/2400``; empty between two stages."""
     record = {}
     with suppress(StorageError):  # it may be written at this moment, on a store that shows parts
         record = read_record(run)
@@ -165,7 +165,7 @@ def describe_stage(run: Run) -> str:
                 progress = state.get("progress", {})
                 rows = f" {progress['rows']}/{progress['rows_in_all']}" if "rows_in_all" in progress else ""
                 return f"{number.replace('-', ' ')}: {name}{rows}"
-    return "starting"
+    return ""
 
 
 def _error_of(driver: Driver) -> str:

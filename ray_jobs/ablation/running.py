@@ -91,11 +91,15 @@ def run_ablation(
     if as_json:
         typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
     if errors:
-        names = "; ".join(tasks[position].name for position in sorted(errors))
-        raise StageError(
-            f"{len(errors)} of {len(tasks)} runs failed: {names}",
-            "see their errors above; the same command runs them again",
-        )
+        raise _failure(tasks, errors)
+
+
+def _failure(tasks: Sequence[Task], errors: Mapping[int, str]) -> StageError:
+    names = "; ".join(tasks[position].name for position in sorted(errors))
+    return StageError(
+        f"{len(errors)} of {len(tasks)} runs failed: {names}",
+        "see their errors above; the same command runs them again",
+    )
 
 
 def _folder(ablation: Ablation, out: str | None) -> Folder:
@@ -147,9 +151,13 @@ def _run(
 ) -> dict[int, str]:
     """Run the tasks on one cluster; return the errors of those that failed, by position."""
     display = ConsoleDisplay(console, ablation, tasks)
-    with _workspace(folder) as workspace, Cluster(_cluster_config(tasks[0].config, parallel)) as cluster:
+    config = tasks[0].config
+    if config.ray.cluster_address is None:
+        parallel = parallel or parallel_runs(config, [_this_machine(config)])
+        config = _with_cpus(config, parallel)
+    with _workspace(folder) as workspace, Cluster(config) as cluster:
         cluster.ensure()
-        number = parallel or parallel_runs(tasks[0].config, alive_nodes())
+        number = parallel or parallel_runs(config, alive_nodes())
         count = f"{len(tasks)} runs ({len(ablation.cells)} cells, {len(ablation.seeds)} seeds), {number} at a time"
         console.print(f"{ablation.name}: {count}; {folder.uri}", soft_wrap=True)
         drivers = Drivers(tasks, number, workspace, {"RAY_ADDRESS": _address()}, display)
@@ -168,16 +176,20 @@ def parallel_runs(config: RunConfig, nodes: Sequence[Node]) -> int:
     return max(1, min(fitting))
 
 
-def _cluster_config(config: RunConfig, parallel: int | None) -> RunConfig:
-    """The configuration of a local session with logical CPUs for all runs that this machine can run at a time."""
-    if config.ray.num_cpus is not None or config.ray.cluster_address is not None:
-        return config
+def _this_machine(config: RunConfig) -> Node:
+    """The resources of this machine, with ``ray.num_cpus`` logical CPUs if that is set."""
     driver = nvidia_driver()
-    here = {"CPU": float(os.cpu_count() or 1), "GPU": float(len(driver.gpus) if driver else 0)}
+    return {"CPU": config.ray.num_cpus or os.cpu_count() or 1, "GPU": len(driver.gpus) if driver else 0}
+
+
+def _with_cpus(config: RunConfig, parallel: int) -> RunConfig:
+    """The configuration of a local session with as many logical CPUs as parallel runs reserve."""
+    if config.ray.num_cpus is not None:
+        return config
     sections = (config.generate, config.score, config.train)
     needed = max(section.resources.replicas * section.resources.cpus for section in sections)
-    cpus = max(4, math.ceil((parallel or parallel_runs(config, [here])) * needed) + 1)
-    return config.model_copy(update={"ray": config.ray.model_copy(update={"num_cpus": cpus})})
+    ray = config.ray.model_copy(update={"num_cpus": max(4, math.ceil(parallel * needed) + 1)})
+    return config.model_copy(update={"ray": ray})
 
 
 def _address() -> str:
