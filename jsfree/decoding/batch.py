@@ -65,7 +65,7 @@ class Batch:
         """Whether there are a row for a request's second path and an image prefix, if it needs them."""
         if self._mixing.uses_second(request.ratio) and first_free(self._second_rows) is None:
             return False
-        return not self._workload.uses_image(request.ratio) or self._find_image_prefix(request, waiting) is not None
+        return not self._workload.uses_image(request) or self._find_image_prefix(request, waiting) is not None
 
     def start(self, request: Request, waiting: Iterable[Request]) -> int:
         """Prefill a caption's prefixes and set the logits of its first token; the slot that it takes.
@@ -76,7 +76,7 @@ class Batch:
         """
         slot, cache = self._slots.index(None), self.forward.cache
         caption = ActiveCaption(request, sampling.NoiseStream(request.noise_key, self._captioner.vocabulary))
-        image = self._find_image_prefix(request, waiting) if self._workload.uses_image(request.ratio) else None
+        image = self._find_image_prefix(request, waiting) if self._workload.uses_image(request) else None
         if image is not None:
             caption.image_prefix = image
             prefix = self._images.load(request, image, self._prefill, cache)
@@ -109,13 +109,29 @@ class Batch:
         return self._images.find(request, waiting, force=not any(self._slots))
 
     def sample(self, slots: Sequence[int]) -> list[int]:
-        """Sample the next token of the captions in some slots."""
+        """Sample the next token of the captions in some slots; its log-probability is added to those of the caption."""
         captions = [self.caption(slot) for slot in slots]
         noise_BN = torch.from_numpy(np.stack([caption.noise.next_token() for caption in captions]))
         greedy = [caption.request.decoding.temperature == 0 for caption in captions]
         probs_BV = self.next_token_probs(slots)
-        tokens: list[int] = sampling.sample_tokens(probs_BV, noise_BN.to(self._captioner.device), greedy).tolist()
+        token_B = sampling.sample_tokens(probs_BV, noise_BN.to(self._captioner.device), greedy)
+        self._add_logps(slots, token_B)
+        tokens: list[int] = token_B.tolist()
         return tokens
+
+    def _add_logps(self, slots: Sequence[int], token_B: torch.Tensor) -> None:
+        """Add the log-probabilities of new tokens to the captions that ask for them.
+
+        Where there is none, because the conditional path is NaN, the token is replaced by ``NO_TOKEN``.
+        """
+        asking = [index for index, slot in enumerate(slots) if self.caption(slot).request.with_logps]
+        if not asking:
+            return
+        rows = [slots[index] for index in asking]
+        logp_B = mixing.token_logps(self._logits_RV, rows, token_B[asking])
+        token_B[asking] = token_B[asking].masked_fill(logp_B.isnan(), sampling.NO_TOKEN)
+        for slot, logp in zip(rows, logp_B.tolist(), strict=True):
+            self.caption(slot).logps.append(logp)
 
     def next_token_probs(self, slots: Sequence[int]) -> torch.Tensor:
         """Distribution of the next token of the captions in some slots, (B, V)."""
@@ -133,20 +149,18 @@ class Batch:
             for slot, caption in zip(slots, captions, strict=True)
         ]
         second_rows = [caption.second_row for caption in captions]
-        return self._mixing.next_token_probs(
-            self._logits_RV, first_rows, second_rows, settings, self._captioner.suppressed_ids
-        )
+        return self._mixing.next_token_probs(self._logits_RV, first_rows, second_rows, settings)
 
     def forward_step(self) -> None:
         """Feed the last token of every caption in flight to the model."""
         rows = [IDLE] * (len(self._slots) + len(self._second_rows))
         for slot, caption in self.in_flight():
             own_length, token = len(caption.tokens) - 1, caption.tokens[-1]
-            if self._mixing.uses_conditional(caption.request.ratio):
+            if self._workload.uses_conditional(caption.request):
                 rows[slot] = Row(token, own_length, caption.image_prefix, caption.reader)
             if caption.second_row is not None:
                 rows[caption.second_row] = Row(token, own_length, caption.second_prefix, caption.reader)
-        self._logits_RV = self.forward(rows)
+        self._logits_RV = self._captioner.suppress(self.forward(rows))
 
     def cancel(self, request_id: str) -> bool:
         """Free the slots of a request; False if it has none."""

@@ -279,7 +279,7 @@ class DualPathEngine:
             return
         caption.tokens.append(token)
         result.drawn.append((request.request_id, token))
-        completed = completed_caption(self.captioner, request, caption.tokens)
+        completed = completed_caption(self.captioner, request, caption.tokens, caption.logps)
         if completed is not None:
             result.finished.append(completed)
             batch.free(slot)

@@ -29,6 +29,8 @@ class Request:
     noise_key: int
     """Key of the caption's random stream (``sampling.noise_key``)."""
     decoding: Decoding
+    with_logps: bool = False
+    """Whether the caption gets ``logps``. The conditional path is then evaluated at h = 1 too; tokens do not change."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class Caption:
     token_ids: tuple[int, ...]
     text: str
     finish: Finish
+    logps: tuple[float, ...] | None = None
+    """Natural logarithm of the probability that the conditional path gave each of ``token_ids``: at temperature 1,
+    without truncation, over the tokens that may be drawn. None unless the request asked for it."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,17 @@ def no_token_error(request: Request, tokens: int) -> NoTokenError:
     )
 
 
-def completed_caption(captioner: Captioner, request: Request, token_ids: Sequence[int]) -> Caption | None:
-    """The caption if ``token_ids`` complete it, else None."""
+def completed_caption(
+    captioner: Captioner, request: Request, token_ids: Sequence[int], logps: Sequence[float]
+) -> Caption | None:
+    """The caption if ``token_ids`` complete it, else None.
+
+    Args:
+        captioner: the model.
+        request: the request of the caption.
+        token_ids: tokens so far.
+        logps: their log-probabilities; ignored unless the request asks for them.
+    """
     spelt = captioner.decode(token_ids) if request.decoding.stop else ""
     stop_index = min((spelt.index(stop) for stop in request.decoding.stop if stop in spelt), default=None)
     if token_ids[-1] in captioner.eos_ids or stop_index is not None:
@@ -84,4 +98,4 @@ def completed_caption(captioner: Captioner, request: Request, token_ids: Sequenc
     else:
         return None
     text = captioner.text(token_ids) if stop_index is None else spelt[:stop_index].lstrip()
-    return Caption(request.request_id, tuple(token_ids), text, finish)
+    return Caption(request.request_id, tuple(token_ids), text, finish, tuple(logps) if request.with_logps else None)

@@ -117,7 +117,7 @@ def probs_apart(engine: DualPathEngine, literal, mixing: Mixing | None = None) -
         with torch.inference_mode():
             probs = engine._batch.next_token_probs([slot for slot, _ in live])
         for row, (_, each) in zip(probs, live, strict=True):
-            expected = algorithm1.next_token_probs(literal, each.request, each.tokens, mixing)[0]
+            expected = algorithm1.next_token_probs(literal, each.request, each.tokens, mixing)
             found.append((row - expected).abs().sum().item() / 2)
     return found
 
@@ -141,7 +141,7 @@ def test_engine_in_bfloat16_is_as_exact_as_algorithm_1_in_bfloat16(captioner, re
         tokens = list(algorithm1.decode(captioner, request).token_ids)
         for length in range(0, 12, 2):
             exact, rounded = (
-                algorithm1.next_token_probs(model, request, tokens[:length])[0] for model in (captioner, half)
+                algorithm1.next_token_probs(model, request, tokens[:length]) for model in (captioner, half)
             )
             literal.append((exact - rounded).abs().sum().item() / 2)
     assert sum(found) / len(found) < 1.5 * sum(literal) / len(literal) < 0.05
