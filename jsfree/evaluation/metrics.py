@@ -79,6 +79,13 @@ TRUTH = (
     _count("mentions", "Mentions", "objects named, per caption", secondary=True),
     _count("distinct_mentions", "Distinct mentions", "different objects named, per caption", secondary=True),
     _count("duplicates", "Duplicates", "objects named again, per caption", "lower"),
+    _count("invented", "Invented mentions", "absent objects where nothing matches, per caption", "lower"),
+    _count(
+        "misnamed",
+        "Misnamed mentions",
+        "absent objects named in place of one that the caption omits, per caption",
+        "lower",
+    ),
     _count("attribute_errors", "Attribute errors", "wrong colour or place of a true object, per caption", "lower"),
     _WORDS,
 )

@@ -7,7 +7,7 @@ captions can be counted too.
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from functools import cache
 
 import numpy as np
@@ -16,7 +16,7 @@ from jsfree.errors import ConfigError
 from jsfree.evaluation.metrics import TRUTH
 from jsfree.evaluation.statistics import FloatArray, bootstrap, divide
 from jsfree.miniworld.vocabulary import COLOURS, IRREGULAR_PLURALS, OBJECTS, POSITIONS
-from jsfree.miniworld.world import Scene, fair_positions
+from jsfree.miniworld.world import Scene, SceneObject, fair_positions
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class CaptionCounts:
     distinct: int
     distinct_correct: int
     truth_objects: int
+    invented: int
+    """Mentions of absent objects with a colour and position that no object of the scene has."""
+    misnamed: int
+    """Mentions of absent objects with the colour and position of an object that the caption does not name."""
     attribute_errors: int
     words: int
 
@@ -91,21 +95,30 @@ def count_caption(scene: Scene, text: str) -> CaptionCounts:
         wrong_colour = mention.colour not in (None, item.colour)
         wrong_position = mention.position is not None and mention.position not in fair_positions(item.box)
         wrong += wrong_colour or wrong_position
+    absent = [mention for mention in named if mention.noun not in present]
+    matched = [{item.name for item in scene.objects if _matches(mention, item)} for mention in absent]
     return CaptionCounts(
         mentions=len(named),
         hallucinated=len(named) - len(correct),
         distinct=len(distinct),
         distinct_correct=len(distinct & present.keys()),
         truth_objects=len(present),
+        invented=sum(not names for names in matched),
+        misnamed=sum(bool(names - distinct) for names in matched),
         attribute_errors=wrong,
         words=len(text.split()),
     )
 
 
+def _matches(mention: Mention, item: SceneObject) -> bool:
+    """Whether an object has the colour and the position that a mention states; a mention must state a position."""
+    return mention.colour in (None, item.colour) and mention.position in fair_positions(item.box)
+
+
 def summarise(counts: Sequence[CaptionCounts], resamples: int = 1000, seed: int = 0) -> dict[str, dict[str, float]]:
     """The metrics of ``metrics.json``, each ``{"value", "low", "high"}`` (95 %, bootstrap over scenes).
 
-    Rates are fractions of 1, pooled over captions; the last five metrics are means per caption. An undefined metric
+    Rates are fractions of 1, pooled over captions; counts are means per caption. An undefined metric
     (a rate of no mentions) is 0 with the interval [0, 0].
 
     Raises:
@@ -117,43 +130,38 @@ def summarise(counts: Sequence[CaptionCounts], resamples: int = 1000, seed: int 
     return {metric.name: bootstrap(columns, _STATISTICS[metric.name], resamples, seed).as_json() for metric in TRUTH}
 
 
-# Columns of the bootstrap, in the order of ``_columns``.
-_ONE, _WITH_MENTION, _WITH_ABSENT, _MENTIONS, _HALLUCINATED, _DISTINCT, _CORRECT, _TRUTH, _ATTRIBUTES, _WORDS = range(
-    10
-)
+_COLUMNS = ("one", "with_mention", "with_absent", *(field.name for field in fields(CaptionCounts)))
+"""Columns of the bootstrap, in the order of ``_columns``."""
 
 
 def _columns(count: CaptionCounts) -> tuple[int, ...]:
-    return (
-        1,
-        count.mentions > 0,
-        count.hallucinated > 0,
-        count.mentions,
-        count.hallucinated,
-        count.distinct,
-        count.distinct_correct,
-        count.truth_objects,
-        count.attribute_errors,
-        count.words,
-    )
+    return (1, count.mentions > 0, count.hallucinated > 0, *astuple(count))
 
 
-def _ratio(numerator: int, denominator: int) -> Callable[[FloatArray], FloatArray]:
-    return lambda sums_RK: divide(sums_RK[:, numerator], sums_RK[:, denominator])
+def _ratio(numerator: str, denominator: str = "one") -> Callable[[FloatArray], FloatArray]:
+    top, bottom = _COLUMNS.index(numerator), _COLUMNS.index(denominator)
+    return lambda sums_RK: divide(sums_RK[:, top], sums_RK[:, bottom])
+
+
+def _f1(sums_RK: FloatArray) -> FloatArray:
+    """Harmonic mean of pooled precision and recall."""
+    column = {name: sums_RK[:, number] for number, name in enumerate(_COLUMNS)}
+    return divide(2 * column["distinct_correct"], column["distinct"] + column["truth_objects"])
 
 
 _STATISTICS: dict[str, Callable[[FloatArray], FloatArray]] = {
-    "response_hallucination": _ratio(_WITH_ABSENT, _WITH_MENTION),
-    "mention_hallucination": _ratio(_HALLUCINATED, _MENTIONS),
-    "recall": _ratio(_CORRECT, _TRUTH),
-    "precision": _ratio(_CORRECT, _DISTINCT),
-    # Harmonic mean of pooled precision and recall.
-    "f1": lambda sums_RK: divide(2 * sums_RK[:, _CORRECT], sums_RK[:, _DISTINCT] + sums_RK[:, _TRUTH]),
-    "mentions": _ratio(_MENTIONS, _ONE),
-    "distinct_mentions": _ratio(_DISTINCT, _ONE),
-    "duplicates": lambda sums_RK: divide(sums_RK[:, _MENTIONS] - sums_RK[:, _DISTINCT], sums_RK[:, _ONE]),
-    "attribute_errors": _ratio(_ATTRIBUTES, _ONE),
-    "words": _ratio(_WORDS, _ONE),
+    "response_hallucination": _ratio("with_absent", "with_mention"),
+    "mention_hallucination": _ratio("hallucinated", "mentions"),
+    "recall": _ratio("distinct_correct", "truth_objects"),
+    "precision": _ratio("distinct_correct", "distinct"),
+    "f1": _f1,
+    "mentions": _ratio("mentions"),
+    "distinct_mentions": _ratio("distinct"),
+    "duplicates": lambda sums_RK: _ratio("mentions")(sums_RK) - _ratio("distinct")(sums_RK),
+    "invented": _ratio("invented"),
+    "misnamed": _ratio("misnamed"),
+    "attribute_errors": _ratio("attribute_errors"),
+    "words": _ratio("words"),
 }
 
 

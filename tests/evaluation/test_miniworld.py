@@ -55,6 +55,23 @@ def test_wrong_attributes_are_counted(text, errors):
     assert count_caption(SCENE, text).attribute_errors == errors
 
 
+@pytest.mark.parametrize(
+    ("text", "invented", "misnamed"),
+    [
+        ("There is a red kettle at the top left.", 0, 1),
+        ("There is a red kettle at the top left. There is a red cup at the top left.", 0, 0),
+        ("There is a red kettle on the right.", 1, 0),
+        ("There is a blue kettle at the top left.", 1, 0),
+        ("There is a kettle at the top left.", 0, 1),
+        ("There is a red kettle.", 1, 0),
+        ("There is a red cup at the bottom.", 0, 0),
+    ],
+)
+def test_an_absent_object_is_invented_or_takes_the_place_of_an_omitted_one(text, invented, misnamed):
+    count = count_caption(SCENE, text)
+    assert (count.invented, count.misnamed) == (invented, misnamed)
+
+
 def test_word_order_case_plurals_and_spacing_do_not_matter():
     found = mentions("On the LEFT are two Red Cups, three blue BUSES at the  top\nfishes here")
     assert [(mention.noun, mention.colour, mention.position) for mention in found] == [
@@ -94,6 +111,8 @@ def test_summary_pools_rates_and_averages_counts():
             "mentions": 2.0,
             "distinct_mentions": 5 / 3,
             "duplicates": 1 / 3,
+            "invented": 1 / 3,
+            "misnamed": 0.0,
             "attribute_errors": 0.0,
             "words": 17 / 3,
         }
