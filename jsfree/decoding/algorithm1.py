@@ -40,6 +40,8 @@ def decode(captioner: Captioner, request: Request, mixing: Mixing | None = None)
         probs_V = mixture(conditional_V, second_V, request.ratio, request.decoding, len(tokens), mixing)
         noise_1N = torch.from_numpy(noise.next_token())[None].to(captioner.device)
         token = int(sampling.sample_tokens(probs_V[None], noise_1N, [request.decoding.temperature == 0]))
+        if len(tokens) < len(request.prefix):
+            token = request.prefix[len(tokens)]
         if token == sampling.NO_TOKEN:
             raise DecodingError(f"request {request.request_id!r}: no token has any probability")
         tokens.append(token)

@@ -109,12 +109,16 @@ class Batch:
         return self._images.find(request, waiting, force=not any(self._slots))
 
     def sample(self, slots: Sequence[int]) -> list[int]:
-        """Sample the next token of the captions in some slots; its log-probability is added to those of the caption."""
+        """Sample the next token of the captions in some slots, or take it from their requests' prefixes.
+
+        Log-probabilities are added to the captions that ask for them.
+        """
         captions = [self.caption(slot) for slot in slots]
         noise_BN = torch.from_numpy(np.stack([caption.noise.next_token() for caption in captions]))
         greedy = [caption.request.decoding.temperature == 0 for caption in captions]
         probs_BV = self.next_token_probs(slots)
         token_B = sampling.sample_tokens(probs_BV, noise_BN.to(self._captioner.device), greedy)
+        _force_prefixes(captions, token_B)
         self._add_logps(slots, token_B)
         tokens: list[int] = token_B.tolist()
         return tokens
@@ -186,3 +190,12 @@ class Batch:
             self._texts.release(caption.second_prefix)
         if clear:
             self.forward.cache.clear_rows([row for row in (slot, caption.second_row) if row is not None])
+
+
+def _force_prefixes(captions: Sequence[ActiveCaption], token_B: torch.Tensor) -> None:
+    """Replace sampled tokens by those of the requests' prefixes, in place; ``NO_TOKEN`` stays."""
+    forced = {index: token for index, caption in enumerate(captions) if (token := caption.forced_token) is not None}
+    if forced:
+        forced_B = torch.tensor(list(forced.values()), device=token_B.device)
+        failed_B = token_B[list(forced)] == sampling.NO_TOKEN
+        token_B[list(forced)] = forced_B.masked_fill(failed_B, sampling.NO_TOKEN)

@@ -25,7 +25,15 @@ from jsfree.decoding.batch import Batch
 from jsfree.decoding.capacity import Capacity
 from jsfree.decoding.memory import kv_budget, kv_limit, kv_size
 from jsfree.decoding.prefill import Prefill
-from jsfree.decoding.requests import Caption, Request, StepResult, completed_caption, no_memory_error, no_token_error
+from jsfree.decoding.requests import (
+    Caption,
+    Request,
+    StepResult,
+    check_prefix,
+    completed_caption,
+    no_memory_error,
+    no_token_error,
+)
 from jsfree.decoding.workload import Layout, Workload
 from jsfree.errors import DeviceError
 from jsfree.gpus import out_of_memory
@@ -98,8 +106,9 @@ class DualPathEngine:
 
         Raises:
             DeviceError: it could never fit into memory. A request that does not fit at the moment waits.
-            ValueError: it needs the second path, which this engine's workload does not have.
+            ValueError: it needs the second path, which this engine's workload does not have, or its prefix is invalid.
         """
+        check_prefix(self.captioner, request)
         self.check_fits(request)
         if self.mixing.uses_second(request.ratio) and not self._workload.dual_path_share:
             raise ValueError(f"request {request.request_id!r} has h = {request.ratio:g}; the engine has no second path")

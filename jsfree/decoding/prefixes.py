@@ -34,6 +34,11 @@ class ActiveCaption:
     logps: list[float] = field(default_factory=list)
     """Log-probabilities of ``tokens``, if the request asks for them."""
 
+    @property
+    def forced_token(self) -> int | None:
+        """The next token, if the request's prefix determines it."""
+        return self.request.prefix[len(self.tokens)] if len(self.tokens) < len(self.request.prefix) else None
+
 
 @dataclass
 class ImagePrefix:

@@ -31,6 +31,9 @@ class Request:
     decoding: Decoding
     with_logps: bool = False
     """Whether the caption gets ``logps``. The conditional path is then evaluated at h = 1 too; tokens do not change."""
+    prefix: tuple[int, ...] = ()
+    """Token ids with which the caption begins. They count as its first tokens: for ``max_new_tokens``, and for the
+    noise of the tokens after them, so that a caption that is cut and continued at the same h stays the same."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,22 @@ class StepResult:
     finished: list[Caption] = field(default_factory=list)
     failed: list[tuple[str, DecodingError]] = field(default_factory=list)
     """Request ids with their errors."""
+
+
+def check_prefix(captioner: Captioner, request: Request) -> None:
+    """Check a request's ``prefix``.
+
+    Raises:
+        ValueError: it is longer than the caption may be, or has ids that the model does not know.
+    """
+    length, limit = len(request.prefix), request.decoding.max_new_tokens
+    if length > limit:
+        raise ValueError(
+            f"request {request.request_id!r}: a prefix of {length} tokens exceeds 'max_new_tokens' {limit}"
+        )
+    unknown = [token for token in request.prefix if not 0 <= token < captioner.vocabulary]
+    if unknown:
+        raise ValueError(f"request {request.request_id!r}: the vocabulary has no token {unknown[0]} of the prefix")
 
 
 def no_memory_error(request: Request) -> DecodingError:
