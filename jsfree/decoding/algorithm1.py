@@ -31,26 +31,40 @@ def decode(captioner: Captioner, request: Request, mixing: Mixing | None = None)
     Raises:
         DecodingError: no token that may be drawn has any probability.
     """
+    mixing = mixing or Probability()
     noise = sampling.NoiseStream(request.noise_key, captioner.vocabulary)
     tokens: list[int] = []
+    logps: list[float] = []
     while True:
-        probs_1V = next_token_probs(captioner, request, tokens, mixing)
+        conditional_V, second_V = _path_logits(captioner, request, tokens, mixing)
+        probs_V = mixture(conditional_V, second_V, request.ratio, request.decoding, len(tokens), mixing)
         noise_1N = torch.from_numpy(noise.next_token())[None].to(captioner.device)
-        token = int(sampling.sample_tokens(probs_1V, noise_1N, [request.decoding.temperature == 0]))
+        token = int(sampling.sample_tokens(probs_V[None], noise_1N, [request.decoding.temperature == 0]))
+        if len(tokens) < len(request.prefix):
+            token = request.prefix[len(tokens)]
         if token == sampling.NO_TOKEN:
             raise DecodingError(f"request {request.request_id!r}: no token has any probability")
         tokens.append(token)
-        caption = completed_caption(captioner, request, tokens)
+        logps.append(_log_probs(conditional_V)[token].item())
+        caption = completed_caption(captioner, request, tokens, logps)
         if caption is not None:
             return caption
 
 
-@torch.inference_mode()
 def next_token_probs(
     captioner: Captioner, request: Request, tokens: list[int], mixing: Mixing | None = None
 ) -> torch.Tensor:
-    """Distribution of the token after ``tokens``, (1, V) float64."""
+    """Distribution of the token after ``tokens``, (V,) float64."""
     mixing = mixing or Probability()
+    conditional_V, second_V = _path_logits(captioner, request, tokens, mixing)
+    return mixture(conditional_V, second_V, request.ratio, request.decoding, len(tokens), mixing)
+
+
+@torch.inference_mode()
+def _path_logits(
+    captioner: Captioner, request: Request, tokens: list[int], mixing: Mixing
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of the token after ``tokens`` by the conditional and by the second path, (V,) float64 each."""
     pixels = captioner.batch([request.pixels])
     with_image = [*captioner.prompt_ids(request.prompt, image=True), *tokens]
     without_image = [*captioner.prompt_ids(request.prompt, image=False), *tokens]
@@ -62,7 +76,7 @@ def next_token_probs(
         second_V = _last_logits(captioner, with_image, noised)
     for logits_V in (conditional_V, second_V):
         logits_V[list(captioner.suppressed_ids)] = -torch.inf
-    return mixture(conditional_V, second_V, request.ratio, request.decoding, len(tokens), mixing)[None]
+    return conditional_V, second_V
 
 
 def _last_logits(captioner: Captioner, token_ids: list[int], pixels: torch.Tensor | None) -> torch.Tensor:

@@ -118,19 +118,15 @@ class Mixing:
         first_rows: Sequence[int],
         second_rows: Sequence[int | None],
         settings: BatchSettings,
-        suppressed: Sequence[int] = (),
     ) -> torch.Tensor:
         """Distribution of the next token of captions that use one path or both, (B, V) float32.
 
         Args:
-            logits_RV: logits of all paths.
+            logits_RV: logits of all paths; minus infinity for tokens that must not be drawn.
             first_rows: row of each caption's conditional path, or of its only path.
             second_rows: row of each caption's second path; None if it uses one path.
             settings: decoding settings of the captions.
-            suppressed: token ids that must not be drawn.
         """
-        if suppressed:
-            logits_RV = logits_RV.index_fill(1, torch.tensor(suppressed, device=logits_RV.device), -torch.inf)
         first_BV = _select_rows(logits_RV, first_rows)
         dual = [index for index, row in enumerate(second_rows) if row is not None]
         if not dual:
@@ -226,6 +222,18 @@ def add_diffusion_noise(pixels: torch.Tensor, step: int) -> torch.Tensor:
     seed = int.from_bytes(hashlib.blake2b(pixels.numpy().tobytes(), digest_size=8).digest(), "little") >> 1
     noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(seed))
     return math.sqrt(signal) * pixels + math.sqrt(1 - signal) * noise
+
+
+def token_logps(logits_RV: torch.Tensor, rows: Sequence[int], token_B: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of tokens at temperature 1 and without truncation, (B,) float32.
+
+    Args:
+        logits_RV: logits of all paths; minus infinity for tokens that must not be drawn.
+        rows: row of each caption's conditional path.
+        token_B: a token of each caption; any number for one without a token.
+    """
+    logits_BV = _select_rows(logits_RV, rows).float()
+    return logits_BV.gather(1, token_B.clamp(min=0)[:, None])[:, 0] - logits_BV.logsumexp(-1)
 
 
 def _select_rows(table_RV: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:

@@ -22,7 +22,7 @@ CACHED_PROMPTS = 64
 
 @dataclass(frozen=True)
 class Prefilled:
-    """Keys and values of a prefix, and the logits of the token after it."""
+    """Keys and values of a prefix, and the logits of the token after it: minus infinity where it must not be drawn."""
 
     cache: DynamicCache
     logits_V: torch.Tensor
@@ -73,7 +73,7 @@ class Prefill:
         cache = DynamicCache(config=model.config.get_text_config())
         ids = ids.to(self._captioner.device)
         output = model(input_ids=ids, pixel_values=pixels, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return Prefilled(cache, output.logits[0, -1])
+        return Prefilled(cache, self._captioner.suppress(output.logits[0, -1]))
 
     def _prompt(self, text: str) -> _Prompt:
         with self._lock:

@@ -31,6 +31,13 @@ class ActiveCaption:
     second_prefix: int | None = None
     """The prefix that its second path reads: a text prefix, or an image prefix that was noised."""
     tokens: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+    """Log-probabilities of ``tokens``, if the request asks for them."""
+
+    @property
+    def forced_token(self) -> int | None:
+        """The next token, if the request's prefix determines it."""
+        return self.request.prefix[len(self.tokens)] if len(self.tokens) < len(self.request.prefix) else None
 
 
 @dataclass

@@ -29,6 +29,11 @@ class Request:
     noise_key: int
     """Key of the caption's random stream (``sampling.noise_key``)."""
     decoding: Decoding
+    with_logps: bool = False
+    """Whether the caption gets ``logps``. The conditional path is then evaluated at h = 1 too; tokens do not change."""
+    prefix: tuple[int, ...] = ()
+    """Token ids with which the caption begins. They count as its first tokens: for ``max_new_tokens``, and for the
+    noise of the tokens after them, so that a caption that is cut and continued at the same h stays the same."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,9 @@ class Caption:
     token_ids: tuple[int, ...]
     text: str
     finish: Finish
+    logps: tuple[float, ...] | None = None
+    """Natural logarithm of the probability that the conditional path gave each of ``token_ids``: at temperature 1,
+    without truncation, over the tokens that may be drawn. None unless the request asked for it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,22 @@ class StepResult:
     finished: list[Caption] = field(default_factory=list)
     failed: list[tuple[str, DecodingError]] = field(default_factory=list)
     """Request ids with their errors."""
+
+
+def check_prefix(captioner: Captioner, request: Request) -> None:
+    """Check a request's ``prefix``.
+
+    Raises:
+        ValueError: it is longer than the caption may be, or has ids that the model does not know.
+    """
+    length, limit = len(request.prefix), request.decoding.max_new_tokens
+    if length > limit:
+        raise ValueError(
+            f"request {request.request_id!r}: a prefix of {length} tokens exceeds 'max_new_tokens' {limit}"
+        )
+    unknown = [token for token in request.prefix if not 0 <= token < captioner.vocabulary]
+    if unknown:
+        raise ValueError(f"request {request.request_id!r}: the vocabulary has no token {unknown[0]} of the prefix")
 
 
 def no_memory_error(request: Request) -> DecodingError:
@@ -73,8 +97,17 @@ def no_token_error(request: Request, tokens: int) -> NoTokenError:
     )
 
 
-def completed_caption(captioner: Captioner, request: Request, token_ids: Sequence[int]) -> Caption | None:
-    """The caption if ``token_ids`` complete it, else None."""
+def completed_caption(
+    captioner: Captioner, request: Request, token_ids: Sequence[int], logps: Sequence[float]
+) -> Caption | None:
+    """The caption if ``token_ids`` complete it, else None.
+
+    Args:
+        captioner: the model.
+        request: the request of the caption.
+        token_ids: tokens so far.
+        logps: their log-probabilities; ignored unless the request asks for them.
+    """
     spelt = captioner.decode(token_ids) if request.decoding.stop else ""
     stop_index = min((spelt.index(stop) for stop in request.decoding.stop if stop in spelt), default=None)
     if token_ids[-1] in captioner.eos_ids or stop_index is not None:
@@ -84,4 +117,4 @@ def completed_caption(captioner: Captioner, request: Request, token_ids: Sequenc
     else:
         return None
     text = captioner.text(token_ids) if stop_index is None else spelt[:stop_index].lstrip()
-    return Caption(request.request_id, tuple(token_ids), text, finish)
+    return Caption(request.request_id, tuple(token_ids), text, finish, tuple(logps) if request.with_logps else None)

@@ -9,6 +9,7 @@ from jsfree.config import Contrast, Generate
 from jsfree.decoding.cache import CacheLayout, round_up
 from jsfree.decoding.memory import GIB, KvSize
 from jsfree.decoding.mixing import MIXINGS, Mixing, Probability, contrastive_mixing
+from jsfree.decoding.requests import Request
 from jsfree.errors import DeviceError
 
 CHOICES_PER_REQUEST = 4
@@ -102,9 +103,13 @@ class Workload:
         """Whether the second path sees a (noised) image instead of none."""
         return self.mixing.noise_step is not None
 
-    def uses_image(self, ratio: float) -> bool:
-        """Whether a caption of this hallucination ratio needs its image prefilled."""
-        return self.mixing.uses_conditional(ratio) or self.second_image
+    def uses_conditional(self, request: Request) -> bool:
+        """Whether a caption needs the conditional path: for its tokens, or for their log-probabilities."""
+        return request.with_logps or self.mixing.uses_conditional(request.ratio)
+
+    def uses_image(self, request: Request) -> bool:
+        """Whether a caption needs its image prefilled."""
+        return self.uses_conditional(request) or self.second_image
 
     def layout(self, size: KvSize, requirement: Requirement, budget: float) -> Layout:
         """The layout with the most slots, at most ``slots``, within ``budget`` bytes.

@@ -95,6 +95,14 @@ class Captioner:
         special = {self.model.config.image_token_index, tokenizer.pad_token_id}
         return tuple(sorted((undecodable | (special & model_ids)) - self.eos_ids))
 
+    def suppress(self, logits: torch.Tensor) -> torch.Tensor:
+        """Set the logits (..., vocabulary) of ``suppressed_ids`` to minus infinity, in place."""
+        return logits.index_fill_(-1, self._suppressed.to(logits.device), -torch.inf)
+
+    @cached_property
+    def _suppressed(self) -> torch.Tensor:
+        return torch.tensor(self.suppressed_ids, dtype=torch.int64, device=self.device)
+
     @cached_property
     def vocabulary(self) -> int:
         """Size of the vocabulary, which is the width of the logits."""

@@ -50,10 +50,13 @@ def logits_of(pattern: str, dtype: torch.dtype, seed: int) -> tuple[torch.Tensor
     return paths[0].to(dtype), paths[1].to(dtype)
 
 
+def allowed(logits: torch.Tensor) -> torch.Tensor:
+    """Logits, (..., V), without the tokens that must not be drawn."""
+    return logits.index_fill(-1, torch.tensor(SUPPRESSED), -torch.inf)
+
+
 def literal(logits: torch.Tensor) -> torch.Tensor:
-    allowed = logits.double()
-    allowed[list(SUPPRESSED)] = -torch.inf
-    return allowed
+    return allowed(logits).double()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -69,7 +72,7 @@ def test_a_batch_of_all_settings_matches_the_definitions(mixing: Mixing, dtype):
     table = torch.cat([torch.stack(path) for path in zip(*paths, strict=True)])
     count = len(cases)
     rows = BatchSettings.of(decodings, ratios, steps, CPU)
-    found = mixing.next_token_probs(table, range(count), range(count, 2 * count), rows, SUPPRESSED)
+    found = mixing.next_token_probs(allowed(table), range(count), range(count, 2 * count), rows)
     for case, probs, (first, second), ratio, decoding, step in zip(
         cases, found, paths, ratios, decodings, steps, strict=True
     ):
@@ -83,7 +86,7 @@ def test_captions_with_one_and_with_two_paths_share_a_batch():
     rows = BatchSettings.of(decodings, [0.5, 0.0, 0.5, 0.0], [0] * 4, CPU)
     table = torch.stack([path for pair in paths for path in pair])
     for mixing in (MIXINGS["probability"], MIXINGS["logit"]):
-        found = mixing.next_token_probs(table, [0, 2, 4, 6], [1, None, 5, None], rows, SUPPRESSED)
+        found = mixing.next_token_probs(allowed(table), [0, 2, 4, 6], [1, None, 5, None], rows)
         for probs, (first, second), decoding, ratio in zip(found, paths, decodings, (0.5, 0.0, 0.5, 0.0), strict=True):
             expected = algorithm1.mixture(literal(first), literal(second), ratio, decoding, 0, mixing)
             assert (probs.double() - expected).abs().max() < 1e-6
@@ -175,7 +178,7 @@ def test_a_row_without_any_mass_has_no_token(mixing, cut, broken):
     for path in (first, second):
         path[1] = broken
     rows = BatchSettings.of([Decoding(**cut)] * 2, [0.5] * 2, [3] * 2, CPU)
-    probs = mixing.next_token_probs(torch.cat((first, second)), [0, 1], [2, 3], rows, SUPPRESSED)
+    probs = mixing.next_token_probs(allowed(torch.cat((first, second))), [0, 1], [2, 3], rows)
     noise = torch.from_numpy(NoiseStream(0, VOCABULARY).next_token())[None].expand(2, -1)
     for greedy in (True, False):
         tokens = sample_tokens(probs, noise, [greedy] * 2).tolist()

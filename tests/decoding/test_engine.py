@@ -113,12 +113,11 @@ def probs_apart(engine: DualPathEngine, literal, mixing: Mixing | None = None) -
     found = []
     for _ in range(12):
         engine.step()
-        slots = [slot for slot, live in enumerate(engine._slots) if live is not None]
-        live = [engine._caption(slot) for slot in slots]
+        live = engine._batch.in_flight()
         with torch.inference_mode():
-            probs = engine._probs(slots, live)
-        for row, each in zip(probs, live, strict=True):
-            expected = algorithm1.next_token_probs(literal, each.request, each.tokens, mixing)[0]
+            probs = engine._batch.next_token_probs([slot for slot, _ in live])
+        for row, (_, each) in zip(probs, live, strict=True):
+            expected = algorithm1.next_token_probs(literal, each.request, each.tokens, mixing)
             found.append((row - expected).abs().sum().item() / 2)
     return found
 
@@ -142,7 +141,7 @@ def test_engine_in_bfloat16_is_as_exact_as_algorithm_1_in_bfloat16(captioner, re
         tokens = list(algorithm1.decode(captioner, request).token_ids)
         for length in range(0, 12, 2):
             exact, rounded = (
-                algorithm1.next_token_probs(model, request, tokens[:length])[0] for model in (captioner, half)
+                algorithm1.next_token_probs(model, request, tokens[:length]) for model in (captioner, half)
             )
             literal.append((exact - rounded).abs().sum().item() / 2)
     assert sum(found) / len(found) < 1.5 * sum(literal) / len(literal) < 0.05
@@ -336,7 +335,7 @@ def test_truncation_of_one_caption_does_not_affect_others(captioner, request_of)
 def test_memory_is_freed_before_a_new_layout(captioner, request_of):
     engine = DualPathEngine(captioner, Workload(2))
     engine.decode([request_of(0, "low", 0.0, Decoding(max_new_tokens=4))])
-    old = weakref.ref(engine._forward)
+    old = weakref.ref(engine._batch.forward)
     gc.disable()
     try:
         engine.decode([request_of(0, "low", 0.0, Decoding(max_new_tokens=60))])
@@ -418,8 +417,8 @@ def test_a_caption_without_a_next_token_fails_alone(captioner, request_of, monke
 
     def wrong(forward, rows):
         logits = real(forward, rows)
-        for slot, live in enumerate(engine._slots):
-            if live is not None and live.request.request_id == "4/high" and len(live.tokens) == 9:
+        for slot, live in engine._batch.in_flight():
+            if live.request.request_id == "4/high" and len(live.tokens) == 9:
                 for row in (slot, live.second_row):
                     logits[row] = math.nan
                     for layer in forward.cache._layers:
