@@ -14,12 +14,16 @@ from jsfree.errors import RunError
 from jsfree.run.folder import PARTIAL, Folder
 from jsfree.run.lease import holder
 from jsfree.run.run import CONFIG, INPUTS, MANIFEST, Manifest, Run
-from jsfree.run.stages import part_of
+from jsfree.run.stages import LAST_STAGE, part_of
 
 EVALUATION = "evaluation_hashes"
-WITHOUT_EVALUATION_IMAGES = ("pairs", "scored", "selected", "train")
-"""Stages whose rows depend on the hashes of the evaluation set."""
 CHECKPOINTS = "checkpoints-"
+
+
+def excludes_evaluation_images(stage: str) -> bool:
+    """Whether the rows of a stage depend on the hashes of the evaluation set, from the pairs to the trained model."""
+    part = part_of(stage)
+    return stage != "samples" and (part is None or part.stage != LAST_STAGE)
 
 
 def find_finished(run: Run, number: int, stage: str, fingerprint: str) -> Run | None:
@@ -80,7 +84,7 @@ def _agree(run: Run, other: Run, stage: str) -> bool:
     commits = other.config.models.commits
     if any(commits.get(model, commit) != commit for model, commit in run.config.models.commits.items()):
         return False
-    if stage not in WITHOUT_EVALUATION_IMAGES:
+    if not excludes_evaluation_images(stage):
         return True
     own, others = run.manifest(1, EVALUATION), other.manifest(1, EVALUATION)
     return (own.fingerprint if own else None) == (others.fingerprint if others else None)

@@ -18,7 +18,7 @@ from jsfree.ablation.results import run_path
 from jsfree.config import RunConfig
 from jsfree.errors import RunError
 from jsfree.run.folder import Folder
-from jsfree.run.reuse import WITHOUT_EVALUATION_IMAGES
+from jsfree.run.reuse import excludes_evaluation_images
 from jsfree.run.run import CONFIG, INPUTS, Run, stored_config
 from jsfree.run.stages import LABEL_FREE, LAST_STAGE, part_of
 from ray_jobs.ablation.planning import Stage, plan_fingerprints
@@ -52,7 +52,7 @@ class Task:
         """The stages of the run by everything that they depend on."""
         evaluation = self.fingerprints.get((1, "evaluation"), "")
         return {
-            (number, name, fingerprint, evaluation if name in WITHOUT_EVALUATION_IMAGES else ""): (number, name)
+            (number, name, fingerprint, evaluation if excludes_evaluation_images(name) else ""): (number, name)
             for (number, name), fingerprint in self.fingerprints.items()
         }
 
