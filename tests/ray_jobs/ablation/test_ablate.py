@@ -66,7 +66,7 @@ def test_a_killed_ablation_goes_on_shares_stages_and_outlives_a_cell_that_fails(
         assert wait_until((first / "round-1/scored/_manifest.json").exists, 200)
     finally:
         killed.send_signal(signal.SIGKILL)
-        killed.wait()
+        killed.communicate(timeout=60)
     assert wait_until(lambda: holder(Folder(str(first))) is None, 60), "the killed command left a driver behind"
     before = written(out)
 
@@ -82,8 +82,8 @@ def test_a_killed_ablation_goes_on_shares_stages_and_outlives_a_cell_that_fails(
     pairs = [run.stage(1, "scored").read_shards(schemas.SCORED) for run in runs]
     assert pairs[0].num_rows == 48
     assert pairs[1].equals(pairs[0])
-    taken = {name: runs[1].manifest(1, name).reused_from for name in ("pairs", "selected", "captions/m0-greedy", "train",
-                                                                     "captions/m1-greedy")}  # fmt: skip
+    names = ("pairs", "selected", "captions/m0-greedy", "train", "captions/m1-greedy")
+    taken = {name: runs[1].manifest(1, name).reused_from for name in names}
     assert taken == {**dict.fromkeys(taken, str(first)), "train": "", "captions/m1-greedy": ""}
     losses = [run.stage(1, "train").read_json("steps.json")[-1]["loss"] for run in runs]
     assert losses[0] != losses[1]
