@@ -16,7 +16,7 @@ from rich.console import Console
 from jsfree.ablation import page, results
 from jsfree.ablation.definition import Ablation, load
 from jsfree.ablation.results import CellRun, Summary, run_path
-from jsfree.config import RunConfig
+from jsfree.config import Generate, RunConfig, Score, Train
 from jsfree.errors import StageError
 from jsfree.gpus import nvidia_driver
 from jsfree.run.folder import Folder
@@ -151,13 +151,14 @@ def _run(
 ) -> dict[int, str]:
     """Run the tasks on one cluster; return the errors of those that failed, by position."""
     display = ConsoleDisplay(console, ablation, tasks)
-    config = tasks[0].config
+    configs = [task.config for task in tasks]
+    config = configs[0]
     if config.ray.cluster_address is None:
-        parallel = parallel or parallel_runs(config, [_this_machine(config)])
-        config = _with_cpus(config, parallel)
+        parallel = parallel or parallel_runs(configs, [_this_machine(config)])
+        config = _with_cpus(configs, parallel)
     with _workspace(folder) as workspace, Cluster(config) as cluster:
         cluster.ensure()
-        number = parallel or parallel_runs(config, alive_nodes())
+        number = parallel or parallel_runs(configs, alive_nodes())
         count = f"{len(tasks)} runs ({len(ablation.cells)} cells, {len(ablation.seeds)} seeds), {number} at a time"
         console.print(f"{ablation.name}: {count}; {folder.uri}", soft_wrap=True)
         drivers = Drivers(tasks, number, workspace, {"RAY_ADDRESS": _address()}, display)
@@ -167,13 +168,18 @@ def _run(
     return drivers.errors
 
 
-def parallel_runs(config: RunConfig, nodes: Sequence[Node]) -> int:
+def parallel_runs(configs: Sequence[RunConfig], nodes: Sequence[Node]) -> int:
     """Number of runs whose largest stages fit on the nodes at the same time, at least one."""
     fitting = []
-    for section in (config.generate, config.score, config.train):
+    for section in _sections(configs):
         one_replica = section.resources.model_copy(update={"replicas": UNLIMITED})
         fitting.append(sum(replicas_on(node, one_replica) for node in nodes) // section.resources.replicas)
     return max(1, min(fitting))
+
+
+def _sections(configs: Sequence[RunConfig]) -> list[Generate | Score | Train]:
+    """The stages that reserve resources, of all configurations."""
+    return [section for config in configs for section in (config.generate, config.score, config.train)]
 
 
 def _this_machine(config: RunConfig) -> Node:
@@ -182,12 +188,12 @@ def _this_machine(config: RunConfig) -> Node:
     return {"CPU": config.ray.num_cpus or os.cpu_count() or 1, "GPU": len(driver.gpus) if driver else 0}
 
 
-def _with_cpus(config: RunConfig, parallel: int) -> RunConfig:
+def _with_cpus(configs: Sequence[RunConfig], parallel: int) -> RunConfig:
     """The configuration of a local session with as many logical CPUs as parallel runs reserve."""
+    config = configs[0]
     if config.ray.num_cpus is not None:
         return config
-    sections = (config.generate, config.score, config.train)
-    needed = max(section.resources.replicas * section.resources.cpus for section in sections)
+    needed = max(section.resources.replicas * section.resources.cpus for section in _sections(configs))
     ray = config.ray.model_copy(update={"num_cpus": max(4, math.ceil(parallel * needed) + 1)})
     return config.model_copy(update={"ray": ray})
 
