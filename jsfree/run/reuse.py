@@ -7,11 +7,11 @@ as well: the commits of models from the hub, and the evaluation set, whose image
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from jsfree.errors import RunError
-from jsfree.run.folder import PARTIAL, Folder
+from jsfree.run.folder import PARTIAL, Folder, shard_name
 from jsfree.run.lease import holder
 from jsfree.run.run import CONFIG, INPUTS, MANIFEST, Manifest, Run
 from jsfree.run.stages import LAST_STAGE, part_of
@@ -64,6 +64,34 @@ def take(run: Run, number: int, stage: str, source: Run) -> Manifest:
             "run the same command again",
         )
     return run.finish(number, stage, replace(made, reused_from=made.reused_from or source.folder.uri))
+
+
+def take_reference(run: Run, number: int, origin: Mapping[str, str]) -> None:
+    """Take the reference log-probabilities of a run of ``reuse`` that trained on the very same pairs, if there is one.
+
+    Args:
+        origin: entries that the metadata of the table must have: the reference model, its dtype and preprocessing.
+
+    Raises:
+        StorageError: a file cannot be read or written.
+    """
+    target, table = run.stage(number, "reference"), shard_name(0)
+    for uri in run.config.reuse:
+        folder = Folder(uri) / f"round-{number}/reference"
+        if target.exists(table) or not folder.exists(table) or not _has_same_pairs(run, Run.existing(uri), number):
+            continue
+        stored = folder.table_metadata(table).get("origin", {})
+        if all(stored.get(name) == value for name, value in origin.items()):
+            target.link_from(folder, table)
+
+
+def _has_same_pairs(run: Run, other: Run, number: int) -> bool:
+    """Whether the selected pairs of two runs are copies of the same files."""
+    made = []
+    for each in (run, other):
+        manifest = each.manifest(number, "selected")
+        made.append(manifest and (manifest.fingerprint, manifest.reused_from or each.folder.uri))
+    return made[0] is not None and made[0] == made[1]
 
 
 def _runs_with(run: Run, number: int, stage: str, fingerprint: str) -> Iterator[Run]:

@@ -130,6 +130,24 @@ def test_training_is_taken_with_its_model_and_without_its_checkpoints(pair):
     assert second.stage(1, "train").names() == ["_inputs.json", "_manifest.json", "steps.json"]
 
 
+def test_reference_log_probabilities_are_taken_for_the_same_pairs_and_model(pair, uri):
+    first, second = pair
+    table, origin = shard_name(0), {"model": "m0", "captioner.dtype": "float32"}
+    first.stage(1, "reference").write_table(table, ROWS, {"origin": {**origin, "pairs": "digest"}})
+    reuse.take_reference(second, 1, origin)  # neither run has selected pairs
+    finish(first, "selected", "same")
+    finish(second, "selected", "same")
+    reuse.take_reference(second, 1, origin)  # made twice: their scores may differ in the last bits
+    assert not second.stage(1, "reference").exists(table)
+    second.stage(1, "selected").remove()
+    second.begin(1, "selected", "same")
+    reuse.take(second, 1, "selected", first)
+    reuse.take_reference(second, 1, {**origin, "model": "m1"})
+    assert not second.stage(1, "reference").exists(table)
+    reuse.take_reference(second, 1, origin)
+    assert second.stage(1, "reference").read_table(table, schemas.ERRORS).equals(ROWS)
+
+
 def test_only_a_running_driver_is_waited_for(pair, uri):
     first, second = pair
     first.stage(1, "pairs").remove("_manifest.json")

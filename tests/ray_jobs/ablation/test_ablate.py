@@ -85,6 +85,8 @@ def test_a_killed_ablation_goes_on_shares_stages_and_outlives_a_cell_that_fails(
     names = ("pairs", "selected", "captions/m0-greedy", "train", "captions/m1-greedy")
     taken = {name: runs[1].manifest(1, name).reused_from for name in names}
     assert taken == {**dict.fromkeys(taken, str(first)), "train": "", "captions/m1-greedy": ""}
+    references = [os.stat(f"{run.stage(1, 'reference').uri}/shard-00000.parquet").st_ino for run in runs]
+    assert references[0] == references[1]  # the second cell did not compute them again
     losses = [run.stage(1, "train").read_json("steps.json")[-1]["loss"] for run in runs]
     assert losses[0] != losses[1]
 
