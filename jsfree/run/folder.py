@@ -162,10 +162,10 @@ class Folder:
         self.write(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
     def read_table(self, name: str, schema: pa.Schema) -> pa.Table:
-        """A Parquet file as a table with the columns of ``schema``."""
+        """The columns of ``schema`` of a Parquet file, which may have more columns."""
         content = self.read(name)
         try:
-            return pq.read_table(pa.BufferReader(content)).cast(schema)
+            return pq.read_table(pa.BufferReader(content), columns=schema.names).cast(schema)
         except (pa.ArrowException, ValueError) as error:
             raise wrong_columns(self, name, error) from error
 

@@ -54,7 +54,7 @@ def generate_pairs(current: Round, samples: Manifest, evaluation_hashes: str | N
         fingerprint=fingerprint,
         source=current.stage("samples").uri,
         source_schema=schemas.SAMPLES,
-        target=current.table("pairs", schemas.PAIRS),
+        target=current.table("pairs", schemas.pairs_schema(config.generate.samples)),
         stage_class=ScoredPairGenerator if one_pass else PairGenerator,
         arguments={
             "config": config,

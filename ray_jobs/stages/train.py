@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from jsfree import schemas
 from jsfree.config import Resources, RunConfig
 from jsfree.dpo.loop import Folders, Hooks, Models, steps_per_epoch, train
 from jsfree.dpo.pairs import PairTable
@@ -90,9 +91,8 @@ def worker_loop(job: TrainJob) -> None:
     def train_from(restore: str | None) -> None:
         folders = Folders(Folder(job.reference), Folder(job.features), Folder(job.model))
         with step_log(Folder(job.output)) as progress:
-            train(
-                job.config, PairTable(Folder(job.selected)), job.models, folders, Hooks(progress, save, restore), device
-            )
+            pairs = PairTable(Folder(job.selected), schemas.selected_schema(job.config.select.strategy))
+            train(job.config, pairs, job.models, folders, Hooks(progress, save, restore), device)
 
     if checkpoint is None:
         train_from(None)
