@@ -30,6 +30,7 @@ from jsfree.config.settings import (
     Source,
     Train,
     Validation,
+    Views,
 )
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "Source",
     "Train",
     "Validation",
+    "Views",
     "build",
     "differences",
     "format_override",
