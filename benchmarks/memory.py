@@ -140,12 +140,11 @@ def _train(case: str, size: str) -> None:
     captioner, run = _captioner(size), settings(case)
     engine = start_engine(captioner, run, 1)
     batch = random_batch(captioner, PAIRS, CAPTION)
-    chosen, rejected = torch.tensor(batch.lengths).chunk(2)
-    lengths = Lengths(chosen, rejected)
+    lengths = Lengths.of(batch.lengths)
     for _ in range(STEPS + 1):
-        logps = engine(batch)
-        reference = PairLogps(logps.chosen.detach(), logps.rejected.detach())
-        engine.backward(preference_loss(logps, reference, lengths, beta=run.train.beta).loss.mean())
+        policy = PairLogps.of(engine(batch))
+        reference = PairLogps(policy.chosen.detach(), policy.rejected.detach())
+        engine.backward(preference_loss(policy, reference, lengths, beta=run.train.beta).loss.mean())
         engine.step()
 
 

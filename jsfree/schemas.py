@@ -1,7 +1,9 @@
 """Arrow schemas of the tables of a run, and the types of their rows.
 
 Each row describes a sample and is identified by ``sample_id`` (image and prompt), never by position. Each of the tables
-samples -> pairs -> scored -> selected adds columns to the previous one; captions and errors are separate.
+samples -> pairs -> scored -> selected adds columns to the previous one; captions and errors are separate. With
+``generate.samples``, pairs and scored have a column more (``PAIRS_WITH_CANDIDATES``, ``SCORED_WITH_CANDIDATES``), and
+with ``select.strategy: coverage``, selected has two more (``COMPOSED``); the other columns stay the same.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ import pyarrow as pa
 
 from jsfree.errors import RowError
 
-Role = str  # "low" (the provisional winner's lower ratio) or "high"
-LOW, HIGH = "low", "high"
+Role = str  # "low" (the provisional winner's lower ratio), "high", or "sample-1", "sample-2"...
+LOW, HIGH, SAMPLE = "low", "high", "sample"
 EVALUATION_IMAGE = "evaluation_image"
 """Kind of error rows for training images that are in the evaluation set. They count as excluded, not as failed."""
 
@@ -49,6 +51,59 @@ class Decoded(TypedDict):
     finish: str
 
 
+class Candidate(Decoded):
+    """One of all captions of an image, the pair included, with what verification needs.
+
+    ``role`` is ``low``, ``high``, or ``sample-1``, ``sample-2``...; ``logps`` is log p_c of every token, in nats;
+    ``ends`` is the end of every token in ``text``, in characters.
+    """
+
+    role: str
+    logps: list[float]
+    ends: list[int]
+
+
+class ScoredCandidate(Candidate):
+    """A candidate with its sentence scores."""
+
+    sentences: list[SentenceScore]
+
+
+class Edit(TypedDict):
+    """A sentence of a composed caption, or one that was left out of it.
+
+    ``action`` is ``kept``, ``removed``, ``repeated`` (removed as a repetition) or ``added``; ``role`` is the candidate
+    that the wording is from; ``logit`` is the verifier's log-odds that the sentence is true.
+    """
+
+    text: str
+    action: str
+    role: str
+    logit: float
+
+
+class Composed(TypedDict):
+    """A caption composed of verified sentences, and how it differs from the candidate ``role`` that it is based on."""
+
+    role: str
+    text: str
+    token_ids: list[int]
+    edits: list[Edit]
+
+
+class Provenance(TypedDict):
+    """The candidates that a preference pair is from.
+
+    ``edit`` is ``none``, or what was done to the chosen caption to make the rejected one: ``omitted`` or ``repeated``
+    the sentence ``sentence``.
+    """
+
+    chosen: str
+    rejected: str
+    edit: str
+    sentence: str
+
+
 class Pair(Sample):
     """Two captions of an image. ``low`` has the lower ratio and is the provisional winner."""
 
@@ -62,6 +117,12 @@ class SentenceScore(TypedDict):
 
     text: str
     score: float
+
+
+class PairWithCandidates(Pair):
+    """A pair with all captions of its image, of which it is a part."""
+
+    candidates: list[Candidate]
 
 
 class ScoredCaption(Decoded):
@@ -88,6 +149,13 @@ class SelectedPair(ScoredPair):
     rejected: ScoredCaption
     rank: int
     split: int
+
+
+class ComposedPair(SelectedPair):
+    """A preference pair of ``select.strategy: coverage``. ``split`` is 0 if ``rejected`` is an edit of ``chosen``."""
+
+    target: Composed
+    provenance: Provenance
 
 
 class CaptionRow(Sample):
@@ -132,6 +200,15 @@ _SENTENCE = pa.struct({"text": pa.string(), "score": pa.float64()})
 DECODED = pa.struct(_DECODED)
 SCORED_CAPTION = pa.struct({**_DECODED, "sentences": pa.list_(_SENTENCE), "score": pa.float64()})
 
+_CANDIDATE = {"role": pa.string(), **_DECODED, "logps": pa.list_(pa.float32()), "ends": pa.list_(pa.int32())}
+_CANDIDATES = {"candidates": pa.list_(pa.struct(_CANDIDATE))}
+_SCORED_CANDIDATES = {"candidates": pa.list_(pa.struct({**_CANDIDATE, "sentences": pa.list_(_SENTENCE)}))}
+_EDIT = pa.struct({"text": pa.string(), "action": pa.string(), "role": pa.string(), "logit": pa.float64()})
+_TARGET = pa.struct(
+    {"role": pa.string(), "text": pa.string(), "token_ids": pa.list_(pa.int32()), "edits": pa.list_(_EDIT)}
+)
+_PROVENANCE = pa.struct({"chosen": pa.string(), "rejected": pa.string(), "edit": pa.string(), "sentence": pa.string()})
+
 _SAMPLES = {"sample_id": pa.string(), "image": IMAGE, "prompt": pa.string()}
 _SCORED = {
     **_SAMPLES,
@@ -143,10 +220,31 @@ _SCORED = {
 }
 SAMPLES = pa.schema(_SAMPLES)
 PAIRS = pa.schema({**_SAMPLES, "low": DECODED, "high": DECODED, "seed": pa.int64()})
+PAIRS_WITH_CANDIDATES = pa.schema([*PAIRS, *pa.schema(_CANDIDATES)])
 SCORED = pa.schema(_SCORED)
+SCORED_WITH_CANDIDATES = pa.schema([*SCORED, *pa.schema(_SCORED_CANDIDATES)])
 SELECTED = pa.schema(
     {**_SCORED, "chosen": SCORED_CAPTION, "rejected": SCORED_CAPTION, "rank": pa.int64(), "split": pa.int32()}
 )
+COMPOSED = pa.schema([*SELECTED, pa.field("target", _TARGET), pa.field("provenance", _PROVENANCE)])
+LIKELIHOODS = pa.schema({"sample_id": pa.string(), "logps": pa.list_(pa.list_(pa.float32()))})
+
+
+def pairs_schema(samples: int) -> pa.Schema:
+    """The schema of pairs with ``samples`` further captions per image (``generate.samples``)."""
+    return PAIRS_WITH_CANDIDATES if samples else PAIRS
+
+
+def scored_schema(samples: int) -> pa.Schema:
+    """The schema of scored pairs with ``samples`` further captions per image (``generate.samples``)."""
+    return SCORED_WITH_CANDIDATES if samples else SCORED
+
+
+def selected_schema(strategy: str) -> pa.Schema:
+    """The schema of selected pairs of a strategy (``select.strategy``)."""
+    return COMPOSED if strategy == "coverage" else SELECTED
+
+
 EVALUATION_HASHES = pa.schema({"sample_id": pa.string(), "sha256": pa.string()})
 REFERENCE = pa.schema({"sample_id": pa.string(), "chosen": pa.float64(), "rejected": pa.float64()})
 _CAPTIONS = {

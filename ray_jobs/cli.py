@@ -31,6 +31,7 @@ from jsfree.run.stages import STAGES
 from jsfree.uris import has_scheme
 from ray_jobs.cluster.jobs import prepare_for_job
 from ray_jobs.commands import miniworld
+from ray_jobs.commands.ablate import ablate
 from ray_jobs.commands.metrics_table import show_metrics
 from ray_jobs.commands.options import (
     AsJson,
@@ -200,6 +201,9 @@ def report(run: ExistingRun, as_json: AsJson = False, debug: Debug = False) -> N
     console = _console(as_json)
     show_metrics(existing, console, as_json)
     console.print(f"Report: {page}", soft_wrap=True)
+
+
+app.command(rich_help_panel=RUN)(ablate)
 
 
 @app.command(rich_help_panel=DATA)

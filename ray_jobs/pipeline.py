@@ -138,7 +138,7 @@ def _session(config: RunConfig, reporter: Reporter) -> Iterator[Round]:
     """
     config = with_models(config)
     current_run = Run.open(config)
-    seed = Model("m0", config.captioner.versioned_ref, config.fingerprint("captioner.ref", "captioner.revision"))
+    seed = seed_model(config)
     with (
         exit_on_sigterm(),
         Lease(current_run.folder) as lease,
@@ -146,6 +146,11 @@ def _session(config: RunConfig, reporter: Reporter) -> Iterator[Round]:
         Cluster(config) as cluster,
     ):
         yield Round(current_run, 1, seed, seed, cluster, reporter)
+
+
+def seed_model(config: RunConfig) -> Model:
+    """m0, the captioner that a run starts from."""
+    return Model("m0", config.captioner.versioned_ref, config.fingerprint("captioner.ref", "captioner.revision"))
 
 
 def with_models(config: RunConfig) -> RunConfig:

@@ -13,9 +13,10 @@ import pyarrow as pa
 
 from jsfree.config import Resources, RunConfig
 from jsfree.errors import StorageError
+from jsfree.run import reuse
 from jsfree.run.folder import Folder
 from jsfree.run.record import record_progress, record_stage
-from jsfree.run.run import Manifest, Run
+from jsfree.run.run import INPUTS, Manifest, Run
 from ray_jobs.cluster.capacity import check_capacity
 from ray_jobs.cluster.nodes import add_new_nodes
 from ray_jobs.cluster.session import Cluster
@@ -27,6 +28,8 @@ from ray_jobs.shards.tables import Table, total_manifest
 
 RECORD_SECONDS = 10.0
 """Time between two updates of a stage's progress in ``run.json``."""
+WAIT_SECONDS = 2.0
+"""Time between two looks at a stage that another run is making."""
 
 
 @dataclass(frozen=True)
@@ -74,21 +77,48 @@ class Round:
         """Hash of the fingerprints of earlier stages and settings that a stage depends on."""
         return hashlib.sha256("\0".join((str(self.number), *parts)).encode()).hexdigest()[:16]
 
+    def begin(self, name: str, fingerprint: str, number: int | None = None) -> Manifest | None:
+        """Begin a stage of this or another round, or take it from a run of ``reuse`` that has finished it.
+
+        Waits while such a run is making the stage. Returns the manifest if the stage is finished.
+
+        Raises:
+            RunError: the stage was made from other inputs.
+        """
+        number, run = number or self.number, self.run
+        if run.config.reuse and not run.stage(number, name).exists(INPUTS):
+            self._wait(number, name, fingerprint)
+        done = run.begin(number, name, fingerprint)
+        source = reuse.find_finished(run, number, name, fingerprint) if done is None else None
+        if source is not None:
+            done = reuse.take(run, number, name, source)
+            record_stage(run, number, name, done, {})
+        return done
+
+    def _wait(self, number: int, name: str, fingerprint: str) -> None:
+        """Wait while a run of ``reuse`` is making a stage from the same inputs."""
+        told = ""
+        while (other := reuse.find_unfinished(self.run, number, name, fingerprint)) is not None:
+            if other.folder.uri != told:
+                told = other.folder.uri
+                self.reporter.say(f"  {name:<28} waits for the same stage of {told}")
+            time.sleep(WAIT_SECONDS)
+
     def complete(self, name: str, fingerprint: str, work: Callable[[], Manifest]) -> Manifest:
         """Run a stage on the driver unless it is done; return its manifest.
 
         Raises:
             RunError: the stage was made from other inputs.
         """
-        done = self.run.begin(self.number, name, fingerprint)
+        done = self.begin(name, fingerprint)
         if done is not None:
-            self._print(name, done, "done before")
+            self._print(name, done)
             return done
         started = time.monotonic()
         record_stage(self.run, self.number, name, "running", self.cluster.nodes)
         manifest = replace(work(), fingerprint=fingerprint, seconds=time.monotonic() - started)
         self._publish(self.number, name, manifest)
-        self._print(name, manifest)
+        self._print(name, manifest, f"{manifest.seconds:.1f} s")
         return manifest
 
     def complete_sharded(self, title: str, stages: Sequence[ShardedStage]) -> dict[str, Manifest]:
@@ -98,7 +128,7 @@ class Round:
             RunError: a stage was made from other inputs.
             StageError: a stage failed.
         """
-        manifests = {stage.name: self.run.begin(stage.number, stage.name, stage.fingerprint) for stage in stages}
+        manifests = {stage.name: self.begin(stage.name, stage.fingerprint, stage.number) for stage in stages}
         unfinished = [stage for stage in stages if manifests[stage.name] is None]
         missing = {stage.name: len(stage.missing()) for stage in unfinished}
         started = time.monotonic()
@@ -114,7 +144,7 @@ class Round:
         for stage in stages:
             manifest = manifests[stage.name]
             if manifest is not None:
-                self._print(stage.name, manifest, "done before")
+                self._print(stage.name, manifest)
             else:
                 stage.remove_leftovers()
                 manifest = totals[stage.name]
@@ -122,7 +152,7 @@ class Round:
                 seconds = wall * manifest.device_seconds / device_seconds if missing[stage.name] else 0.0
                 manifest = replace(manifest, fingerprint=stage.fingerprint, seconds=seconds)
                 self._publish(stage.number, stage.name, manifest)
-                self._print(stage.name, manifest)
+                self._print(stage.name, manifest, f"{manifest.seconds:.1f} s")
             finished[stage.name] = manifest
         return finished
 
@@ -180,7 +210,9 @@ class Round:
         record_stage(self.run, number, name, manifest, self.cluster.nodes)
 
     def _print(self, name: str, manifest: Manifest, note: str = "") -> None:
+        """Print a finished stage; without a ``note``, how it was finished before."""
         failed = f", {manifest.rows_failed} failed" if manifest.rows_failed else ""
         if "excluded" in manifest.facts:
             failed += f", {manifest.facts['excluded']} excluded"
-        self.reporter.say(f"  {name:<28} {manifest.rows_out:>6} rows{failed}  {note or f'{manifest.seconds:.1f} s'}")
+        before = f"from {manifest.reused_from}" if manifest.reused_from else "done before"
+        self.reporter.say(f"  {name:<28} {manifest.rows_out:>6} rows{failed}  {note or before}")

@@ -10,13 +10,13 @@ import torch
 from gpu.exact_decoding import CAPTIONER
 from gpu.report import Report
 from gpu.scale import Scale
-from gpu.training import Forward, loss_of, train_step, two_forwards
+from gpu.training import Forward, Logps, loss_of, train_step, two_forwards
 from jsfree import config
 from jsfree.config import RunConfig
-from jsfree.dpo.batching import PairBatch, collate
+from jsfree.dpo.batching import PAIR, PairBatch, collate
 from jsfree.dpo.engine import adamw, prepare_policy
 from jsfree.dpo.loop import initial_loss_tolerance
-from jsfree.dpo.loss import PairLogps, initial_loss
+from jsfree.dpo.loss import initial_loss
 from jsfree.dpo.policy import FLEX, PairModel
 from jsfree.images.sources import training_samples
 from jsfree.models.loading import DTYPES, Captioner, load_captioner
@@ -76,13 +76,13 @@ def compare(model: PairModel, batch: PairBatch, attention: str, settings: RunCon
     started = time.perf_counter()
     found, gradients = _with_gradients(model, model, batch, settings)
     report.figure(f"{name}: seconds of the first forward and backward pass", time.perf_counter() - started)
-    apart = torch.cat((found.chosen - expected.chosen, found.rejected - expected.rejected)).abs()
+    apart = torch.cat([found[role] - expected[role] for role in PAIR]).abs()
     if settings.captioner.dtype == "float32":
         report.check(f"{name}: log-probabilities from two forwards", float(apart.max()), SUMS)
         relative = max(float((gradients[key] - each).norm() / each.norm()) for key, each in wanted.items())
         report.check(f"{name}: gradients from two forwards, relative", relative, GRADIENTS)
     else:
-        lengths = torch.tensor(batch.lengths, device=apart.device)
+        lengths = torch.tensor([length for role in PAIR for length in batch.lengths[role]], device=apart.device)
         report.check(f"{name}: log-probabilities from two forwards, a token", float((apart / lengths).max()), A_TOKEN)
     with torch.no_grad():
         reference = model(batch)
@@ -93,12 +93,12 @@ def compare(model: PairModel, batch: PairBatch, attention: str, settings: RunCon
 
 def _with_gradients(
     forward: Forward, model: PairModel, batch: PairBatch, settings: RunConfig
-) -> tuple[PairLogps, dict[str, torch.Tensor]]:
+) -> tuple[Logps, dict[str, torch.Tensor]]:
     model.zero_grad()
     logps = forward(batch)
-    detached = PairLogps(logps.chosen.detach(), logps.rejected.detach())
+    detached = {role: each.detach() for role, each in logps.items()}
     # Shifted by 1, so that the gradient is that of a pair with a margin, as later in training.
-    reference = PairLogps(detached.chosen - 1, detached.rejected)
+    reference = {**detached, "chosen": detached["chosen"] - 1}
     loss_of(logps, reference, batch, settings.train).backward()  # type: ignore[no-untyped-call]
     named = model.named_parameters()
     return detached, {name: weight.grad.clone() for name, weight in named if weight.grad is not None}

@@ -11,27 +11,33 @@ from jsfree.config import Train
 from jsfree.dpo.batching import CHOSEN, PREFIX, REJECTED, PairBatch
 from jsfree.dpo.loss import Lengths, PairLogps, preference_loss
 from jsfree.dpo.policy import PairModel
+from jsfree.schemas import Role
 
-Forward = Callable[[PairBatch], PairLogps]
+Logps = dict[Role, torch.Tensor]
+Forward = Callable[[PairBatch], Logps]
 
 
-def loss_of(logps: PairLogps, reference: PairLogps, batch: PairBatch, settings: Train) -> torch.Tensor:
+def loss_of(logps: Logps, reference: Logps, batch: PairBatch, settings: Train) -> torch.Tensor:
     """The mean loss of a batch."""
-    chosen, rejected = torch.tensor(batch.lengths, device=logps.chosen.device).chunk(2)
-    lengths = Lengths(chosen, rejected)
+    lengths, policy = Lengths.of(batch.lengths, logps["chosen"].device), PairLogps.of(logps)
     terms = preference_loss(
-        logps, reference, lengths, beta=settings.beta, label_smoothing=settings.label_smoothing, kind=settings.loss
+        policy,
+        PairLogps.of(reference),
+        lengths,
+        beta=settings.beta,
+        label_smoothing=settings.label_smoothing,
+        kind=settings.loss,
     )
     return terms.loss.mean()
 
 
 def train_step(
-    forward: Forward, optimizer: torch.optim.Optimizer, batch: PairBatch, reference: PairLogps | None, settings: Train
+    forward: Forward, optimizer: torch.optim.Optimizer, batch: PairBatch, reference: Logps | None, settings: Train
 ) -> torch.Tensor:
     """Run one optimizer step on a batch and return its loss; without ``reference``, the policy is its own reference."""
     optimizer.zero_grad()
     logps = forward(batch)
-    reference = reference or PairLogps(logps.chosen.detach(), logps.rejected.detach())
+    reference = reference or {role: each.detach() for role, each in logps.items()}
     loss = loss_of(logps, reference, batch, settings)
     loss.backward()  # type: ignore[no-untyped-call]
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -43,8 +49,8 @@ def train_step(
 def two_forwards(model: PairModel) -> Forward:
     """The common way: one forward pass for chosen and one for rejected captions, each with its own prefix."""
 
-    def forward(batch: PairBatch) -> PairLogps:
-        return PairLogps(_plain(model, batch, CHOSEN), _plain(model, batch, REJECTED))
+    def forward(batch: PairBatch) -> Logps:
+        return {"chosen": _plain(model, batch, CHOSEN), "rejected": _plain(model, batch, REJECTED)}
 
     return forward
 

@@ -1,6 +1,15 @@
 """Configuration of a run: ``settings`` defines settings and defaults, ``loading`` reads files and overrides."""
 
-from jsfree.config.loading import build, differences, format_override, load, parse_override, with_overrides
+from jsfree.config.loading import (
+    assign,
+    build,
+    differences,
+    format_override,
+    load,
+    parse_override,
+    validate,
+    with_overrides,
+)
 from jsfree.config.settings import (
     CaptionerSettings,
     ClipSettings,
@@ -63,10 +72,12 @@ __all__ = [
     "Train",
     "Validation",
     "Views",
+    "assign",
     "build",
     "differences",
     "format_override",
     "load",
     "parse_override",
+    "validate",
     "with_overrides",
 ]

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -20,6 +20,8 @@ from jsfree.config.settings import RunConfig, fingerprinted_settings
 from jsfree.config.strict_yaml import read_mapping, read_value, unquote
 from jsfree.errors import ConfigError
 from jsfree.texts import is_text
+
+SectionT = TypeVar("SectionT", bound=BaseModel)
 
 
 def load(
@@ -98,12 +100,42 @@ def build(settings: Mapping[str, Any], where: str) -> RunConfig:
     Raises:
         ConfigError: a key is unknown or a value is invalid.
     """
+    return validate(RunConfig, settings, where)
+
+
+def validate(kind: type[SectionT], settings: Mapping[str, Any], where: str) -> SectionT:
+    """Validate ``settings`` as a section of kind ``kind``, with the errors of ``build``.
+
+    Raises:
+        ConfigError: a key is unknown or a value is invalid.
+    """
     _check_texts(settings, where)
     try:
-        return RunConfig.model_validate(settings)
+        return kind.model_validate(settings)
     except ValidationError as error:
-        problems, remedies = zip(*map(_explain, error.errors()), strict=True)
+        problems, remedies = zip(*(_explain(each, kind) for each in error.errors()), strict=True)
         raise ConfigError(f"{where}: {'; '.join(problems)}", "; ".join(filter(None, remedies))) from None
+
+
+def assign(settings: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set the value of a dotted key in unvalidated settings, in place; missing sections are created.
+
+    Args:
+        where: source of the value, for error messages.
+
+    Raises:
+        ConfigError: a parent of the key is a value instead of a section.
+    """
+    *parents, last = key.split(".")
+    section = settings
+    for parent in parents:
+        child = section.get(parent)
+        if child is None:
+            child = section[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"{where}: {parent!r} is a value, not a section", "correct the key")
+        section = child
+    section[last] = value
 
 
 def _check_texts(value: Any, where: str) -> None:
@@ -135,24 +167,15 @@ def _apply(settings: dict[str, Any], overrides: Sequence[str], values: Mapping[s
     changes = [(f"--set {override!r}", *parse_override(override)) for override in overrides]
     changes += [(key, key, value) for key, value in values.items() if value is not None]
     for where, key, value in changes:
-        *parents, last = key.split(".")
-        section = settings
-        for parent in parents:
-            child = section.get(parent)
-            if child is None:
-                child = section[parent] = {}
-            if not isinstance(child, dict):
-                raise ConfigError(f"{where}: {parent!r} is a value, not a section", "correct the key")
-            section = child
-        section[last] = value
+        assign(settings, key, value, where)
 
 
-def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
-    """Describe a pydantic error: the problem, with the key, and the remedy, which may be empty."""
+def _explain(problem: Mapping[str, Any], root: type[BaseModel]) -> tuple[str, str]:
+    """Describe a pydantic error of a ``root``: the problem, with the key, and the remedy, which may be empty."""
     location = [part for part in problem["loc"] if isinstance(part, str)]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        valid = _sibling_keys(location)
+        valid = _sibling_keys(location, root)
         nearest = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid keys: {', '.join(valid)}"
         return f"unknown key {key!r}", hint
@@ -163,15 +186,15 @@ def _explain(problem: Mapping[str, Any]) -> tuple[str, str]:
     return f"{key or 'configuration'}: {message}{shown}", hint
 
 
-def _sibling_keys(location: Sequence[str]) -> list[str]:
+def _sibling_keys(location: Sequence[str], root: type[BaseModel]) -> list[str]:
     """List the valid keys of the section that contains the key at ``location``."""
-    sections = [member for member in _members(_annotation(location[:-1])) if _is_section(member)]
+    sections = [member for member in _members(_annotation(location[:-1], root)) if _is_section(member)]
     return list(sections[0].model_fields) if sections else []
 
 
-def _annotation(path: Sequence[str]) -> Any:
+def _annotation(path: Sequence[str], root: type[BaseModel] = RunConfig) -> Any:
     """Return the type annotation of the setting at a path of keys, or None if there is no such setting."""
-    annotation: Any = RunConfig
+    annotation: Any = root
     for part in path:
         members = _members(annotation)
         fields = [member.model_fields[part].annotation for member in members if part in _fields(member)]

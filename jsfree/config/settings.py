@@ -307,6 +307,9 @@ class Generate(Section):
 
     ratios: Ratios = Ratios()
     decoding: Decoding = Decoding()
+    samples: Annotated[Annotated[int, Field(ge=0)], AddedLater()] = 0
+    """Further captions per image at h = 0, besides the pair. Above 0, log-probabilities of all captions are stored with
+    them, from which ``select.strategy: coverage`` verifies sentences. The prefill of the image is shared."""
     mixing: MixingName = "probability"
     """``probability``: mixture of probabilities (Eq. 3); ``logit``: geometric mixture, for comparison."""
     slots: Annotated[Positive, Placement()] = 64
@@ -340,9 +343,25 @@ class Score(Section):
     resources: Annotated[Resources, Placement()] = Resources()
 
 
+class Coverage(Section):
+    """Verification of sentences and composition of captions (``select.strategy: coverage``)."""
+
+    signals: Literal["clip+likelihood", "clip", "likelihood"] = "clip+likelihood"
+    """What a sentence is verified by: the CLIP cosine, the captioner's own log-probability with the image, or both."""
+    edited: Fraction = 0.35
+    """Fraction of the pairs whose rejected caption is the chosen one with an error: a sentence omitted or repeated."""
+    repeated: Fraction = 1 / 3
+    """Fraction of the edits that repeat a sentence; the others omit one that is certainly true."""
+
+
 class Select(Section):
     """Stage 3: selection of the scored pairs to train on."""
 
+    strategy: Annotated[Literal["gap", "coverage"], AddedLater()] = "gap"
+    """``gap``: the pairs of stage 1, by the gap of their mean scores (paper); ``coverage``: pairs formed from all
+    captions of an image by the sentences that are verified in each, and composed captions as targets of the NLL
+    (requires ``generate.samples``). Splits are those of the gaps of the strategy's own scores."""
+    coverage: Annotated[Coverage, AddedLater()] = Coverage()
     inverted: Literal["swap", "drop", "keep"] = "swap"
     """Treatment of a pair whose provisional loser scores higher. ``swap``: swap chosen and rejected, as in the paper;
     ``drop``: discard the pair; ``keep``: keep the order of the ratios (no verification, for ablations)."""
@@ -398,8 +417,12 @@ class Lora(Section):
 
 
 class Train(Section):
-    """Stage 4: DPO with a frozen reference model (Eq. 1-2)."""
+    """Stage 4: DPO with a frozen reference model (Eq. 1-2), NLL, or both."""
 
+    objective: Annotated[Literal["dpo", "dpo+nll", "nll"], AddedLater()] = "dpo"
+    """``dpo``: the loss below, with ``sft_weight`` on the chosen caption; ``dpo+nll``: with ``sft_weight`` on the
+    composed caption of ``select.strategy: coverage`` instead; ``nll``: ``sft_weight`` times the NLL alone, without
+    preferences and reference model."""
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Scale of the implicit reward. The paper's equations omit it (1); published LLaVA runs use 0.1."""
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
@@ -407,7 +430,8 @@ class Train(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """``sigmoid``: assumed fraction of pairs with inverted labels."""
     sft_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the mean per-token negative log-likelihood of the chosen caption, which is added to the loss."""
+    """Weight of the mean per-token negative log-likelihood (NLL) that is added to the loss; ``objective`` says of which
+    caption."""
     reference: Literal["previous", "seed"] = "previous"
     """Reference model. ``previous``: the model from which the round starts; ``seed``: m0 in every round."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
@@ -486,6 +510,8 @@ class Train(Section):
             raise ValueError(
                 f"'offload: all' requires 'zero_stage: 3', not {self.zero_stage}: the other stages do not shard weights"
             )
+        if self.objective != "dpo" and not self.sft_weight:
+            raise ValueError(f"'objective: {self.objective}' requires 'sft_weight' above 0, the weight of the NLL")
         if self.loss == "ipo" and self.label_smoothing:
             raise ValueError("'label_smoothing' requires 'loss: sigmoid', not 'ipo'")
         share = self.pairs_per_step // self.resources.replicas
@@ -635,6 +661,9 @@ class RunConfig(Section):
     """Samples per shard. A shard is one file and the unit of scheduling and resumption."""
     max_failed_fraction: Fraction = 0.01
     """Maximum fraction of failed rows per stage. If more rows fail, the stage fails."""
+    reuse: Annotated[tuple[str, ...], Placement()] = ()
+    """Folders or URIs of other runs. A stage that one of them has finished with the same inputs is taken from there
+    instead of being made again; if a run of the list is making it now, this one waits for it."""
     source: Source = Source()
     imported: Imported | None = None
     """External pairs, for a run of one round. ``null``: generate pairs from ``source``."""
@@ -671,6 +700,11 @@ class RunConfig(Section):
     def _check(self) -> RunConfig:
         if self.rounds > 1 and self.source.count is None:
             raise ValueError("more than one round requires 'source.count', the number of images per round")
+        if self.select.strategy == "coverage" and not self.generate.samples:
+            raise ValueError(
+                "'select.strategy: coverage' requires several captions per image; set 'generate.samples', for instance"
+                " to 3"
+            )
         return self
 
     @model_validator(mode="after")
@@ -680,6 +714,8 @@ class RunConfig(Section):
                 f"'imported' pairs are used in one round, but 'rounds' is {self.rounds}; set 'rounds: 1', and start"
                 " another run from the model of this one"
             )
+        if self.imported is not None and self.select.strategy == "coverage":
+            raise ValueError("'select.strategy: coverage' cannot be used with 'imported' pairs; set it to gap")
         if self.imported is not None and self.score.with_generation:
             raise ValueError("'score.with_generation' cannot be used with 'imported' pairs; set it to false")
         return self

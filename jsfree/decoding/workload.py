@@ -89,10 +89,18 @@ class Workload:
 
     @classmethod
     def for_pairs(cls, settings: Generate) -> Workload:
-        """Two captions an image, with one prompt for all images (Algorithm 1, lines 3-8)."""
-        share = 0.5 if settings.ratios.winner == "zero" else 1.0
-        views = settings.decoding.views.count
-        return cls(settings.slots, share, prompts=1, mixing=MIXINGS[settings.mixing], views=views)
+        """The captions of pairs, with one prompt for all images (Algorithm 1, lines 3-8)."""
+        captions = 2 + settings.samples
+        dual_path = 1 if settings.ratios.winner == "zero" else 2
+        return cls(
+            settings.slots,
+            dual_path_share=dual_path / captions,
+            captions_per_image=captions,
+            images_per_slot=1.5 / captions,
+            prompts=1,
+            mixing=MIXINGS[settings.mixing],
+            views=settings.decoding.views.count,
+        )
 
     @classmethod
     def for_captions(cls, slots: int, contrast: Contrast | None = None, views: int = 1) -> Workload:

@@ -1,9 +1,10 @@
-"""Tensors of preference pairs: both captions of a pair in one row, after one shared prefix.
+"""Tensors of preference pairs: all captions of a pair in one row, after one shared prefix.
 
-A row is [prompt with image | chosen | rejected], padded on the right. Each caption attends to the prefix and to
-itself, not to the other caption, and both start at the position after the prefix. So a row gives the same
-log-probabilities as two separate rows, while the prefix, which is mostly visual tokens, is computed once. Completion
-tokens are those that were generated, never a stored text tokenised again; they include the end token.
+A row is [prompt with image | chosen | rejected | target], padded on the right; which captions it has depends on the
+objective (``roles_of``). Each caption attends to the prefix and to itself, not to other captions, and all start at the
+position after the prefix. So a row gives the same log-probabilities as separate rows, while the prefix, which is mostly
+visual tokens, is computed once. Completion tokens are those that were generated, never a stored text tokenised again;
+they include the end token.
 
 Shape suffixes: B pairs (rows), L positions of a row, T completion tokens of the batch.
 """
@@ -11,24 +12,26 @@ Shape suffixes: B pairs (rows), L positions of a row, T completion tokens of the
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jsfree.config import Source
+from jsfree.config import RunConfig, Source
 from jsfree.errors import StageError
 from jsfree.images.decoding import load_image
 from jsfree.models.loading import Captioner
-from jsfree.schemas import SelectedPair
+from jsfree.schemas import Role, SelectedPair
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
-PREFIX, CHOSEN, REJECTED, PADDING = range(4)
+PAIR: tuple[Role, ...] = ("chosen", "rejected")
+"""The captions of a selected pair; with ``select.strategy: coverage`` there is also ``target``."""
+PADDING, PREFIX, CHOSEN, REJECTED = range(-1, 3)
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,15 @@ class PairBatch:
     ids_BL: torch.Tensor
     positions_BL: torch.Tensor
     segments_BL: torch.Tensor
-    """``PREFIX``, ``CHOSEN``, ``REJECTED`` or ``PADDING``."""
+    """``PREFIX``, the number of a caption in its row, from 1 (``CHOSEN``, ``REJECTED``), or ``PADDING``."""
     rows_T: torch.Tensor
     """Row of each completion token."""
     columns_T: torch.Tensor
     """Column whose hidden state predicts the completion token."""
     targets_T: torch.Tensor
-    """The completion tokens: those of all chosen captions, then those of all rejected ones."""
-    lengths: list[int]
-    """Tokens of each caption, in the order of ``targets_T``, (2 B)."""
+    """The completion tokens: those of all captions of the first role, then those of the next one."""
+    lengths: dict[Role, list[int]]
+    """Tokens of each caption, by role in the order of ``targets_T``."""
     pixels: torch.Tensor | None = None
     features: torch.Tensor | None = None
 
@@ -100,6 +103,7 @@ def collate(
     captioner: Captioner,
     limits: Source,
     features: Sequence[torch.Tensor] | None = None,
+    roles: Sequence[Role] = PAIR,
 ) -> PairBatch:
     """Build the batch of some pairs, on the CPU. Thread-safe.
 
@@ -108,12 +112,13 @@ def collate(
         captioner: its processor prepares prompts and images.
         limits: what an image file may have (``Source.max_pixels`` and others).
         features: vision features of each image, (visual tokens, width); the images are not read then.
+        roles: the captions of each pair that the batch contains.
 
     Raises:
         RowError: an image that could be loaded when its captions were generated cannot be loaded now.
     """
     prompts = [captioner.prompt_ids(pair["prompt"], image=True) for pair in pairs]
-    batch = _pack(pairs, prompts)
+    batch = pack(prompts, [{role: tokens_of(pair, role) for role in roles} for pair in pairs])
     if features is not None:
         return replace(batch, features=torch.stack(list(features)))
     # One decoded image at a time: each may take hundreds of megabytes.
@@ -122,29 +127,33 @@ def collate(
     )
 
 
-def _pack(pairs: Sequence[SelectedPair], prompts: Sequence[Sequence[int]]) -> PairBatch:
-    """Lay out token ids, positions and segments; the batch has no images yet."""
-    length = max(map(pair_length, pairs, prompts))
-    ids = torch.zeros(len(pairs), length, dtype=torch.int64)
+def pack(prompts: Sequence[Sequence[int]], captions: Sequence[Mapping[Role, Sequence[int]]]) -> PairBatch:
+    """Lay out token ids, positions and segments; the batch has no images yet.
+
+    Args:
+        prompts: tokens of the prompt of each row, with its visual tokens.
+        captions: tokens of the captions of each row, by role; rows may have different roles.
+    """
+    length = max(len(prompt) + sum(map(len, row.values())) for prompt, row in zip(prompts, captions, strict=True))
+    ids = torch.zeros(len(prompts), length, dtype=torch.int64)
     positions = torch.zeros_like(ids)
     segments = torch.full_like(ids, PADDING)
-    completions: dict[int, list[tuple[int, list[int], list[int]]]] = {CHOSEN: [], REJECTED: []}
-    for row, (pair, prompt) in enumerate(zip(pairs, prompts, strict=True)):
+    completions: dict[Role, list[tuple[int, list[int], Sequence[int]]]] = {}
+    for row, (prompt, of_row) in enumerate(zip(prompts, captions, strict=True)):
         first = len(prompt)
         ids[row, :first] = torch.tensor(prompt)
         positions[row, :first] = torch.arange(first)
         segments[row, :first] = PREFIX
         start = first
-        for segment, caption in ((CHOSEN, pair["chosen"]), (REJECTED, pair["rejected"])):
-            tokens = list(caption["token_ids"])
+        for segment, (role, tokens) in enumerate(of_row.items(), CHOSEN):
             end = start + len(tokens)
-            ids[row, start:end] = torch.tensor(tokens)
+            ids[row, start:end] = torch.tensor(list(tokens))
             positions[row, start:end] = torch.arange(first, first + len(tokens))
             segments[row, start:end] = segment
             # The last prefix token predicts the first completion token, each completion token the next one.
-            completions[segment].append((row, [first - 1, *range(start, end - 1)], tokens))
+            completions.setdefault(role, []).append((row, [first - 1, *range(start, end - 1)], tokens))
             start = end
-    ordered = [*completions[CHOSEN], *completions[REJECTED]]
+    ordered = [completion for of_role in completions.values() for completion in of_role]
     return PairBatch(
         ids_BL=ids,
         positions_BL=positions,
@@ -152,16 +161,36 @@ def _pack(pairs: Sequence[SelectedPair], prompts: Sequence[Sequence[int]]) -> Pa
         rows_T=torch.tensor([row for row, _, tokens in ordered for _ in tokens]),
         columns_T=torch.tensor([column for _, columns, _ in ordered for column in columns]),
         targets_T=torch.tensor([token for _, _, tokens in ordered for token in tokens]),
-        lengths=[len(tokens) for _, _, tokens in ordered],
+        lengths={role: [len(tokens) for _, _, tokens in of_role] for role, of_role in completions.items()},
     )
 
 
-def pair_length(pair: SelectedPair, prompt: Sequence[int] = ()) -> int:
-    """Tokens of both captions of a pair, and of its prompt where that is given."""
-    return len(prompt) + len(pair["chosen"]["token_ids"]) + len(pair["rejected"]["token_ids"])
+def nll_role(config: RunConfig) -> Role:
+    """The caption whose NLL is part of the loss: the composed one, if the objective asks for it and there is one."""
+    return "target" if config.train.objective != "dpo" and config.select.strategy == "coverage" else "chosen"
 
 
-def check_context_length(pairs: Sequence[SelectedPair], captioner: Captioner) -> None:
+def roles_of(config: RunConfig) -> tuple[Role, ...]:
+    """The captions of a pair that training with ``config`` reads (``train.objective``)."""
+    role = nll_role(config)
+    if config.train.objective == "nll":
+        return (role,)
+    return PAIR if role in PAIR else (*PAIR, role)
+
+
+def tokens_of(pair: SelectedPair, role: Role) -> Sequence[int]:
+    """Tokens of a caption of a pair, by role."""
+    captions: Mapping[str, Any] = pair
+    tokens: Sequence[int] = captions[role]["token_ids"]
+    return tokens
+
+
+def pair_length(pair: SelectedPair, roles: Sequence[Role] = PAIR) -> int:
+    """Tokens of the captions of a pair."""
+    return sum(len(tokens_of(pair, role)) for role in roles)
+
+
+def check_context_length(pairs: Sequence[SelectedPair], captioner: Captioner, roles: Sequence[Role] = PAIR) -> None:
     """Check that every pair fits into the model's context; pairs are never truncated.
 
     Raises:
@@ -170,7 +199,7 @@ def check_context_length(pairs: Sequence[SelectedPair], captioner: Captioner) ->
     context = int(captioner.model.config.get_text_config().max_position_embeddings)
     prefixes = {prompt: len(captioner.prompt_ids(prompt, image=True)) for prompt in {pair["prompt"] for pair in pairs}}
     for pair in pairs:
-        prefix, caption = prefixes[pair["prompt"]], max(len(pair[role]["token_ids"]) for role in ("chosen", "rejected"))
+        prefix, caption = prefixes[pair["prompt"]], max(len(tokens_of(pair, role)) for role in roles)
         if prefix + caption > context:
             raise StageError(
                 f"pair {pair['sample_id']}: image and prompt take {prefix} positions and a caption {caption}, more than"

@@ -44,7 +44,7 @@ def start_engine(captioner: Captioner, config: RunConfig, world: int) -> Any:
     """Prepare the policy for training and wrap it in a DeepSpeed engine; torch.distributed must be initialised.
 
     Returns:
-        The engine: maps a ``PairBatch`` to ``PairLogps``.
+        The engine: maps a ``PairBatch`` to log-probabilities, as ``PairModel``.
 
     Raises:
         ConfigError, ModelError: as ``prepare_policy``.

@@ -1,4 +1,4 @@
-"""The training loop of one worker: DPO on selected pairs with a DeepSpeed engine, with checkpoints.
+"""The training loop of one worker: DPO or NLL on selected pairs with a DeepSpeed engine, with checkpoints.
 
 The caller initialises torch.distributed. The loop does not import Ray: checkpoints and progress go through ``Hooks``.
 """
@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,12 @@ import torch.distributed as dist
 
 from jsfree.config import RunConfig
 from jsfree.dpo import reference_logps
-from jsfree.dpo.batching import PairBatch, collate, epoch_order, micro_batches, prefetch
+from jsfree.dpo.batching import PAIR, PairBatch, collate, epoch_order, micro_batches, nll_role, prefetch, roles_of
 from jsfree.dpo.engine import gather_weights, start_engine
 from jsfree.dpo.features import VisionFeatures
-from jsfree.dpo.figures import Sums, add_sums, mean_figures, peak_memory, sum_figures, zero_sums
+from jsfree.dpo.figures import Sums, add_sums, count_completions, mean_figures, peak_memory, sum_nll, sum_preference
 from jsfree.dpo.lora import merge_adapters
-from jsfree.dpo.loss import Lengths, PairLogps, chosen_nll, initial_loss, preference_loss
+from jsfree.dpo.loss import Lengths, PairLogps, initial_loss, mean_nll, preference_loss
 from jsfree.dpo.pairs import PairIndex, Pairs, Subset
 from jsfree.dpo.policy import PairModel
 from jsfree.dpo.step_log import Step
@@ -38,6 +38,7 @@ from jsfree.models.replacing import replace_folder
 from jsfree.models.saving import publish_captioner
 from jsfree.run.folder import Folder
 from jsfree.schedules import warmup_cosine
+from jsfree.schemas import Role
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ WORKERS = "workers.json"
 """File of a checkpoint with the number of workers whose shards it holds."""
 HELD_OUT_EPOCH = -1
 """The epoch whose order draws the held-out pairs."""
+VALIDATION_FIGURES = ("loss", "accuracy", "margin", "chosen_reward", "nll")
 Batch = tuple[Sequence[int], PairBatch]
 """Positions of pairs, and the pairs as tensors."""
 
@@ -185,12 +187,13 @@ class Trainer:
         self.engine = start_engine(self.captioner, config, self.world)
         self.micro: int = self.engine.train_micro_batch_size_per_gpu()
         self.features: VisionFeatures | None = None
+        self.roles = roles_of(config)
 
     def prepare(self, held_out: Subset, folders: Folders, models: Models) -> None:
         """Load or compute the pairs' index, the cached vision features and the reference log-probabilities."""
         settings, files = self.config.captioner, self.config.models
         pairs = self.pairs.table
-        index = PairIndex.of(pairs, self.captioner)
+        index = PairIndex.of(pairs, self.captioner, self.roles)
         self.lengths = index.lengths[self.pairs.positions]
         self.held_out = self._own_share(held_out, index)
         origin = reference_logps.origin(
@@ -202,11 +205,14 @@ class Trainer:
             features.compute_missing(pairs, self._load_batch, self._vision_features, self.micro)
             self.features = features
 
+        if self.config.train.objective == "nll":
+            return
+
         @cache
-        def reference() -> Callable[[PairBatch], PairLogps]:
+        def reference() -> Callable[[PairBatch], dict[Role, torch.Tensor]]:
             """The policy before its first step, or another model, which is loaded on first use."""
             if models.reference == models.policy:
-                engine: Callable[[PairBatch], PairLogps] = self.engine
+                engine: Callable[[PairBatch], dict[Role, torch.Tensor]] = self.engine
                 return engine
             device = str(self.captioner.device)
             other = load_captioner(models.reference, device, settings.dtype, settings.preprocessing, files=files)
@@ -217,8 +223,8 @@ class Trainer:
             pairs,
             index.lengths,
             origin,
-            self._load_batch,
-            lambda batch: reference()(self._to_device(batch)),
+            partial(self._load_batch, roles=PAIR),
+            lambda batch: PairLogps.of(reference()(self._to_device(batch))),
             self.micro,
         )
 
@@ -249,7 +255,7 @@ class Trainer:
         rate = learning_rate(step, total, self.config)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        sums = zero_sums(self.captioner.device)
+        sums: Sums = {}
         for _ in range(self.config.train.pairs_per_step // (self.micro * self.world)):
             positions, batch = next(batches)
             sums = add_sums(sums, self._micro_step(positions, self._to_device(batch)))
@@ -270,48 +276,53 @@ class Trainer:
     def validate(self) -> Step:
         """Figures of the held-out pairs, averaged over them."""
         own = self.held_out
-        sums = zero_sums(self.captioner.device)
+        sums: Sums = {}
         parts = (own[start : start + self.micro] for start in range(0, len(own), self.micro))
         for positions, batch in self._prefetch(parts):
             with torch.no_grad():
                 moved = self._to_device(batch)
                 sums = add_sums(sums, self._loss_and_sums(positions, moved, self.engine(moved))[1])
         means, _ = mean_figures(sums)
-        return {f"validation_{name}": means[name] for name in ("loss", "accuracy", "margin", "chosen_reward")}
+        return {f"validation_{name}": means[name] for name in VALIDATION_FIGURES if name in means}
 
     def _micro_step(self, positions: Sequence[int], batch: PairBatch) -> Sums:
         """Forward and backward pass of a micro batch; the engine updates the weights once a step is complete."""
-        policy = self.engine(batch)
-        loss, sums = self._loss_and_sums(positions, batch, policy)
+        loss, sums = self._loss_and_sums(positions, batch, self.engine(batch))
         self.engine.backward(loss)
         self.engine.step()
         return sums
 
     def _loss_and_sums(
-        self, positions: Sequence[int], batch: PairBatch, policy: PairLogps
+        self, positions: Sequence[int], batch: PairBatch, logps: dict[Role, torch.Tensor]
     ) -> tuple[torch.Tensor, Sums]:
-        """The mean loss of a batch, with its SFT term, and the batch's summed figures."""
+        """The mean loss of a batch with its terms (``train.objective``), and the batch's summed figures."""
         train, device = self.config.train, self.captioner.device
-        chosen, rejected = torch.tensor(batch.lengths, device=device).chunk(2)
-        lengths = Lengths(chosen, rejected)
-        reference = self.reference.select(positions, device)
-        terms = preference_loss(
-            policy, reference, lengths, beta=train.beta, label_smoothing=train.label_smoothing, kind=train.loss
-        )
-        loss = terms.loss.mean()
+        losses: list[torch.Tensor] = []
+        sums = count_completions(batch.lengths, device)
+        if train.objective != "nll":
+            policy, lengths = PairLogps.of(logps), Lengths.of(batch.lengths, device)
+            reference = self.reference.select(positions, device)
+            terms = preference_loss(
+                policy, reference, lengths, beta=train.beta, label_smoothing=train.label_smoothing, kind=train.loss
+            )
+            losses.append(terms.loss.mean())
+            sums |= sum_preference(terms, policy, lengths, train.beta)
         if train.sft_weight:
-            loss = loss + train.sft_weight * chosen_nll(policy, lengths).mean()
-        return loss, sum_figures(terms, policy, lengths, train.beta)
+            role = nll_role(self.config)
+            nll = mean_nll(logps[role], torch.tensor(batch.lengths[role], device=device))
+            losses.append(train.sft_weight * nll.mean())
+            sums |= sum_nll(nll, train.sft_weight, is_loss=train.objective == "nll")
+        return torch.stack(losses).sum(), sums
 
     def _prefetch(self, parts: Iterable[Sequence[int]]) -> Iterator[Batch]:
         """Positions and batches, each batch loaded in a thread while the one before is used."""
         return prefetch(lambda positions: (positions, self._load_batch(positions)), parts)
 
-    def _load_batch(self, positions: Sequence[int]) -> PairBatch:
-        """The pairs at some positions as a batch on the CPU. Thread-safe."""
+    def _load_batch(self, positions: Sequence[int], roles: Sequence[Role] | None = None) -> PairBatch:
+        """The pairs at some positions as a batch on the CPU, by default with the captions trained on. Thread-safe."""
         pairs = [self.pairs.table[position] for position in positions]
         features = None if self.features is None else [self.features.load(pair) for pair in pairs]
-        return collate(pairs, self.captioner, self.config.source, features)
+        return collate(pairs, self.captioner, self.config.source, features, roles or self.roles)
 
     def _to_device(self, batch: PairBatch) -> PairBatch:
         return batch.to(self.captioner.device, DTYPES[self.config.captioner.dtype])
@@ -372,6 +383,8 @@ def _check_initial_loss(step: Step, config: RunConfig, models: Models) -> None:
     Raises:
         StageError: the loss differs from ``initial_loss``.
     """
+    if config.train.objective == "nll":
+        return
     expected = initial_loss(config.train.beta, config.train.loss)
     if models.policy == models.reference and abs(step["loss"] - expected) > initial_loss_tolerance(config):
         raise StageError(

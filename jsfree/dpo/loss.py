@@ -1,4 +1,4 @@
-"""The DPO loss (paper, Eq. 1-2) and its variants, as pure functions of log-probabilities.
+"""The DPO loss (paper, Eq. 1-2), its variants and the NLL, as pure functions of log-probabilities.
 
 Every tensor is (B,): one number a pair.
 """
@@ -6,8 +6,9 @@ Every tensor is (B,): one number a pair.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional as F
@@ -22,6 +23,11 @@ class PairLogps:
     chosen: torch.Tensor
     rejected: torch.Tensor
 
+    @classmethod
+    def of(cls, logps: Mapping[Any, torch.Tensor]) -> PairLogps:
+        """The log-probabilities of a pair among those of all roles."""
+        return cls(logps["chosen"], logps["rejected"])
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -29,6 +35,11 @@ class Lengths:
 
     chosen: torch.Tensor
     rejected: torch.Tensor
+
+    @classmethod
+    def of(cls, lengths: Mapping[Any, Sequence[int]], device: torch.device | None = None) -> Lengths:
+        """The lengths of a pair among those of all roles."""
+        return cls(*(torch.tensor(lengths[role], device=device) for role in ("chosen", "rejected")))
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,11 @@ def initial_loss(beta: float, kind: LossKind = "sigmoid") -> float:
     return 1 / (2 * beta) ** 2 if kind == "ipo" else math.log(2)
 
 
-def chosen_nll(policy: PairLogps, lengths: Lengths) -> torch.Tensor:
-    """Negative log-likelihood of the chosen completions, averaged over their tokens, (B,)."""
-    return -policy.chosen / lengths.chosen
+def mean_nll(logps: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of completions, averaged over the tokens of each, (B,).
+
+    Args:
+        logps: summed log-probability of each completion, (B,).
+        lengths: tokens of each completion, (B,).
+    """
+    return -logps / lengths

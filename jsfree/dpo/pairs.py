@@ -18,15 +18,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from jsfree import schemas
-from jsfree.dpo.batching import check_context_length, pair_length
+from jsfree.dpo.batching import PAIR, check_context_length, pair_length, tokens_of
 from jsfree.models.loading import Captioner
 from jsfree.run.folder import READERS, Folder, shard_name
 from jsfree.run.streaming import read_group, scan
-from jsfree.schemas import SelectedPair
+from jsfree.schemas import Role, SelectedPair
 
-COLUMNS = ("sample_id", "image", "prompt", "chosen.token_ids", "rejected.token_ids")
-"""Columns of a pair that training reads."""
-INDEX_COLUMNS = ("sample_id", "image.sha256", "prompt", "chosen.token_ids", "rejected.token_ids")
+COLUMNS = ("sample_id", "image", "prompt", "chosen.token_ids", "rejected.token_ids", "target.token_ids")
+"""Columns of a pair that training reads, of those that the table has."""
+INDEX_COLUMNS = ("sample_id", "image.sha256", "prompt", *COLUMNS[3:])
 """Columns that the index is built from: all but the image itself."""
 CACHED_GROUPS = 8
 """Row groups that a ``PairTable`` keeps in memory; selection writes groups of at most 4 MiB."""
@@ -50,13 +50,16 @@ class PairTable:
     A pair has only the columns ``COLUMNS``, without sentences and scores.
     """
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, schema: pa.Schema = schemas.SELECTED) -> None:
         """Read the footers of all shards in ``folder``.
+
+        Args:
+            schema: the schema of the shards (``schemas.selected``).
 
         Raises:
             StorageError: a shard cannot be read.
         """
-        self._folder = folder
+        self._folder, self._schema = folder, schema
         shards = folder.shards()
         with ThreadPoolExecutor(READERS) as readers:
             sizes = list(readers.map(self._group_sizes, shards))
@@ -80,7 +83,7 @@ class PairTable:
 
     def scan(self, columns: Sequence[str]) -> Iterator[SelectedPair]:
         """Iterate over all pairs in order, reading only ``columns``, such as ``chosen.token_ids``."""
-        for table in scan(self._folder, schemas.SELECTED, columns):
+        for table in scan(self._folder, self._schema, columns):
             yield from table.to_pylist()
 
     def _group_sizes(self, shard: int) -> list[int]:
@@ -90,7 +93,7 @@ class PairTable:
 
     def _read_group(self, number: int) -> pa.Table:
         shard, group = self._groups[number]
-        return read_group(self._folder, shard, group, schemas.SELECTED, COLUMNS)
+        return read_group(self._folder, shard, group, self._schema, COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,11 @@ class PairIndex:
     digest: str
 
     @classmethod
-    def of(cls, pairs: Pairs, captioner: Captioner) -> PairIndex:
+    def of(cls, pairs: Pairs, captioner: Captioner, roles: Sequence[Role] = PAIR) -> PairIndex:
         """Build the index, reading all pairs once without their images.
+
+        Args:
+            roles: the captions whose tokens are counted.
 
         Raises:
             StageError: a pair is longer than the captioner's context.
@@ -127,10 +133,10 @@ class PairIndex:
         lengths, digest = array("i"), hashlib.sha256(b"[")
         iterator = iterate(pairs, INDEX_COLUMNS)
         while chunk := list(islice(iterator, INDEX_CHUNK)):
-            check_context_length(chunk, captioner)
+            check_context_length(chunk, captioner, roles)
             for pair in chunk:
                 digest.update((", " if lengths else "").encode() + json.dumps(_digested(pair)).encode())
-                lengths.append(pair_length(pair))
+                lengths.append(pair_length(pair, roles))
         digest.update(b"]")
         return cls(np.array(lengths, np.int32), digest.hexdigest()[:16])
 
@@ -142,5 +148,5 @@ def iterate(pairs: Pairs, columns: Sequence[str]) -> Iterator[SelectedPair]:
 
 def _digested(pair: SelectedPair) -> list[object]:
     """The fields of a pair that reference log-probabilities depend on."""
-    tokens = [pair[role]["token_ids"] for role in ("chosen", "rejected")]
+    tokens = [list(tokens_of(pair, role)) for role in PAIR]
     return [pair["sample_id"], pair["prompt"], pair["image"]["sha256"], *tokens]

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from jsfree.dpo.batching import PairBatch, attention_mask, flex_mask
-from jsfree.dpo.loss import PairLogps
 from jsfree.errors import ModelError
+from jsfree.schemas import Role
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration
@@ -60,8 +60,18 @@ class PairModel(torch.nn.Module):
         self.llava = llava
         llava.lm_head = CompletionHead.of(llava.lm_head)
 
-    def forward(self, batch: PairBatch) -> PairLogps:
-        """Summed log-probabilities of both captions of each pair (Eq. 1-2), float32.
+    def forward(self, batch: PairBatch) -> dict[Role, torch.Tensor]:
+        """Summed log-probabilities of the captions of each row (Eq. 1-2) by role, float32.
+
+        Raises:
+            ModelError: as ``token_logps``.
+        """
+        captions = torch.split(self.token_logps(batch), [length for each in batch.lengths.values() for length in each])
+        sums = torch.stack([caption_T.sum() for caption_T in captions])
+        return dict(zip(batch.lengths, torch.split(sums, list(map(len, batch.lengths.values()))), strict=True))
+
+    def token_logps(self, batch: PairBatch) -> torch.Tensor:
+        """Log-probability of each completion token, (T,) float32.
 
         Raises:
             ModelError: the prompts' image tokens do not match the images' visual tokens in number.
@@ -84,10 +94,8 @@ class PairModel(torch.nn.Module):
             position_ids=batch.positions_BL,
             use_cache=False,
         ).last_hidden_state
-        logps_T = self.llava.lm_head(hidden_BLD[batch.rows_T, batch.columns_T], batch.targets_T)
-        sums = torch.stack([caption_T.sum() for caption_T in torch.split(logps_T, batch.lengths)])
-        chosen, rejected = sums.chunk(2)
-        return PairLogps(chosen, rejected)
+        logps_T: torch.Tensor = self.llava.lm_head(hidden_BLD[batch.rows_T, batch.columns_T], batch.targets_T)
+        return logps_T
 
     def _mask(self, segments_BL: torch.Tensor, dtype: torch.dtype) -> Any:
         """The pairs' attention mask in the form that the language model's attention kernel takes."""

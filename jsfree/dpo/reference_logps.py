@@ -45,16 +45,17 @@ class ReferenceLogps:
         return PairLogps(chosen, rejected)
 
 
-def origin(model: str, dtype: str, preprocessing: str, pairs: str) -> dict[str, str]:
+def origin(model: str, dtype: str, preprocessing: str, pairs: str = "") -> dict[str, str]:
     """Everything that reference log-probabilities depend on; stored with the table.
 
     Args:
         model: fingerprint of the reference model.
         dtype: dtype of its weights.
         preprocessing: ``captioner.preprocessing``.
-        pairs: digest of the pairs.
+        pairs: digest of the pairs; left out if it is empty.
     """
-    return {"model": model, "captioner.dtype": dtype, "captioner.preprocessing": preprocessing, "pairs": pairs}
+    of_model = {"model": model, "captioner.dtype": dtype, "captioner.preprocessing": preprocessing}
+    return {**of_model, "pairs": pairs} if pairs else of_model
 
 
 def load_or_compute(

@@ -85,7 +85,8 @@ def step_log(folder: Folder) -> Iterator[StepLog]:
 def summary_line(steps: Sequence[Step]) -> str:
     """The figures of the last step in one line."""
     last = steps[-1]
-    parts = [f"loss {last['loss']:.3f}", f"accuracy {last['accuracy']:.2f}", f"margin {last['margin']:+.2f}"]
+    formats = {"loss": ".3f", "accuracy": ".2f", "margin": "+.2f", "nll": ".3f"}
+    parts = [f"{name} {last[name]:{form}}" for name, form in formats.items() if name in last]
     validation = [step["validation_loss"] for step in steps if "validation_loss" in step]
     if validation:
         parts.append(f"held out {validation[-1]:.3f}")
@@ -110,7 +111,7 @@ class ChosenLogpWarning:
         if self._threshold is None:
             return
         for end in range(WARNING_STEPS, len(steps) + 1):
-            lost = -sum(step["chosen_change"] for step in steps[end - WARNING_STEPS : end]) / WARNING_STEPS
+            lost = -sum(step.get("chosen_change", 0.0) for step in steps[end - WARNING_STEPS : end]) / WARNING_STEPS
             if lost > self._threshold:
                 self._warn(
                     f"  warning: at step {end} the chosen captions have lost {lost:.2f} of log-probability a token"

@@ -1,13 +1,14 @@
 """Metrics of MiniWorld captions against the exact contents of their scenes.
 
-A mention is a noun of MiniWorld's vocabulary anywhere in the text, in any case, singular or plural, with the
-colour before it and the position around it. The rest of the text is ignored, so that free, truncated or garbled
-captions can be counted too.
+A mention is a noun of MiniWorld's vocabulary or a synonym of one (``wording.SYNONYMS``) anywhere in the text, in any
+case, singular or plural, with the colour before it and the position around it. Sentences that continue with "it" about
+the only object of the previous sentence add its colour and position. The rest of the text, relations among it, is
+ignored, so that free, truncated or garbled captions can be counted too.
 """
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from functools import cache
 
 import numpy as np
@@ -15,13 +16,17 @@ import numpy as np
 from jsfree.errors import ConfigError
 from jsfree.evaluation.metrics import TRUTH
 from jsfree.evaluation.statistics import FloatArray, bootstrap, divide
-from jsfree.miniworld.vocabulary import COLOURS, IRREGULAR_PLURALS, OBJECTS, POSITIONS
+from jsfree.miniworld.vocabulary import COLOURS, IRREGULAR_PLURALS, OBJECTS
+from jsfree.miniworld.wording import POSITION_WORDINGS, SYNONYM_PLURALS, SYNONYMS
 from jsfree.miniworld.world import Scene, SceneObject, fair_positions
 
 
 @dataclass(frozen=True)
 class Mention:
-    """One object named in a text: ``text[start:end]`` is the noun; colour and position if given."""
+    """One object named in a text by the word ``text[start:end]``; colour and position if given.
+
+    ``noun`` is a name of ``vocabulary.OBJECTS`` and ``position`` one of ``vocabulary.POSITIONS``, whatever the wording.
+    """
 
     noun: str
     start: int
@@ -67,14 +72,33 @@ def mentions(text: str) -> list[Mention]:
             positions = _position_pattern().findall(text, start, match.start())
         mentioned.append(
             Mention(
-                _singular(match.group().lower()),
+                _objects_by_word()[" ".join(match.group().lower().split())],
                 match.start(),
                 match.end(),
                 colours[-1].lower() if colours else None,
-                " ".join(positions[0].lower().split()) if positions else None,
+                _position(positions[0]) if positions else None,
             )
         )
-    return mentioned
+    return _with_continuations(text, mentioned)
+
+
+def _with_continuations(text: str, mentioned: list[Mention]) -> list[Mention]:
+    """Add the colours and positions of sentences such as "It is red." after a sentence about one object."""
+    starts = [_sentence_start(text, mention.start) for mention in mentioned]
+    completed = []
+    for mention, start in zip(mentioned, starts, strict=True):
+        at = _sentence_end(text, mention.end) + 1
+        while starts.count(start) == 1 and at not in starts and _IT.match(text, at):
+            end = _sentence_end(text, at)
+            colour, position = _colour_pattern().search(text, at, end), _position_pattern().search(text, at, end)
+            mention = replace(
+                mention,
+                colour=mention.colour or (colour and colour.group().lower()),
+                position=mention.position or (position and _position(position.group())),
+            )
+            at = end + 1
+        completed.append(mention)
+    return completed
 
 
 def hallucinated_mentions(scene: Scene, text: str) -> list[Mention]:
@@ -165,22 +189,32 @@ _STATISTICS: dict[str, Callable[[FloatArray], FloatArray]] = {
 }
 
 
+_IT = re.compile(r"\s*(?:it|its)\b", re.IGNORECASE)
+
+
 def _plural(noun: str) -> str:
-    return IRREGULAR_PLURALS.get(noun, noun + "s")
+    return (IRREGULAR_PLURALS | SYNONYM_PLURALS).get(noun, noun + "s")
 
 
 @cache
-def _singulars() -> dict[str, str]:
-    return {form: noun for noun in OBJECTS for form in (noun, _plural(noun))}
+def _objects_by_word() -> dict[str, str]:
+    """Every noun, singular and plural, in lower case -> its object."""
+    nouns = {noun: name for name in OBJECTS for noun in (name, *SYNONYMS.get(name, ()))}
+    return {form.lower(): name for noun, name in nouns.items() for form in (noun, _plural(noun))}
 
 
-def _singular(word: str) -> str:
-    return _singulars()[word]
+@cache
+def _positions_by_wording() -> dict[str, str]:
+    return {wording: position for position, wordings in POSITION_WORDINGS.items() for wording in wordings}
+
+
+def _position(wording: str) -> str:
+    return _positions_by_wording()[" ".join(wording.lower().split())]
 
 
 @cache
 def _noun_pattern() -> re.Pattern[str]:
-    return _any_of(_singulars())
+    return _any_of(_objects_by_word())
 
 
 @cache
@@ -190,14 +224,13 @@ def _colour_pattern() -> re.Pattern[str]:
 
 @cache
 def _position_pattern() -> re.Pattern[str]:
+    return _any_of(_positions_by_wording())
+
+
+def _any_of(phrases: Iterable[str]) -> re.Pattern[str]:
     # Longest first: "at the top left" begins with "at the top".
-    phrases = sorted(POSITIONS, key=len, reverse=True)
-    alternatives = "|".join(r"\s+".join(phrase.split()) for phrase in phrases)
-    return re.compile(rf"\b(?:{alternatives})\b", re.IGNORECASE)
-
-
-def _any_of(words: Iterable[str]) -> re.Pattern[str]:
-    return re.compile(rf"\b(?:{'|'.join(sorted(words, key=len, reverse=True))})\b", re.IGNORECASE)
+    alternatives = (r"\s+".join(phrase.split()) for phrase in sorted(phrases, key=len, reverse=True))
+    return re.compile(rf"\b(?:{'|'.join(alternatives)})\b", re.IGNORECASE)
 
 
 def _sentence_start(text: str, at: int) -> int:

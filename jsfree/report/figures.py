@@ -10,40 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TypeGuard
-from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from jsfree.report.svg import Axis, add, draw_grid, draw_x_axis, new_figure, padded, to_markup
+
 MAX_POINTS = 240  # of a curve: more are indistinguishable on a panel and enlarge the page
 BINS = 40
 Gaps = Sequence[float] | NDArray[np.float64]
 Flags = Sequence[bool] | NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Maps [low, high] linearly onto the user units from ``start`` to ``end``."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        span = self.high - self.low
-        return self.start + (self.end - self.start) * ((value - self.low) / span if span else 0.5)
-
-    def ticks(self, count: int = 5) -> list[float]:
-        """About ``count`` round values within the axis."""
-        step = _round_step((self.high - self.low) / max(1, count))
-        first = math.ceil(self.low / step - 1e-9)
-        last = math.floor(self.high / step + 1e-9)
-        return [index * step for index in range(first, last + 1)]
 
 
 @dataclass(frozen=True)
@@ -74,21 +53,19 @@ def gap_histogram(gaps: Gaps, inverted: Flags, kept: tuple[float, float] | None)
     counts = _stacked_counts(gaps, inverted, low, high)
     x = Axis(low, high, left, width - 8)
     y = Axis(0, max(order + swapped for order, swapped in counts) or 1, base, top + 14)
-    svg = _svg(width, height, _histogram_words(gaps, inverted, kept), "wide")
+    svg = new_figure(width, height, _histogram_words(gaps, inverted, kept), "wide")
     if kept:
-        _add(
-            svg, "rect", class_="kept", x=x(kept[0]), y=top, width=max(1.0, x(kept[1]) - x(kept[0])), height=base - top
-        )
-        _add(svg, "text", "kept for training", class_="kept-label", x=(x(kept[0]) + x(kept[1])) / 2, y=top - 8)
-    _grid(svg, y, left, width - 8, [value for value in y.ticks(4) if value == round(value)])
+        add(svg, "rect", class_="kept", x=x(kept[0]), y=top, width=max(1.0, x(kept[1]) - x(kept[0])), height=base - top)
+        add(svg, "text", "kept for training", class_="kept-label", x=(x(kept[0]) + x(kept[1])) / 2, y=top - 8)
+    draw_grid(svg, y, left, width - 8, [value for value in y.ticks(4) if value == round(value)])
     step = (x.end - x.start) / BINS
     for index, (order, swapped) in enumerate(counts):
         at = {"x": left + index * step + 0.75, "width": step - 1.5}
-        _add(svg, "rect", class_="bar order", y=y(order), height=base - y(order), **at)
+        add(svg, "rect", class_="bar order", y=y(order), height=base - y(order), **at)
         for kind in ("bar inverted", "hatched"):
-            _add(svg, "rect", class_=kind, y=y(order + swapped), height=y(order) - y(order + swapped), **at)
-    _x_axis(svg, x, base, x.ticks(8), "score gap of the pair (CLIP cosine × 100)")
-    return _markup(svg)
+            add(svg, "rect", class_=kind, y=y(order + swapped), height=y(order) - y(order + swapped), **at)
+    draw_x_axis(svg, x, base, x.ticks(8), "score gap of the pair (CLIP cosine × 100)")
+    return to_markup(svg)
 
 
 def curve(
@@ -97,23 +74,23 @@ def curve(
     """One panel of training curves over optimizer steps; ``level`` draws a labelled horizontal line."""
     width, height, left, right, top, base = 340.0, 206.0, 44.0, 330.0, 34.0, 168.0
     values = [value for line in series for value in line.values if _finite(value)]
-    svg = _svg(width, height, _curve_words(title, series), "panel")
-    _add(svg, "text", title, class_="panel-title", x=0, y=13)
+    svg = new_figure(width, height, _curve_words(title, series), "panel")
+    add(svg, "text", title, class_="panel-title", x=0, y=13)
     if not values or not steps:
-        _add(svg, "text", "not logged", class_="tick", x=left, y=(top + base) / 2)
-        return _markup(svg)
+        add(svg, "text", "not logged", class_="tick", x=left, y=(top + base) / 2)
+        return to_markup(svg)
     shown = [*values, level[0]] if level else values
-    low, high = _padded(min(shown), max(shown))
+    low, high = padded(min(shown), max(shown))
     x, y = Axis(min(steps), max(steps), left, right), Axis(low, high, base, top)
-    _grid(svg, y, left, right, y.ticks(4))
+    draw_grid(svg, y, left, right, y.ticks(4))
     if level:
-        _add(svg, "line", class_="level", x1=left, x2=right, y1=y(level[0]), y2=y(level[0]))
-        _add(svg, "text", level[1], class_="level-label", x=right, y=y(level[0]) - 5)
+        add(svg, "line", class_="level", x1=left, x2=right, y1=y(level[0]), y2=y(level[0]))
+        add(svg, "text", level[1], class_="level-label", x=right, y=y(level[0]) - 5)
     for line in series:
         _draw_curve(svg, x, y, steps, line)
     _key(svg, series, right)
-    _x_axis(svg, x, base, x.ticks(4), "step")
-    return _markup(svg)
+    draw_x_axis(svg, x, base, x.ticks(4), "step")
+    return to_markup(svg)
 
 
 def shares_bar(parts: Sequence[tuple[str, float, str]]) -> Markup:
@@ -121,17 +98,17 @@ def shares_bar(parts: Sequence[tuple[str, float, str]]) -> Markup:
     width, height = 760.0, 44.0
     total = sum(amount for _, amount, _ in parts) or 1.0
     words = ", ".join(f"{name} {100 * amount / total:.1f} %" for name, amount, _ in parts)
-    svg = _svg(width, height, f"Share of device time by stage: {words}", "wide bar-figure")
+    svg = new_figure(width, height, f"Share of device time by stage: {words}", "wide bar-figure")
     at = 0.0
     for name, amount, kind in parts:
         share = width * amount / total
-        part = _add(svg, "g")
-        _add(part, "title", f"{name}: {100 * amount / total:.1f} %")
-        _add(part, "rect", class_=f"part {kind}", x=at, y=0, width=max(0.0, share - 2), height=height, rx=3)
+        part = add(svg, "g")
+        add(part, "title", f"{name}: {100 * amount / total:.1f} %")
+        add(part, "rect", class_=f"part {kind}", x=at, y=0, width=max(0.0, share - 2), height=height, rx=3)
         if len(name) * 8 + 14 < share:
-            _add(part, "text", name, class_="part-label", x=at + share / 2 - 1, y=height / 2 + 4.5)
+            add(part, "text", name, class_="part-label", x=at + share / 2 - 1, y=height / 2 + 4.5)
         at += share
-    return _markup(svg)
+    return to_markup(svg)
 
 
 def dumbbell(before: Span, after: Span, label: str) -> Markup:
@@ -140,12 +117,12 @@ def dumbbell(before: Span, after: Span, label: str) -> Markup:
     ends = [0.0, before.low, before.high, after.low, after.high, before.value, after.value]
     ceiling = 1.0 if max(ends) <= 1 else max(ends) * 1.1
     x = Axis(min(ends), ceiling, 6, width - 6)
-    svg = _svg(width, height, label, "dumbbell")
-    _add(svg, "line", class_="track", x1=x.start, x2=x.end, y1=20, y2=20)
+    svg = new_figure(width, height, label, "dumbbell")
+    add(svg, "line", class_="track", x1=x.start, x2=x.end, y1=20, y2=20)
     for span, kind, y in ((before, "before", 14.0), (after, "after", 26.0)):
-        _add(svg, "line", class_=f"interval {kind}", x1=x(span.low), x2=x(span.high), y1=y, y2=y)
-        _add(svg, "circle", class_=f"dot {kind}", cx=x(span.value), cy=y, r=4.5)
-    return _markup(svg)
+        add(svg, "line", class_=f"interval {kind}", x1=x(span.low), x2=x(span.high), y1=y, y2=y)
+        add(svg, "circle", class_=f"dot {kind}", cx=x(span.value), cy=y, r=4.5)
+    return to_markup(svg)
 
 
 def _stacked_counts(gaps: Gaps, inverted: Flags, low: float, high: float) -> list[list[int]]:
@@ -177,8 +154,8 @@ def _draw_curve(svg: Element, x: Axis, y: Axis, steps: Sequence[float], line: Se
     points = [point for point in points if math.isfinite(point[1])]
     window = max(1, len(points) // 16)
     if window > 1:
-        _add(svg, "path", class_=f"raw {line.kind}", d=_path(x, y, _thinned(points)))
-    _add(svg, "path", class_=f"curve {line.kind}", d=_path(x, y, _thinned(_smooth(points, window))))
+        add(svg, "path", class_=f"raw {line.kind}", d=_path(x, y, _thinned(points)))
+    add(svg, "path", class_=f"curve {line.kind}", d=_path(x, y, _thinned(_smooth(points, window))))
 
 
 def _smooth(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
@@ -208,61 +185,10 @@ def _key(svg: Element, series: Sequence[Series], right: float) -> None:
     at = right
     for line in reversed(series if len(series) > 1 else ()):
         at -= 6.4 * len(line.name)
-        _add(svg, "text", line.name, class_="key", x=at, y=13)
-        _add(svg, "line", class_=f"curve {line.kind}", x1=at - 22, x2=at - 5, y1=9, y2=9)
+        add(svg, "text", line.name, class_="key", x=at, y=13)
+        add(svg, "line", class_=f"curve {line.kind}", x1=at - 22, x2=at - 5, y1=9, y2=9)
         at -= 34
-
-
-def _grid(svg: Element, y: Axis, left: float, right: float, ticks: Sequence[float]) -> None:
-    for value, name in zip(ticks, _tick_names(ticks), strict=True):
-        _add(svg, "line", class_="grid", x1=left, x2=right, y1=y(value), y2=y(value))
-        _add(svg, "text", name, class_="tick end", x=left - 7, y=y(value) + 4)
-
-
-def _x_axis(svg: Element, x: Axis, base: float, ticks: Sequence[float], label: str) -> None:
-    _add(svg, "line", class_="axis", x1=x.start, x2=x.end, y1=base, y2=base)
-    for index, (value, name) in enumerate(zip(ticks, _tick_names(ticks), strict=True)):
-        _add(svg, "text", name, class_="tick middle" + (" minor" if index % 2 else ""), x=x(value), y=base + 17)
-    _add(svg, "text", label, class_="axis-label", x=(x.start + x.end) / 2, y=base + 34)
-
-
-def _tick_names(ticks: Sequence[float]) -> list[str]:
-    step = min((b - a for a, b in pairwise(ticks)), default=1.0)
-    digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 0
-    return [f"{value:,.{digits}f}".replace("-", "−").replace(",", "\u202f") for value in ticks]
-
-
-def _round_step(rough: float) -> float:
-    """The smallest of 1, 2, 5 times a power of ten that is not below ``rough``."""
-    if not rough > 0 or not math.isfinite(rough):
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(factor * power for factor in (1, 2, 5, 10, 20) if factor * power >= rough * 0.999)
-
-
-def _padded(low: float, high: float) -> tuple[float, float]:
-    margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    return low - margin, high + margin
 
 
 def _finite(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
-
-
-def _svg(width: float, height: float, words: str, kind: str) -> Element:
-    """An empty figure; ``words`` describe its content to screen readers."""
-    return Element("svg", {"class": kind, "viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria-label": words})
-
-
-def _add(parent: Element, tag: str, text: str | None = None, /, **attributes: str | float) -> Element:
-    """Add a child element; numbers are rounded to hundredths, ``class_`` and ``stroke_width`` become SVG names."""
-    named = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
-    written = {name: value if isinstance(value, str) else f"{value:.2f}" for name, value in named.items()}
-    child = ElementTree.SubElement(parent, tag, written)
-    child.text = text
-    return child
-
-
-def _markup(svg: Element) -> Markup:
-    """Serialise a figure; ElementTree escapes all data in it."""
-    return Markup(ElementTree.tostring(svg, encoding="unicode"))

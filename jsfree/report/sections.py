@@ -178,7 +178,7 @@ def _cost_line(cost: StageCost, device: float) -> CostLine:
     return CostLine(
         cost.round,
         cost.stage,
-        part.label if part else "",
+        (part.label if part else "") + (", taken from another run" if manifest.reused_from else ""),
         [tables.whole(rows) for rows in (manifest.rows_in, manifest.rows_out, manifest.rows_failed)],
         manifest.rows_failed > 0,
         tables.duration(manifest.seconds),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -161,10 +162,10 @@ class Folder:
         self.write(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
     def read_table(self, name: str, schema: pa.Schema) -> pa.Table:
-        """A Parquet file as a table with the columns of ``schema``."""
+        """The columns of ``schema`` of a Parquet file, which may have more columns."""
         content = self.read(name)
         try:
-            return pq.read_table(pa.BufferReader(content)).cast(schema)
+            return pq.read_table(pa.BufferReader(content), columns=schema.names).cast(schema)
         except (pa.ArrowException, ValueError) as error:
             raise wrong_columns(self, name, error) from error
 
@@ -221,6 +222,20 @@ class Folder:
         with _storage_errors(f"{self.uri}/{name}", "written"):
             self.filesystem.cp_file(source._path_of(name), self._path_of(name))
 
+    def link_from(self, source: Folder, name: str) -> None:
+        """Publish the file ``name`` of another folder in this one, atomically and without copying it where possible.
+
+        On one disk both names refer to one file (a hard link), and within a store the store copies it.
+        """
+        if self.is_local and source.is_local:
+            with _storage_errors(f"{self.uri}/{name}", "written", OSError):
+                _link(source._path_of(name), self._path_of(name))
+        elif not self.is_local and type(self.filesystem) is type(source.filesystem):
+            self.copy_from(source, name)
+        else:
+            with source.open(name) as content, self.create(name) as file:
+                shutil.copyfileobj(content, file)
+
     def download(self, local: str) -> None:
         """Copy the content of this folder into a local one."""
         with _storage_errors(self.uri, "read"):
@@ -251,6 +266,21 @@ class Folder:
 
     def _path_of(self, name: str) -> str:
         return f"{self.path}/{name}" if name else self.path
+
+
+def _link(source: str, target: str) -> None:
+    """Replace ``target`` by a hard link to ``source``, or by a copy on a filesystem without hard links."""
+    partial = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex}"  # matches PARTIAL
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    try:
+        try:
+            os.link(source, partial)
+        except OSError:
+            shutil.copyfile(source, partial)
+        os.replace(partial, target)
+    finally:
+        with suppress(FileNotFoundError):  # it still exists if both names were one file already
+            os.remove(partial)
 
 
 def shard_name(number: int) -> str:

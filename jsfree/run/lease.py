@@ -255,6 +255,17 @@ class Lease:
         )
 
 
+def holder(folder: Folder) -> Holder | None:
+    """The driver that works on a run; None if there is no lease, or its process has ended, or it is stale.
+
+    Raises:
+        StorageError: the folder cannot be read.
+    """
+    held = Lease(folder)._read()
+    is_alive = held is not None and not held.has_ended() and abs(held.age()) <= held.stale_after
+    return held if is_alive else None
+
+
 def _interrupt(*_: int | FrameType | None) -> None:
     # Ray's blocking calls propagate only KeyboardInterrupt and SystemExit.
     raise KeyboardInterrupt

@@ -113,6 +113,8 @@ def _entry(state: Manifest | str) -> dict[str, Any]:
         return {"status": state}
     costs = asdict(state)
     del costs["facts"]
+    if not state.reused_from:
+        del costs["reused_from"]
     if state.seconds:
         costs |= {"rows_per_second": state.rows_in / state.seconds, "tokens_per_second": state.tokens / state.seconds}
     return {"status": "done", **costs}

@@ -38,7 +38,8 @@ class Manifest:
 
     ``seconds`` is wall time; ``device_seconds`` is the time replicas spent on rows, summed over replicas (on a GPU,
     or on a CPU if the stage has none); ``tokens`` counts generated, scored or trained tokens. ``facts`` are further
-    numbers of the particular stage.
+    numbers of the particular stage. ``reused_from`` is the run that made the stage, if it was taken from another one;
+    the costs are then those of that run.
     """
 
     fingerprint: str = ""
@@ -49,6 +50,7 @@ class Manifest:
     device_seconds: float = 0.0
     tokens: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
+    reused_from: str = ""
 
 
 class Run:

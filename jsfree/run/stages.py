@@ -31,8 +31,8 @@ class Part:
     per_model: bool = False
     """Whether there is one folder per model and evaluation mode, such as ``captions/m0-greedy``."""
     first_round_only: bool = False
-    before_pairs_only: bool = False
-    """Whether it is made only before the first pairs; a finished round may lack it."""
+    optional: bool = False
+    """Whether a finished round may lack it."""
     writes: tuple[str, ...] = ()
     """All folders and files of the round that its work writes; by default the folder of its name."""
 
@@ -69,10 +69,11 @@ PARTS = {
             stage="evaluate",
             label="evaluation images hashed",
             first_round_only=True,
-            before_pairs_only=True,
+            optional=True,
         ),
         Part(name="pairs", stage="generate", label="two captions an image", section="generate"),
         Part(name="scored", stage="score", label="CLIP verification", section="score"),
+        Part(name="likelihoods", stage="score", label="log-probabilities under m0", section="generate", optional=True),
         Part(name="selected", stage="select", label="preference pairs"),
         Part(
             name="train",
@@ -118,6 +119,6 @@ def manifests_of_round(number: int, modes: Iterable[str]) -> list[str]:
     for part in PARTS.values():
         if part.per_model:
             names += [f"{part.name}/{model}-{mode}" for model in models for mode in modes]
-        elif not part.before_pairs_only and (number == 1 or not part.first_round_only):
+        elif not part.optional and (number == 1 or not part.first_round_only):
             names.append(part.name)
     return names

@@ -23,6 +23,8 @@ from jsfree.sizing.workload import Workload
 GB, TERA = 1e9, 1e12
 UTILISATION = 0.92
 """Share of the slots that hold a caption (docs/operations.md)."""
+READ_SHARE = 0.8
+"""Share of the images held that a decoding step reads; the others wait for their next caption."""
 CLIP_FLOPS = 4e11
 """Operations of ViT-L/14 at 336 pixels for an image and the sentences of two captions."""
 READ_SECONDS = 0.02
@@ -172,7 +174,8 @@ def caption_seconds(
     workload = DecodingWorkload.for_pairs(config.generate)
     prefill = work.images * workload.views * _prefill_seconds(shape, lengths, gpu)
     paths = workload.views + workload.dual_path_share
-    return prefill + _steps_seconds(config, shape, lengths, gpu, slots, paths, work.captions, 0.6 * workload.views)
+    prefixes = READ_SHARE * workload.images_per_slot * workload.views
+    return prefill + _steps_seconds(config, shape, lengths, gpu, slots, paths, work.captions, prefixes)
 
 
 def _evaluation_seconds(

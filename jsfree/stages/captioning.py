@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 
@@ -27,8 +27,9 @@ from jsfree.errors import NoTokenError, RowError
 from jsfree.images.decoding import load_image
 from jsfree.images.overlap import read_hashes, require_not_evaluated
 from jsfree.models.loading import Captioner, load_captioner
-from jsfree.schemas import ImageRef, Sample, StageOutput
-from jsfree.stages.ratios import RatioPair, draw_ratios
+from jsfree.schemas import ImageRef, Role, Sample, StageOutput
+from jsfree.stages.ratios import draw_ratios
+from jsfree.stages.token_offsets import TokenOffsets
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -109,7 +110,10 @@ class ImageReader:
 
 
 class PairGenerator:
-    """Stage 1: two captions per image by dual-path decoding (paper, section 3.2 and Algorithm 1, lines 3-8)."""
+    """Stage 1: two captions per image by dual-path decoding (paper, section 3.2 and Algorithm 1, lines 3-8).
+
+    With ``generate.samples``, further captions at h = 0, and log-probabilities of all of them (``Candidate``).
+    """
 
     def __init__(
         self,
@@ -135,6 +139,7 @@ class PairGenerator:
             self.captioner, workload, kv_cache_gib=settings.kv_cache_gib, compiling=settings.compile
         )
         self._loop = DecodingLoop(self.engine)
+        self._offsets = TokenOffsets(self.captioner)
         self._numbers = count()
 
     def __call__(self, samples: Sequence[Sample], observer: ImageObserver | None = None) -> StageOutput:
@@ -143,39 +148,61 @@ class PairGenerator:
         ``observer`` receives the same images. Thread-safe: batches of several threads are decoded together.
         """
         output = StageOutput()
-        read: list[tuple[Sample, RatioPair]] = []
+        read: list[tuple[Sample, dict[Role, float]]] = []
 
         def requests() -> Iterator[Request]:
             for sample, pixels in self._reader.read(samples, self.config.source, "pairs", output, observer):
                 ratios = self._ratios(sample)
                 read.append((sample, ratios))
-                yield self._request(sample, pixels, schemas.LOW, ratios.low)
-                yield self._request(sample, pixels, schemas.HIGH, ratios.high)
+                for role, ratio in ratios.items():
+                    yield self._request(sample, pixels, role, ratio)
 
-        captions = self._loop.decode(requests())
-        for (sample, ratios), low, high in zip(read, captions[::2], captions[1::2], strict=True):
-            if isinstance(low, NoTokenError) or isinstance(high, NoTokenError):
-                _fail_decoding(sample["sample_id"], "pairs", low if isinstance(low, NoTokenError) else high, output)
+        captions = iter(self._loop.decode(requests()))
+        for sample, ratios in read:
+            decoded = {role: next(captions) for role in ratios}
+            failed = next((each for each in decoded.values() if isinstance(each, NoTokenError)), None)
+            if failed is not None:
+                _fail_decoding(sample["sample_id"], "pairs", failed, output)
                 continue
-            output.tokens += len(low.token_ids) + len(high.token_ids)
-            output.rows.append(
-                {
-                    **sample,
-                    "low": _decoded(low, ratios.low),
-                    "high": _decoded(high, ratios.high),
-                    "seed": self.config.seed,
-                }
-            )
+            output.rows.append(self._row(sample, ratios, cast(dict[Role, Caption], decoded)))
+            output.tokens += sum(len(caption.token_ids) for caption in cast(dict[Role, Caption], decoded).values())
         return output
 
-    def _ratios(self, sample: Sample) -> RatioPair:
-        return draw_ratios(self.config.generate.ratios, self.config.seed, self.round_number, sample["sample_id"])
+    def _row(self, sample: Sample, ratios: dict[Role, float], captions: dict[Role, Caption]) -> dict[str, Any]:
+        decoded = {role: _decoded(caption, ratios[role]) for role, caption in captions.items()}
+        row = {**sample, "low": decoded[schemas.LOW], "high": decoded[schemas.HIGH], "seed": self.config.seed}
+        if self.config.generate.samples:
+            row["candidates"] = [
+                {
+                    **decoded[role],
+                    "role": role,
+                    "logps": list(caption.logps or ()),
+                    "ends": self._offsets.ends(caption.token_ids, caption.text),
+                }
+                for role, caption in captions.items()
+            ]
+        return row
 
-    def _request(self, sample: Sample, pixels: torch.Tensor, role: str, ratio: float) -> Request:
+    def _ratios(self, sample: Sample) -> dict[Role, float]:
+        """Hallucination ratio of each caption of a sample, by role."""
+        settings = self.config.generate
+        pair = draw_ratios(settings.ratios, self.config.seed, self.round_number, sample["sample_id"])
+        further = {f"{schemas.SAMPLE}-{number}": 0.0 for number in range(1, settings.samples + 1)}
+        return {schemas.LOW: pair.low, schemas.HIGH: pair.high, **further}
+
+    def _request(self, sample: Sample, pixels: torch.Tensor, role: Role, ratio: float) -> Request:
         key = noise_key(self.config.seed, self.round_number, sample["sample_id"], role)
-        decoding = self.config.generate.decoding
+        settings = self.config.generate
         # Numbers instead of sample ids, because concurrent batches may contain the same sample.
-        return Request(f"{next(self._numbers)}", pixels, sample["prompt"], ratio, key, decoding)
+        return Request(
+            f"{next(self._numbers)}",
+            pixels,
+            sample["prompt"],
+            ratio,
+            key,
+            settings.decoding,
+            with_logps=settings.samples > 0,
+        )
 
 
 class CaptionWriter:

@@ -7,7 +7,7 @@ pairs (``PairColumns``). ``shard_selection`` applies it to the shards of a run.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -144,17 +144,33 @@ def choose_pairs(pairs: PairColumns, settings: Select, seed: int) -> PairChoice:
     differences = pairs.low_scores - pairs.high_scores
     gaps = np.where(swapped, -differences, differences)
     usable, facts = _filter_pairs(pairs, swapped, settings)
-    order = usable[_sort_by_gap(gaps[usable], pairs.sample_ids.take(pa.array(usable)))]
+    choice = choose_splits(usable, gaps, pairs.sample_ids, settings, seed)
+    facts |= choice.facts
+    if not len(choice.ranks):
+        raise _no_pairs_remain(facts, settings)
+    return replace(choice, facts=facts)
+
+
+def choose_splits(
+    usable: NDArray[np.int64],
+    gaps: NDArray[np.float64],
+    sample_ids: pa.LargeStringArray,
+    settings: Select,
+    seed: int,
+) -> PairChoice:
+    """Sort the ``usable`` pairs by gap, cut them into splits and keep some of these, as ``choose_pairs``.
+
+    ``facts`` has ``kept`` and ``splits`` only. It may be that no pair is kept.
+    """
+    order = usable[_sort_by_gap(gaps[usable], sample_ids.take(pa.array(usable)))]
     splits = np.arange(len(order)) * settings.splits // max(1, len(order)) + 1
     ranks = np.flatnonzero((settings.first <= splits) & (splits <= settings.last))
     if settings.max_pairs is not None and len(ranks) > settings.max_pairs:
-        shuffled = _keyed_permutation(pairs.sample_ids.take(pa.array(order[ranks])), seed)
+        shuffled = _keyed_permutation(sample_ids.take(pa.array(order[ranks])), seed)
         ranks = np.sort(ranks[shuffled[: settings.max_pairs]])
-    facts["kept"] = len(ranks)
     numbers = range(1, settings.splits + 1)
-    facts["splits"] = [_describe_split(number, gaps[order[splits == number]]) for number in numbers]
-    if not len(ranks):
-        raise _no_pairs_remain(facts, settings)
+    described = [_describe_split(number, gaps[order[splits == number]]) for number in numbers]
+    facts = {"kept": len(ranks), "splits": described}
     return PairChoice(indices=order[ranks], ranks=ranks, splits=splits[ranks], facts=facts)
 
 
@@ -178,6 +194,11 @@ def assign_roles(pair: ScoredPair, settings: Select) -> SelectedPair:
     chosen, rejected = (pair["high"], pair["low"]) if swap else (pair["low"], pair["high"])
     gap = chosen["score"] - rejected["score"]
     return SelectedPair(**{**pair, "gap": gap, "chosen": chosen, "rejected": rejected, "rank": -1, "split": 0})
+
+
+def count_pairs(pairs: PairColumns, settings: Select) -> dict[str, Any]:
+    """The facts about all pairs that do not depend on splits; see ``PairChoice``."""
+    return _filter_pairs(pairs, np.zeros(len(pairs), bool), settings)[1]
 
 
 def _filter_pairs(

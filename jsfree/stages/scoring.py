@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -23,14 +23,14 @@ from jsfree.errors import RowError
 from jsfree.gpus import apply_in_halves
 from jsfree.images.decoding import load_image
 from jsfree.models.loading import load_clip
-from jsfree.schemas import ScoredCaption, SentenceScore, StageOutput, error_row
+from jsfree.schemas import HIGH, LOW, Role, ScoredCaption, SentenceScore, StageOutput, error_row
 from jsfree.stages.sentences import sentences, sub_sentences
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from jsfree.config import RunConfig, Source
-    from jsfree.schemas import CaptionRow, ImageRef, Pair
+    from jsfree.schemas import Candidate, CaptionRow, ImageRef, Pair
 
 ImageKey = tuple[str, str | None]
 
@@ -85,22 +85,26 @@ class ClipScorer:
     def score(self, pairs: Sequence[Pair], images: Sequence[torch.Tensor | RowError]) -> StageOutput:
         """Score pairs as a call does, given the vectors of their images (from ``embed``) or errors."""
         output = StageOutput()
+        texts = [_texts_by_role(pair) for pair in pairs]
         with self._lock:
-            parts = self._parts([pair[role]["text"] for pair in pairs for role in ("low", "high")])
-            usable: list[tuple[Pair, torch.Tensor, list[str], list[str]]] = []
-            for pair, image, low, high in zip(pairs, images, parts[::2], parts[1::2], strict=True):
+            parts = iter(self._parts([text for captions in texts for text in captions.values()]))
+            usable: list[tuple[Pair, torch.Tensor, dict[Role, list[str]]]] = []
+            for pair, image, captions in zip(pairs, images, texts, strict=True):
+                sentences = {role: next(parts) for role in captions}
+                empty = next((role for role in (LOW, HIGH) if not sentences[role]), None)
                 if isinstance(image, RowError):
                     output.errors.append(error_row(pair["sample_id"], "scored", image))
-                elif not low or not high:
-                    error = _no_sentence(pair, "high" if low else "low")
-                    output.errors.append(error_row(pair["sample_id"], "scored", error))
+                elif empty is not None:
+                    output.errors.append(error_row(pair["sample_id"], "scored", _no_sentence(pair, empty)))
                 else:
-                    usable.append((pair, image, low, high))
+                    usable.append((pair, image, sentences))
             scores, output.tokens = self._scores(
-                [image for _, image, _, _ in usable], [low + high for _, _, low, high in usable]
+                [image for _, image, _ in usable], [_flat(sentences.values()) for _, _, sentences in usable]
             )
-        for (pair, _, low, high), both in zip(usable, scores, strict=True):
-            output.rows.append(_scored_pair(pair, low, both[: len(low)], high, both[len(low) :]))
+        for (pair, _, sentences), cosines in zip(usable, scores, strict=True):
+            remaining = iter(cosines)
+            scored = {role: _sentence_scores(of, islice(remaining, len(of))) for role, of in sentences.items()}
+            output.rows.append(_scored_pair(pair, scored))
         return output
 
     def score_rows(self, rows: Sequence[CaptionRow]) -> StageOutput:
@@ -259,11 +263,23 @@ def _pooled_at(model: Any, tokens_TL: torch.Tensor) -> torch.Tensor:
     return positions_T
 
 
-def _scored_pair(pair: Pair, low: list[str], lows: list[float], high: list[str], highs: list[float]) -> dict[str, Any]:
-    scored_low = ScoredCaption(**pair["low"], sentences=_sentence_scores(low, lows), score=_mean(lows))
-    scored_high = ScoredCaption(**pair["high"], sentences=_sentence_scores(high, highs), score=_mean(highs))
-    difference = scored_low["score"] - scored_high["score"]
-    return {**pair, "low": scored_low, "high": scored_high, "inverted": difference < 0, "gap": abs(difference)}
+def _texts_by_role(pair: Pair) -> dict[Role, str]:
+    """The captions of a pair and its further candidates."""
+    candidates = cast("list[Candidate]", pair.get("candidates", []))
+    return {LOW: pair["low"]["text"], HIGH: pair["high"]["text"]} | {each["role"]: each["text"] for each in candidates}
+
+
+def _scored_pair(pair: Pair, sentences: Mapping[Role, list[SentenceScore]]) -> dict[str, Any]:
+    low, high = (
+        ScoredCaption(**caption, sentences=sentences[role], score=_mean([each["score"] for each in sentences[role]]))
+        for role, caption in ((LOW, pair["low"]), (HIGH, pair["high"]))
+    )
+    difference = low["score"] - high["score"]
+    row = {**pair, "low": low, "high": high, "inverted": difference < 0, "gap": abs(difference)}
+    if "candidates" in row:
+        candidates = cast("list[Candidate]", row["candidates"])
+        row["candidates"] = [{**each, "sentences": sentences[each["role"]]} for each in candidates]
+    return row
 
 
 def _sentence_scores(texts: Iterable[str], scores: Iterable[float]) -> list[SentenceScore]:

@@ -6,7 +6,7 @@ are sorted by rank, in temporary files if there are many, and written as shards.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 
 import numpy as np
@@ -41,17 +41,32 @@ def select_shards(scored: Folder, selected: Folder, settings: Select, seed: int,
     tables = scan(scored, schemas.SCORED, required_columns(settings))
     columns = PairColumns.concatenate(PairColumns.from_table(table, settings) for table in tables)
     choice = choose_pairs(columns, settings, seed)
+    write_selected(selected, _ranked_rows(scored, choice, settings), shard_rows)
+    return choice
+
+
+def write_selected(selected: Folder, tables: Iterable[pa.Table], shard_rows: int) -> None:
+    """Write selected pairs, which arrive sorted by rank, as shards.
+
+    Args:
+        shard_rows: maximum pairs per shard; shards with embedded images have fewer.
+
+    Raises:
+        StorageError: a shard cannot be written.
+    """
     for number in selected.shards():  # an interrupted attempt may have had other shard boundaries
         selected.remove(shard_name(number))
-    number, start = 0, 0
+    shards = (shard for table in tables for shard in _split_table(table, shard_rows, SHARD_BYTES))
+    for number, shard in enumerate(shards):
+        selected.write_table(shard_name(number), shard, group_rows=_rows_within(shard, GROUP_ROWS, GROUP_BYTES))
+
+
+def _ranked_rows(scored: Folder, choice: PairChoice, settings: Select) -> Iterator[pa.Table]:
+    start = 0
     for rows in _sorted_rows(scored, choice):
         end = start + rows.num_rows
-        ranked = _add_ranks(rows, choice.ranks[start:end], choice.splits[start:end], settings)
-        for shard in _split_table(ranked, shard_rows, SHARD_BYTES):
-            selected.write_table(shard_name(number), shard, group_rows=_rows_within(shard, GROUP_ROWS, GROUP_BYTES))
-            number += 1
+        yield _add_ranks(rows, choice.ranks[start:end], choice.splits[start:end], settings)
         start = end
-    return choice
 
 
 def _sorted_rows(scored: Folder, choice: PairChoice) -> Iterator[pa.Table]:

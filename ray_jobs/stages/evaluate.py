@@ -119,8 +119,8 @@ def caption_scorer(config: RunConfig, device: str) -> StageCall:
     return ClipScorer(config, device).score_rows
 
 
-def evaluate_model(current: Round, model: Model) -> Model:
-    """Write captions before and after, ``metrics.json``, ``label_free.json`` and the model card; return ``model``.
+def caption_images(current: Round, model: Model) -> dict[str, tuple[Round, Model]]:
+    """Write scored captions before and after; return the models, and the rounds that store their captions.
 
     The samples and the seed's captions belong to the first round and are shared by all rounds.
     """
@@ -134,6 +134,12 @@ def evaluate_model(current: Round, model: Model) -> Model:
     ]
     current.complete_sharded("captions", captions)
     current.complete_sharded("captions_scored", [scoring_stage(current, stage) for stage in captions])
+    return homes
+
+
+def evaluate_model(current: Round, model: Model) -> Model:
+    """Write captions before and after, ``metrics.json``, ``label_free.json`` and the model card; return ``model``."""
+    homes = caption_images(current, model)
     rows = {
         when: {mode: _rows(home, each, mode) for mode in current.config.evaluate.modes}
         for when, (home, each) in homes.items()

@@ -46,7 +46,7 @@ def generate_pairs(current: Round, samples: Manifest, evaluation_hashes: str | N
     fingerprint = current.fingerprint(
         samples.fingerprint, current.start.fingerprint, config.fingerprint("seed", "captioner", "generate")
     )
-    if evaluation_hashes and current.run.begin(current.number, "pairs", fingerprint) is None:
+    if evaluation_hashes and current.begin("pairs", fingerprint) is None:
         _remove_evaluation_images(current, evaluation_hashes)
     stage = ShardedStage(
         name="pairs",
@@ -54,7 +54,7 @@ def generate_pairs(current: Round, samples: Manifest, evaluation_hashes: str | N
         fingerprint=fingerprint,
         source=current.stage("samples").uri,
         source_schema=schemas.SAMPLES,
-        target=current.table("pairs", schemas.PAIRS),
+        target=current.table("pairs", schemas.pairs_schema(config.generate.samples)),
         stage_class=ScoredPairGenerator if one_pass else PairGenerator,
         arguments={
             "config": config,

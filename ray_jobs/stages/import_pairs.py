@@ -37,7 +37,7 @@ def list_records(current: Round, settings: Imported) -> Manifest:
         StageError: more of them cannot be used than ``max_failed_fraction`` allows.
     """
     fingerprint = current.fingerprint(current.config.fingerprint("seed", "imported", "shard_rows"))
-    current.run.begin(current.number, "samples", fingerprint)
+    current.begin("samples", fingerprint)
     if current.run.manifest(current.number, "pairs") is None:
         fix_listing(current, "samples", content_hash(settings))
     return current.complete(

@@ -1,17 +1,30 @@
-"""Stage 2: CLIP scores of every sentence of both captions, on Ray Data actors."""
+"""Stage 2: CLIP scores of every sentence, and log-probabilities under m0 where verification needs them."""
 
 from __future__ import annotations
 
 from jsfree import schemas
+from jsfree.config import RunConfig
 from jsfree.run.run import Manifest
+from jsfree.stages.likelihoods import LikelihoodScorer
 from jsfree.stages.scoring import ClipScorer
 from ray_jobs.rounds import Round
 from ray_jobs.shards.actor import ShardedStage
 
 
 def score_pairs(current: Round, pairs: Manifest) -> Manifest:
-    """Sentence scores, inversion and gap of every pair (paper, section 3.4)."""
-    return current.complete_sharded("scored", [scoring_stage(current, pairs.fingerprint)])["scored"]
+    """Sentence scores, inversion and gap of every pair (paper, section 3.4).
+
+    In later rounds of ``select.strategy: coverage``, also log-probabilities of all candidates under m0.
+    """
+    scored = current.complete_sharded("scored", [scoring_stage(current, pairs.fingerprint)])["scored"]
+    if needs_likelihoods(current.config, current.number):
+        current.complete_sharded("likelihoods", [likelihood_stage(current, pairs.fingerprint)])
+    return scored
+
+
+def needs_likelihoods(config: RunConfig, number: int) -> bool:
+    """Whether round ``number`` needs log-probabilities under m0; in the first round, m0 itself generates."""
+    return config.select.strategy == "coverage" and "likelihood" in config.select.coverage.signals and number > 1
 
 
 def scoring_stage(current: Round, pairs: str) -> ShardedStage:
@@ -22,10 +35,27 @@ def scoring_stage(current: Round, pairs: str) -> ShardedStage:
         number=current.number,
         fingerprint=current.fingerprint(pairs, config.fingerprint("clip", "score")),
         source=current.stage("pairs").uri,
-        source_schema=schemas.PAIRS,
-        target=current.table("scored", schemas.SCORED),
+        source_schema=schemas.pairs_schema(config.generate.samples),
+        target=current.table("scored", schemas.scored_schema(config.generate.samples)),
         stage_class=ClipScorer,
         arguments={"config": config},
         resources=config.score.resources,
         attempts=current.attempts("scored"),
+    )
+
+
+def likelihood_stage(current: Round, pairs: str) -> ShardedStage:
+    """Log-probabilities of the round's candidates under m0."""
+    config = current.config
+    return ShardedStage(
+        name="likelihoods",
+        number=current.number,
+        fingerprint=current.fingerprint(pairs, current.seed.fingerprint, config.fingerprint("captioner")),
+        source=current.stage("pairs").uri,
+        source_schema=schemas.PAIRS_WITH_CANDIDATES,
+        target=current.table("likelihoods", schemas.LIKELIHOODS),
+        stage_class=LikelihoodScorer,
+        arguments={"config": config, "model_ref": current.seed.ref},
+        resources=config.generate.resources,
+        attempts=current.attempts("likelihoods"),
     )

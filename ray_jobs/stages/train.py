@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from jsfree import schemas
 from jsfree.config import Resources, RunConfig
 from jsfree.dpo.loop import Folders, Hooks, Models, steps_per_epoch, train
 from jsfree.dpo.pairs import PairTable
+from jsfree.dpo.reference_logps import origin
 from jsfree.dpo.step_log import STEPS, ChosenLogpWarning, Step, step_log, summary_line
 from jsfree.run.folder import Folder
+from jsfree.run.reuse import take_reference
 from jsfree.run.run import Manifest
 from jsfree.sizing.guards import check_training
 from ray_jobs.cluster.failures import unwrap_errors
@@ -60,7 +63,13 @@ def train_dpo(current: Round, selected: Manifest) -> Model:
         output=current.stage("train").uri,
         model=model.ref,
     )
-    current.complete("train", fingerprint, lambda: _run(current, job, selected.rows_out, fingerprint))
+
+    def work() -> Manifest:
+        expected = origin(reference.fingerprint, config.captioner.dtype, config.captioner.preprocessing)
+        take_reference(current.run, current.number, expected)
+        return _run(current, job, selected.rows_out, fingerprint)
+
+    current.complete("train", fingerprint, work)
     return model
 
 
@@ -82,9 +91,8 @@ def worker_loop(job: TrainJob) -> None:
     def train_from(restore: str | None) -> None:
         folders = Folders(Folder(job.reference), Folder(job.features), Folder(job.model))
         with step_log(Folder(job.output)) as progress:
-            train(
-                job.config, PairTable(Folder(job.selected)), job.models, folders, Hooks(progress, save, restore), device
-            )
+            pairs = PairTable(Folder(job.selected), schemas.selected_schema(job.config.select.strategy))
+            train(job.config, pairs, job.models, folders, Hooks(progress, save, restore), device)
 
     if checkpoint is None:
         train_from(None)

@@ -19,7 +19,7 @@ from jsfree.stages.scoring import ClipScorer
 from jsfree.dpo import loop
 from jsfree.dpo.batching import collate
 from jsfree.dpo.engine import adamw, prepare_policy
-from jsfree.dpo.loss import Lengths, initial_loss, preference_loss
+from jsfree.dpo.loss import Lengths, PairLogps, initial_loss, preference_loss
 from jsfree.images.sources import training_samples
 from jsfree.models.loading import load_captioner
 
@@ -35,10 +35,10 @@ selected = [{{**row, "chosen": row["low"], "rejected": row["high"]}} for row in 
 batch = collate(selected, captioner, settings.source)
 model = prepare_policy(captioner, settings)
 optimizer = adamw(model, settings, fused=False)
-logps = model(batch)
+logps = PairLogps.of(model(batch))
 with torch.no_grad():
-    reference = model(batch)
-lengths = Lengths(*torch.tensor(batch.lengths).chunk(2))
+    reference = PairLogps.of(model(batch))
+lengths = Lengths.of(batch.lengths)
 loss = preference_loss(logps, reference, lengths, beta=settings.train.beta).loss.mean()
 loss.backward()
 optimizer.step()

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from jsfree import config
 from jsfree.config import RunConfig, build
-from jsfree.dpo.batching import check_context_length, collate, epoch_order, micro_batches, prefetch
+from jsfree.dpo.batching import check_context_length, collate, epoch_order, micro_batches, prefetch, roles_of
 from jsfree.dpo.engine import deepspeed_config
 from jsfree.dpo.loop import learning_rate, steps_per_epoch
 from jsfree.dpo.policy import PairModel
@@ -42,11 +43,33 @@ def test_a_batch_gives_the_same_log_probabilities_as_separate_forwards(captioner
     with torch.no_grad():
         logps = PairModel(captioner.model)(batch)
     for row, pair in enumerate(pairs):
-        assert float(logps.chosen[row]) == pytest.approx(alone(captioner, pair, "chosen"), abs=1e-3)
-        assert float(logps.rejected[row]) == pytest.approx(alone(captioner, pair, "rejected"), abs=1e-3)
-    lengths = [len(pair[role]["token_ids"]) for role in ("chosen", "rejected") for pair in pairs]
+        for role in ("chosen", "rejected"):
+            assert float(logps[role][row]) == pytest.approx(alone(captioner, pair, role), abs=1e-3)
+    lengths = {role: [len(pair[role]["token_ids"]) for pair in pairs] for role in ("chosen", "rejected")}
     assert batch.lengths == lengths
-    assert len(batch.targets_T) == sum(lengths)
+    assert len(batch.targets_T) == sum(map(sum, lengths.values()))
+
+
+@pytest.mark.parametrize("roles", [("target",), ("chosen", "rejected", "target")])
+def test_a_batch_has_the_captions_of_the_requested_roles(captioner, pairs, roles):
+    composed = [{**pair, "target": {"token_ids": list(pair["rejected"]["token_ids"][:9])}} for pair in pairs]
+    with torch.no_grad():
+        logps = PairModel(captioner.model)(collate(composed, captioner, SMALL.source, roles=roles))
+    assert tuple(logps) == roles
+    for row, pair in enumerate(composed):
+        assert float(logps["target"][row]) == pytest.approx(alone(captioner, pair, "target"), abs=1e-3)
+
+
+def test_the_objective_decides_which_captions_are_trained_on():
+    def roles(objective, strategy):
+        train = {"objective": objective, "sft_weight": 1.0}
+        return roles_of(
+            config.build({"generate": {"samples": 1}, "select": {"strategy": strategy}, "train": train}, "x")
+        )
+
+    assert roles("dpo", "gap") == roles("dpo", "coverage") == roles("dpo+nll", "gap") == ("chosen", "rejected")
+    assert roles("dpo+nll", "coverage") == ("chosen", "rejected", "target")
+    assert (roles("nll", "gap"), roles("nll", "coverage")) == (("chosen",), ("target",))
 
 
 def test_a_pair_longer_than_the_context_is_refused(captioner, pairs):
@@ -60,7 +83,7 @@ def test_a_pair_longer_than_the_context_is_refused(captioner, pairs):
 
 def test_the_end_token_belongs_to_the_completion(captioner, pairs):
     batch = collate(pairs[:1], captioner, SMALL.source)
-    assert batch.targets_T[: batch.lengths[0]].tolist() == pairs[0]["chosen"]["token_ids"]
+    assert batch.targets_T[: batch.lengths["chosen"][0]].tolist() == pairs[0]["chosen"]["token_ids"]
     assert pairs[0]["chosen"]["finish"] == "stop"
     assert pairs[0]["chosen"]["token_ids"][-1] in captioner.eos_ids
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jsfree.config import build
-from jsfree.dpo.loss import Lengths, PairLogps, chosen_nll, initial_loss, preference_loss
+from jsfree.dpo.loss import Lengths, PairLogps, initial_loss, mean_nll, preference_loss
 from jsfree.errors import ConfigError
 
 POLICY = PairLogps(torch.tensor([-10.0, -20.0], requires_grad=True), torch.tensor([-12.0, -19.0]))
@@ -48,8 +48,8 @@ def test_initial_loss_of_the_paper_is_ln_2():
     assert initial_loss(beta=1.0) == math.log(2)
 
 
-def test_chosen_nll_is_averaged_over_tokens():
-    assert chosen_nll(POLICY, LENGTHS).tolist() == [2.5, 2.5]
+def test_nll_is_averaged_over_tokens():
+    assert mean_nll(POLICY.chosen, LENGTHS.chosen).tolist() == [2.5, 2.5]
 
 
 def test_gradient_raises_chosen_and_lowers_rejected():

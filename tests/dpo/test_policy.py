@@ -55,7 +55,7 @@ def test_gradients_equal_those_of_two_forwards(pairs):
     captioner = load_captioner("miniworld:captioner")
     captioner.model.model.vision_tower.requires_grad_(False)
     expected = gradients(captioner, apart(captioner, pairs), pairs)
-    found = gradients(captioner, PairModel(captioner.model)(placed(captioner, pairs)), pairs)
+    found = gradients(captioner, PairLogps.of(PairModel(captioner.model)(placed(captioner, pairs))), pairs)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         assert float((found[name] - gradient).norm() / gradient.norm()) < 1e-5, name
@@ -71,7 +71,7 @@ def test_log_probabilities_near_a_thousand_agree_to_a_thousandth(pairs):
     unlikely = [{**pairs[at], "chosen": drawn[2 * at], "rejected": drawn[2 * at + 1]} for at in range(2)]
     with torch.no_grad():
         expected = apart(captioner, unlikely)
-        found = PairModel(captioner.model)(placed(captioner, unlikely))
+        found = PairLogps.of(PairModel(captioner.model)(placed(captioner, unlikely)))
     assert float(expected.chosen.abs().max()) > 700
     torch.testing.assert_close(found.chosen, expected.chosen, atol=1e-3, rtol=0)
     torch.testing.assert_close(found.rejected, expected.rejected, atol=1e-3, rtol=0)
@@ -81,10 +81,10 @@ def test_log_probabilities_in_bfloat16_agree_to_a_hundredth_per_token(pairs):
     captioner = load_captioner("miniworld:captioner", dtype="bfloat16")
     with torch.no_grad():
         expected, batch = apart(captioner, pairs), placed(captioner, pairs)
-        found = PairModel(captioner.model)(batch)
-    chosen, rejected = torch.tensor(batch.lengths).chunk(2)
-    assert float(((found.chosen - expected.chosen) / chosen).abs().max()) < 0.01
-    assert float(((found.rejected - expected.rejected) / rejected).abs().max()) < 0.01
+        found = PairLogps.of(PairModel(captioner.model)(batch))
+    lengths = Lengths.of(batch.lengths)
+    assert float(((found.chosen - expected.chosen) / lengths.chosen).abs().max()) < 0.01
+    assert float(((found.rejected - expected.rejected) / lengths.rejected).abs().max()) < 0.01
 
 
 def test_a_caption_does_not_depend_on_the_other_caption_or_other_rows(captioner, pairs):
@@ -93,9 +93,9 @@ def test_a_caption_does_not_depend_on_the_other_caption_or_other_rows(captioner,
     with torch.no_grad():
         logps, changed = model(placed(captioner, pairs)), model(placed(captioner, other))
         alone = model(placed(captioner, pairs[:1]))
-    torch.testing.assert_close(changed.rejected, logps.rejected, atol=1e-4, rtol=0)
-    assert not torch.isclose(changed.chosen, logps.chosen).any()
-    torch.testing.assert_close(alone.chosen[0], logps.chosen[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(changed["rejected"], logps["rejected"], atol=1e-4, rtol=0)
+    assert not torch.isclose(changed["chosen"], logps["chosen"]).any()
+    torch.testing.assert_close(alone["chosen"][0], logps["chosen"][0], atol=1e-4, rtol=0)
 
 
 def test_mask_shows_each_caption_the_prefix_and_itself():
@@ -144,7 +144,7 @@ def test_features_give_the_same_result_as_pixels(captioner, pairs):
         features = model.vision_features(batch.pixels)
         again = collate(pairs, captioner, SMALL.source, list(features))
         assert again.pixels is None
-        assert torch.equal(model(again).chosen, model(batch).chosen)
+        assert torch.equal(model(again)["chosen"], model(batch)["chosen"])
 
 
 def test_a_prompt_with_another_number_of_image_tokens_is_refused(captioner, pairs):

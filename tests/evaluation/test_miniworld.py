@@ -87,6 +87,59 @@ def test_a_longer_phrase_is_not_mistaken_for_a_shorter_one():
 
 
 @pytest.mark.parametrize(
+    ("text", "noun"),
+    [
+        ("A mug.", "cup"),
+        ("Two puppies.", "dog"),
+        ("three COACHES", "bus"),
+        ("An old tv", "television"),
+        ("a teddy  bear", "bear"),
+        ("A teddy.", "bear"),
+        ("the lorries", "truck"),
+    ],
+)
+def test_a_synonym_counts_as_one_mention_of_its_object(text, noun):
+    assert [mention.noun for mention in mentions(text)] == [noun]
+
+
+def test_synonyms_of_an_object_repeat_each_other():
+    count = count_caption(SCENE, "A cup and a mug. A teapot.")
+    assert (count.mentions, count.distinct, count.hallucinated, count.distinct_correct) == (3, 2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "position"),
+    [
+        ("a mug in the upper left", "at the top left"),
+        ("a mug in the top left corner", "at the top left"),
+        ("a mug on the left side", "on the left"),
+        ("In the center, there is a mug.", "in the middle"),
+        ("a mug to the left of a bus", None),
+    ],
+)
+def test_wordings_of_a_position_are_equivalent(text, position):
+    assert mentions(text)[0].position == position
+
+
+@pytest.mark.parametrize(
+    ("text", "errors"),
+    [
+        ("There is a cup. It is red.", 0),
+        ("There is a cup. It is blue.", 1),
+        ("There is a cup. Its color is blue.", 1),
+        ("There is a red cup. It can be seen at the bottom.", 1),
+        ("There is a cup. It is red. It is at the bottom.", 1),
+        ("There is a cup and a bus. It is purple.", 0),  # of which object?
+        ("There is a cup. It is next to a purple kettle.", 0),
+        ("There is a cup. The wall is blue.", 0),
+        ("This is a kitchen. It is blue.", 0),
+    ],
+)
+def test_a_pronoun_continues_a_sentence_about_one_object(text, errors):
+    assert count_caption(SCENE, text).attribute_errors == errors
+
+
+@pytest.mark.parametrize(
     "text", ["", " ", "\n\n", "....", "cupcake busy", "\x00\ufffd café 漢字", "There is a red", "a" * 9999]
 )
 def test_text_without_objects_counts_nothing(text):

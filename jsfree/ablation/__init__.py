@@ -1,0 +1,1 @@
+"""Ablations: a YAML file of cells (settings that differ) that are run with several seeds, and their summary."""

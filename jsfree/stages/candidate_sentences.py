@@ -1,0 +1,64 @@
+"""Splits the candidates of an image into sentences with their tokens, cosines and log-probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jsfree.schemas import Role, ScoredCandidate
+from jsfree.stages.sentences import sentences
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence of a candidate.
+
+    ``token_ids`` include the tokens before it that belong to no sentence, such as a list marker, so that the sentences
+    of a caption together are its tokens without the end token.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    cosine: float
+    """CLIP cosine with the image; of a sentence that exceeds CLIP's context, the lowest of its parts."""
+    logps: tuple[float, ...]
+    """Log-probability of each token given the image and the tokens before it, in nats."""
+    role: Role
+    """The candidate that it is from."""
+
+    @property
+    def mean_logp(self) -> float:
+        """Log-probability per token, in nats."""
+        return sum(self.logps) / len(self.logps)
+
+
+def split_candidate(candidate: ScoredCandidate) -> list[Sentence]:
+    """The sentences of a candidate, in order; those without a token or a cosine of their own are left out."""
+    text, parts = candidate["text"], iter(candidate["sentences"])
+    part = next(parts, None)
+    result: list[Sentence] = []
+    count = len(candidate["ends"]) - len(ending(candidate))
+    first = start = 0
+    for sentence in sentences(text):
+        found = text.find(sentence, start)
+        start = end = (found if found >= 0 else start) + len(sentence)
+        cosines: list[float] = []
+        offset = 0
+        while part is not None and (place := sentence.find(part["text"], offset)) >= 0:
+            cosines.append(part["score"])
+            offset = place + len(part["text"])
+            part = next(parts, None)
+        last = next((number for number in range(first, count) if candidate["ends"][number] > end), count)
+        if last > first and cosines:
+            tokens, logps = candidate["token_ids"][first:last], candidate["logps"][first:last]
+            result.append(Sentence(sentence, tuple(tokens), min(cosines), tuple(logps), candidate["role"]))
+            first = last
+    return result
+
+
+def ending(candidate: ScoredCandidate) -> tuple[int, ...]:
+    """The tokens that end a caption: its last ones that add nothing to its text; empty if it was truncated."""
+    ends = candidate["ends"]
+    if candidate["finish"] != "stop" or not ends:
+        return ()
+    first = next((number for number, end in enumerate(ends) if end == ends[-1]), len(ends)) + 1
+    return tuple(candidate["token_ids"][first:])

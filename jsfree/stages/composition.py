@@ -1,0 +1,213 @@
+"""Forms preference pairs and composed captions of an image from its verified sentences.
+
+A caption is scored by what it covers: each claim that it makes for the first time counts by how likely it is true, and
+each sentence that makes no new claim counts as a repetition. So a short caption of true sentences scores lower than a
+complete one, unlike by the mean cosine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jsfree.schemas import HIGH, Composed, Edit, Provenance, Role, ScoredCandidate
+from jsfree.stages.candidate_sentences import Sentence, ending, split_candidate
+from jsfree.stages.verification import Claims, Verifier, pool, sentence_logit
+
+REPETITION = 0.5
+"""Penalty of a sentence without a new claim; a certainly true claim counts as much."""
+CERTAIN = 1.0
+"""Log-odds above which a sentence may be omitted to make a rejected caption."""
+Caption = list[Sentence]
+
+
+@dataclass(frozen=True)
+class VerifiedImage:
+    """The candidates of an image as sentences, and the log-odds of everything that they claim.
+
+    Attributes:
+        captions: sentences of each candidate.
+        endings: tokens that end each candidate; empty if it was truncated.
+        logits: log-odds that each claim is true.
+    """
+
+    captions: Mapping[Role, Caption]
+    endings: Mapping[Role, tuple[int, ...]]
+    logits: Mapping[int, float]
+    claims: Claims
+    verifier: Verifier
+
+    @classmethod
+    def of(cls, candidates: Sequence[ScoredCandidate], claims: Claims, verifier: Verifier) -> VerifiedImage:
+        """Verify the candidates of an image."""
+        captions = {each["role"]: split_candidate(each) for each in candidates}
+        pooled = pool((sentence for caption in captions.values() for sentence in caption), claims)
+        logits = {claim: verifier.logit(*evidence) for claim, evidence in pooled.items()}
+        return cls(captions, {each["role"]: ending(each) for each in candidates}, logits, claims, verifier)
+
+    def logit(self, sentence: Sentence) -> float:
+        """Log-odds that a sentence is true."""
+        return sentence_logit(sentence, self.logits, self.claims)
+
+    def score(self, caption: Caption) -> float:
+        """How much of the image a caption covers, minus its false and repeated sentences."""
+        total, made = 0.0, set[int]()
+        for sentence in caption:
+            new = set(self.claims(sentence)) - made
+            total += sum(_sigmoid(self.logits[claim]) - 0.5 for claim in new) if new else -REPETITION
+            made |= new
+        return total
+
+    def best_wordings(self) -> dict[tuple[int, ...], Sentence]:
+        """For each combination of claims, the sentence with the most evidence of its own."""
+        best: dict[tuple[int, ...], tuple[float, Sentence]] = {}
+        for sentence in self._all_sentences():
+            own = self.verifier.logit(sentence.cosine, sentence.mean_logp)
+            key = self.claims(sentence)
+            if key not in best or own > best[key][0]:
+                best[key] = own, sentence
+        return {key: sentence for key, (_, sentence) in best.items()}
+
+    def _all_sentences(self) -> Iterator[Sentence]:
+        for caption in self.captions.values():
+            yield from caption
+
+
+@dataclass(frozen=True)
+class FormedPair:
+    """A preference pair of an image, and its composed caption.
+
+    Attributes:
+        chosen: the candidate that covers most, unedited.
+        rejected: sentences of the rejected caption: another candidate, or the chosen one with an error.
+        gap: score of ``chosen`` - score of ``rejected``.
+    """
+
+    chosen: Role
+    rejected: Caption
+    gap: float
+    target: Composed
+    provenance: Provenance
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether the rejected caption is an edit of the chosen one."""
+        return self.provenance["edit"] != "none"
+
+
+def form_pair(
+    image: VerifiedImage, *, edited: float, repeated: float, keep_truncated: bool, rng: np.random.Generator
+) -> FormedPair | None:
+    """Form the preference pair of an image; None if no candidate can be chosen or rejected.
+
+    The candidate with the highest hallucination ratio is rejected if it scores lower than the chosen one. Otherwise,
+    and for a share of the images, the rejected caption is an edit of the chosen one.
+
+    Args:
+        image: the verified candidates.
+        edited: probability of an edit.
+        repeated: probability that an edit repeats a sentence instead of omitting one.
+        keep_truncated: also use candidates that were truncated.
+        rng: generator of the image.
+    """
+    usable = {role: caption for role, caption in image.captions.items() if keep_truncated or image.endings[role]}
+    eligible = {role: caption for role, caption in usable.items() if role != HIGH and caption}
+    if not eligible:
+        return None
+    chosen = max(eligible, key=lambda role: image.score(eligible[role]))
+    target = compose(image, eligible)
+    wants_edit, wants_repetition = rng.random() < edited, rng.random() < repeated
+    score = image.score(eligible[chosen])
+    high = usable.get(HIGH)
+    if not wants_edit and high and image.score(high) < score:
+        provenance = Provenance(chosen=chosen, rejected=HIGH, edit="none", sentence="")
+        return FormedPair(chosen, high, score - image.score(high), target, provenance)
+    edits = [_repeat, _omit] if wants_repetition else [_omit, _repeat]
+    for edit in edits:
+        made = edit(image, eligible[chosen], rng)
+        if made is not None:
+            rejected, sentence = made
+            name = "repeated" if edit is _repeat else "omitted"
+            provenance = Provenance(chosen=chosen, rejected=chosen, edit=name, sentence=sentence.text)
+            return FormedPair(chosen, rejected, score - image.score(rejected), target, provenance)
+    return None
+
+
+def compose(image: VerifiedImage, bases: Mapping[Role, Caption]) -> Composed:
+    """Compose the caption that covers most: a candidate without its false and repeated sentences, and what it omits.
+
+    Each kept sentence takes the wording with the most evidence. Missing true sentences of other candidates follow at
+    the end, the most certain first.
+
+    Args:
+        image: the verified candidates.
+        bases: the candidates that the composed caption may be based on.
+    """
+    wordings = image.best_wordings()
+    cleaned = {role: _clean(image, caption, wordings) for role, caption in bases.items()}
+    role = max(cleaned, key=lambda each: image.score(cleaned[each][0]))
+    kept, edits = cleaned[role]
+    made = {claim for sentence in kept for claim in image.claims(sentence)}
+    added: Caption = []
+    for sentence in sorted(wordings.values(), key=lambda each: (-image.logit(each), each.text)):
+        claims = set(image.claims(sentence))
+        if claims - made and image.logit(sentence) > 0:
+            added.append(sentence)
+            made |= claims
+    edits = [*edits, *(_edit(image, sentence, "added") for sentence in added)]
+    sentences = [*kept, *added]
+    tokens = [token for sentence in sentences for token in sentence.token_ids]
+    text = " ".join(sentence.text for sentence in sentences)
+    return Composed(role=role, text=text, token_ids=[*tokens, *image.endings[role]], edits=edits)
+
+
+def _clean(
+    image: VerifiedImage, caption: Caption, wordings: Mapping[tuple[int, ...], Sentence]
+) -> tuple[Caption, list[Edit]]:
+    """A caption without false and repeated sentences, in the best wordings, and what was done to each sentence."""
+    kept: Caption = []
+    edits: list[Edit] = []
+    made: set[int] = set()
+    for sentence in caption:
+        claims = image.claims(sentence)
+        if not set(claims) - made:
+            edits.append(_edit(image, sentence, "repeated"))
+        elif image.logit(sentence) < 0:
+            edits.append(_edit(image, sentence, "removed"))
+        else:
+            kept.append(wordings[claims])
+            edits.append(_edit(image, kept[-1], "kept"))
+            made |= set(claims)
+    return kept, edits
+
+
+def _edit(image: VerifiedImage, sentence: Sentence, action: str) -> Edit:
+    return Edit(text=sentence.text, action=action, role=sentence.role, logit=image.logit(sentence))
+
+
+def _omit(image: VerifiedImage, caption: Caption, rng: np.random.Generator) -> tuple[Caption, Sentence] | None:
+    """The caption without one certain sentence, but never the first; and that sentence."""
+    certain = [number for number in range(1, len(caption)) if image.logit(caption[number]) > CERTAIN]
+    if not certain:
+        return None
+    number = certain[int(rng.integers(len(certain)))]
+    return [*caption[:number], *caption[number + 1 :]], caption[number]
+
+
+def _repeat(image: VerifiedImage, caption: Caption, rng: np.random.Generator) -> tuple[Caption, Sentence] | None:
+    """The caption with one of its sentences, but never the first, said again later, in any wording; and that one."""
+    if len(caption) < 2:
+        return None
+    number = 1 + int(rng.integers(len(caption) - 1))
+    key = image.claims(caption[number])
+    wordings = [sentence for sentence in image._all_sentences() if image.claims(sentence) == key]
+    sentence = wordings[int(rng.integers(len(wordings)))]
+    position = number + 1 + int(rng.integers(len(caption) - number))
+    return [*caption[:position], sentence, *caption[position:]], sentence
+
+
+def _sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-max(-30.0, min(30.0, logit))))

@@ -1,0 +1,165 @@
+"""Verifies the sentences of an image's candidates without labels: by CLIP and by the captioner's own likelihood.
+
+What a sentence claims is represented by tokens (``Claims``): the rarer a token, the more it says. The evidence for a
+claim is pooled over all candidates of the image: the highest cosine and the highest log-probability per token among the
+sentences that make the claim. True claims recur in several wordings, of which one scores well, and hallucinated ones
+rarely do both. A mixture of two Gaussians with a common covariance, fitted to the evidence of all claims of a round by
+expectation-maximisation, maps evidence to log-odds, linearly. Gaussian tails are lighter than real ones, so the zero
+point is not that of the mixture, but the valley of the log-odds' density between its two modes.
+
+Shape suffixes: N claims, F = 2 signals (cosine, log-probability).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jsfree.errors import StageError
+from jsfree.stages.candidate_sentences import Sentence
+
+FloatArray = NDArray[np.float64]
+Signals = Literal["clip+likelihood", "clip", "likelihood"]
+ITERATIONS = 100
+MIN_CLAIMS = 50
+"""Fewest claims that a mixture is fitted to."""
+GRID = 512
+"""Points at which the density of log-odds is evaluated."""
+
+
+class Claims:
+    """Maps sentences to what they claim: their rarest token, by the number of sentences of the round that have it."""
+
+    def __init__(self, frequencies: Mapping[int, int]) -> None:
+        self.frequencies = frequencies
+
+    @classmethod
+    def count(cls, sentences: Iterable[Sentence]) -> Claims:
+        """Count the tokens of all sentences of a round."""
+        counts: Counter[int] = Counter()
+        for sentence in sentences:
+            counts.update(set(sentence.token_ids))
+        return cls(counts)
+
+    def __call__(self, sentence: Sentence) -> tuple[int, ...]:
+        """The claims of a sentence; sentences with equal claims say the same."""
+        return (min(sentence.token_ids, key=lambda token: (self.frequencies.get(token, 0), token)),)
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """Log-odds that a claim is true, from its evidence: ``weights_F`` . evidence + ``bias``."""
+
+    weights_F: tuple[float, float]
+    bias: float
+
+    def logit(self, cosine: float, logp: float) -> float:
+        """Log-odds that a claim or sentence with this evidence is true."""
+        return self.weights_F[0] * cosine + self.weights_F[1] * logp + self.bias
+
+    def as_json(self) -> dict[str, Any]:
+        """The verifier as it is stored."""
+        return {"weights": {"cosine": self.weights_F[0], "logp": self.weights_F[1]}, "bias": self.bias}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Verifier:
+        """The inverse of ``as_json``."""
+        return cls((stored["weights"]["cosine"], stored["weights"]["logp"]), stored["bias"])
+
+
+def pool(sentences: Iterable[Sentence], claims: Claims) -> dict[int, tuple[float, float]]:
+    """Evidence for each claim of an image: the highest cosine and log-probability among the sentences that make it."""
+    pooled: dict[int, tuple[float, float]] = {}
+    for sentence in sentences:
+        for claim in claims(sentence):
+            cosine, logp = pooled.get(claim, (-math.inf, -math.inf))
+            pooled[claim] = max(cosine, sentence.cosine), max(logp, sentence.mean_logp)
+    return pooled
+
+
+def fit_verifier(evidence_NF: FloatArray, signals: Signals = "clip+likelihood") -> Verifier:
+    """Fit log-odds to the evidence of a round's claims, without labels.
+
+    Args:
+        evidence_NF: cosine and log-probability of each claim.
+        signals: the signals to use; the other one gets weight 0.
+
+    Raises:
+        StageError: there are too few claims, or the signals do not separate two kinds.
+    """
+    used = [number for number, name in enumerate(("clip", "likelihood")) if name in signals]
+    if len(evidence_NF) < MIN_CLAIMS:
+        raise StageError(
+            f"{len(evidence_NF)} claims of sentences are too few to fit a verifier, which needs {MIN_CLAIMS}",
+            "use more images, or 'select.strategy: gap'",
+        )
+    own, bias = _tied_mixture(evidence_NF[:, used])
+    agree = len(used) == 1 or np.corrcoef(evidence_NF[:, used].T)[0, 1] > 0
+    if not (agree and (own > 0).all()):
+        raise StageError(
+            "CLIP's cosines and the captioner's log-probabilities contradict each other: no mixture of two kinds of"
+            " sentences has more of both in one kind",
+            "check 'clip' and the captions, or use 'select.strategy: gap'",
+        )
+    zero = valley(evidence_NF[:, used] @ own + bias)
+    weights = np.zeros(2)
+    weights[used] = own
+    return Verifier((float(weights[0]), float(weights[1])), bias - zero)
+
+
+def _tied_mixture(evidence_NF: FloatArray) -> tuple[FloatArray, float]:
+    """Weights and bias of the log-odds of two Gaussians with a common covariance, by expectation-maximisation."""
+    mean_F, spread_F = evidence_NF.mean(0), evidence_NF.std(0) + 1e-12
+    scaled_NF = (evidence_NF - mean_F) / spread_F
+    total_N = scaled_NF.sum(1)
+    upper_N = np.where(total_N > np.median(total_N), 0.9, 0.1)
+    for _ in range(ITERATIONS):
+        share = upper_N.mean()
+        upper_F, lower_F = (weight_N @ scaled_NF / max(weight_N.sum(), 1e-12) for weight_N in (upper_N, 1 - upper_N))
+        centred = (
+            (weight_N[:, None] * (scaled_NF - middle_F)).T @ (scaled_NF - middle_F)
+            for weight_N, middle_F in ((upper_N, upper_F), (1 - upper_N, lower_F))
+        )
+        covariance_FF = sum(centred) / len(scaled_NF) + 1e-9 * np.eye(scaled_NF.shape[1])
+        weights_F = np.linalg.solve(covariance_FF, upper_F - lower_F)
+        bias = float(math.log(share / (1 - share)) - weights_F @ (upper_F + lower_F) / 2)
+        upper_N = 1 / (1 + np.exp(-np.clip(scaled_NF @ weights_F + bias, -50, 50)))
+        upper_N = np.clip(upper_N, 1e-9, 1 - 1e-9)
+    unscaled_F: FloatArray = weights_F / spread_F
+    return unscaled_F, bias - float(unscaled_F @ mean_F)
+
+
+def valley(logits_N: FloatArray) -> float:
+    """The log-odds of lowest density between the two modes of a sample; 0 if its density has one mode.
+
+    The density is a Gaussian kernel estimate with Silverman's bandwidth. The modes are those on both sides of the
+    point with the least density relative to the lower of the highest densities on its left and on its right.
+    """
+    low, high = np.percentile(logits_N, [0.5, 99.5])
+    grid_G = np.linspace(low, high, GRID)
+    quartiles = np.subtract(*np.percentile(logits_N, [75, 25])) / 1.34
+    width = 0.9 * min(logits_N.std(), quartiles or math.inf) * len(logits_N) ** -0.2
+    counts_G, _ = np.histogram(logits_N, bins=GRID, range=(low, high))
+    kernel = np.exp(-0.5 * ((grid_G - grid_G[GRID // 2]) / max(width, 1e-12)) ** 2)
+    density_G = np.convolve(counts_G, kernel, mode="same")
+    left_G = np.maximum.accumulate(density_G)
+    right_G = np.maximum.accumulate(density_G[::-1])[::-1]
+    depth_G = density_G / np.minimum(left_G, right_G)
+    deepest = int(np.argmin(depth_G))
+    return float(grid_G[deepest]) if depth_G[deepest] < 0.9 else 0.0
+
+
+def sentence_logit(sentence: Sentence, logits: Mapping[int, float], claims: Claims) -> float:
+    """Log-odds that a sentence is true: those of its least certain claim."""
+    return min(logits[claim] for claim in claims(sentence))
+
+
+def stack(evidence: Sequence[tuple[float, float]]) -> FloatArray:
+    """Evidence of claims as an array, (N, F)."""
+    return np.array(evidence, np.float64).reshape(-1, 2)

@@ -1,0 +1,129 @@
+"""Pairs and composed captions of handwritten images, against those formed by hand."""
+
+import numpy as np
+import pytest
+
+from jsfree.stages.candidate_sentences import Sentence
+from jsfree.stages.composition import VerifiedImage, compose, form_pair
+from jsfree.stages.verification import Claims, Verifier
+
+RARE = {"scene": 5, "cup": 2, "bus": 3, "cow": 1, "dog": 1}
+TOKENS = {name: number for number, name in enumerate(RARE, 10)}
+END = (2,)
+LOGIT = Verifier((10.0, 0.0), 0.0)  # log-odds are ten times the cosine
+
+
+def sentence(noun: str, cosine: float, wording: str = "a", role: str = "low") -> Sentence:
+    return Sentence(f"{wording} {noun}.", (ord(wording), TOKENS[noun]), cosine, (-1.0, -1.0), role)
+
+
+def image(**captions) -> VerifiedImage:
+    """An image with these captions; the claim of a sentence is its noun, with the log-odds of its best cosine."""
+    frequencies = {TOKENS[noun]: count for noun, count in RARE.items()}
+    claims = Claims({**frequencies, ord("a"): 99, ord("b"): 99})
+    logits = {}
+    for caption in captions.values():
+        for each in caption:
+            (claim,) = claims(each)
+            logits[claim] = max(logits.get(claim, -99.0), 10 * each.cosine)
+    return VerifiedImage(captions, dict.fromkeys(captions, END), logits, claims, LOGIT)
+
+
+def nouns(text: str) -> list[str]:
+    return [part.split()[1] for part in text.split(".") if part]
+
+
+def pair_of(verified, seed=0, **settings):
+    rng = np.random.default_rng(seed)
+    return form_pair(verified, **{"edited": 0.0, "repeated": 0.0, "keep_truncated": False, "rng": rng, **settings})
+
+
+def test_a_caption_is_scored_by_what_it_covers_and_repeats():
+    true, also, false = sentence("cup", 3.0), sentence("bus", 3.0), sentence("cow", -3.0)
+    verified = image(low=[true, also, false])
+    assert verified.score([true]) == pytest.approx(0.5)
+    assert verified.score([true, also]) == pytest.approx(1.0)
+    assert verified.score([true, also, false]) == pytest.approx(0.5)
+    assert verified.score([true, true]) == pytest.approx(0.0)
+    assert verified.score([]) == 0.0
+
+
+def test_the_composed_caption_keeps_true_sentences_and_adds_missing_ones():
+    low = [sentence("scene", 3), sentence("cow", -3), sentence("cup", 1), sentence("cup", 2, "b")]
+    other = [sentence("scene", 3, role="sample-1"), sentence("dog", 0.5, role="sample-1"), sentence("bus", 2, "b")]
+    target = compose(image(low=low, **{"sample-1": other}), {"low": low, "sample-1": other})
+    assert (target["role"], nouns(target["text"])) == ("sample-1", ["scene", "dog", "bus", "cup"])
+    assert target["text"].endswith("b cup.")  # the wording with more evidence
+    assert [edit["action"] for edit in target["edits"]] == ["kept", "kept", "kept", "added"]
+    assert target["token_ids"][-1:] == list(END)
+    assert target["token_ids"][:2] == [ord("a"), TOKENS["scene"]]
+
+
+def test_edits_name_every_sentence_that_was_left_out():
+    low = [sentence("scene", 3), sentence("cow", -3), sentence("cup", 2), sentence("cup", 2)]
+    target = compose(image(low=low), {"low": low})
+    assert [(edit["action"], edit["text"]) for edit in target["edits"]] == [
+        ("kept", "a scene."),
+        ("removed", "a cow."),
+        ("kept", "a cup."),
+        ("repeated", "a cup."),
+    ]
+    assert target["edits"][1]["logit"] == pytest.approx(-30.0)
+
+
+def test_the_candidate_that_covers_most_is_chosen_unedited():
+    low = [sentence("scene", 3), sentence("cow", -3)]
+    better = [sentence("scene", 3), sentence("cup", 3), sentence("cow", -3)]
+    high = [sentence("dog", -3)]
+    pair = pair_of(image(low=low, high=high, **{"sample-1": better}))
+    assert (pair.chosen, pair.provenance["rejected"]) == ("sample-1", "high")
+    assert pair.rejected == high
+    assert pair.gap == pytest.approx(1.0)
+    assert not pair.is_edited
+
+
+def test_a_loser_that_covers_more_is_replaced_by_an_edit():
+    low = [sentence("scene", 3), sentence("cup", 3)]
+    high = [*low, sentence("bus", 3)]
+    pair = pair_of(image(low=low, high=high))
+    assert pair.provenance == {"chosen": "low", "rejected": "low", "edit": "omitted", "sentence": "a cup."}
+    assert pair.rejected == low[:1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_omission_is_of_a_certain_sentence_but_not_the_first(seed):
+    low = [sentence("scene", 3), sentence("cow", 0.05), sentence("cup", 3), sentence("bus", 3)]
+    pair = pair_of(image(low=low, high=[sentence("dog", -3)]), seed, edited=1.0)
+    assert pair.provenance["sentence"] in ("a cup.", "a bus.")
+    assert [each for each in low if each not in pair.rejected] == [
+        each for each in low if each.text == pair.provenance["sentence"]
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_repetition_says_a_sentence_again_later(seed):
+    low = [sentence("scene", 3), sentence("cup", 3), sentence("bus", 3)]
+    other = [sentence("bus", 2, "b", "sample-1")]
+    pair = pair_of(image(low=low, high=[sentence("dog", -3)], **{"sample-1": other}), seed, edited=1.0, repeated=1.0)
+    assert pair.provenance["edit"] == "repeated"
+    said = [each.text.split()[1] for each in pair.rejected]
+    assert len(said) == 4
+    again = next(noun for noun in ("cup.", "bus.") if said.count(noun) == 2)
+    assert [noun for number, noun in enumerate(said) if noun not in said[:number]] == ["scene.", "cup.", "bus."]
+    assert said.index(again) < len(said) - 1 - said[::-1].index(again)
+    assert pair.gap == pytest.approx(0.5)
+
+
+def test_truncated_candidates_are_not_used():
+    low, high = [sentence("scene", 3), sentence("cup", 3)], [sentence("cow", -3)]
+    verified = image(low=low, high=high)
+    cut = VerifiedImage(verified.captions, {"low": (), "high": END}, verified.logits, verified.claims, LOGIT)
+    assert pair_of(cut) is None
+    kept = pair_of(cut, keep_truncated=True)
+    assert kept is not None
+    assert kept.target["token_ids"][-1] != END[0]
+
+
+def test_an_image_without_two_captions_to_tell_apart_gives_no_pair():
+    low = [sentence("scene", 3)]
+    assert pair_of(image(low=low, high=low)) is None
