@@ -193,17 +193,17 @@ def noisy_caption(scene: Scene, rng: random.Random, noise: CaptionNoise | None =
             continue
         name, colour, position = item.name, item.colour, item.position
         if rng.random() < noise.replaced:
-            name = _draw_object(scene.context, present | {word for word, _, _ in mentions}, rng)
+            name = draw_object(scene.context, present | {word for word, _, _ in mentions}, rng)
         if rng.random() < noise.wrong_colour:
-            colour = _pick(tuple(COLOURS), rng)
+            colour = pick(tuple(COLOURS), rng)
         if rng.random() < noise.wrong_position:
-            position = _pick(POSITIONS, rng)
+            position = pick(POSITIONS, rng)
         mentions.append((name, colour, position))
     if len(mentions) < len(noise.padded) and rng.random() < noise.padded[len(mentions)]:
-        length = _pick(noise.lengths, rng)
+        length = pick(noise.lengths, rng)
         while len(mentions) < length:
-            name = _draw_object(scene.context, present | {word for word, _, _ in mentions}, rng)
-            mentions.append((name, _pick(tuple(COLOURS), rng), _pick(POSITIONS, rng)))
+            name = draw_object(scene.context, present | {word for word, _, _ in mentions}, rng)
+            mentions.append((name, pick(tuple(COLOURS), rng), pick(POSITIONS, rng)))
     return caption(scene.context, mentions)
 
 
@@ -212,7 +212,8 @@ def _digest(text: str) -> int:
 
 
 # Only ``Random.random`` is used: Python guarantees its stream across versions.
-def _pick(choices: Sequence[T], rng: random.Random) -> T:
+def pick(choices: Sequence[T], rng: random.Random) -> T:
+    """Draw one of ``choices`` uniformly."""
     return choices[int(rng.random() * len(choices))]
 
 
@@ -229,23 +230,23 @@ def _shuffled(items: Sequence[T], rng: random.Random) -> list[T]:
     return [item for _, item in sorted(((rng.random(), item) for item in items), key=lambda pair: pair[0])]
 
 
-def _draw_object(context: str, taken: set[str], rng: random.Random) -> str:
+def draw_object(context: str, taken: set[str], rng: random.Random) -> str:
     """Draw an object that is not in ``taken``, with the frequencies of ``context``."""
     while True:
         if rng.random() < NATIVE_PROBABILITY:
             name = _weighted(tuple(zip(CONTEXTS[context], NATIVE_WEIGHTS, strict=True)), rng)
         else:
-            name = _pick(OBJECTS, rng)
+            name = pick(OBJECTS, rng)
         if name not in taken:
             return name
 
 
 def _draw_contents(rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
-    context = _pick(tuple(CONTEXTS), rng)
+    context = pick(tuple(CONTEXTS), rng)
     names: list[str] = []
     for _ in range(_weighted(OBJECT_COUNTS, rng)):
-        names.append(_draw_object(context, set(names), rng))
-    return context, [(name, _pick(tuple(COLOURS), rng)) for name in names]
+        names.append(draw_object(context, set(names), rng))
+    return context, [(name, pick(tuple(COLOURS), rng)) for name in names]
 
 
 def _draw_boxes(count: int, rng: random.Random) -> list[tuple[int, int, int, int]]:

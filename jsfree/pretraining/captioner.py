@@ -1,14 +1,16 @@
 """Pre-training of MiniWorld's captioner: a ``LlavaForConditionalGeneration`` on CLIP's frozen vision tower.
 
 The projector and the language model learn from noisy captions (``world.noisy_caption``), which give the seed m0 the
-language prior that makes it hallucinate. Some rows have no image, like the text-only rows of LLaVA's training data;
-their prompt is that of the method's unconditional path.
+language prior that makes it hallucinate, and from questions with short, noisy answers (``questions.noisy_answer``).
+Some rows have no image, like the text-only rows of LLaVA's training data; their prompt is that of the method's
+unconditional path.
 
 Shape suffixes: N scenes, B rows, L positions, V vocabulary, D width.
 """
 
 import random
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +20,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from jsfree.errors import ModelError
+from jsfree.miniworld import questions as questions_about
 from jsfree.miniworld import world
 from jsfree.miniworld.world import CaptionNoise, Scene
+from jsfree.models.loading import Captioner
 from jsfree.pretraining.clip import (
     PATCH,
     PIXEL_MEAN,
@@ -36,6 +40,9 @@ if TYPE_CHECKING:
 PATCHES = (world.SIZE // PATCH) ** 2
 MATRIX_RATE, OTHER_RATE = 0.02, 3e-3
 TEXT_ONLY_SHARE = 0.125
+QUESTIONS_PER_SCENE = 0.5
+QUESTION_WEIGHT = 0.3
+"""Weight of the mean loss per answer token, relative to that of captions."""
 IGNORED = -100
 # open_clip's name -> transformers' name, inside one residual block.
 BLOCK_NAMES = {
@@ -173,7 +180,7 @@ def vision_features(model: "LlavaForConditionalGeneration", pixels: NDArray[np.u
 
 
 class CaptionTask:
-    """Loss of noisy captions with and without their image, on cached features of the frozen tower."""
+    """Loss of noisy captions and answers with and without their image, on cached features of the frozen tower."""
 
     def __init__(
         self,
@@ -183,51 +190,62 @@ class CaptionTask:
         seed: int,
         noise: CaptionNoise | None = None,
     ) -> None:
-        from jsfree.models import prompts
-
-        processor = build_processor()
         self.model, self.scenes, self.features, self.noise = model, scenes, features, noise
-        self.tokenizer = processor.tokenizer
+        self.processor = build_processor()
         self.rng = random.Random(seed)
-        before, after = prompts.conditional_prompt(processor, world.PROMPT).split(IMAGE_TOKEN)
-        self.before = self._ids(before, special=True)
-        self.after = self._ids(after)
-        self.text_only = self._ids(prompts.unconditional_prompt(processor, world.PROMPT), special=True)
 
     def loss(self, rows: Sequence[int]) -> torch.Tensor:
-        """Mean loss per token over the scenes ``rows``, of which the last ``TEXT_ONLY_SHARE`` have no image."""
-        with_image = len(rows) - round(len(rows) * TEXT_ONLY_SHARE)
-        seen, unseen = rows[:with_image], rows[with_image:]
-        projected = self.model.model.multi_modal_projector(self.features[list(seen)].float())
-        embed = self.model.get_input_embeddings()
-        before, after, text_only = (
-            embed(ids).expand(len(rows), -1, -1) for ids in (self.before, self.after, self.text_only)
-        )
-        losses = [
-            self._caption_losses([before[: len(seen)], projected, after[: len(seen)]], seen),
-            self._caption_losses([text_only[: len(unseen)]], unseen),
+        """Mean loss per caption token over the scenes ``rows``, and weighted that of questions about some of them.
+
+        The last ``TEXT_ONLY_SHARE`` of captions and of questions have no image.
+        """
+        captions = [(world.PROMPT, world.noisy_caption(self.scenes[row], self.rng, self.noise)) for row in rows]
+        asked = rows[: round(len(rows) * QUESTIONS_PER_SCENE)]
+        questions = [(row, questions_about.draw_question(self.scenes[row], self.rng)) for row in asked]
+        answers = [
+            (question.text, questions_about.noisy_answer(question, self.scenes[row], self.rng))
+            for row, question in questions
         ]
+        return self._loss(rows, captions) + QUESTION_WEIGHT * self._loss(asked, answers)
+
+    def _loss(self, rows: Sequence[int], turns: Sequence[tuple[str, str]]) -> torch.Tensor:
+        """Mean loss per token of the replies in ``turns``, (prompt, reply) about each of the scenes ``rows``."""
+        with_image = len(rows) - round(len(rows) * TEXT_ONLY_SHARE)
+        losses = [self._reply_losses(rows[:with_image], turns[:with_image])]
+        if with_image < len(rows):
+            losses.append(self._reply_losses(None, turns[with_image:]))
         return torch.cat(losses).mean()
 
-    def _caption_losses(self, prompt: list[torch.Tensor], rows: Sequence[int]) -> torch.Tensor:
-        """Loss of every caption token after the embedded ``prompt``, (tokens,)."""
-        targets_BL = self._targets(rows)
-        inputs_BL = targets_BL.clamp(min=0)[:, :-1]
-        inputs_BLD = torch.cat([*prompt, self.model.get_input_embeddings()(inputs_BL)], 1)
+    def _reply_losses(self, rows: Sequence[int] | None, turns: Sequence[tuple[str, str]]) -> torch.Tensor:
+        """Loss of every token of the replies, (tokens,); ``rows`` are the scenes shown, None without images."""
+        prompts = [self._prompt_ids(prompt, image=rows is not None) for prompt, _ in turns]
+        replies = self.processor.tokenizer([f" {reply}" for _, reply in turns], add_special_tokens=False).input_ids
+        end = self.processor.tokenizer.eos_token_id
+        ids_BL, targets_BL = (
+            nn.utils.rnn.pad_sequence([torch.tensor(row) for row in sequences], batch_first=True, padding_value=padding)
+            for sequences, padding in (
+                ([[*prompt, *reply] for prompt, reply in zip(prompts, replies, strict=True)], 0),
+                (
+                    [
+                        [*[IGNORED] * (len(prompt) - 1), *reply, end]
+                        for prompt, reply in zip(prompts, replies, strict=True)
+                    ],
+                    IGNORED,
+                ),
+            )
+        )
+        inputs_BLD = self.model.get_input_embeddings()(ids_BL)
+        if rows is not None:
+            projected = self.model.model.multi_modal_projector(self.features[list(rows)].float())
+            image_BL = ids_BL == self.model.config.image_token_index
+            inputs_BLD = inputs_BLD.masked_scatter(image_BL[..., None], projected)
         hidden_BLD = self.model.model.language_model(inputs_embeds=inputs_BLD, use_cache=False).last_hidden_state
-        logits_BLV = self.model.lm_head(hidden_BLD[:, -targets_BL.shape[1] :])
-        losses = F.cross_entropy(logits_BLV.flatten(0, 1), targets_BL.flatten(), reduction="none")
-        return losses[targets_BL.flatten() != IGNORED]
+        predicted_BL = targets_BL != IGNORED
+        return F.cross_entropy(self.model.lm_head(hidden_BLD[predicted_BL]), targets_BL[predicted_BL], reduction="none")
 
-    def _targets(self, rows: Sequence[int]) -> torch.Tensor:
-        """Token ids of new noisy captions, (B, L), padded with ``IGNORED``."""
-        texts = [" " + world.noisy_caption(self.scenes[row], self.rng, self.noise) for row in rows]
-        ids = self.tokenizer(texts, add_special_tokens=False).input_ids
-        ended = [torch.tensor([*caption, self.tokenizer.eos_token_id]) for caption in ids]
-        return nn.utils.rnn.pad_sequence(ended, batch_first=True, padding_value=IGNORED)
-
-    def _ids(self, text: str, *, special: bool = False) -> torch.Tensor:
-        return torch.tensor(self.tokenizer(text, add_special_tokens=special).input_ids)
+    @lru_cache(maxsize=4096)  # noqa: B019 - a task lives as long as the training
+    def _prompt_ids(self, text: str, *, image: bool) -> list[int]:
+        return Captioner(self.model, self.processor).prompt_ids(text, image=image)
 
 
 def train_captioner(

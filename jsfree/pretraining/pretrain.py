@@ -23,7 +23,7 @@ class Budget:
     clip_steps: int = 2000
     clip_batch: int = 128
     captioner_scenes: int = 30_000
-    captioner_steps: int = 1300
+    captioner_steps: int = 1600
     captioner_batch: int = 64
 
 

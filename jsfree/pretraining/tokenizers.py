@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from jsfree.miniworld import world
+from jsfree.miniworld.questions import question_texts
 from jsfree.pretraining.tables import sentence_table
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def captioner_tokenizer() -> "PreTrainedTokenizerFast":
 
     specials = ["<unk>", "<s>", "</s>", "<pad>", IMAGE_TOKEN]
     prompt = f"USER: {world.PROMPT} ASSISTANT:"
-    bpe = _byte_level_bpe([f"{prompt} {text}" for text in sentence_table().texts], specials, lowercase=False)
+    texts = [f"{prompt} {text}" for text in (*sentence_table().texts, *question_texts())]
+    bpe = _byte_level_bpe(texts, specials, lowercase=False)
     bpe.post_processor = _add_special_tokens(bpe, "<s> $A", ["<s>"])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from jsfree.schemas import Role, ScoredCandidate
@@ -26,9 +27,9 @@ class Sentence:
     """The candidate that it is from."""
 
     @property
-    def mean_logp(self) -> float:
-        """Log-probability per token, in nats."""
-        return sum(self.logps) / len(self.logps)
+    def probability(self) -> float:
+        """Geometric mean of the probabilities of its tokens, which does not depend on its length."""
+        return math.exp(sum(self.logps) / len(self.logps))
 
 
 def split_candidate(candidate: ScoredCandidate) -> list[Sentence]:

@@ -65,7 +65,7 @@ class VerifiedImage:
         """For each combination of claims, the sentence with the most evidence of its own."""
         best: dict[tuple[int, ...], tuple[float, Sentence]] = {}
         for sentence in self._all_sentences():
-            own = self.verifier.logit(sentence.cosine, sentence.mean_logp)
+            own = self.verifier.logit(sentence.cosine, sentence.probability)
             key = self.claims(sentence)
             if key not in best or own > best[key][0]:
                 best[key] = own, sentence

@@ -1,13 +1,13 @@
 """Verifies the sentences of an image's candidates without labels: by CLIP and by the captioner's own likelihood.
 
 What a sentence claims is represented by tokens (``Claims``): the rarer a token, the more it says. The evidence for a
-claim is pooled over all candidates of the image: the highest cosine and the highest log-probability per token among the
-sentences that make the claim. True claims recur in several wordings, of which one scores well, and hallucinated ones
-rarely do both. A mixture of two Gaussians with a common covariance, fitted to the evidence of all claims of a round by
-expectation-maximisation, maps evidence to log-odds, linearly. Gaussian tails are lighter than real ones, so the zero
-point is not that of the mixture, but the valley of the log-odds' density between its two modes.
+claim is pooled over all candidates of the image: the highest cosine and the highest probability per token (geometric
+mean) among the sentences that make the claim. True claims recur in several wordings, of which one scores well, and
+hallucinated ones rarely do both. A mixture of two Gaussians with a common covariance, fitted to the evidence of all
+claims of a round by expectation-maximisation, maps evidence to log-odds, linearly. Gaussian tails are lighter than real
+ones, so the zero point is not that of the mixture, but the valley of the log-odds' density between its two means.
 
-Shape suffixes: N claims, F = 2 signals (cosine, log-probability).
+Shape suffixes: N claims, F = 2 signals (cosine, probability).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,32 +54,32 @@ class Claims:
 
 @dataclass(frozen=True)
 class Verifier:
-    """Log-odds that a claim is true, from its evidence: ``weights_F`` . evidence + ``bias``."""
+    """Log-odds that a claim is true, from its evidence: ``weights_F`` . (cosine, probability) + ``bias``."""
 
     weights_F: tuple[float, float]
     bias: float
 
-    def logit(self, cosine: float, logp: float) -> float:
+    def logit(self, cosine: float, probability: float) -> float:
         """Log-odds that a claim or sentence with this evidence is true."""
-        return self.weights_F[0] * cosine + self.weights_F[1] * logp + self.bias
+        return self.weights_F[0] * cosine + self.weights_F[1] * probability + self.bias
 
     def as_json(self) -> dict[str, Any]:
         """The verifier as it is stored."""
-        return {"weights": {"cosine": self.weights_F[0], "logp": self.weights_F[1]}, "bias": self.bias}
+        return {"weights": {"cosine": self.weights_F[0], "probability": self.weights_F[1]}, "bias": self.bias}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Verifier:
         """The inverse of ``as_json``."""
-        return cls((stored["weights"]["cosine"], stored["weights"]["logp"]), stored["bias"])
+        return cls((stored["weights"]["cosine"], stored["weights"]["probability"]), stored["bias"])
 
 
 def pool(sentences: Iterable[Sentence], claims: Claims) -> dict[int, tuple[float, float]]:
-    """Evidence for each claim of an image: the highest cosine and log-probability among the sentences that make it."""
+    """Evidence for each claim of an image: the highest cosine and probability among the sentences that make it."""
     pooled: dict[int, tuple[float, float]] = {}
     for sentence in sentences:
         for claim in claims(sentence):
-            cosine, logp = pooled.get(claim, (-math.inf, -math.inf))
-            pooled[claim] = max(cosine, sentence.cosine), max(logp, sentence.mean_logp)
+            cosine, probability = pooled.get(claim, (-math.inf, 0.0))
+            pooled[claim] = max(cosine, sentence.cosine), max(probability, sentence.probability)
     return pooled
 
 
@@ -87,7 +87,7 @@ def fit_verifier(evidence_NF: FloatArray, signals: Signals = "clip+likelihood") 
     """Fit log-odds to the evidence of a round's claims, without labels.
 
     Args:
-        evidence_NF: cosine and log-probability of each claim.
+        evidence_NF: cosine and probability of each claim.
         signals: the signals to use; the other one gets weight 0.
 
     Raises:
@@ -99,22 +99,31 @@ def fit_verifier(evidence_NF: FloatArray, signals: Signals = "clip+likelihood") 
             f"{len(evidence_NF)} claims of sentences are too few to fit a verifier, which needs {MIN_CLAIMS}",
             "use more images, or 'select.strategy: gap'",
         )
-    own, bias = _tied_mixture(evidence_NF[:, used])
+    mixture = _tied_mixture(evidence_NF[:, used])
     agree = len(used) == 1 or np.corrcoef(evidence_NF[:, used].T)[0, 1] > 0
-    if not (agree and (own > 0).all()):
+    if not (agree and (mixture.weights_F > 0).all()):
         raise StageError(
-            "CLIP's cosines and the captioner's log-probabilities contradict each other: no mixture of two kinds of"
+            "CLIP's cosines and the captioner's probabilities contradict each other: no mixture of two kinds of"
             " sentences has more of both in one kind",
             "check 'clip' and the captions, or use 'select.strategy: gap'",
         )
-    zero = valley(evidence_NF[:, used] @ own + bias)
+    logits_N = evidence_NF[:, used] @ mixture.weights_F + mixture.bias
+    lower, upper = sorted(float(mean_F @ mixture.weights_F) + mixture.bias for mean_F in mixture.means)
     weights = np.zeros(2)
-    weights[used] = own
-    return Verifier((float(weights[0]), float(weights[1])), bias - zero)
+    weights[used] = mixture.weights_F
+    return Verifier((float(weights[0]), float(weights[1])), mixture.bias - valley(logits_N, lower, upper))
 
 
-def _tied_mixture(evidence_NF: FloatArray) -> tuple[FloatArray, float]:
-    """Weights and bias of the log-odds of two Gaussians with a common covariance, by expectation-maximisation."""
+class _Mixture(NamedTuple):
+    """Log-odds of two Gaussians with a common covariance, and their means, (F,) each."""
+
+    weights_F: FloatArray
+    bias: float
+    means: tuple[FloatArray, FloatArray]
+
+
+def _tied_mixture(evidence_NF: FloatArray) -> _Mixture:
+    """Fit two Gaussians with a common covariance by expectation-maximisation."""
     mean_F, spread_F = evidence_NF.mean(0), evidence_NF.std(0) + 1e-12
     scaled_NF = (evidence_NF - mean_F) / spread_F
     total_N = scaled_NF.sum(1)
@@ -132,14 +141,15 @@ def _tied_mixture(evidence_NF: FloatArray) -> tuple[FloatArray, float]:
         upper_N = 1 / (1 + np.exp(-np.clip(scaled_NF @ weights_F + bias, -50, 50)))
         upper_N = np.clip(upper_N, 1e-9, 1 - 1e-9)
     unscaled_F: FloatArray = weights_F / spread_F
-    return unscaled_F, bias - float(unscaled_F @ mean_F)
+    means = upper_F * spread_F + mean_F, lower_F * spread_F + mean_F
+    return _Mixture(unscaled_F, bias - float(unscaled_F @ mean_F), means)
 
 
-def valley(logits_N: FloatArray) -> float:
-    """The log-odds of lowest density between the two modes of a sample; 0 if its density has one mode.
+def valley(logits_N: FloatArray, lower: float, upper: float) -> float:
+    """The log-odds between ``lower`` and ``upper`` where a sample is rarest; 0 if its density has no valley there.
 
-    The density is a Gaussian kernel estimate with Silverman's bandwidth. The modes are those on both sides of the
-    point with the least density relative to the lower of the highest densities on its left and on its right.
+    The density is a Gaussian kernel estimate with Silverman's bandwidth. The depth of a point is its density relative
+    to the lower of the highest densities on its left and on its right.
     """
     low, high = np.percentile(logits_N, [0.5, 99.5])
     grid_G = np.linspace(low, high, GRID)
@@ -151,7 +161,7 @@ def valley(logits_N: FloatArray) -> float:
     left_G = np.maximum.accumulate(density_G)
     right_G = np.maximum.accumulate(density_G[::-1])[::-1]
     depth_G = density_G / np.minimum(left_G, right_G)
-    deepest = int(np.argmin(depth_G))
+    deepest = int(np.argmin(np.where((grid_G >= lower) & (grid_G <= upper), depth_G, np.inf)))
     return float(grid_G[deepest]) if depth_G[deepest] < 0.9 else 0.0
 
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from jsfree.errors import ModelError
 from jsfree.evaluation.miniworld import count_caption
-from jsfree.miniworld import world
+from jsfree.miniworld import questions, world
 from jsfree.models.loading import load_captioner, load_clip
 from jsfree.models.references import WEIGHTS
 from jsfree.pretraining import captioner as captioner_training
@@ -67,12 +67,29 @@ def test_the_seed_has_high_recall_and_hallucinates(captioner):
     assert 0.2 < np.mean([count.hallucinated > 0 for count in counts]) < 0.85
 
 
+def test_the_seed_answers_questions_better_than_chance_and_not_perfectly(captioner):
+    yes, no = (captioner.processor.tokenizer(f" {word}").input_ids[1] for word in (questions.YES, questions.NO))
+    verdicts = {True: [], False: []}
+    for index in range(60):
+        scene = world.scene("development", index)
+        present = {item.name for item in scene.objects}
+        absent = next(name for name in (*world.CONTEXTS[scene.context], *world.OBJECTS) if name not in present)
+        for name, is_present in ((scene.objects[0].name, True), (absent, False)):
+            prompt = captioner.prompt_ids(questions.existence_question(name), image=True)
+            pixels = captioner.pixel_values([world.draw(scene)])
+            with torch.no_grad():
+                logits = captioner.model(input_ids=torch.tensor([prompt]), pixel_values=pixels).logits[0, -1]
+            verdicts[is_present].append(bool(logits[yes] > logits[no]) == is_present)
+    assert all(np.mean(right) > 0.75 for right in verdicts.values())
+    assert not all(verdicts[False])
+
+
 def test_clip_scores_true_sentences_above_hard_negatives(clip):
     rng, wins = random.Random(0), []
     for index in range(60):
         scene = world.scene("development", index)
         item = scene.objects[0]
-        absent = world._draw_object(scene.context, {thing.name for thing in scene.objects}, rng)
+        absent = world.draw_object(scene.context, {thing.name for thing in scene.objects}, rng)
         colour = next(name for name in world.COLOURS if name != item.colour)
         true, *others = cosines(
             clip,

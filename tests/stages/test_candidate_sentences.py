@@ -1,5 +1,7 @@
 """Candidates are split into sentences that keep their own tokens, log-probabilities and cosines."""
 
+import math
+
 import pytest
 
 from jsfree.stages.candidate_sentences import ending, split_candidate
@@ -26,7 +28,7 @@ def test_every_token_but_the_ending_belongs_to_a_sentence():
     assert (first.text, first.token_ids, first.cosine) == ("A cup.", (100, 101, 102), 0.5)
     assert (second.text, second.token_ids, second.cosine) == ("A dog here.", (103, 104, 105, 106), 0.25)
     assert second.logps == (-3.0, -4.0, -5.0, -6.0)
-    assert second.mean_logp == pytest.approx(-4.5)
+    assert second.probability == pytest.approx(math.exp(-4.5))
     assert ending(given) == (107,)
 
 
