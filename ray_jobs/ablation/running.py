@@ -17,12 +17,15 @@ from jsfree.ablation import page, results
 from jsfree.ablation.definition import Ablation, load
 from jsfree.ablation.results import CellRun, Summary, run_path
 from jsfree.config import Generate, RunConfig, Score, Train
-from jsfree.errors import StageError
+from jsfree.errors import RunError, StageError
 from jsfree.gpus import nvidia_driver
+from jsfree.models.references import WEIGHTS
+from jsfree.run.code_version import files_of
 from jsfree.run.folder import Folder
 from jsfree.run.lease import Lease
 from jsfree.run.locations import require_outside_runs
 from jsfree.run.run import CONFIG
+from jsfree.uris import PACKAGED
 from ray_jobs.ablation.display import ConsoleDisplay, print_plan, print_results
 from ray_jobs.ablation.drivers import Drivers
 from ray_jobs.ablation.schedule import Task, tasks_of
@@ -32,6 +35,8 @@ from ray_jobs.cluster.session import Cluster
 
 UNLIMITED = 10**6
 DEFAULT_FOLDER = "runs/ablations"
+MODELS = "models.json"
+"""Hashes of the files of the packaged models that the runs start from."""
 
 
 def run_ablation(
@@ -84,6 +89,7 @@ def run_ablation(
         return summary
 
     with Lease(folder):
+        require_same_models(folder, [task.config for task in tasks])
         errors = _run(ablation, tasks, folder, parallel, console, write) if unfinished else {}
         summary = write(errors)
     print_results(console, page.mode_tables(summary))
@@ -113,6 +119,25 @@ def _folder(ablation: Ablation, out: str | None) -> Folder:
     folder = Folder(uri)
     require_outside_runs("--out", folder)
     return folder
+
+
+def require_same_models(folder: Folder, configs: Sequence[RunConfig]) -> None:
+    """Refuse to add runs of changed packaged models, whose references stay the same, to an ablation.
+
+    Raises:
+        RunError: the files of such a model have changed since the ablation was started.
+    """
+    refs = sorted({ref for config in configs for ref in (config.captioner.ref, config.clip.ref)})
+    found = {ref: files_of(WEIGHTS / ref.removeprefix(PACKAGED)) for ref in refs if ref.startswith(PACKAGED)}
+    stored = folder.read_json(MODELS) if folder.exists(MODELS) else {}
+    changed = [ref for ref, files in found.items() if stored.get(ref, files) != files]
+    if changed:
+        raise RunError(
+            f"{folder.uri}: {', '.join(changed)} changed since the ablation was started, so its finished runs cannot be"
+            " compared with new ones",
+            "choose another folder with --out",
+        )
+    folder.write_json(MODELS, {**stored, **found})
 
 
 def _preflight(tasks: Sequence[Task], console: Console) -> None:

@@ -6,14 +6,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-from jsfree import config
 from jsfree.ablation import page
 from jsfree.ablation.definition import load
-from jsfree.config import Resources
 from jsfree.run.folder import Folder
 from ray_jobs.ablation.display import ConsoleDisplay, print_results
 from ray_jobs.ablation.drivers import describe_stage
-from ray_jobs.ablation.running import parallel_runs
 from ray_jobs.ablation.schedule import tasks_of
 from tests.support import example_run
 
@@ -97,19 +94,3 @@ def test_the_running_stage_is_read_from_the_record_of_the_run(tmp_path):
         "run.json", {"stages": {"round-1": {"pairs": done}, "round-2": {"train": {"status": "running"}}}}
     )
     assert describe_stage(run) == "round 2: train"
-
-
-@pytest.mark.parametrize(
-    ("cells", "nodes", "expected"),
-    [
-        ({}, [{"CPU": 2}], 1),
-        ({}, [{"CPU": 9}], 4),
-        ({}, [{"CPU": 3}, {"CPU": 3}], 3),
-        ({"train": {"resources": {"replicas": 4}}}, [{"CPU": 16}], 4),
-        ({"generate": {"resources": {"gpus": 1}}}, [{"CPU": 64, "GPU": 8}], 4),
-        ({"generate": {"resources": {"gpus": 1}}}, [{"CPU": 64}], 1),
-    ],
-)
-def test_as_many_runs_at_a_time_as_the_nodes_hold(cells, nodes, expected):
-    assert config.RunConfig().generate.resources == Resources(replicas=2, cpus=1)
-    assert parallel_runs([config.RunConfig(), config.build(cells, where="test")], nodes) == expected
