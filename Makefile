@@ -35,7 +35,7 @@ lint: setup ## run ruff and check spelling
 types: setup ## run mypy in strict mode
 	$(BIN)/mypy
 
-effect: setup ## measure the effect: three seeds, default and paper settings (about 30 minutes)
+effect: setup ## measure the effect: three seeds of three settings (about 40 minutes)
 	$(BIN)/python benchmarks/effect.py
 
 bench: setup ## compare the speed of generation, scoring and training with peers (about 20 minutes)

@@ -150,15 +150,16 @@ def summarise(counts: Sequence[CaptionCounts], resamples: int = 1000, seed: int 
     """
     if not counts:
         raise ConfigError("there are no captions to summarise", "count at least one")
-    columns = np.array([_columns(count) for count in counts], np.float64)
-    return {metric.name: bootstrap(columns, _STATISTICS[metric.name], resamples, seed).as_json() for metric in TRUTH}
+    columns = np.array([count_columns(count) for count in counts], np.float64)
+    return {metric.name: bootstrap(columns, STATISTICS[metric.name], resamples, seed).as_json() for metric in TRUTH}
 
 
 _COLUMNS = ("one", "with_mention", "with_absent", *(field.name for field in fields(CaptionCounts)))
-"""Columns of the bootstrap, in the order of ``_columns``."""
+"""Columns of the bootstrap, in the order of ``count_columns``."""
 
 
-def _columns(count: CaptionCounts) -> tuple[int, ...]:
+def count_columns(count: CaptionCounts) -> tuple[int, ...]:
+    """The numbers of a caption whose sums over captions the ``STATISTICS`` are computed from."""
     return (1, count.mentions > 0, count.hallucinated > 0, *astuple(count))
 
 
@@ -173,7 +174,7 @@ def _f1(sums_RK: FloatArray) -> FloatArray:
     return divide(2 * column["distinct_correct"], column["distinct"] + column["truth_objects"])
 
 
-_STATISTICS: dict[str, Callable[[FloatArray], FloatArray]] = {
+STATISTICS: dict[str, Callable[[FloatArray], FloatArray]] = {
     "response_hallucination": _ratio("with_absent", "with_mention"),
     "mention_hallucination": _ratio("hallucinated", "mentions"),
     "recall": _ratio("distinct_correct", "truth_objects"),
@@ -187,6 +188,7 @@ _STATISTICS: dict[str, Callable[[FloatArray], FloatArray]] = {
     "attribute_errors": _ratio("attribute_errors"),
     "words": _ratio("words"),
 }
+"""Each metric of ``TRUTH`` as a function of sums of ``count_columns``, (R, K) -> (R,)."""
 
 
 _IT = re.compile(r"\s*(?:it|its)\b", re.IGNORECASE)
