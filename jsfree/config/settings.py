@@ -339,7 +339,7 @@ class Score(Section):
     with_generation: Annotated[bool, Placement()] = False
     """Score captions, of pairs and of the evaluation, in the replicas that generate them. Each image is read once, and
     the scores are the same, but captioner and CLIP must fit on one GPU together. ``resources`` then applies only to
-    captions that were generated without scores."""
+    captions that were generated without scores, and to imported pairs."""
     resources: Annotated[Resources, Placement()] = Resources()
 
 
@@ -716,8 +716,6 @@ class RunConfig(Section):
             )
         if self.imported is not None and self.select.strategy == "coverage":
             raise ValueError("'select.strategy: coverage' cannot be used with 'imported' pairs; set it to gap")
-        if self.imported is not None and self.score.with_generation:
-            raise ValueError("'score.with_generation' cannot be used with 'imported' pairs; set it to false")
         return self
 
     @model_validator(mode="after")
@@ -736,6 +734,18 @@ class RunConfig(Section):
         if self.score.resources.gpus > 1:
             raise ValueError(f"'score.resources.gpus' is {self.score.resources.gpus:g}, but CLIP uses at most one GPU")
         return self
+
+    @property
+    def nll_caption(self) -> Literal["chosen", "target"]:
+        """The caption of a pair whose NLL is part of the loss: the composed one if the objective asks for it."""
+        return "target" if self.train.objective != "dpo" and self.select.strategy == "coverage" else "chosen"
+
+    @property
+    def trained_captions(self) -> tuple[str, ...]:
+        """The captions of a pair that training reads (``train.objective``)."""
+        if self.train.objective == "nll":
+            return (self.nll_caption,)
+        return ("chosen", "rejected", *(["target"] if self.nll_caption == "target" else []))
 
     def fingerprint(self, *paths: str) -> str:
         """Hash the settings at the dotted ``paths``, without those that do not affect results."""

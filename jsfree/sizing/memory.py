@@ -39,9 +39,9 @@ class Lengths:
     maximum: int
     """The longest caption allowed."""
 
-    def rows(self, count: int) -> Rows:
-        """A micro batch of pairs."""
-        return Rows(count, self.prefix + 2 * self.caption, 2 * self.caption)
+    def rows(self, count: int, captions: int = 2) -> Rows:
+        """A micro batch of pairs, of which training reads ``captions`` each."""
+        return Rows(count, self.prefix + captions * self.caption, captions * self.caption)
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,15 @@ def slots_that_fit(shape: LlavaShape, config: RunConfig, lengths: Lengths, memor
         return 0
 
 
-def training(shape: LlavaShape, train: Train, dtype: str, lengths: Lengths, *, on_cpu: bool = False) -> Memory:
-    """Memory of a worker of stage 4, with captions of average length."""
+def training(
+    shape: LlavaShape, train: Train, dtype: str, lengths: Lengths, *, captions: int = 2, on_cpu: bool = False
+) -> Memory:
+    """Memory of a worker of stage 4, with ``captions`` per pair of average length (``RunConfig.trained_captions``)."""
     counted = parameters(shape, train.trained_layers, train.lora)
     workers = train.resources.replicas
     offload = "none" if on_cpu else train.offload  # a CPU would offload to the same memory
     taken = footprint.training_bytes(counted, train.zero_stage, workers, dtype, offload)
-    rows = lengths.rows(min(train.pairs_per_worker, train.pairs_per_step // workers))
+    rows = lengths.rows(min(train.pairs_per_worker, train.pairs_per_step // workers), captions)
     width = BYTES[dtype]
     activations = activation_bytes(shape, rows, width, checkpointing=train.gradient_checkpointing, lora=train.lora)
     held = {"weights": taken.weights, "optimizer": taken.optimizer, "buckets": _buckets(counted, train, width, on_cpu)}

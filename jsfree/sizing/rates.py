@@ -127,7 +127,7 @@ def stage_times(
     on_gpu = {} if gpu is None else _on_gpu(config, work, shape, lengths, gpu, slots)
     on_cpu = _on_cpu(config, work)
     skipped = {"generate"} if config.imported is not None else set()
-    skipped |= {"score"} if config.score.with_generation else set()
+    skipped |= {"score"} if config.score.with_generation and config.imported is None else set()
     generate, score, train = config.generate.resources, config.score.resources, config.train.resources
     stages = {"generate": generate, "score": score, "train": train, "evaluate": generate}
     return [
@@ -230,7 +230,7 @@ def train_seconds(config: RunConfig, work: Workload, shape: LlavaShape, lengths:
     """
     train = config.train
     passes = (4 if train.lora is not None else 6) + (2 if train.gradient_checkpointing else 0)
-    positions = lengths.prefix + 2 * lengths.caption
+    positions = lengths.prefix + len(config.trained_captions) * lengths.caption
     operations = memory.parameters(shape).total * positions * work.pairs * (passes * train.epochs + 2)
     return work.rounds * operations / (gpu.shares.training * gpu.flops)
 
