@@ -238,6 +238,27 @@ class Contrast(Section):
     """``m3id``: no correction if the maximum probability is at least this value."""
 
 
+class Views(Section):
+    """Views of the image: the conditional path is the mean of the probabilities that they give.
+
+    Each token is drawn from t = (1 - h) mean_k t_c(view k) + h t_u. The first view is the image itself; the others are
+    the preprocessed image, translated.
+    """
+
+    count: Positive = 1
+    """Number of views. With more than one, fewer captions fit into memory, and each takes more time."""
+    shift: Positive = 6
+    """Maximum translation of a view in x and in y, in pixels of the preprocessed image. The pixels of its edge are
+    repeated."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Views:
+        translations = (2 * self.shift + 1) ** 2
+        if self.count > translations:
+            raise ValueError(f"a 'shift' of {self.shift} gives {translations} views, but 'count' is {self.count}")
+        return self
+
+
 class Decoding(Section):
     """Sampling parameters."""
 
@@ -251,6 +272,8 @@ class Decoding(Section):
     """Maximum tokens per caption. A caption that reaches it has the finish reason ``length``."""
     stop: tuple[str, ...] = ()
     """Stop strings. A caption ends before the first occurrence of any of them."""
+    views: Annotated[Views, AddedLater()] = Views()
+    """Views of the image whose probabilities are averaged. One by default: the image itself."""
 
     @field_validator("stop")
     @classmethod
@@ -265,6 +288,14 @@ class Mode(Decoding):
 
     contrast: Contrast | None = None
     """Contrastive decoding baseline. ``null``: ordinary decoding, conditioned on the image."""
+
+    @model_validator(mode="after")
+    def _check_views(self) -> Mode:
+        if self.contrast is not None and self.views.count > 1:
+            raise ValueError(
+                f"'contrast' is defined for one view of the image, but 'views.count' is {self.views.count}; set it to 1"
+            )
+        return self
 
 
 MixingName = Literal["probability", "logit"]
@@ -291,6 +322,15 @@ class Generate(Section):
     C++ compiler on CPUs; ``cuda_graphs``: capture each decoding step once and replay it, which removes Python
     overhead."""
     resources: Annotated[Resources, Placement()] = Resources()
+
+    @model_validator(mode="after")
+    def _check_views(self) -> Generate:
+        if self.mixing != "probability" and self.decoding.views.count > 1:
+            raise ValueError(
+                f"'mixing: {self.mixing}' is defined for one view of the image, but 'decoding.views.count' is"
+                f" {self.decoding.views.count}; set it to 1"
+            )
+        return self
 
 
 class Score(Section):
@@ -560,6 +600,8 @@ class Serve(Section):
     """Seconds without decoding progress after which a replica is considered unhealthy and is replaced."""
     max_new_tokens: Positive = 512
     """Maximum, and default, number of tokens per caption."""
+    views: Views = Views()
+    """Views of the image whose probabilities are averaged, for every caption that is served."""
     max_choices: Positive = 8
     """Maximum captions per request (``n``)."""
     max_prompt_chars: Positive = 4000

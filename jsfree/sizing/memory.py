@@ -76,15 +76,15 @@ def generation(shape: LlavaShape, config: RunConfig, lengths: Lengths, slots: in
     workload = Workload.for_pairs(config.generate)
     workload = replace(workload, slots=slots or workload.slots)
     layout = workload.layout(keys_of(shape, dtype), requirement, float("inf"))
-    rows = layout.slots + layout.second_rows
+    prefill = workload.views * _prefill(shape, lengths, dtype)
     return Memory(
         {"weights": BYTES[dtype] * parameters(shape).total, "keys and values": layout.bytes},
-        {"prefill": _prefill(shape, lengths, dtype), "a step": _step(shape, layout.cache.tokens, rows, dtype)},
+        {"prefill": prefill, "a step": _step(shape, layout.cache.tokens, layout.cache.rows, dtype)},
     )
 
 
 def _prefill(shape: LlavaShape, lengths: Lengths, dtype: str) -> int:
-    """Bytes of prefilling an image and its prompt: its keys and values, and a layer's activations."""
+    """Bytes of prefilling a view of an image and its prompt: its keys and values, and a layer's activations."""
     width, language = BYTES[dtype], shape.language
     layer = lengths.prefix * (width * (2 * language.hidden + 3 * language.intermediate) + FLOAT32 * language.hidden)
     return lengths.prefix * keys_of(shape, dtype).token_bytes + layer
