@@ -88,9 +88,10 @@ def loop(name: str, file: str, seed: int, arguments: argparse.Namespace) -> Run:
         f"reuse=[{plain}]" if _suffix(arguments, with_weights=False) else "reuse=[]",
         f"rounds={arguments.rounds}",
         *(
-            f"evaluate.modes.{mode}-{count}-views={{temperature: {temperature}, views: {{count: {count}}}}}"
+            f"evaluate.modes.{mode}{f'-{count}-views' if count > 1 else ''}="
+            f"{{temperature: {temperature}, views: {{count: {count}}}}}"
             for mode, temperature in (("greedy", 0), ("sampled", 1))
-            for count in arguments.views
+            for count in (1, *arguments.views)
         ),
         f"seed={seed}",
         f"evaluate.source.first={FIRST}",
