@@ -103,7 +103,7 @@ def scoring_stage(current: Round, captions: ShardedStage) -> ShardedStage:
     return ShardedStage(
         name=name,
         number=home.number,
-        fingerprint=home.fingerprint(captions.fingerprint, config.fingerprint("clip", "score")),
+        fingerprint=home.fingerprint(captions.fingerprint, config.clip_fingerprint),
         source=captions.target.uri,
         source_schema=schemas.CAPTIONS,
         target=home.table(name, schemas.SCORED_CAPTIONS),
