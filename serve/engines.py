@@ -42,7 +42,7 @@ class Engine:
         self._captioner = load_captioner(ref, device, model.dtype, model.preprocessing, model.device_map, config.models)
         self._admitted = 0
         """Number of captions that are being decoded or wait for it."""
-        workload = Workload.for_serving(config.serve.slots)
+        workload = Workload.for_serving(config.serve.slots, config.serve.views.count)
         decoder = DualPathEngine(self._captioner, workload, kv_cache_gib=config.serve.kv_cache_gib)
         self._warm_up(decoder, config.prompt)
         self._decoder = decoder
@@ -101,7 +101,11 @@ class Engine:
     async def _decoded(self, question: Question, length: int) -> list[Caption]:
         pixels = await get_running_loop().run_in_executor(self._image_threads, self._pixels, question.image)
         decoding = Decoding(
-            temperature=question.temperature, top_p=question.top_p, max_new_tokens=length, stop=question.stop
+            temperature=question.temperature,
+            top_p=question.top_p,
+            max_new_tokens=length,
+            stop=question.stop,
+            views=self._settings.views,
         )
         # The noise depends on the image and the text but not on the model, so before and after share it.
         sample = f"{hashlib.sha256(question.image).hexdigest()}/{question.prompt}"
@@ -113,7 +117,8 @@ class Engine:
     def _warm_up(self, decoder: DualPathEngine, prompt: str) -> None:
         """Decode once: verifies that the replica can decode, and compiles kernels before the first request."""
         pixels = self._captioner.pixels(Image.new("RGB", (64, 64)))
-        decoding = Decoding(temperature=0, max_new_tokens=self._settings.max_new_tokens)
+        settings = self._settings
+        decoding = Decoding(temperature=0, max_new_tokens=settings.max_new_tokens, views=settings.views)
         decoder.submit(Request("warm-up", pixels, prompt, 0.0, 0, decoding))
         for _ in range(2):
             decoder.step()

@@ -86,7 +86,8 @@ def check_training(config: RunConfig, shape: LlavaShape, lengths: Lengths, devic
     """Compare the memory of stage 4 with the device of each worker."""
     train, dtype = config.train, config.captioner.dtype
     capacity = training_capacity(config, device)
-    required = memory.training(shape, train, dtype, lengths, on_cpu=not device.is_gpu)
+    captions = len(config.trained_captions)
+    required = memory.training(shape, train, dtype, lengths, captions=captions, on_cpu=not device.is_gpu)
     found = f"{_described(required)} of {capacity / GB:.0f} GB per worker ({device.name})"
     if required.total <= capacity:
         yield ok(AREA, "train", found)
@@ -109,9 +110,10 @@ def training_capacity(config: RunConfig, device: Device) -> float:
 
 def fitting_settings(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> str:
     """The preferred way to train that fits the device, as ``--set`` options; empty if none fits."""
-    capacity, dtype = training_capacity(config, device), config.captioner.dtype
+    capacity, dtype, captions = training_capacity(config, device), config.captioner.dtype, len(config.trained_captions)
     for _, train in memory.alternatives(config.train, on_cpu=not device.is_gpu):
-        if memory.training(shape, train, dtype, lengths, on_cpu=not device.is_gpu).total <= capacity:
+        required = memory.training(shape, train, dtype, lengths, captions=captions, on_cpu=not device.is_gpu)
+        if required.total <= capacity:
             changed = train.model_dump(mode="json")
             configured = config.train.model_dump(mode="json")
             keys = ("zero_stage", "gradient_checkpointing", "offload", "lora", "trained_layers")

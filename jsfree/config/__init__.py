@@ -39,6 +39,7 @@ from jsfree.config.settings import (
     Source,
     Train,
     Validation,
+    Views,
 )
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "Source",
     "Train",
     "Validation",
+    "Views",
     "assign",
     "build",
     "differences",

@@ -238,6 +238,27 @@ class Contrast(Section):
     """``m3id``: no correction if the maximum probability is at least this value."""
 
 
+class Views(Section):
+    """Views of the image: the conditional path is the mean of the probabilities that they give.
+
+    Each token is drawn from t = (1 - h) mean_k t_c(view k) + h t_u. The first view is the image itself; the others are
+    the preprocessed image, translated.
+    """
+
+    count: Positive = 1
+    """Number of views. With more than one, fewer captions fit into memory, and each takes more time."""
+    shift: Positive = 6
+    """Maximum translation of a view in x and in y, in pixels of the preprocessed image. The pixels of its edge are
+    repeated."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Views:
+        translations = (2 * self.shift + 1) ** 2
+        if self.count > translations:
+            raise ValueError(f"a 'shift' of {self.shift} gives {translations} views, but 'count' is {self.count}")
+        return self
+
+
 class Decoding(Section):
     """Sampling parameters."""
 
@@ -251,6 +272,8 @@ class Decoding(Section):
     """Maximum tokens per caption. A caption that reaches it has the finish reason ``length``."""
     stop: tuple[str, ...] = ()
     """Stop strings. A caption ends before the first occurrence of any of them."""
+    views: Annotated[Views, AddedLater()] = Views()
+    """Views of the image whose probabilities are averaged. One by default: the image itself."""
 
     @field_validator("stop")
     @classmethod
@@ -265,6 +288,14 @@ class Mode(Decoding):
 
     contrast: Contrast | None = None
     """Contrastive decoding baseline. ``null``: ordinary decoding, conditioned on the image."""
+
+    @model_validator(mode="after")
+    def _check_views(self) -> Mode:
+        if self.contrast is not None and self.views.count > 1:
+            raise ValueError(
+                f"'contrast' is defined for one view of the image, but 'views.count' is {self.views.count}; set it to 1"
+            )
+        return self
 
 
 MixingName = Literal["probability", "logit"]
@@ -292,6 +323,15 @@ class Generate(Section):
     overhead."""
     resources: Annotated[Resources, Placement()] = Resources()
 
+    @model_validator(mode="after")
+    def _check_views(self) -> Generate:
+        if self.mixing != "probability" and self.decoding.views.count > 1:
+            raise ValueError(
+                f"'mixing: {self.mixing}' is defined for one view of the image, but 'decoding.views.count' is"
+                f" {self.decoding.views.count}; set it to 1"
+            )
+        return self
+
 
 class Score(Section):
     """Stage 2: CLIP similarity between each sentence and the image."""
@@ -299,7 +339,7 @@ class Score(Section):
     with_generation: Annotated[bool, Placement()] = False
     """Score captions, of pairs and of the evaluation, in the replicas that generate them. Each image is read once, and
     the scores are the same, but captioner and CLIP must fit on one GPU together. ``resources`` then applies only to
-    captions that were generated without scores."""
+    captions that were generated without scores, and to imported pairs."""
     resources: Annotated[Resources, Placement()] = Resources()
 
 
@@ -556,6 +596,8 @@ class Serve(Section):
     """Seconds without decoding progress after which a replica is considered unhealthy and is replaced."""
     max_new_tokens: Positive = 512
     """Maximum, and default, number of tokens per caption."""
+    views: Views = Views()
+    """Views of the image whose probabilities are averaged, for every caption that is served."""
     max_choices: Positive = 8
     """Maximum captions per request (``n``)."""
     max_prompt_chars: Positive = 4000
@@ -674,8 +716,6 @@ class RunConfig(Section):
             )
         if self.imported is not None and self.select.strategy == "coverage":
             raise ValueError("'select.strategy: coverage' cannot be used with 'imported' pairs; set it to gap")
-        if self.imported is not None and self.score.with_generation:
-            raise ValueError("'score.with_generation' cannot be used with 'imported' pairs; set it to false")
         return self
 
     @model_validator(mode="after")
@@ -694,6 +734,18 @@ class RunConfig(Section):
         if self.score.resources.gpus > 1:
             raise ValueError(f"'score.resources.gpus' is {self.score.resources.gpus:g}, but CLIP uses at most one GPU")
         return self
+
+    @property
+    def nll_caption(self) -> Literal["chosen", "target"]:
+        """The caption of a pair whose NLL is part of the loss: the composed one if the objective asks for it."""
+        return "target" if self.train.objective != "dpo" and self.select.strategy == "coverage" else "chosen"
+
+    @property
+    def trained_captions(self) -> tuple[str, ...]:
+        """The captions of a pair that training reads (``train.objective``)."""
+        if self.train.objective == "nll":
+            return (self.nll_caption,)
+        return ("chosen", "rejected", *(["target"] if self.nll_caption == "target" else []))
 
     def fingerprint(self, *paths: str) -> str:
         """Hash the settings at the dotted ``paths``, without those that do not affect results."""

@@ -3,7 +3,7 @@
 Slow on purpose: this is the oracle that the batched engine is tested against. It reads the parameters of a ``Mixing``,
 but computes the mixture itself, in float64, so that an error in ``mixing.py`` cannot go unnoticed.
 
-Shape suffix: V vocabulary.
+Shape suffixes: V vocabulary, W views of the image.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from jsfree.config import Decoding
 from jsfree.decoding import sampling
 from jsfree.decoding.mixing import Geometric, M3id, Mixing, Probability, Vcd, add_diffusion_noise
 from jsfree.decoding.requests import Caption, Request, completed_caption
+from jsfree.decoding.views import translations
 from jsfree.errors import DecodingError
 from jsfree.models.loading import Captioner
 
@@ -36,8 +37,8 @@ def decode(captioner: Captioner, request: Request, mixing: Mixing | None = None)
     tokens: list[int] = []
     logps: list[float] = []
     while True:
-        conditional_V, second_V = _path_logits(captioner, request, tokens, mixing)
-        probs_V = mixture(conditional_V, second_V, request.ratio, request.decoding, len(tokens), mixing)
+        conditional_WV, second_V = _path_logits(captioner, request, tokens, mixing)
+        probs_V = mixture(conditional_WV, second_V, request.ratio, request.decoding, len(tokens), mixing)
         noise_1N = torch.from_numpy(noise.next_token())[None].to(captioner.device)
         token = int(sampling.sample_tokens(probs_V[None], noise_1N, [request.decoding.temperature == 0]))
         if len(tokens) < len(request.prefix):
@@ -45,7 +46,7 @@ def decode(captioner: Captioner, request: Request, mixing: Mixing | None = None)
         if token == sampling.NO_TOKEN:
             raise DecodingError(f"request {request.request_id!r}: no token has any probability")
         tokens.append(token)
-        logps.append(_log_probs(conditional_V)[token].item())
+        logps.append(math.log(_log_probs(conditional_WV)[:, token].exp().mean().item()))
         caption = completed_caption(captioner, request, tokens, logps)
         if caption is not None:
             return caption
@@ -56,27 +57,35 @@ def next_token_probs(
 ) -> torch.Tensor:
     """Distribution of the token after ``tokens``, (V,) float64."""
     mixing = mixing or Probability()
-    conditional_V, second_V = _path_logits(captioner, request, tokens, mixing)
-    return mixture(conditional_V, second_V, request.ratio, request.decoding, len(tokens), mixing)
+    conditional_WV, second_V = _path_logits(captioner, request, tokens, mixing)
+    return mixture(conditional_WV, second_V, request.ratio, request.decoding, len(tokens), mixing)
 
 
 @torch.inference_mode()
 def _path_logits(
     captioner: Captioner, request: Request, tokens: list[int], mixing: Mixing
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of the token after ``tokens`` by the conditional and by the second path, (V,) float64 each."""
-    pixels = captioner.batch([request.pixels])
+    """Logits of the token after ``tokens``, float64: of the conditional path (W, V), and of the second path (V,)."""
     with_image = [*captioner.prompt_ids(request.prompt, image=True), *tokens]
     without_image = [*captioner.prompt_ids(request.prompt, image=False), *tokens]
-    conditional_V = _last_logits(captioner, with_image, pixels)
+    views = [_translated(request.pixels, x, y) for x, y in translations(request.decoding.views)]
+    conditional_WV = torch.stack([_last_logits(captioner, with_image, captioner.batch([view])) for view in views])
     if mixing.noise_step is None:
         second_V = _last_logits(captioner, without_image, None)
     else:
         noised = captioner.batch([add_diffusion_noise(request.pixels, mixing.noise_step)])
         second_V = _last_logits(captioner, with_image, noised)
-    for logits_V in (conditional_V, second_V):
-        logits_V[list(captioner.suppressed_ids)] = -torch.inf
-    return conditional_V, second_V
+    for logits in (conditional_WV, second_V):
+        logits[..., list(captioner.suppressed_ids)] = -torch.inf
+    return conditional_WV, second_V
+
+
+def _translated(pixels: torch.Tensor, x: int, y: int) -> torch.Tensor:
+    """An image (3, height, width) moved by ``x`` to the right and ``y`` down; pixels at the edge are repeated."""
+    _, height, width = pixels.shape
+    rows = [min(max(row - y, 0), height - 1) for row in range(height)]
+    columns = [min(max(column - x, 0), width - 1) for column in range(width)]
+    return pixels[:, rows][:, :, columns]
 
 
 def _last_logits(captioner: Captioner, token_ids: list[int], pixels: torch.Tensor | None) -> torch.Tensor:
@@ -87,19 +96,23 @@ def _last_logits(captioner: Captioner, token_ids: list[int], pixels: torch.Tenso
 
 
 def mixture(
-    conditional_V: torch.Tensor, second_V: torch.Tensor, ratio: float, decoding: Decoding, step: int, mixing: Mixing
+    conditional_WV: torch.Tensor, second_V: torch.Tensor, ratio: float, decoding: Decoding, step: int, mixing: Mixing
 ) -> torch.Tensor:
     """The mixture of two paths by its definition, (V,) float64.
 
     Args:
-        conditional_V: logits of the conditional path; minus infinity is a probability of zero.
+        conditional_WV: logits of the conditional path, by view; minus infinity is a probability of zero.
         second_V: logits of the second path.
         ratio: hallucination ratio h.
         decoding: temperature and truncation.
         step: index of the token, from 0.
         mixing: how the paths are combined.
     """
-    log_c, log_u = (_log_probs(logits_V.double()) for logits_V in (conditional_V, second_V))
+    log_c_WV, log_u = (_log_probs(logits.double()) for logits in (conditional_WV, second_V))
+    if isinstance(mixing, Probability):
+        conditional_V = sum(_distribution(log_c, decoding) for log_c in log_c_WV) / len(log_c_WV)
+        return (1 - ratio) * conditional_V + ratio * _distribution(log_u, decoding)
+    (log_c,) = log_c_WV
     if isinstance(mixing, Geometric):
         return _distribution(_product(log_c, 1 - ratio, log_u, ratio), decoding)
     if isinstance(mixing, Vcd):
@@ -108,7 +121,7 @@ def mixture(
     if isinstance(mixing, M3id):
         weight = min(math.expm1(min(mixing.decay * step, 100.0)), 1e4) if log_c.exp().max() < mixing.gate else 0.0
         return _distribution(_contrast(log_c, log_u, weight), decoding)
-    return (1 - ratio) * _distribution(log_c, decoding) + ratio * _distribution(log_u, decoding)
+    raise TypeError(f"unknown mixing {mixing!r}")
 
 
 def _log_probs(logits_V: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,9 @@
 """Captions in flight in one memory layout: their slots, the prefixes that they read, and their next logits.
 
-Shape suffixes: B captions, N numbers of noise a token, R rows, V vocabulary.
+Each slot has W consecutive rows for the views of its image, W being the most that a caption may have; rows of the
+second path follow those of all slots.
+
+Shape suffixes: B captions, N numbers of noise a token, R rows, V vocabulary, W views.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from jsfree.config import Compiling
 from jsfree.decoding import mixing, sampling
 from jsfree.decoding.forward import IDLE, Forward, Row
 from jsfree.decoding.prefill import Prefill
-from jsfree.decoding.prefixes import ActiveCaption, ImagePrefixes, TextPrefixes, first_free
+from jsfree.decoding.prefixes import ActiveCaption, PrefilledImages, TextPrefixes, first_free
 from jsfree.decoding.requests import Request
 from jsfree.decoding.workload import Layout, Workload
 from jsfree.models.loading import Captioner
@@ -38,7 +41,7 @@ class Batch:
         self._logits_RV = torch.zeros(layout.cache.rows, captioner.vocabulary, device=captioner.device)
         self._slots: list[ActiveCaption | None] = [None] * layout.slots
         self._second_rows: list[int | None] = [None] * layout.second_rows
-        self._images = ImagePrefixes(layout.images, workload.captions_per_image)
+        self._images = PrefilledImages(layout.images, workload.captions_per_image, workload.views)
         self._texts = TextPrefixes(layout.cache.text_prefixes)
 
     def in_flight(self) -> list[tuple[int, ActiveCaption]]:
@@ -62,31 +65,32 @@ class Batch:
         return not needs_text or self._texts.find(request.prompt) is not None
 
     def has_rows(self, request: Request, waiting: Iterable[Request]) -> bool:
-        """Whether there are a row for a request's second path and an image prefix, if it needs them."""
+        """Whether there are a row for a request's second path and prefixes for its image, if it needs them."""
         if self._mixing.uses_second(request.ratio) and first_free(self._second_rows) is None:
             return False
-        return not self._workload.uses_image(request) or self._find_image_prefix(request, waiting) is not None
+        return not self._workload.uses_image(request) or self._find_image(request, waiting) is not None
 
     def start(self, request: Request, waiting: Iterable[Request]) -> int:
         """Prefill a caption's prefixes and set the logits of its first token; the slot that it takes.
 
         Args:
             request: a request for which there are a free slot, rows and prefixes.
-            waiting: all requests that wait to start; image prefixes that they need are kept.
+            waiting: all requests that wait to start; images that they need are kept.
         """
         slot, cache = self._slots.index(None), self.forward.cache
         caption = ActiveCaption(request, sampling.NoiseStream(request.noise_key, self._captioner.vocabulary))
-        image = self._find_image_prefix(request, waiting) if self._workload.uses_image(request) else None
-        if image is not None:
-            caption.image_prefix = image
-            prefix = self._images.load(request, image, self._prefill, cache)
-            caption.reader = prefix.readers.index(None)
-            prefix.readers[caption.reader] = slot
-            self._logits_RV[slot] = prefix.logits_V
+        number = self._find_image(request, waiting) if self._workload.uses_image(request) else None
+        if number is not None:
+            caption.image = number
+            image = self._images.load(request, number, self._prefill, cache)
+            caption.reader = image.readers.index(None)
+            image.readers[caption.reader] = slot
+            rows = self._view_rows(slot, request)
+            self._logits_RV[rows.start : rows.stop] = image.logits_WV
         if self._mixing.uses_second(request.ratio):
             number = self._second_rows.index(None)
             self._second_rows[number] = slot
-            caption.second_row = len(self._slots) + number
+            caption.second_row = len(self._slots) * self._workload.views + number
             self._logits_RV[caption.second_row] = self._start_second_path(caption)
         self._slots[slot] = caption
         return slot
@@ -94,18 +98,23 @@ class Batch:
     def _start_second_path(self, caption: ActiveCaption) -> torch.Tensor:
         """Prefill the prefix of a caption's second path; the logits of its first token, (V,)."""
         request, cache = caption.request, self.forward.cache
-        if self._workload.second_image:
-            assert caption.image_prefix is not None
-            caption.second_prefix = len(self._images) + caption.image_prefix
-            return self._images.load_noised(caption.image_prefix, self._mixing.noise_step, self._prefill, cache)
+        if self._mixing.noise_step is not None:
+            assert caption.image is not None
+            caption.second_prefix = self._images.noised_prefix(caption.image)
+            return self._images.load_noised(request, caption.image, self._mixing.noise_step, self._prefill, cache)
         prefilled, text = self._prefill.text_prefix(request.prompt), self._texts.find(request.prompt)
         assert text is not None
         caption.second_prefix = text
         if self._texts.acquire(text, request.prompt):
             cache.store_text_prefix(text, prefilled.cache)
-        return prefilled.logits_V
+        return prefilled.logits_WV[0]
 
-    def _find_image_prefix(self, request: Request, waiting: Iterable[Request]) -> int | None:
+    def _view_rows(self, slot: int, request: Request) -> range:
+        """Rows of the views of the caption in a slot."""
+        first = slot * self._workload.views
+        return range(first, first + request.decoding.views.count)
+
+    def _find_image(self, request: Request, waiting: Iterable[Request]) -> int | None:
         return self._images.find(request, waiting, force=not any(self._slots))
 
     def sample(self, slots: Sequence[int]) -> list[int]:
@@ -131,11 +140,14 @@ class Batch:
         asking = [index for index, slot in enumerate(slots) if self.caption(slot).request.with_logps]
         if not asking:
             return
-        rows = [slots[index] for index in asking]
-        logp_B = mixing.token_logps(self._logits_RV, rows, token_B[asking])
+        captions = [self.caption(slots[index]) for index in asking]
+        view_rows = [
+            self._view_rows(slots[index], caption.request) for index, caption in zip(asking, captions, strict=True)
+        ]
+        logp_B = mixing.token_logps(self._logits_RV, view_rows, token_B[asking])
         token_B[asking] = token_B[asking].masked_fill(logp_B.isnan(), sampling.NO_TOKEN)
-        for slot, logp in zip(rows, logp_B.tolist(), strict=True):
-            self.caption(slot).logps.append(logp)
+        for caption, logp in zip(captions, logp_B.tolist(), strict=True):
+            caption.logps.append(logp)
 
     def next_token_probs(self, slots: Sequence[int]) -> torch.Tensor:
         """Distribution of the next token of the captions in some slots, (B, V)."""
@@ -148,20 +160,24 @@ class Batch:
             self._captioner.device,
         )
         # A caption with h = 1 has no conditional path: its second row stands in for it.
-        first_rows = [
-            slot if self._mixing.uses_conditional(caption.request.ratio) else caption.second_row or 0
+        view_rows = [
+            self._view_rows(slot, caption.request)
+            if self._mixing.uses_conditional(caption.request.ratio)
+            else [caption.second_row or 0]
             for slot, caption in zip(slots, captions, strict=True)
         ]
         second_rows = [caption.second_row for caption in captions]
-        return self._mixing.next_token_probs(self._logits_RV, first_rows, second_rows, settings)
+        return self._mixing.next_token_probs(self._logits_RV, view_rows, second_rows, settings)
 
     def forward_step(self) -> None:
         """Feed the last token of every caption in flight to the model."""
-        rows = [IDLE] * (len(self._slots) + len(self._second_rows))
+        rows = [IDLE] * self.layout.cache.rows
         for slot, caption in self.in_flight():
             own_length, token = len(caption.tokens) - 1, caption.tokens[-1]
             if self._workload.uses_conditional(caption.request):
-                rows[slot] = Row(token, own_length, caption.image_prefix, caption.reader)
+                assert caption.image is not None
+                for view, row in enumerate(self._view_rows(slot, caption.request)):
+                    rows[row] = Row(token, own_length, self._images.prefix(caption.image, view), caption.reader)
             if caption.second_row is not None:
                 rows[caption.second_row] = Row(token, own_length, caption.second_prefix, caption.reader)
         self._logits_RV = self._captioner.suppress(self.forward(rows))
@@ -182,14 +198,15 @@ class Batch:
         """
         caption = self.caption(slot)
         self._slots[slot] = None
-        if caption.image_prefix is not None:
-            self._images[caption.image_prefix].readers[caption.reader] = None
+        if caption.image is not None:
+            self._images[caption.image].readers[caption.reader] = None
         if caption.second_row is not None:
-            self._second_rows[caption.second_row - len(self._slots)] = None
+            self._second_rows[caption.second_row - len(self._slots) * self._workload.views] = None
         if caption.second_prefix is not None and not self._workload.second_image:
             self._texts.release(caption.second_prefix)
         if clear:
-            self.forward.cache.clear_rows([row for row in (slot, caption.second_row) if row is not None])
+            second = [] if caption.second_row is None else [caption.second_row]
+            self.forward.cache.clear_rows([*self._view_rows(slot, caption.request), *second])
 
 
 def _force_prefixes(captions: Sequence[ActiveCaption], token_B: torch.Tensor) -> None:

@@ -102,20 +102,23 @@ class KvCache:
         self.image_lengths = [0] * layout.image_prefixes
         """Tokens that each image prefix holds."""
 
-    def store_image_prefix(self, number: int, prefilled: DynamicCache) -> None:
-        """Store the prefill of an image and its prompt."""
-        for layer, keys_HLD, values_HLD in self._pair_layers(prefilled):
-            layer.image_keys[number, :, : keys_HLD.shape[1]] = keys_HLD.nan_to_num()
-            layer.image_values[number, :, : values_HLD.shape[1]] = values_HLD.nan_to_num()
-        self._image_lengths_I[number] = self.image_lengths[number] = prefilled.get_seq_length()
+    def store_image_prefixes(self, first: int, prefilled: DynamicCache) -> None:
+        """Store the prefill of images and their prompts, of one length, from the prefix ``first`` on."""
+        length = prefilled.get_seq_length()
+        for layer, keys_IHLD, values_IHLD in self._pair_layers(prefilled):
+            end = first + len(keys_IHLD)
+            layer.image_keys[first:end, :, :length] = keys_IHLD.nan_to_num()
+            layer.image_values[first:end, :, :length] = values_IHLD.nan_to_num()
+        self._image_lengths_I[first:end] = length
+        self.image_lengths[first:end] = [length] * (end - first)
 
     def store_text_prefix(self, number: int, prefilled: DynamicCache) -> None:
         """Store the prefill of a prompt without image."""
         length = prefilled.get_seq_length()
         start = number * self.layout.text_tokens
-        for layer, keys_HLD, values_HLD in self._pair_layers(prefilled):
-            layer.text_keys[:, start : start + length] = keys_HLD.nan_to_num()
-            layer.text_values[:, start : start + length] = values_HLD.nan_to_num()
+        for layer, keys_1HLD, values_1HLD in self._pair_layers(prefilled):
+            layer.text_keys[:, start : start + length] = keys_1HLD[0].nan_to_num()
+            layer.text_values[:, start : start + length] = values_1HLD[0].nan_to_num()
         self._text_lengths_K[number] = length
 
     def clear_rows(self, rows: Sequence[int]) -> None:
@@ -202,14 +205,14 @@ class KvCache:
         return self._steps[device]
 
     def _pair_layers(self, prefilled: DynamicCache) -> Iterator[tuple[_Layer, torch.Tensor, torch.Tensor]]:
-        """Each layer's memory with the keys and values (H, length, D) that a prompt prefilled for it.
+        """Each layer's memory with the keys and values (prompts, H, length, D) that were prefilled for it.
 
         The first prefill determines shape, dtype and device of the memory.
         """
         if not self._layers:
             self._layers = [_Layer(self.layout, source.keys) for source in prefilled.layers]
         for layer, source in zip(self._layers, prefilled.layers, strict=True):
-            yield layer, source.keys[0], source.values[0]
+            yield layer, source.keys, source.values
 
 
 ReaderIndex = tuple[torch.Tensor, slice, torch.Tensor]
@@ -247,19 +250,19 @@ class _Step:
 class _Layer:
     """The memory of one layer, on the device and in the dtype of the layer's own keys."""
 
-    def __init__(self, layout: CacheLayout, like_1HLD: torch.Tensor) -> None:
-        _, heads, _, width = like_1HLD.shape
-        self.keys = like_1HLD.new_zeros(layout.rows, heads, layout.own_tokens, width)
+    def __init__(self, layout: CacheLayout, like_IHLD: torch.Tensor) -> None:
+        _, heads, _, width = like_IHLD.shape
+        self.keys = like_IHLD.new_zeros(layout.rows, heads, layout.own_tokens, width)
         self.values = torch.zeros_like(self.keys)
-        self.rows_R = torch.arange(layout.rows, device=like_1HLD.device)
-        self.image_keys = like_1HLD.new_zeros(layout.image_prefixes, heads, layout.image_tokens, width)
+        self.rows_R = torch.arange(layout.rows, device=like_IHLD.device)
+        self.image_keys = like_IHLD.new_zeros(layout.image_prefixes, heads, layout.image_tokens, width)
         self.image_values = torch.zeros_like(self.image_keys)
-        self.text_keys = like_1HLD.new_zeros(heads, layout.text_prefixes * layout.text_tokens, width)
+        self.text_keys = like_IHLD.new_zeros(heads, layout.text_prefixes * layout.text_tokens, width)
         self.text_values = torch.zeros_like(self.text_keys)
         # One prefix more, for rows that read none.
         grid = layout.image_prefixes + 1, heads, layout.readers, layout.group
-        self._queries = like_1HLD.new_zeros(*grid, width)
-        self._weights = like_1HLD.new_zeros(*grid, layout.image_tokens)
+        self._queries = like_IHLD.new_zeros(*grid, width)
+        self._weights = like_IHLD.new_zeros(*grid, layout.image_tokens)
 
     def image_scores(self, query_QHGD: torch.Tensor, step: _Step) -> torch.Tensor:
         """Scores of rows against their image prefixes, (Q, H, G, P); one matrix product for all readers."""

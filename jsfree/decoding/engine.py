@@ -1,8 +1,9 @@
 """The dual-path engine: captions in flight, each in a slot that is refilled as soon as its caption ends.
 
-A step is one forward pass over a fixed number of rows: one row a slot for the conditional path, and rows for the
-second path of captions that use it (h = 0 needs no second path, h = 1 no image). An image with its prompt is prefilled
-alone, once for all its captions that are decoded together; a prompt without image is prefilled once. The attended
+A step is one forward pass over a fixed number of rows: one row a slot and view of the image for the conditional path,
+and rows for the second path of captions that use it (h = 0 needs no second path, h = 1 no image). An image with its
+prompt is prefilled alone, all its views together, once for all its captions that are decoded together; a prompt without
+image is prefilled once. The attended
 length depends on the other captions, but only adds masked zeros to sums. So in float32 a caption does not depend on
 other captions, their order or the worker (tested on CPUs).
 
@@ -106,12 +107,18 @@ class DualPathEngine:
 
         Raises:
             DeviceError: it could never fit into memory. A request that does not fit at the moment waits.
-            ValueError: it needs the second path, which this engine's workload does not have, or its prefix is invalid.
+            ValueError: it needs the second path or more views, which this engine's workload does not have, or its
+                prefix is invalid.
         """
         check_prefix(self.captioner, request)
         self.check_fits(request)
         if self.mixing.uses_second(request.ratio) and not self._workload.dual_path_share:
             raise ValueError(f"request {request.request_id!r} has h = {request.ratio:g}; the engine has no second path")
+        views = request.decoding.views.count
+        if views > self._workload.views:
+            raise ValueError(
+                f"request {request.request_id!r} has {views} views; the engine has rows for {self._workload.views}"
+            )
         self._queue.append(request)
 
     def check_fits(self, request: Request) -> None:

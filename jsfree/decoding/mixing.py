@@ -11,7 +11,10 @@ paths, and the mixture is the limit. So a product with zero is zero (but t_c^(1-
 contrastive baseline divides by t_u = 0, the tokens with t_u = 0 < t_c take all the mass, in proportion to the weights
 that they have from t_c alone.
 
-Shape suffixes: B captions of a batch, R rows of a table of logits, V vocabulary.
+With several views of the image (``views.py``) the conditional path is the mean of their distributions, each after
+temperature and truncation.
+
+Shape suffixes: B captions of a batch, R rows of a table of logits, V vocabulary, W views of a caption's image.
 """
 
 from __future__ import annotations
@@ -99,6 +102,8 @@ class Mixing:
     """How far the second path's image is noised; None if it sees no image."""
     contrastive = False
     """Whether both paths are always evaluated and the hallucination ratio is ignored."""
+    allows_views = False
+    """Whether the conditional path may see several views of the image."""
 
     def uses_conditional(self, ratio: float) -> bool:
         """Whether a caption of this hallucination ratio needs the conditional path."""
@@ -115,7 +120,7 @@ class Mixing:
     def next_token_probs(
         self,
         logits_RV: torch.Tensor,
-        first_rows: Sequence[int],
+        view_rows: Sequence[Sequence[int]],
         second_rows: Sequence[int | None],
         settings: BatchSettings,
     ) -> torch.Tensor:
@@ -123,16 +128,16 @@ class Mixing:
 
         Args:
             logits_RV: logits of all paths; minus infinity for tokens that must not be drawn.
-            first_rows: row of each caption's conditional path, or of its only path.
+            view_rows: rows of each caption's conditional path, one a view, or the row of its only path.
             second_rows: row of each caption's second path; None if it uses one path.
             settings: decoding settings of the captions.
         """
-        first_BV = _select_rows(logits_RV, first_rows)
+        first_BV = _select_rows(logits_RV, [row for (row,) in view_rows])
         dual = [index for index, row in enumerate(second_rows) if row is not None]
         if not dual:
             return path_probs(first_BV, settings)
         second_BV = _select_rows(logits_RV, [row for row in second_rows if row is not None])
-        if len(dual) == len(first_rows):
+        if len(dual) == len(view_rows):
             return self.probs(first_BV, second_BV, settings)
         probs_BV = path_probs(first_BV, settings)
         probs_BV[dual] = self.probs(first_BV[dual], second_BV, settings.select(dual))
@@ -141,7 +146,30 @@ class Mixing:
 
 @dataclass(frozen=True)
 class Probability(Mixing):
-    """Eq. 3: t = (1 - h) t_c + h t_u; temperature and truncation apply to each path's distribution before mixing."""
+    """Eq. 3: t = (1 - h) t_c + h t_u; temperature and truncation apply to each path's distribution before mixing.
+
+    With W views, t_c is the mean of t_c(view).
+    """
+
+    allows_views = True
+
+    def next_token_probs(
+        self,
+        logits_RV: torch.Tensor,
+        view_rows: Sequence[Sequence[int]],
+        second_rows: Sequence[int | None],
+        settings: BatchSettings,
+    ) -> torch.Tensor:
+        if all(len(rows) == 1 for rows in view_rows):
+            return super().next_token_probs(logits_RV, view_rows, second_rows, settings)
+        probs_BV = _mean_view_probs(logits_RV, view_rows, settings)
+        dual = [index for index, row in enumerate(second_rows) if row is not None]
+        if dual:
+            second_BV = _select_rows(logits_RV, [row for row in second_rows if row is not None])
+            selected = settings.select(dual)
+            second_BV = path_probs(second_BV, selected)
+            probs_BV[dual] = torch.lerp(probs_BV[dual], second_BV, selected.ratio_B[:, None])
+        return probs_BV
 
     def probs(self, conditional_BV: torch.Tensor, second_BV: torch.Tensor, settings: BatchSettings) -> torch.Tensor:
         conditional_BV, second_BV = path_probs(conditional_BV, settings), path_probs(second_BV, settings)
@@ -224,16 +252,47 @@ def add_diffusion_noise(pixels: torch.Tensor, step: int) -> torch.Tensor:
     return math.sqrt(signal) * pixels + math.sqrt(1 - signal) * noise
 
 
-def token_logps(logits_RV: torch.Tensor, rows: Sequence[int], token_B: torch.Tensor) -> torch.Tensor:
+def token_logps(logits_RV: torch.Tensor, view_rows: Sequence[Sequence[int]], token_B: torch.Tensor) -> torch.Tensor:
     """Log-probabilities of tokens at temperature 1 and without truncation, (B,) float32.
+
+    With several views: the logarithm of the mean of the views' probabilities.
 
     Args:
         logits_RV: logits of all paths; minus infinity for tokens that must not be drawn.
-        rows: row of each caption's conditional path.
+        view_rows: rows of each caption's conditional path, one a view.
         token_B: a token of each caption; any number for one without a token.
     """
-    logits_BV = _select_rows(logits_RV, rows).float()
-    return logits_BV.gather(1, token_B.clamp(min=0)[:, None])[:, 0] - logits_BV.logsumexp(-1)
+    logp_B = torch.empty(len(view_rows), device=logits_RV.device)
+    for views, captions in _captions_by_views(view_rows).items():
+        logits_XV = _select_rows(logits_RV, [row for index in captions for row in view_rows[index]]).float()
+        token_X1 = token_B[captions].clamp(min=0).repeat_interleave(views)[:, None]
+        logp_X = logits_XV.gather(1, token_X1)[:, 0] - logits_XV.logsumexp(-1)
+        logp_B[captions] = logp_X.view(-1, views).logsumexp(1) - math.log(views)
+    return logp_B
+
+
+def _mean_view_probs(
+    logits_RV: torch.Tensor, view_rows: Sequence[Sequence[int]], settings: BatchSettings
+) -> torch.Tensor:
+    """The conditional path's distribution: the mean of its views' distributions, (B, V) float32."""
+    groups = _captions_by_views(view_rows)
+    means = []
+    for views, captions in groups.items():
+        logits_XV = _select_rows(logits_RV, [row for index in captions for row in view_rows[index]])
+        probs_XV = path_probs(logits_XV, settings.select([index for index in captions for _ in range(views)]))
+        means.append(probs_XV.view(len(captions), views, -1).mean(1))
+    if len(means) == 1:
+        return means[0]
+    order = torch.tensor([index for captions in groups.values() for index in captions], device=logits_RV.device)
+    return torch.empty_like(torch.cat(means)).index_copy_(0, order, torch.cat(means))
+
+
+def _captions_by_views(view_rows: Sequence[Sequence[int]]) -> dict[int, list[int]]:
+    """Indices of captions by their number of views."""
+    groups: dict[int, list[int]] = {}
+    for index, rows in enumerate(view_rows):
+        groups.setdefault(len(rows), []).append(index)
+    return groups
 
 
 def _select_rows(table_RV: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:

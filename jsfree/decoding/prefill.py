@@ -1,4 +1,7 @@
-"""Prefill of prompts: with an image for the conditional path, without or with a noised one for the second path."""
+"""Prefill of prompts: with an image for the conditional path, without or with a noised one for the second path.
+
+Shape suffixes: V vocabulary, W views of an image.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 
 from jsfree.decoding.mixing import add_diffusion_noise
 from jsfree.decoding.requests import Request
+from jsfree.decoding.views import views_of
 from jsfree.decoding.workload import Requirement
 from jsfree.models.loading import Captioner
 
@@ -22,10 +26,11 @@ CACHED_PROMPTS = 64
 
 @dataclass(frozen=True)
 class Prefilled:
-    """Keys and values of a prefix, and the logits of the token after it: minus infinity where it must not be drawn."""
+    """Keys and values of prefixes, one a view of an image, or of the one prefix without image."""
 
     cache: DynamicCache
-    logits_V: torch.Tensor
+    logits_WV: torch.Tensor
+    """Logits of the token after each prefix: minus infinity for tokens that must not be drawn."""
 
 
 @dataclass
@@ -38,7 +43,7 @@ class _Prompt:
 
 
 class Prefill:
-    """Runs the model over prompts, one at a time, so that no caption's arithmetic depends on other captions."""
+    """Runs the model over prompts, one image at a time, so that no caption's arithmetic depends on other captions."""
 
     def __init__(self, captioner: Captioner) -> None:
         self._captioner = captioner
@@ -54,10 +59,15 @@ class Prefill:
             caption=request.decoding.max_new_tokens,
         )
 
-    def image_prefix(self, pixels: torch.Tensor, prompt: str, noise_step: int | None = None) -> Prefilled:
-        """Prefill an image, noised if ``noise_step`` is given, with its prompt."""
-        shown = pixels if noise_step is None else add_diffusion_noise(pixels, noise_step)
-        return self._run(self._prompt(prompt).with_image, self._captioner.batch([shown]))
+    def image_prefix(self, request: Request) -> Prefilled:
+        """Prefill the views of a request's image with its prompt."""
+        views = views_of(request.pixels, request.decoding.views)
+        return self._run(self._prompt(request.prompt).with_image, self._captioner.batch(list(views)))
+
+    def noised_prefix(self, request: Request, noise_step: int) -> Prefilled:
+        """Prefill a request's image, noised, with its prompt."""
+        noised = add_diffusion_noise(request.pixels, noise_step)
+        return self._run(self._prompt(request.prompt).with_image, self._captioner.batch([noised]))
 
     def text_prefix(self, text: str) -> Prefilled:
         """Prefill a prompt without image, or return the cached prefill."""
@@ -71,9 +81,9 @@ class Prefill:
 
         model = self._captioner.model
         cache = DynamicCache(config=model.config.get_text_config())
-        ids = ids.to(self._captioner.device)
+        ids = ids.to(self._captioner.device).expand(1 if pixels is None else len(pixels), -1)
         output = model(input_ids=ids, pixel_values=pixels, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return Prefilled(cache, self._captioner.suppress(output.logits[0, -1]))
+        return Prefilled(cache, self._captioner.suppress(output.logits[:, -1]))
 
     def _prompt(self, text: str) -> _Prompt:
         with self._lock:

@@ -1,4 +1,7 @@
-"""Captions in flight, and the prefilled prefixes that they share."""
+"""Captions in flight, and the prefilled prefixes that they share.
+
+Shape suffixes: V vocabulary, W views of an image.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from jsfree.config import Views
 from jsfree.decoding.requests import Request
 from jsfree.decoding.sampling import NoiseStream
 
@@ -22,14 +26,14 @@ class ActiveCaption:
 
     request: Request
     noise: NoiseStream
-    image_prefix: int | None = None
-    """The image prefix that it reads."""
+    image: int | None = None
+    """The image whose prefixes it reads."""
     reader: int = 0
-    """Its number among the readers of that prefix."""
+    """Its number among the readers of that image."""
     second_row: int | None = None
     """Row of its second path."""
     second_prefix: int | None = None
-    """The prefix that its second path reads: a text prefix, or an image prefix that was noised."""
+    """The prefix that its second path reads: a text prefix, or that of the noised image."""
     tokens: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     """Log-probabilities of ``tokens``, if the request asks for them."""
@@ -41,21 +45,22 @@ class ActiveCaption:
 
 
 @dataclass
-class ImagePrefix:
-    """An image with its prompt, prefilled."""
+class PrefilledImage:
+    """An image whose views are prefilled with a prompt."""
 
     pixels: torch.Tensor
     prompt: str
+    views: Views
     readers: list[int | None]
     """Slots of the captions that read it."""
-    logits_V: torch.Tensor
-    """Logits of the first token."""
+    logits_WV: torch.Tensor
+    """Logits of the first token, by view."""
     second_logits_V: torch.Tensor | None = None
     """Logits of the second path's first token, if it sees the noised image."""
 
     def matches(self, request: Request) -> bool:
-        """Whether it is the prefix of a request."""
-        return self.pixels is request.pixels and self.prompt == request.prompt
+        """Whether its prefixes are those of a request."""
+        return self.pixels is request.pixels and self.prompt == request.prompt and self.views == request.decoding.views
 
     @property
     def idle(self) -> bool:
@@ -63,62 +68,81 @@ class ImagePrefix:
         return all(reader is None for reader in self.readers)
 
 
-class ImagePrefixes:
-    """Image prefixes by their number in the cache."""
+class PrefilledImages:
+    """Prefilled images by their number. Image i has the prefixes i W to i W + W - 1 of the cache, one a view.
 
-    def __init__(self, count: int, readers: int) -> None:
-        self._prefixes: list[ImagePrefix | None] = [None] * count
-        self._readers = readers
+    The prefixes of noised images follow those of all images.
+    """
 
-    def __len__(self) -> int:
-        return len(self._prefixes)
+    def __init__(self, count: int, readers: int, views: int) -> None:
+        """Prepare.
 
-    def __getitem__(self, number: int) -> ImagePrefix:
-        prefix = self._prefixes[number]
-        assert prefix is not None
-        return prefix
+        Args:
+            count: number of images.
+            readers: captions that may read an image at a time.
+            views: most views of an image, W.
+        """
+        self._images: list[PrefilledImage | None] = [None] * count
+        self._readers, self._views = readers, views
 
-    def load(self, request: Request, number: int, prefill: Prefill, cache: KvCache) -> ImagePrefix:
-        """The prefix of a request at ``number``; prefilled and stored there if it is not there yet."""
+    def __getitem__(self, number: int) -> PrefilledImage:
+        image = self._images[number]
+        assert image is not None
+        return image
+
+    def prefix(self, number: int, view: int = 0) -> int:
+        """The cache's number of the prefix of an image's view."""
+        return number * self._views + view
+
+    def noised_prefix(self, number: int) -> int:
+        """The cache's number of the prefix of a noised image."""
+        return len(self._images) * self._views + number
+
+    def load(self, request: Request, number: int, prefill: Prefill, cache: KvCache) -> PrefilledImage:
+        """The image of a request at ``number``; prefilled and stored there if it is not there yet."""
         if not self._serves(request, number):
-            prefilled = prefill.image_prefix(request.pixels, request.prompt)
-            cache.store_image_prefix(number, prefilled.cache)
+            prefilled = prefill.image_prefix(request)
+            cache.store_image_prefixes(self.prefix(number), prefilled.cache)
             readers: list[int | None] = [None] * self._readers
-            self._prefixes[number] = ImagePrefix(request.pixels, request.prompt, readers, prefilled.logits_V)
+            self._images[number] = PrefilledImage(
+                request.pixels, request.prompt, request.decoding.views, readers, prefilled.logits_WV
+            )
         return self[number]
 
-    def load_noised(self, number: int, noise_step: int | None, prefill: Prefill, cache: KvCache) -> torch.Tensor:
+    def load_noised(
+        self, request: Request, number: int, noise_step: int, prefill: Prefill, cache: KvCache
+    ) -> torch.Tensor:
         """First logits of a second path that sees the noised image, (V,); prefilled once for each image."""
-        prefix = self[number]
-        if prefix.second_logits_V is None:
-            prefilled = prefill.image_prefix(prefix.pixels, prefix.prompt, noise_step)
-            cache.store_image_prefix(len(self) + number, prefilled.cache)
-            prefix.second_logits_V = prefilled.logits_V
-        return prefix.second_logits_V
+        image = self[number]
+        if image.second_logits_V is None:
+            prefilled = prefill.noised_prefix(request, noise_step)
+            cache.store_image_prefixes(self.noised_prefix(number), prefilled.cache)
+            image.second_logits_V = prefilled.logits_WV[0]
+        return image.second_logits_V
 
     def find(self, request: Request, waiting: Iterable[Request], *, force: bool) -> int | None:
-        """Number for a request's prefix: where it is already, or one that may be overwritten; None if there is none.
+        """Number for a request's image: where it is already, or one that may be overwritten; None if there is none.
 
         Args:
             request: the request that is to start.
-            waiting: requests whose prefixes should be kept.
+            waiting: requests whose images should be kept.
             force: overwrite even those, because no caption could start otherwise.
         """
-        for number in range(len(self._prefixes)):
+        for number in range(len(self._images)):
             if self._serves(request, number):
                 return number
-        if None in self._prefixes:
-            return self._prefixes.index(None)
-        idle = [number for number in range(len(self._prefixes)) if self[number].idle]
+        if None in self._images:
+            return self._images.index(None)
+        idle = [number for number in range(len(self._images)) if self[number].idle]
         awaited = {id(other.pixels) for other in waiting if other is not request} if idle else set()
         unused = [number for number in idle if id(self[number].pixels) not in awaited]
         # The lowest number: a step reads all prefixes up to the highest one in use.
         return min(unused or idle if force else unused, default=None)
 
     def _serves(self, request: Request, number: int) -> bool:
-        """Whether the prefix of a request is at ``number``, with a free reader."""
-        prefix = self._prefixes[number]
-        return prefix is not None and prefix.matches(request) and None in prefix.readers
+        """Whether the image of a request is at ``number``, with a free reader."""
+        image = self._images[number]
+        return image is not None and image.matches(request) and None in image.readers
 
 
 class TextPrefixes:

@@ -52,7 +52,7 @@ class Layout:
     second_rows: int
     """Rows of the second path."""
     images: int
-    """Images whose prefill is held."""
+    """Images whose prefill is held, one prefix a view."""
     requirement: Requirement
     cache: CacheLayout
     bytes: int
@@ -80,6 +80,12 @@ class Workload:
     takes more memory."""
     mixing: Mixing = field(default_factory=Probability)
     """How the two paths are combined."""
+    views: int = 1
+    """Most views of an image that a caption's conditional path may see."""
+
+    def __post_init__(self) -> None:
+        if self.views > 1 and not self.mixing.allows_views:
+            raise ValueError(f"{type(self.mixing).__name__} combines one view of the image, not {self.views}")
 
     @classmethod
     def for_pairs(cls, settings: Generate) -> Workload:
@@ -93,18 +99,19 @@ class Workload:
             images_per_slot=1.5 / captions,
             prompts=1,
             mixing=MIXINGS[settings.mixing],
+            views=settings.decoding.views.count,
         )
 
     @classmethod
-    def for_captions(cls, slots: int, contrast: Contrast | None = None) -> Workload:
+    def for_captions(cls, slots: int, contrast: Contrast | None = None, views: int = 1) -> Workload:
         """One caption an image: by the conditional path alone, or by a contrastive baseline."""
         share, mixing = (1.0, contrastive_mixing(contrast)) if contrast else (0.0, Probability())
-        return cls(slots, share, captions_per_image=1, images_per_slot=1.0, prompts=1, mixing=mixing)
+        return cls(slots, share, captions_per_image=1, images_per_slot=1.0, prompts=1, mixing=mixing, views=views)
 
     @classmethod
-    def for_serving(cls, slots: int) -> Workload:
+    def for_serving(cls, slots: int, views: int = 1) -> Workload:
         """Any image with any prompt, by the conditional path alone."""
-        return cls(slots, dual_path_share=0.0, captions_per_image=CHOICES_PER_REQUEST, images_per_slot=1.0)
+        return cls(slots, 0.0, captions_per_image=CHOICES_PER_REQUEST, images_per_slot=1.0, views=views)
 
     @property
     def second_image(self) -> bool:
@@ -139,13 +146,13 @@ class Workload:
     def _layout(self, size: KvSize, requirement: Requirement) -> Layout:
         """The layout of exactly ``slots`` captions."""
         images = min(self.slots, int(self.slots * self.images_per_slot) + 1)
-        second_rows = math.ceil(self.slots * self.dual_path_share)
+        view_rows, second_rows = self.slots * self.views, math.ceil(self.slots * self.dual_path_share)
         prompts = second_rows if self.prompts is None else min(second_rows, self.prompts)
         cache = CacheLayout(
-            rows=self.slots + second_rows,
-            image_rows=self.slots + second_rows if self.second_image else self.slots,
+            rows=view_rows + second_rows,
+            image_rows=view_rows + second_rows if self.second_image else view_rows,
             own_tokens=round_up(requirement.caption),
-            image_prefixes=images * (2 if self.second_image else 1),
+            image_prefixes=images * (self.views + (1 if self.second_image else 0)),
             readers=self.captions_per_image,
             image_tokens=requirement.image_prefix,
             text_prefixes=0 if self.second_image else prompts,

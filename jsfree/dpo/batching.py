@@ -1,7 +1,7 @@
 """Tensors of preference pairs: all captions of a pair in one row, after one shared prefix.
 
-A row is [prompt with image | chosen | rejected | target], padded on the right; which captions it has depends on the
-objective (``roles_of``). Each caption attends to the prefix and to itself, not to other captions, and all start at the
+A row is [prompt with image | chosen | rejected | target], padded on the right; ``RunConfig.trained_captions`` says
+which captions it has. Each caption attends to the prefix and to itself, not to other captions, and all start at the
 position after the prefix. So a row gives the same log-probabilities as separate rows, while the prefix, which is mostly
 visual tokens, is computed once. Completion tokens are those that were generated, never a stored text tokenised again;
 they include the end token.
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jsfree.config import RunConfig, Source
+from jsfree.config import Source
 from jsfree.errors import StageError
 from jsfree.images.decoding import load_image
 from jsfree.models.loading import Captioner
@@ -163,19 +163,6 @@ def pack(prompts: Sequence[Sequence[int]], captions: Sequence[Mapping[Role, Sequ
         targets_T=torch.tensor([token for _, _, tokens in ordered for token in tokens]),
         lengths={role: [len(tokens) for _, _, tokens in of_role] for role, of_role in completions.items()},
     )
-
-
-def nll_role(config: RunConfig) -> Role:
-    """The caption whose NLL is part of the loss: the composed one, if the objective asks for it and there is one."""
-    return "target" if config.train.objective != "dpo" and config.select.strategy == "coverage" else "chosen"
-
-
-def roles_of(config: RunConfig) -> tuple[Role, ...]:
-    """The captions of a pair that training with ``config`` reads (``train.objective``)."""
-    role = nll_role(config)
-    if config.train.objective == "nll":
-        return (role,)
-    return PAIR if role in PAIR else (*PAIR, role)
 
 
 def tokens_of(pair: SelectedPair, role: Role) -> Sequence[int]:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from jsfree.config import RunConfig
 from jsfree.dpo import reference_logps
-from jsfree.dpo.batching import PAIR, PairBatch, collate, epoch_order, micro_batches, nll_role, prefetch, roles_of
+from jsfree.dpo.batching import PAIR, PairBatch, collate, epoch_order, micro_batches, prefetch
 from jsfree.dpo.engine import gather_weights, start_engine
 from jsfree.dpo.features import VisionFeatures
 from jsfree.dpo.figures import Sums, add_sums, count_completions, mean_figures, peak_memory, sum_nll, sum_preference
@@ -187,7 +187,7 @@ class Trainer:
         self.engine = start_engine(self.captioner, config, self.world)
         self.micro: int = self.engine.train_micro_batch_size_per_gpu()
         self.features: VisionFeatures | None = None
-        self.roles = roles_of(config)
+        self.roles = config.trained_captions
 
     def prepare(self, held_out: Subset, folders: Folders, models: Models) -> None:
         """Load or compute the pairs' index, the cached vision features and the reference log-probabilities."""
@@ -308,7 +308,7 @@ class Trainer:
             losses.append(terms.loss.mean())
             sums |= sum_preference(terms, policy, lengths, train.beta)
         if train.sft_weight:
-            role = nll_role(self.config)
+            role = self.config.nll_caption
             nll = mean_nll(logps[role], torch.tensor(batch.lengths[role], device=device))
             losses.append(train.sft_weight * nll.mean())
             sums |= sum_nll(nll, train.sft_weight, is_loss=train.objective == "nll")

@@ -275,7 +275,9 @@ def _described(source: Source) -> str:
 
 def _decoded(decoding: Decoding) -> str:
     how = "greedy" if not decoding.temperature else f"temperature {decoding.temperature:g}, top-p {decoding.top_p:g}"
-    return f"{how}, at most {decoding.max_new_tokens} tokens"
+    views = decoding.views
+    mean = f", mean of {views.count} views shifted by up to {views.shift} pixels" if views.count > 1 else ""
+    return f"{how}, at most {decoding.max_new_tokens} tokens{mean}"
 
 
 def _public(ref: str) -> str:

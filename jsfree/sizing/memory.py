@@ -39,9 +39,9 @@ class Lengths:
     maximum: int
     """The longest caption allowed."""
 
-    def rows(self, count: int) -> Rows:
-        """A micro batch of pairs."""
-        return Rows(count, self.prefix + 2 * self.caption, 2 * self.caption)
+    def rows(self, count: int, captions: int = 2) -> Rows:
+        """A micro batch of pairs, of which training reads ``captions`` each."""
+        return Rows(count, self.prefix + captions * self.caption, captions * self.caption)
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,15 @@ def generation(shape: LlavaShape, config: RunConfig, lengths: Lengths, slots: in
     workload = Workload.for_pairs(config.generate)
     workload = replace(workload, slots=slots or workload.slots)
     layout = workload.layout(keys_of(shape, dtype), requirement, float("inf"))
-    rows = layout.slots + layout.second_rows
+    prefill = workload.views * _prefill(shape, lengths, dtype)
     return Memory(
         {"weights": BYTES[dtype] * parameters(shape).total, "keys and values": layout.bytes},
-        {"prefill": _prefill(shape, lengths, dtype), "a step": _step(shape, layout.cache.tokens, rows, dtype)},
+        {"prefill": prefill, "a step": _step(shape, layout.cache.tokens, layout.cache.rows, dtype)},
     )
 
 
 def _prefill(shape: LlavaShape, lengths: Lengths, dtype: str) -> int:
-    """Bytes of prefilling an image and its prompt: its keys and values, and a layer's activations."""
+    """Bytes of prefilling a view of an image and its prompt: its keys and values, and a layer's activations."""
     width, language = BYTES[dtype], shape.language
     layer = lengths.prefix * (width * (2 * language.hidden + 3 * language.intermediate) + FLOAT32 * language.hidden)
     return lengths.prefix * keys_of(shape, dtype).token_bytes + layer
@@ -117,13 +117,15 @@ def slots_that_fit(shape: LlavaShape, config: RunConfig, lengths: Lengths, memor
         return 0
 
 
-def training(shape: LlavaShape, train: Train, dtype: str, lengths: Lengths, *, on_cpu: bool = False) -> Memory:
-    """Memory of a worker of stage 4, with captions of average length."""
+def training(
+    shape: LlavaShape, train: Train, dtype: str, lengths: Lengths, *, captions: int = 2, on_cpu: bool = False
+) -> Memory:
+    """Memory of a worker of stage 4, with ``captions`` per pair of average length (``RunConfig.trained_captions``)."""
     counted = parameters(shape, train.trained_layers, train.lora)
     workers = train.resources.replicas
     offload = "none" if on_cpu else train.offload  # a CPU would offload to the same memory
     taken = footprint.training_bytes(counted, train.zero_stage, workers, dtype, offload)
-    rows = lengths.rows(min(train.pairs_per_worker, train.pairs_per_step // workers))
+    rows = lengths.rows(min(train.pairs_per_worker, train.pairs_per_step // workers), captions)
     width = BYTES[dtype]
     activations = activation_bytes(shape, rows, width, checkpointing=train.gradient_checkpointing, lora=train.lora)
     held = {"weights": taken.weights, "optimizer": taken.optimizer, "buckets": _buckets(counted, train, width, on_cpu)}

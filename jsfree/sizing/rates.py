@@ -23,6 +23,8 @@ from jsfree.sizing.workload import Workload
 GB, TERA = 1e9, 1e12
 UTILISATION = 0.92
 """Share of the slots that hold a caption (docs/operations.md)."""
+READ_SHARE = 0.8
+"""Share of the images held that a decoding step reads; the others wait for their next caption."""
 CLIP_FLOPS = 4e11
 """Operations of ViT-L/14 at 336 pixels for an image and the sentences of two captions."""
 READ_SECONDS = 0.02
@@ -125,7 +127,7 @@ def stage_times(
     on_gpu = {} if gpu is None else _on_gpu(config, work, shape, lengths, gpu, slots)
     on_cpu = _on_cpu(config, work)
     skipped = {"generate"} if config.imported is not None else set()
-    skipped |= {"score"} if config.score.with_generation else set()
+    skipped |= {"score"} if config.score.with_generation and config.imported is None else set()
     generate, score, train = config.generate.resources, config.score.resources, config.train.resources
     stages = {"generate": generate, "score": score, "train": train, "evaluate": generate}
     return [
@@ -169,18 +171,27 @@ def caption_seconds(
     config: RunConfig, work: Workload, shape: LlavaShape, lengths: Lengths, gpu: GpuKind, slots: int
 ) -> float:
     """Seconds that one replica takes for all pairs: prefills, and decoding steps that read weights, keys and values."""
-    mixed = DecodingWorkload.for_pairs(config.generate).dual_path_share
-    prefill = work.images * _prefill_seconds(shape, lengths, gpu)
-    return prefill + _steps_seconds(config, shape, lengths, gpu, slots, mixed, work.captions, 0.6)
+    workload = DecodingWorkload.for_pairs(config.generate)
+    prefill = work.images * workload.views * _prefill_seconds(shape, lengths, gpu)
+    paths = workload.views + workload.dual_path_share
+    prefixes = READ_SHARE * workload.images_per_slot * workload.views
+    return prefill + _steps_seconds(config, shape, lengths, gpu, slots, paths, work.captions, prefixes)
 
 
 def _evaluation_seconds(
     config: RunConfig, work: Workload, shape: LlavaShape, lengths: Lengths, gpu: GpuKind, slots: int
 ) -> float:
-    """The same for evaluation captions, one per image and with one path, and their CLIP scores."""
-    prefill = work.evaluated * _prefill_seconds(shape, lengths, gpu)
-    steps = _steps_seconds(config, shape, lengths, gpu, slots, 0.0, work.evaluated, 1.0)
+    """The same for evaluation captions, one per image and by the conditional path, and their CLIP scores."""
+    views = _evaluation_views(config)
+    prefill = work.evaluated * views * _prefill_seconds(shape, lengths, gpu)
+    steps = _steps_seconds(config, shape, lengths, gpu, slots, views, work.evaluated, views)
     return prefill + steps + score_seconds(work.evaluated, config, gpu)
+
+
+def _evaluation_views(config: RunConfig) -> float:
+    """Views of an image in an evaluation caption, on average over the modes."""
+    counts = [mode.views.count for mode in config.evaluate.modes.values()]
+    return sum(counts) / len(counts) if counts else 1.0
 
 
 def _prefill_seconds(shape: LlavaShape, lengths: Lengths, gpu: GpuKind) -> float:
@@ -193,13 +204,14 @@ def _steps_seconds(
     lengths: Lengths,
     gpu: GpuKind,
     slots: int,
-    mixed: float,
+    paths: float,
     captions: int,
-    images: float,
+    prefixes: float,
 ) -> float:
+    """Seconds of decoding steps; ``paths`` and ``prefixes`` of images are averages per caption."""
     width, keys = BYTES[config.captioner.dtype], memory.keys_of(shape, config.captioner.dtype)
-    own = slots * (1 + mixed) * lengths.caption / 2
-    read = width * memory.parameters(shape).total + keys.token_bytes * (images * slots * lengths.prefix + own)
+    own = slots * paths * lengths.caption / 2
+    read = width * memory.parameters(shape).total + keys.token_bytes * (prefixes * slots * lengths.prefix + own)
     steps = captions * lengths.caption / (slots * UTILISATION)
     return steps * read / (gpu.shares.bandwidth * gpu.bandwidth)
 
@@ -218,7 +230,7 @@ def train_seconds(config: RunConfig, work: Workload, shape: LlavaShape, lengths:
     """
     train = config.train
     passes = (4 if train.lora is not None else 6) + (2 if train.gradient_checkpointing else 0)
-    positions = lengths.prefix + 2 * lengths.caption
+    positions = lengths.prefix + len(config.trained_captions) * lengths.caption
     operations = memory.parameters(shape).total * positions * work.pairs * (passes * train.epochs + 2)
     return work.rounds * operations / (gpu.shares.training * gpu.flops)
 
@@ -231,6 +243,8 @@ MINIWORLD = {
     "evaluate": Measured(65, DEMO),
 }
 """Rows per second of a replica on one core: images, pairs or captions over the demo's ``device_seconds``."""
+VIEW_COST = 0.35
+"""Time of a further view of the image on a CPU, as a share of decoding with one view (``benchmarks/views.py``)."""
 
 
 def _on_cpu(config: RunConfig, work: Workload) -> dict[str, StageTime]:
@@ -243,13 +257,15 @@ def _on_cpu(config: RunConfig, work: Workload) -> dict[str, StageTime]:
         "train": (work.rounds * work.pairs * config.train.epochs, steps, train, work.rounds),
         "evaluate": (work.evaluated, f"{work.evaluated:,} captions", generate, work.rounds),
     }
+    views = {"generate": config.generate.decoding.views.count, "evaluate": _evaluation_views(config)}
     rows = {}
     for stage, (count, what, resources, starts) in stages.items():
         devices, rate = f"{resources.replicas} x {resources.cpus:g} CPU", rates.get(stage)
         if rate is None:
             rows[stage] = StageTime(stage, what, devices, None, None, "unknown: this model was not measured on CPUs")
             continue
-        wall = count / rate.rows_a_second / resources.replicas + starts * START_SECONDS
+        slower = 1 + VIEW_COST * (views.get(stage, 1) - 1)
+        wall = slower * count / rate.rows_a_second / resources.replicas + starts * START_SECONDS
         cost = wall * resources.replicas * resources.cpus
         rows[stage] = StageTime(stage, what, devices, wall, cost, f"measured ({rate.source})")
     return rows

@@ -17,6 +17,8 @@ MINIWORLD_TOKENS = 42
 """The same in MiniWorld, measured (``tokens`` over rows in a run's manifests)."""
 ROW_BYTES = 40
 """Bytes per token of a caption: text, token id and share of the sentence scores, compressed."""
+CANDIDATE_BYTES = 8
+"""Further bytes per token of a candidate: its log-probability and its end in the text."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def workload_of(config: RunConfig, images: int, evaluated: int | None = None) ->
     modes, models = len(config.evaluate.modes), 1 + config.rounds
     return Workload(
         images * config.rounds,
-        2 * images * config.rounds,
+        (2 + config.generate.samples) * images * config.rounds,
         (config.evaluate.source.count or evaluated or images) * modes * models,
         pairs,
         steps,
@@ -79,13 +81,15 @@ def disk_bytes(
     caption = ROW_BYTES * work.caption_tokens
     # An image is stored in samples, pairs, scored and selected, and in two tables of evaluation captions.
     pair_tables = work.images * (3 * image_bytes + 4 * caption) + work.rounds * work.pairs * (image_bytes + 4 * caption)
+    # Candidates repeat the pair and are stored in pairs and scored, with two more numbers per token.
+    candidates = work.captions * (caption + CANDIDATE_BYTES * work.caption_tokens) if config.generate.samples else 0
     caption_tables = 2 * work.evaluated * (image_bytes + caption)
     train = config.train
     checkpoint = footprint.checkpoint_bytes(parameters, train.zero_stage, config.captioner.dtype)
     held = max_checkpoints(config, work)
     kept = work.rounds * min(held, train.keep) + max(0, held - train.keep)
     return {
-        "tables": pair_tables + caption_tables,
+        "tables": pair_tables + 2 * candidates + caption_tables,
         "models": work.rounds * footprint.model_bytes(parameters, config.captioner.dtype),
         "checkpoints": kept * checkpoint,
         "features": work.rounds * work.pairs * features if train.cache_vision_features else 0,

@@ -216,7 +216,7 @@ class CaptionWriter:
         contrast, settings = self.decoding.contrast, config.generate
         self.captioner = captioner_of(config, model_ref, device)
         self._reader = ImageReader(self.captioner, settings.resources.cpus)
-        workload = Workload.for_captions(settings.slots, contrast)
+        workload = Workload.for_captions(settings.slots, contrast, self.decoding.views.count)
         self.engine = DualPathEngine(
             self.captioner, workload, kv_cache_gib=settings.kv_cache_gib, compiling=settings.compile
         )

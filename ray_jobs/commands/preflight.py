@@ -189,9 +189,11 @@ def with_gpus(config: RunConfig, gpus: int) -> RunConfig:
 def _ways(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> list[tuple[str, float, bool]]:
     """The training modes with the memory of a worker, in GB, and whether it fits on the device."""
     available, dtype = devices.training_capacity(config, device), config.captioner.dtype
+    captions = len(config.trained_captions)
     ways = []
     for name, train in memory.alternatives(config.train, on_cpu=not device.is_gpu):
-        size = memory.training(shape, train, dtype, lengths, on_cpu=not device.is_gpu).total
+        required = memory.training(shape, train, dtype, lengths, captions=captions, on_cpu=not device.is_gpu)
+        size = required.total
         ways.append((name, size / devices.GB, size <= available))
     return ways
 

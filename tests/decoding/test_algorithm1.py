@@ -72,11 +72,11 @@ def test_a_batch_of_all_settings_matches_the_definitions(mixing: Mixing, dtype):
     table = torch.cat([torch.stack(path) for path in zip(*paths, strict=True)])
     count = len(cases)
     rows = BatchSettings.of(decodings, ratios, steps, CPU)
-    found = mixing.next_token_probs(allowed(table), range(count), range(count, 2 * count), rows)
+    found = mixing.next_token_probs(allowed(table), [[row] for row in range(count)], range(count, 2 * count), rows)
     for case, probs, (first, second), ratio, decoding, step in zip(
         cases, found, paths, ratios, decodings, steps, strict=True
     ):
-        expected = algorithm1.mixture(literal(first), literal(second), ratio, decoding, step, mixing)
+        expected = algorithm1.mixture(literal(first)[None], literal(second), ratio, decoding, step, mixing)
         assert (probs.double() - expected).abs().max() < 2e-5, (case, ratio, step)
 
 
@@ -86,9 +86,9 @@ def test_captions_with_one_and_with_two_paths_share_a_batch():
     rows = BatchSettings.of(decodings, [0.5, 0.0, 0.5, 0.0], [0] * 4, CPU)
     table = torch.stack([path for pair in paths for path in pair])
     for mixing in (MIXINGS["probability"], MIXINGS["logit"]):
-        found = mixing.next_token_probs(allowed(table), [0, 2, 4, 6], [1, None, 5, None], rows)
+        found = mixing.next_token_probs(allowed(table), [[0], [2], [4], [6]], [1, None, 5, None], rows)
         for probs, (first, second), decoding, ratio in zip(found, paths, decodings, (0.5, 0.0, 0.5, 0.0), strict=True):
-            expected = algorithm1.mixture(literal(first), literal(second), ratio, decoding, 0, mixing)
+            expected = algorithm1.mixture(literal(first)[None], literal(second), ratio, decoding, 0, mixing)
             assert (probs.double() - expected).abs().max() < 1e-6
 
 
@@ -153,8 +153,8 @@ def test_limits_agree_with_the_oracle_if_supports_hardly_overlap(mixing, zero):
         first, second = paths.masked_fill(dropped, zero)
         ratio, step = (0.0, 0.3, 0.5, 0.8, 1.0)[case % 5], (0, 1, 40)[case % 3]
         rows = BatchSettings.of([Decoding()], [ratio], [step], CPU)
-        found = mixing.next_token_probs(torch.stack([first, second]), [0], [1], rows)[0].double()
-        expected = algorithm1.mixture(first.double(), second.double(), ratio, Decoding(), step, mixing)
+        found = mixing.next_token_probs(torch.stack([first, second]), [[0]], [1], rows)[0].double()
+        expected = algorithm1.mixture(first.double()[None], second.double(), ratio, Decoding(), step, mixing)
         assert (found - expected).abs().max() < 2e-5, (case, first, second, ratio)
 
 
@@ -178,7 +178,7 @@ def test_a_row_without_any_mass_has_no_token(mixing, cut, broken):
     for path in (first, second):
         path[1] = broken
     rows = BatchSettings.of([Decoding(**cut)] * 2, [0.5] * 2, [3] * 2, CPU)
-    probs = mixing.next_token_probs(allowed(torch.cat((first, second))), [0, 1], [2, 3], rows)
+    probs = mixing.next_token_probs(allowed(torch.cat((first, second))), [[0], [1]], [2, 3], rows)
     noise = torch.from_numpy(NoiseStream(0, VOCABULARY).next_token())[None].expand(2, -1)
     for greedy in (True, False):
         tokens = sample_tokens(probs, noise, [greedy] * 2).tolist()

@@ -12,7 +12,7 @@ from functools import cache
 import pytest
 import torch
 
-from jsfree.config import Contrast, Decoding
+from jsfree.config import Contrast, Decoding, Views
 from jsfree.decoding import algorithm1
 from jsfree.decoding.engine import DualPathEngine
 from jsfree.decoding.forward import Forward
@@ -129,11 +129,13 @@ def test_distributions_agree_with_algorithm_1(captioner, request_of):
     assert max(probs_apart(engine, captioner)) < 1e-6  # total variation: no probability differs by more
 
 
-def test_engine_in_bfloat16_is_as_exact_as_algorithm_1_in_bfloat16(captioner, request_of):
+@pytest.mark.parametrize("views", [1, 3])
+def test_engine_in_bfloat16_is_as_exact_as_algorithm_1_in_bfloat16(captioner, request_of, views):
     """Compares total variations from Algorithm 1 in float32."""
     half = load_captioner("miniworld:captioner", dtype="bfloat16")
-    engine, literal = DualPathEngine(half, Workload(12)), []
-    requests = [request_of(index, "high", 0.4, Decoding(max_new_tokens=20)) for index in range(12)]
+    engine, literal = DualPathEngine(half, Workload(12, views=views)), []
+    decoding = Decoding(max_new_tokens=20, views=Views(count=views))
+    requests = [replace(request_of(index, "high", 0.4, decoding), with_logps=True) for index in range(12)]
     for request in requests:
         engine.submit(request)
     found = probs_apart(engine, captioner)

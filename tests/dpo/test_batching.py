@@ -5,7 +5,7 @@ import torch
 
 from jsfree import config
 from jsfree.config import RunConfig, build
-from jsfree.dpo.batching import check_context_length, collate, epoch_order, micro_batches, prefetch, roles_of
+from jsfree.dpo.batching import check_context_length, collate, epoch_order, micro_batches, prefetch
 from jsfree.dpo.engine import deepspeed_config
 from jsfree.dpo.loop import learning_rate, steps_per_epoch
 from jsfree.dpo.policy import PairModel
@@ -63,9 +63,8 @@ def test_a_batch_has_the_captions_of_the_requested_roles(captioner, pairs, roles
 def test_the_objective_decides_which_captions_are_trained_on():
     def roles(objective, strategy):
         train = {"objective": objective, "sft_weight": 1.0}
-        return roles_of(
-            config.build({"generate": {"samples": 1}, "select": {"strategy": strategy}, "train": train}, "x")
-        )
+        sections = {"generate": {"samples": 1}, "select": {"strategy": strategy}, "train": train}
+        return config.build(sections, where="test").trained_captions
 
     assert roles("dpo", "gap") == roles("dpo", "coverage") == roles("dpo+nll", "gap") == ("chosen", "rejected")
     assert roles("dpo+nll", "coverage") == ("chosen", "rejected", "target")

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from jsfree.config import Decoding
+from jsfree.config import Decoding, Views, with_overrides
+from jsfree.decoding import algorithm1
 from jsfree.decoding.engine import DualPathEngine
 from jsfree.decoding.loop import DecodingLoop
 from jsfree.decoding.requests import Request
@@ -42,6 +43,19 @@ def test_eight_concurrent_clients_get_the_same_captions_as_alone(engine):
     assert all(isinstance(answer, Answer) for answer in answers)
     assert len({answer.choices for answer in answers}) == 8
     assert asyncio.run(in_turn()) == answers
+
+
+def test_served_captions_are_the_mean_of_the_configured_views(captioner, finished_run):
+    config = with_overrides(finished_run.run.config, ["serve.views.count=3"])
+    served = Engine(config, "miniworld:captioner")
+    try:
+        answer = asyncio.run(served.caption(question(0, temperature=0.0, top_p=1.0)))
+    finally:
+        served.close()
+    pixels = captioner.pixels(world.draw(world.scene("development", 0)))
+    decoding = Decoding(temperature=0, max_new_tokens=40, views=Views(count=3))
+    expected = algorithm1.decode(captioner, Request("x", pixels, world.PROMPT, 0.0, 0, decoding))
+    assert [choice.text for choice in answer.choices] == [expected.text]
 
 
 class Counting(DualPathEngine):

@@ -20,10 +20,12 @@ LLAVA = PUBLISHED["llava-hf/llava-1.5-13b-hf"]
 LENGTHS = Lengths(prefix=592, text_prefix=16, caption=130, maximum=256)
 
 
-def test_the_predicted_generation_memory_matches_the_engine_layout(captioner):
-    config = configuration.build({"generate": {"slots": 8, "decoding": {"max_new_tokens": 20}}}, where="test")
+@pytest.mark.parametrize("views", [1, 3])
+def test_the_predicted_generation_memory_matches_the_engine_layout(captioner, views):
+    settings = {"slots": 8, "decoding": {"max_new_tokens": 20, "views": {"count": views}}}
+    config = configuration.build({"generate": settings}, where="test")
     prompt, decoding = config.prompt, config.generate.decoding
-    engine = DualPathEngine(captioner, Workload(8, dual_path_share=0.5, prompts=1))
+    engine = DualPathEngine(captioner, Workload(8, dual_path_share=0.5, prompts=1, views=views))
     engine.decode([Request("one", torch.zeros(3, 64, 64), prompt, 0.5, (0, 0), decoding)])
     with_image, without = (len(captioner.prompt_ids(prompt, image=image)) for image in (True, False))
     predicted = memory.generation(
@@ -56,6 +58,30 @@ def test_no_more_slots_are_offered_than_fit():
     assert 0 < slots < 512
     assert memory.generation(LLAVA, config, LENGTHS, slots).total < 80e9
     assert memory.slots_that_fit(LLAVA, config, LENGTHS, 24 * 10**9) == 0
+
+
+def with_views(count: int, gpus: int) -> RunConfig:
+    """A run that generates and evaluates with several views of each image."""
+    views = {"views": {"count": count}}
+    generate = {"slots": 512, "decoding": views, "resources": {"gpus": gpus, "replicas": 1}}
+    return configuration.build({"generate": generate, "evaluate": {"modes": {"greedy": views}}}, where="test")
+
+
+def test_five_views_take_two_to_six_times_the_memory():
+    slots = [memory.slots_that_fit(LLAVA, with_views(count, 1), LENGTHS, 120 * 10**9) for count in (1, 5)]
+    assert slots[0] / 6 < slots[1] < slots[0] / 2
+    assert memory.generation(LLAVA, with_views(5, 1), LENGTHS, slots[1]).total < 120e9
+
+
+@pytest.mark.parametrize("stage", ["generate", "evaluate"])
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_five_views_take_longer_but_less_than_five_times_as_long(gpus, stage):
+    seconds = []
+    for config in (with_views(1, gpus), with_views(5, gpus)):
+        work = workload_of(config, 10**6)
+        times = rates.stage_times(config, work, LLAVA, LENGTHS, rates.GPUS["h100-80g"], slots=32)
+        seconds.append(next(time.seconds for time in times if time.stage == stage))
+    assert 1.5 * seconds[0] < seconds[1] < 5 * seconds[0]
 
 
 @pytest.mark.parametrize(("gpu", "least", "most"), [("a100-80g", 5, 8), ("h200", 1.5, 3)])

@@ -125,6 +125,24 @@ def test_published_baselines_match_the_reference_decoder(captioner, kind):
         assert row["mode"] == kind
 
 
+def test_views_are_passed_on_to_pairs_and_evaluation_captions(captioner):
+    views, length = "views.count=3", "max_new_tokens=12"
+    keys = ("generate.decoding", "evaluate.modes.greedy")
+    settings = config.load(None, [f"{key}.{each}" for key in keys for each in (views, length)])
+    (pair,) = PairGenerator(settings, "miniworld:captioner", 1)([sample(0)]).rows
+    (row,) = CaptionWriter(settings, "miniworld:captioner", "m0", "greedy")([sample(0)]).rows
+    pixels = captioner.pixels(world.draw(world.scene("development", 0)))
+    generated, mode = settings.generate.decoding, settings.evaluate.modes["greedy"]
+    for written, ratio, key, decoding in (
+        (pair["low"], pair["low"]["ratio"], (1, "low"), generated),
+        (pair["high"], pair["high"]["ratio"], (1, "high"), generated),
+        (row, 0.0, (0, "greedy"), mode),
+    ):
+        noise = noise_key(settings.seed, key[0], "000", key[1])
+        expected = algorithm1.decode(captioner, Request("x", pixels, world.PROMPT, ratio, noise, decoding))
+        assert tuple(written["token_ids"]) == expected.token_ids
+
+
 def test_generating_pairs_does_not_accept_contrastive_decoding():
     with pytest.raises(ConfigError, match=r"unknown key 'generate\.decoding\.contrast'"):
         config.load(None, ["generate.decoding.contrast.kind=vcd"])

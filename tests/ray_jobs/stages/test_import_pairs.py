@@ -211,11 +211,12 @@ def test_a_changed_import_is_refused_on_an_existing_run(tmp_path, theirs):
         pipeline.run_stage(other, quiet(), "generate")
 
 
-def test_imported_pairs_allow_one_round_and_no_scoring_during_generation(tmp_path, theirs):
+def test_imported_pairs_allow_one_round_and_one_strategy(tmp_path, theirs):
     with pytest.raises(ConfigError, match="'imported' pairs are used in one round, but 'rounds' is 2; set 'rounds: 1'"):
         settings(tmp_path, theirs, rounds=2)
-    with pytest.raises(ConfigError, match=r"'score\.with_generation' cannot be used with 'imported' pairs"):
-        settings(tmp_path, theirs, score={"with_generation": True})
+    with pytest.raises(ConfigError, match=r"'select\.strategy: coverage' cannot be used with 'imported' pairs"):
+        settings(tmp_path, theirs, generate={"samples": 1}, select={"strategy": "coverage"})
+    assert settings(tmp_path, theirs, score={"with_generation": True}).imported  # it only applies to the evaluation
     with pytest.raises(ConfigError, match=r"imported\.format: Input should be 'trl', 'ms-swift'"):
         settings(tmp_path, theirs, imported={"format": "csv", "path": "a"})
 

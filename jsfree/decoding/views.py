@@ -1,0 +1,46 @@
+"""Views of an image: translations of its preprocessed pixels, whose next-token probabilities are averaged.
+
+A small object falls on the grid of patches differently in each view, so that a mistake of one view is outvoted.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from jsfree.config import Views
+
+LATTICE = 0.7548776662466927, 0.5698402909980532
+"""Steps of the R2 sequence (M. Roberts, 2018), the two-dimensional counterpart of the golden ratio: 1 / g and 1 / g^2
+with g^3 = g + 1."""
+
+
+def translations(views: Views) -> list[tuple[int, int]]:
+    """The translations (x, y) of a caption's views in pixels; the first is (0, 0), and all are different.
+
+    The same for every image, so that all captions of an image, whatever their noise, share the prefill of each view.
+    """
+    found = [(0, 0)]
+    number = 0
+    while len(found) < views.count:
+        number += 1
+        x, y = (round(2 * views.shift * (math.fmod(0.5 + number * step, 1.0) - 0.5)) for step in LATTICE)
+        if (x, y) not in found:
+            found.append((x, y))
+    return found
+
+
+def views_of(pixels: torch.Tensor, views: Views) -> torch.Tensor:
+    """The views of a preprocessed image (3, height, width), (views, 3, height, width)."""
+    if views.count == 1:
+        return pixels[None]
+    height, width = pixels.shape[1:]
+    padded = F.pad(pixels[None], (views.shift,) * 4, mode="replicate")[0]
+    return torch.stack(
+        [
+            padded[:, views.shift - y : views.shift - y + height, views.shift - x : views.shift - x + width]
+            for x, y in translations(views)
+        ]
+    )
