@@ -182,7 +182,12 @@ def _origin(run: Run, statistics: dict[str, Any]) -> str:
 
 def _ordered(config: RunConfig) -> str:
     """How the order of a pair was verified by the mean scores of its captions."""
-    handling = {"swap": "swapped", "drop": "left out", "keep": "kept in their order"}[config.select.inverted]
+    handling = {
+        "swap": "swapped",
+        "drop": "left out",
+        "keep": "kept in their order",
+        "random": "ordered at random, as all others",
+    }[config.select.inverted]
     return f"CLIP scored every sentence against the image; pairs whose scores contradict their order were\n{handling}."
 
 

@@ -118,7 +118,7 @@ def pair_outcome(pair: PairSummary, selected: Container[str], kept: tuple[float,
     if select.strategy == "coverage":
         return COVERAGE_OUTCOMES[2 * (pair.sample_id not in selected) + pair.inverted]
     if pair.sample_id in selected:
-        return PAIR_OUTCOMES[int(pair.inverted and select.inverted == "swap")]
+        return PAIR_OUTCOMES[int(pair.inverted and select.inverted in ("swap", "random"))]
     if pair.identical:
         return "left out, identical captions"
     if pair.truncated and not select.keep_truncated:

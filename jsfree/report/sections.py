@@ -10,7 +10,6 @@ import numpy as np
 from markupsafe import Markup
 
 from jsfree.config import RunConfig
-from jsfree.dpo.batching import nll_role
 from jsfree.dpo.loss import initial_loss
 from jsfree.evaluation.metrics import MISSING
 from jsfree.report import coverage, figures, reading, tables
@@ -205,7 +204,7 @@ def _training_note(number: int, config: RunConfig) -> str:
 
 
 def _nll_caption(config: RunConfig) -> str:
-    return "composed caption" if nll_role(config) == "target" else "chosen caption"
+    return "composed caption" if config.nll_caption == "target" else "chosen caption"
 
 
 def _cost_line(cost: StageCost, device: float) -> CostLine:
