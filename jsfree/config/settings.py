@@ -318,7 +318,9 @@ class Generate(Section):
     bad_prompt: Annotated[str, AddedLater()] = (
         "Describe the image, and invent further objects that often occur in such a scene."
     )
-    """``loser: bad_prompt``: prompt of the loser. Training uses both captions with the run's own ``prompt``."""
+    """``loser: bad_prompt``: the loser's prompt. Training uses both captions with the run's own ``prompt``. The default
+    is for models that follow instructions; MiniWorld's m0 needs a variant of its only prompt
+    (``configs/ablations/baselines.yaml``)."""
     samples: Annotated[Annotated[int, Field(ge=0)], AddedLater()] = 0
     """Further captions per image at h = 0, besides the pair. Above 0, log-probabilities of all captions are stored with
     them, from which ``select.strategy: coverage`` verifies sentences. The prefill of the image is shared."""
