@@ -185,7 +185,7 @@ class CaptionerJudge:
         return answers, rows_Q.tolist()
 
 
-def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+def common_prefix(prompts: Sequence[list[int]]) -> int:
     """Number of tokens with which all of ``prompts`` begin."""
     first, last = min(prompts), max(prompts)
     return next((place for place, token in enumerate(first) if token != last[place]), len(first))

@@ -38,7 +38,7 @@ def scoring_stage(current: Round, pairs: str) -> ShardedStage:
     config = current.config
     if config.score.judge == "captioner":
         stage_class: Callable[..., StageCall] = CaptionerJudge
-        judged_by = (current.seed.fingerprint, config.fingerprint("captioner", "score"))
+        judged_by: tuple[str, ...] = (current.seed.fingerprint, config.fingerprint("captioner", "score"))
         arguments, resources = {"config": config, "model_ref": current.seed.ref}, config.generate.resources
     else:
         stage_class, judged_by = ClipScorer, (config.clip_fingerprint,)
