@@ -1,6 +1,6 @@
 # Every target sets up what it needs: uv (in .uv/ where the machine has none) and the locked environment.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types effect bench soak scaling interop gpu-kit setup clean
+.PHONY: help demo test check lint types effect effect-all bench soak scaling interop gpu-kit setup clean
 
 PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/dev/null && echo python3.12 || echo python3)
 SYSTEM_UV := $(shell command -v uv 2>/dev/null)
@@ -16,7 +16,7 @@ TESTS := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 export UV_PYTHON_DOWNLOADS := never
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 demo: setup ## run the whole loop on MiniWorld: 2 CPU cores, no GPU, no network after installation
 	$(BIN)/jsfree run --config configs/miniworld.yaml
@@ -34,6 +34,10 @@ lint: setup ## run ruff and check spelling
 
 types: setup ## run mypy in strict mode
 	$(BIN)/mypy
+
+effect-all: setup ## measure the default with several views and over four rounds (about an hour)
+	$(BIN)/python benchmarks/effect.py --settings default --views 3 5
+	$(BIN)/python benchmarks/effect.py --settings default --rounds 4
 
 effect: setup ## measure the effect: three seeds of three settings (about 40 minutes)
 	$(BIN)/python benchmarks/effect.py

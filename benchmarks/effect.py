@@ -1,11 +1,13 @@
 """The effect of the method in MiniWorld: loop seeds of the default, plain DPO and the paper's literal setting.
 
     make effect            (or: python benchmarks/effect.py [--seeds 0 1 2] [--settings default] [--weights FOLDER])
+    make effect-all        the default with several views of an image, and four rounds of it
 
-Measured on test scenes 3000 to 4999, which were not used to choose any setting (docs/log.md). ``--weights`` repeats it
-from another m0, made by ``jsfree miniworld pretrain --seed 1 --out FOLDER``. The result is written to
-``benchmarks/results/effect_<date>_<hardware>.json`` and printed as the last line. Finished runs are not repeated; the
-date is that of the newest run.
+Measured on test scenes 3000 to 4999, which were not used to choose any setting (docs/log.md). ``--views 3 5`` also
+decodes with 3 and 5 views, from both models; ``--rounds 4`` runs four rounds; stages of a finished run are taken from
+it. ``--weights`` repeats it from another m0, made by ``jsfree miniworld pretrain --seed 1 --out FOLDER``. The result is
+written to ``benchmarks/results/effect_<date>_<hardware>.json`` and printed as the last line. Finished runs are not
+repeated; the date is that of the newest run.
 
 Changes are paired: scenes are resampled, with the captions of both models and of all seeds. The CPU time of a loop is
 that of generating, scoring, selecting and training, without evaluation and the start of workers.
@@ -62,14 +64,15 @@ def main() -> None:
     if {"default", "plain"} <= figures.keys():
         costs = zip(figures["default"]["loop_seconds"], figures["plain"]["loop_seconds"], strict=True)
         ratios["default_over_plain_cost"] = spread([default / plain for default, plain in costs], MAX_COST)
-    suffix = f"-{arguments.weights.name}" if arguments.weights else ""
-    publish(f"effect{suffix}", ratios, figures, loads, date=max(created)[:10])
+    publish(f"effect{_suffix(arguments)}", ratios, figures, loads, date=max(created)[:10])
 
 
 def parse() -> argparse.Namespace:
     parser = command_line(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--views", type=int, nargs="+", default=[], help="also decode with these numbers of views")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--scenes", type=int, default=SCENES, help=f"test scenes from {FIRST} on (default {SCENES})")
     parser.add_argument("--weights", type=Path, help="folder with captioner/ and clip/ of another pre-training")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "effect")
@@ -79,8 +82,17 @@ def parse() -> argparse.Namespace:
 def loop(name: str, file: str, seed: int, arguments: argparse.Namespace) -> Run:
     """Run one loop, unless it is finished."""
     m0 = arguments.weights.name if arguments.weights else "shipped"
+    plain = f"{arguments.runs}/{m0}-{name}-{seed}"
     overrides = [
-        f"run={arguments.runs}/{m0}-{name}-{seed}",
+        f"run={plain}{_suffix(arguments, with_weights=False)}",
+        f"reuse=[{plain}]" if _suffix(arguments, with_weights=False) else "reuse=[]",
+        f"rounds={arguments.rounds}",
+        *(
+            f"evaluate.modes.{mode}{f'-{count}-views' if count > 1 else ''}="
+            f"{{temperature: {temperature}, views: {{count: {count}}}}}"
+            for mode, temperature in (("greedy", 0), ("sampled", 1))
+            for count in (1, *arguments.views)
+        ),
         f"seed={seed}",
         f"evaluate.source.first={FIRST}",
         f"evaluate.source.count={arguments.scenes}",
@@ -94,9 +106,20 @@ def loop(name: str, file: str, seed: int, arguments: argparse.Namespace) -> Run:
     return Run.existing(config.run)
 
 
+def _suffix(arguments: argparse.Namespace, *, with_weights: bool = True) -> str:
+    """Marks results and runs that differ from the plain ones."""
+    parts = [
+        arguments.weights.name if arguments.weights and with_weights else "",
+        "views" if arguments.views else "",
+        f"{arguments.rounds}-rounds" if arguments.rounds > 1 else "",
+    ]
+    return "".join(f"-{part}" for part in parts if part)
+
+
 def summary(runs: list[Run]) -> dict[str, Any]:
     """Metrics before and after with means and ranges over the seeds, paired changes, times and CLIP's inversions."""
     metrics = [run.round(run.config.rounds).read_json("metrics.json") for run in runs]
+    by_round = [[run.round(number).read_json("metrics.json")["after"] for number in run.rounds()] for run in runs]
     modes = {
         mode: {
             key: {
@@ -114,6 +137,13 @@ def summary(runs: list[Run]) -> dict[str, Any]:
     return {
         "scenes": metrics[0]["scenes"],
         **modes,
+        "rounds": [
+            {
+                mode: {key: over_seeds([after[mode][key]["value"] for after in of_round]) for key in measured}
+                for mode, measured in modes.items()
+            }
+            for of_round in zip(*by_round, strict=True)
+        ],
         "loop_seconds": [loop_seconds(run) for run in runs],
         "inversion": [inversion(run) for run in runs],
     }

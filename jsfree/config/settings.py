@@ -362,9 +362,11 @@ class Select(Section):
     captions of an image by the sentences that are verified in each, and composed captions as targets of the NLL
     (requires ``generate.samples``). Splits are those of the gaps of the strategy's own scores."""
     coverage: Annotated[Coverage, AddedLater()] = Coverage()
-    inverted: Literal["swap", "drop", "keep"] = "swap"
+    inverted: Literal["swap", "drop", "keep", "random"] = "swap"
     """Treatment of a pair whose provisional loser scores higher. ``swap``: swap chosen and rejected, as in the paper;
-    ``drop``: discard the pair; ``keep``: keep the order of the ratios (no verification, for ablations)."""
+    ``drop``: discard the pair; ``keep``: keep the order of the ratios (no verification, for ablations); ``random``:
+    select the same pairs as ``swap``, but draw chosen and rejected of every pair at random, which measures what the
+    order is worth."""
     splits: Positive = 10
     """Number of equal splits of the pairs, sorted by ascending score gap."""
     first: Positive = 4
@@ -385,6 +387,8 @@ class Select(Section):
             raise ValueError(
                 f"'first' ({self.first}), 'last' ({self.last}) and 'splits' ({self.splits}) must be in ascending order"
             )
+        if self.inverted == "random" and self.strategy != "gap":
+            raise ValueError(f"'inverted: random' requires 'strategy: gap', but 'strategy' is {self.strategy}")
         return self
 
 

@@ -137,7 +137,12 @@ def _origin(run: Run, statistics: dict[str, Any]) -> str:
             " is drawn from a mixture of the distributions with and without the image, by the hallucination ratio."
         )
         prompt = f"Prompt: `{config.prompt}`"
-    handling = {"swap": "swapped", "drop": "left out", "keep": "kept in their order"}
+    handling = {
+        "swap": "swapped",
+        "drop": "left out",
+        "keep": "kept in their order",
+        "random": "ordered at random, as all others",
+    }
     clip = config.clip.versioned_ref + (f" ({config.clip.pretrained})" if config.clip.pretrained else "")
     improved = f", improved in {statistics['round'] - 1} rounds" if statistics["round"] > 1 else ""
     return f"""

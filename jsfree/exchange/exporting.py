@@ -164,7 +164,7 @@ def _records(
 
 
 def _pairs(run: Run, number: int, pairs: Pairs) -> Iterator[SelectedPair]:
-    select, folder = run.config.select, run.stage(number, pairs)
+    select, seed, folder = run.config.select, run.config.seed, run.stage(number, pairs)
     if pairs == "selected":
         for table in scan(folder, schemas.SELECTED):
             yield from table.to_pylist()
@@ -172,7 +172,7 @@ def _pairs(run: Run, number: int, pairs: Pairs) -> Iterator[SelectedPair]:
     for table in scan(folder, schemas.SCORED):
         for pair in table.to_pylist():
             if pair["low"]["text"] != pair["high"]["text"] and not (pair["inverted"] and select.inverted == "drop"):
-                yield assign_roles(pair, select)
+                yield assign_roles(pair, select, seed)
 
 
 def _origin(config: RunConfig, number: int) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from jsfree.report.reading import Caption, Scored
 from jsfree.report.scenes import Choice, Piece, SceneChooser
 from jsfree.run.run import Run
 from jsfree.schemas import ScoredCaption, ScoredPair
+from jsfree.stages.pair_selection import is_high_chosen
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def caption_gallery(run: Run, last_round: int, truth: bool, low_score: float | N
 def _pair_sides(row: ScoredPair, edges: Sequence[float], run: Run, outcome: str) -> list[Side]:
     """Both captions of a pair; the chosen one follows from the scores and the rule for inverted pairs."""
     has_roles = outcome in scenes.PAIR_OUTCOMES
-    swap = row["inverted"] and run.config.select.inverted != "keep"
+    swap = is_high_chosen(row["sample_id"], row["inverted"], run.config.select, run.config.seed)
     sides = []
     for role, caption, chosen in (("low", row["low"], not swap), ("high", row["high"], swap)):
         sides.append(

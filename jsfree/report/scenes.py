@@ -107,7 +107,7 @@ PAIR_OUTCOMES = (
 def pair_outcome(pair: PairSummary, selected: Container[str], kept: tuple[float, float] | None, select: Select) -> str:
     """The outcome of a scored pair; ``selected`` are the ids of the pairs trained on."""
     if pair.sample_id in selected:
-        return PAIR_OUTCOMES[int(pair.inverted and select.inverted == "swap")]
+        return PAIR_OUTCOMES[int(pair.inverted and select.inverted in ("swap", "random"))]
     if pair.identical:
         return "left out, identical captions"
     if pair.truncated and not select.keep_truncated:

@@ -135,12 +135,13 @@ def choose_pairs(pairs: PairColumns, settings: Select, seed: int) -> PairChoice:
     with ``repeating: drop``, pairs whose chosen caption repeats more sentences than the rejected one. The chosen
     caption is the provisional winner (``low``) unless the pair is inverted and ``settings.inverted`` is ``swap``. The
     gap is chosen score - rejected score, which is negative only for inverted pairs with ``inverted: keep``. Sizes of
-    splits differ by at most one. ``max_pairs`` selects by a hash of (seed, sample_id).
+    splits differ by at most one. ``max_pairs`` selects by a hash of (seed, sample_id). ``inverted: random`` gives the
+    same choice as ``swap``; ``assign_roles`` then assigns chosen and rejected at random.
 
     Raises:
         StageError: no pair remains.
     """
-    swapped = pairs.inverted & (settings.inverted == "swap")
+    swapped = pairs.inverted & (settings.inverted in ("swap", "random"))
     differences = pairs.low_scores - pairs.high_scores
     gaps = np.where(swapped, -differences, differences)
     usable, facts = _filter_pairs(pairs, swapped, settings)
@@ -182,17 +183,31 @@ def select_pairs(scored: Sequence[ScoredPair], settings: Select, seed: int) -> S
     """
     table = pa.Table.from_pylist(list(scored), schema=schemas.SCORED)
     choice = choose_pairs(PairColumns.from_table(table, settings), settings, seed)
-    rows = [assign_roles(scored[index], settings) for index in choice.indices]
+    rows = [assign_roles(scored[index], settings, seed) for index in choice.indices]
     for row, rank, split in zip(rows, choice.ranks.tolist(), choice.splits.tolist(), strict=True):
         row["rank"], row["split"] = rank, split
     return Selection(rows, choice.facts)
 
 
-def assign_roles(pair: ScoredPair, settings: Select) -> SelectedPair:
-    """Add ``chosen``, ``rejected`` and their gap to a pair, without a rank."""
-    swap = pair["inverted"] and settings.inverted == "swap"
+def is_high_chosen(sample_id: str, inverted: bool, settings: Select, seed: int) -> bool:
+    """Whether the chosen caption of a pair is the provisional loser, ``high``.
+
+    With ``inverted: random``, this is a fair coin that depends only on the seed and the sample id.
+    """
+    if settings.inverted == "random":
+        return order_key(seed, f"{sample_id}/chosen")[0] < 128
+    return inverted and settings.inverted == "swap"
+
+
+def assign_roles(pair: ScoredPair, settings: Select, seed: int) -> SelectedPair:
+    """Add ``chosen``, ``rejected`` and their gap to a pair, without a rank.
+
+    The gap is chosen score - rejected score; with ``inverted: random``, its absolute value, by which pairs are sorted.
+    """
+    swap = is_high_chosen(pair["sample_id"], pair["inverted"], settings, seed)
     chosen, rejected = (pair["high"], pair["low"]) if swap else (pair["low"], pair["high"])
-    gap = chosen["score"] - rejected["score"]
+    difference = chosen["score"] - rejected["score"]
+    gap = abs(difference) if settings.inverted == "random" else difference
     return SelectedPair(**{**pair, "gap": gap, "chosen": chosen, "rejected": rejected, "rank": -1, "split": 0})
 
 

@@ -19,7 +19,7 @@ from jsfree.config import Select
 from jsfree.run.folder import Folder, shard_name
 from jsfree.run.sorting import RowSorter
 from jsfree.run.streaming import scan
-from jsfree.stages.pair_selection import PairChoice, PairColumns, choose_pairs, required_columns
+from jsfree.stages.pair_selection import PairChoice, PairColumns, choose_pairs, is_high_chosen, required_columns
 
 BUCKET_BYTES = 48 * 2**20
 """Size of the rows that are sorted in memory at once; peak memory is a few times larger."""
@@ -41,7 +41,7 @@ def select_shards(scored: Folder, selected: Folder, settings: Select, seed: int,
     tables = scan(scored, schemas.SCORED, required_columns(settings))
     columns = PairColumns.concatenate(PairColumns.from_table(table, settings) for table in tables)
     choice = choose_pairs(columns, settings, seed)
-    write_selected(selected, _ranked_rows(scored, choice, settings), shard_rows)
+    write_selected(selected, _ranked_rows(scored, choice, settings, seed), shard_rows)
     return choice
 
 
@@ -61,11 +61,11 @@ def write_selected(selected: Folder, tables: Iterable[pa.Table], shard_rows: int
         selected.write_table(shard_name(number), shard, group_rows=_rows_within(shard, GROUP_ROWS, GROUP_BYTES))
 
 
-def _ranked_rows(scored: Folder, choice: PairChoice, settings: Select) -> Iterator[pa.Table]:
+def _ranked_rows(scored: Folder, choice: PairChoice, settings: Select, seed: int) -> Iterator[pa.Table]:
     start = 0
     for rows in _sorted_rows(scored, choice):
         end = start + rows.num_rows
-        yield _add_ranks(rows, choice.ranks[start:end], choice.splits[start:end], settings)
+        yield _add_ranks(_add_roles(rows, settings, seed), choice.ranks[start:end], choice.splits[start:end])
         start = end
 
 
@@ -84,15 +84,22 @@ def _sorted_rows(scored: Folder, choice: PairChoice) -> Iterator[pa.Table]:
         yield from sorter.sorted()
 
 
-def _add_ranks(rows: pa.Table, ranks: NDArray[np.int64], splits: NDArray[np.int64], settings: Select) -> pa.Table:
-    """Convert scored rows to rows of ``schemas.SELECTED``, as ``assign_roles`` but by columns."""
+def _add_roles(rows: pa.Table, settings: Select, seed: int) -> pa.Table:
+    """Add ``chosen``, ``rejected`` and their gap to scored rows, as ``assign_roles`` but by columns."""
     low, high = rows["low"], rows["high"]
-    swapped = pc.and_(rows["inverted"], settings.inverted == "swap")
+    pairs = zip(rows["sample_id"].to_pylist(), rows["inverted"].to_pylist(), strict=True)
+    swapped = pa.array([is_high_chosen(*pair, settings, seed) for pair in pairs], pa.bool_())
     chosen, rejected = pc.if_else(swapped, high, low), pc.if_else(swapped, low, high)
     columns = {name: rows[name] for name in schemas.SCORED.names}
-    columns["gap"] = pc.subtract(pc.struct_field(chosen, "score"), pc.struct_field(rejected, "score"))
-    columns |= {"chosen": chosen, "rejected": rejected, "rank": pa.array(ranks), "split": pa.array(splits, pa.int32())}
-    return pa.table(columns).cast(schemas.SELECTED)
+    difference = pc.subtract(pc.struct_field(chosen, "score"), pc.struct_field(rejected, "score"))
+    columns["gap"] = pc.abs(difference) if settings.inverted == "random" else difference
+    return pa.table({**columns, "chosen": chosen, "rejected": rejected})
+
+
+def _add_ranks(rows: pa.Table, ranks: NDArray[np.int64], splits: NDArray[np.int64]) -> pa.Table:
+    """Complete rows with roles to rows of ``schemas.SELECTED``."""
+    columns = {name: rows[name] for name in rows.column_names}
+    return pa.table({**columns, "rank": pa.array(ranks), "split": pa.array(splits, pa.int32())}).cast(schemas.SELECTED)
 
 
 def _split_table(table: pa.Table, rows: int, size: int) -> Iterator[pa.Table]:

@@ -77,6 +77,27 @@ def test_inverted_pairs_can_be_dropped_or_kept():
     assert [row["gap"] for row in kept.rows] == pytest.approx([-0.1, 0.3])
 
 
+def test_a_random_order_is_that_of_neither_scores_nor_ratios_and_keeps_the_same_pairs():
+    scored = [pair(f"p{n:03}", 0.5, 0.5 + n / 1000 * (1 if n % 3 == 0 else -1)) for n in range(1, 401)]
+    settings = {"splits": 4, "first": 2, "last": 4, "max_pairs": 200}
+    swapped = select_pairs(scored, Select(inverted="swap", **settings), 0)
+    drawn = select_pairs(scored, Select(inverted="random", **settings), 0)
+    assert names(drawn) == names(swapped)
+    assert drawn.facts == swapped.facts
+    assert [row["gap"] for row in drawn.rows] == [row["gap"] for row in swapped.rows]
+    for better in (lambda row: row["chosen"]["score"] > row["rejected"]["score"],
+                   lambda row: row["chosen"]["text"] == "low caption"):  # fmt: skip
+        assert 70 < sum(map(better, drawn.rows)) < 130  # 4 standard deviations of 200 fair coins
+
+
+def test_a_random_order_depends_on_the_seed_and_the_pair_only(twenty):
+    settings = Select(inverted="random", **ALL)
+    order = {row["sample_id"]: row["chosen"]["text"] for row in select_pairs(twenty, settings, 0).rows}
+    part = {row["sample_id"]: row["chosen"]["text"] for row in select_pairs(twenty[::-1][:7], settings, 0).rows}
+    assert part.items() <= order.items()
+    assert {row["sample_id"]: row["chosen"]["text"] for row in select_pairs(twenty, settings, 1).rows} != order
+
+
 def test_identical_and_truncated_captions_are_dropped_and_counted():
     scored = [
         pair("same", 0.2, 0.2, texts=("x", "x"), finish=("length", "length")),

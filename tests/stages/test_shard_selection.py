@@ -25,6 +25,8 @@ SETTINGS = [
     {"splits": 2, "first": 1, "last": 1, "repeating": "drop"},
     {"splits": 2, "first": 1, "last": 2, "repeating": "drop", "inverted": "keep", "max_pairs": 40},
     {"splits": 4, "first": 2, "last": 4, "max_pairs": 17},
+    {"splits": 5, "first": 2, "last": 5, "inverted": "random", "repeating": "drop"},
+    {"splits": 5, "first": 2, "last": 5, "inverted": "random", "max_pairs": 60},
     {"splits": 4, "first": 2, "last": 4, "max_pairs": 100_000},
 ]
 

@@ -32,6 +32,8 @@ def select(scored: Sequence[Any], settings: Select, seed: int) -> tuple[list[Row
     if settings.max_pairs is not None:
         rows = sorted(rows, key=lambda row: _ticket(seed, row["sample_id"]))[: settings.max_pairs]
         rows.sort(key=lambda row: row["rank"])
+    if settings.inverted == "random":
+        rows = [_with_drawn_order(row, seed) for row in rows]
     facts["kept"] = len(rows)
     facts["splits"] = [_described(number, ranked) for number in range(1, settings.splits + 1)]
     return (rows, facts) if rows else None
@@ -48,9 +50,16 @@ def _teaches_repetition(row: Row) -> bool:
 
 
 def _with_roles(pair: Row, settings: Select) -> Row:
-    swap = pair["inverted"] and settings.inverted == "swap"
+    swap = pair["inverted"] and settings.inverted in ("swap", "random")
     chosen, rejected = (pair["high"], pair["low"]) if swap else (pair["low"], pair["high"])
     return {**pair, "gap": chosen["score"] - rejected["score"], "chosen": chosen, "rejected": rejected}
+
+
+def _with_drawn_order(row: Row, seed: int) -> Row:
+    """The row with chosen and rejected by the first bit of a hash; its gap is that of the better caption."""
+    is_low_chosen = int(_ticket(seed, f"{row['sample_id']}/chosen").hex()[0], 16) >= 8
+    chosen, rejected = ("low", "high") if is_low_chosen else ("high", "low")
+    return {**row, "chosen": row[chosen], "rejected": row[rejected]}
 
 
 def _ticket(seed: int, sample_id: str) -> bytes:
