@@ -307,6 +307,18 @@ class Generate(Section):
 
     ratios: Ratios = Ratios()
     decoding: Decoding = Decoding()
+    loser: Annotated[Literal["ratio", "noised_image", "bad_prompt", "continuation"], AddedLater()] = "ratio"
+    """How the provisional loser is made. ``ratio``: decoded at its hallucination ratio. The others are published
+    baselines, which require ``ratios.winner: zero``. ``noised_image``: decoded at h = 0 from the image with diffusion
+    noise (POVID, arXiv 2402.11411; STIC, arXiv 2405.19716); ``bad_prompt``: decoded at h = 0 after another prompt
+    (STIC); ``continuation``: the first half of the winner's tokens, continued without the image (DropoutNTP; MPO,
+    arXiv 2411.10442). Its stored ratio is 0 with ``noised_image`` and ``bad_prompt``, and 1 with ``continuation``."""
+    noise_step: Annotated[Annotated[int, Field(ge=0, le=999)], AddedLater()] = 500
+    """``loser: noised_image``: diffusion step (of 1,000) of the noise."""
+    bad_prompt: Annotated[str, AddedLater()] = (
+        "Describe the image, and invent further objects that often occur in such a scene."
+    )
+    """``loser: bad_prompt``: prompt of the loser. Training uses both captions with the run's own ``prompt``."""
     samples: Annotated[Annotated[int, Field(ge=0)], AddedLater()] = 0
     """Further captions per image at h = 0, besides the pair. Above 0, log-probabilities of all captions are stored with
     them, from which ``select.strategy: coverage`` verifies sentences. The prefill of the image is shared."""
@@ -322,6 +334,19 @@ class Generate(Section):
     C++ compiler on CPUs; ``cuda_graphs``: capture each decoding step once and replay it, which removes Python
     overhead."""
     resources: Annotated[Resources, Placement()] = Resources()
+
+    @model_validator(mode="after")
+    def _check_loser(self) -> Generate:
+        if self.loser != "ratio" and self.ratios.winner != "zero":
+            raise ValueError(f"'loser: {self.loser}' requires 'ratios.winner: zero', but it is {self.ratios.winner}")
+        if self.loser in ("noised_image", "bad_prompt") and self.samples:
+            raise ValueError(
+                f"'samples' ({self.samples}) cannot be used with 'loser: {self.loser}': the loser's log-probabilities"
+                " would not be those of the image and the prompt; set 'samples: 0', or 'loser: ratio'"
+            )
+        if not self.bad_prompt.strip():
+            raise ValueError("'bad_prompt' must not be empty")
+        return self
 
     @model_validator(mode="after")
     def _check_views(self) -> Generate:

@@ -89,7 +89,12 @@ class Workload:
 
     @classmethod
     def for_pairs(cls, settings: Generate) -> Workload:
-        """The captions of pairs, with one prompt for all images (Algorithm 1, lines 3-8)."""
+        """The captions of pairs, with one prompt for all images (Algorithm 1, lines 3-8), or as ``generate.loser``."""
+        if settings.loser in ("noised_image", "bad_prompt"):  # at h = 0, after a prefix of its own
+            return cls.for_captions(settings.slots, views=settings.decoding.views.count)
+        if settings.loser == "continuation":  # decoded after all other captions of its image, without the image
+            ordinary = cls.for_pairs(settings.model_copy(update={"loser": "ratio"}))
+            return replace(ordinary, dual_path_share=1.0, captions_per_image=1 + settings.samples, images_per_slot=1.0)
         captions = 2 + settings.samples
         dual_path = 1 if settings.ratios.winner == "zero" else 2
         return cls(

@@ -10,6 +10,8 @@ from statistics import fmean
 from typing import Any
 
 import jsfree
+from jsfree.config import RunConfig
+from jsfree.exchange.composition import composition
 from jsfree.run.run import Run
 from jsfree.schemas import SelectedPair
 
@@ -21,12 +23,16 @@ STAGES = ("samples", "pairs", "scored")
 
 @dataclass
 class Tally:
-    """Gaps and known ratios of the exported pairs, and the number of pairs left out."""
+    """Gaps and known ratios of the exported pairs, and the number of pairs left out.
+
+    ``edited`` counts the pairs whose rejected caption is an edit of the chosen one.
+    """
 
     gaps: array[float] = field(default_factory=lambda: array("d"))
     low: array[float] = field(default_factory=lambda: array("d"))
     high: array[float] = field(default_factory=lambda: array("d"))
     inverted: int = 0
+    edited: int = 0
     left_out: int = 0
     first: str = ""
     """Why the first pair was left out."""
@@ -43,6 +49,7 @@ class Tally:
             if caption["ratio"] is not None:
                 ratios.append(caption["ratio"])
         self.inverted += pair["inverted"]
+        self.edited += composition(pair).get("provenance", {"edit": "none"})["edit"] != "none"
 
     def leave_out(self, reason: str) -> None:
         """Count a pair that cannot be exported."""
@@ -50,28 +57,41 @@ class Tally:
         self.first = self.first or reason
 
 
-def figures(run: Run, number: int, pairs: str, tally: Tally) -> dict[str, Any]:
-    """Counts of a round's stages, and distributions over the exported pairs; gaps are CLIP cosines × 100.
+def is_composed(run: Run, pairs: str) -> bool:
+    """Whether the ``pairs`` were formed from verified sentences: the selected ones of strategy ``coverage``."""
+    return pairs == "selected" and run.config.select.strategy == "coverage"
 
-    ``inverted_share`` is of the exported pairs, ``scored_inverted_share`` of all scored ones. Figures of stages that
-    are not done are None.
+
+def figures(run: Run, number: int, pairs: str, tally: Tally) -> dict[str, Any]:
+    """Counts of a round's stages, and distributions over the exported pairs.
+
+    Gaps are CLIP cosines × 100; if ``strategy`` is ``coverage``, they are differences of coverage
+    (``stages.composition``), and ``edited`` of the exported pairs have an edit of the chosen caption as the rejected
+    one. ``inverted_share`` is of the exported pairs, ``scored_inverted_share`` of all scored ones. Figures of stages
+    that are not done are None.
     """
     done = {name: manifest for name in (*STAGES, "selected") if (manifest := run.manifest(number, name))}
     chosen = done["selected"].facts if "selected" in done else {}
-    gaps = array("d", (100 * gap for gap in tally.gaps))
+    composed = is_composed(run, pairs)
+    dropped = {} if composed else chosen  # coverage does not drop pairs for these reasons
+    gaps = tally.gaps if composed else array("d", (100 * gap for gap in tally.gaps))
     return {
         "round": number,
         "pairs": pairs,
+        "strategy": "coverage" if composed else "gap",
         "exported": tally.pairs,
         "left_out": tally.left_out,
         "generated": done["pairs"].rows_out if "pairs" in done else None,
         "excluded": done["pairs"].facts.get("excluded", 0) if "pairs" in done else None,
         "failed": sum(done[name].rows_failed for name in STAGES if name in done),
         "scored": done["scored"].rows_out if "scored" in done else None,
-        "identical": chosen.get("identical"),
-        "truncated": chosen.get("truncated"),
-        "dropped_inverted": chosen.get("dropped_inverted"),
-        "repeating": chosen.get("repeating"),
+        "identical": dropped.get("identical"),
+        "truncated": dropped.get("truncated"),
+        "dropped_inverted": dropped.get("dropped_inverted"),
+        "repeating": dropped.get("repeating"),
+        "unformed": chosen.get("unformed"),
+        "without_likelihood": chosen.get("without_likelihood"),
+        "edited": tally.edited if composed else None,
         "selected": chosen.get("kept"),
         "scored_inverted_share": chosen.get("inverted_share"),
         "inverted_share": tally.inverted / tally.pairs,
@@ -137,12 +157,7 @@ def _origin(run: Run, statistics: dict[str, Any]) -> str:
             " is drawn from a mixture of the distributions with and without the image, by the hallucination ratio."
         )
         prompt = f"Prompt: `{config.prompt}`"
-    handling = {
-        "swap": "swapped",
-        "drop": "left out",
-        "keep": "kept in their order",
-        "random": "ordered at random, as all others",
-    }
+    formed = _composed(config, statistics) if statistics["composed"] else _ordered(config)
     clip = config.clip.versioned_ref + (f" ({config.clip.pretrained})" if config.clip.pretrained else "")
     improved = f", improved in {statistics['round'] - 1} rounds" if statistics["round"] > 1 else ""
     return f"""
@@ -150,8 +165,7 @@ def _origin(run: Run, statistics: dict[str, Any]) -> str:
 
 ## How it was made
 
-{origin} CLIP scored every sentence against the image; pairs whose scores contradict their order were
-{handling[config.select.inverted]}. The rows are the {statistics["pairs"]} pairs of round {statistics["round"]};
+{origin} {formed} The rows are the {statistics["pairs"]} pairs of round {statistics["round"]};
 `provenance.jsonl` has the ratio, score and gap of each, in the same order.
 
 | | |
@@ -166,16 +180,55 @@ def _origin(run: Run, statistics: dict[str, Any]) -> str:
 """
 
 
+def _ordered(config: RunConfig) -> str:
+    """How the order of a pair was verified by the mean scores of its captions."""
+    handling = {
+        "swap": "swapped",
+        "drop": "left out",
+        "keep": "kept in their order",
+        "random": "ordered at random, as all others",
+    }[config.select.inverted]
+    return f"CLIP scored every sentence against the image; pairs whose scores contradict their order were\n{handling}."
+
+
+def _composed(config: RunConfig, statistics: dict[str, Any]) -> str:
+    """How sentences were verified, and pairs and composed captions formed from them."""
+    signals = {
+        "clip+likelihood": "CLIP's cosine with the image and the captioner's own probability of its tokens",
+        "clip": "CLIP's cosine with the image",
+        "likelihood": "the captioner's own probability of its tokens",
+    }[config.select.coverage.signals]
+    places = " and ".join(
+        {"records": "the field `composed` of each record", "provenance.jsonl": "`provenance.jsonl`"}[place]
+        for place in statistics["composed"]
+    )
+    return (
+        f"It generated {config.generate.samples} further captions at ratio 0. Every sentence was verified without"
+        f" labels by {signals}, pooled over the captions of the image that say the same. Chosen is the caption that"
+        " covers most verified claims; rejected is the one at the higher ratio or, in"
+        f" {statistics['edited']:,} pairs, the chosen one with a sentence omitted or repeated. A composed caption is a"
+        " caption without its false and repeated sentences, followed by verified sentences of the others: it is in"
+        f" {places}, with what was done to each sentence and its log-odds of being true."
+    )
+
+
 def _counts(statistics: dict[str, Any]) -> str:
+    composed = {
+        "images that gave no pair": statistics["unformed"],
+        "images without log-probabilities under m0": statistics["without_likelihood"],
+    }
+    dropped = {
+        "dropped for identical captions": statistics["identical"],
+        "dropped for a truncated caption": statistics["truncated"],
+        "dropped because CLIP inverted them": statistics["dropped_inverted"],
+        "dropped for a chosen caption that repeats more": statistics["repeating"],
+    }
     rows = {
         "pairs made": statistics["generated"],
         "samples and pairs that failed": statistics["failed"],
         "excluded, because the image is also in the evaluation set": statistics["excluded"],
         "pairs scored": statistics["scored"],
-        "dropped for identical captions": statistics["identical"],
-        "dropped for a truncated caption": statistics["truncated"],
-        "dropped because CLIP inverted them": statistics["dropped_inverted"],
-        "dropped for a chosen caption that repeats more": statistics["repeating"],
+        **(composed if statistics["strategy"] == "coverage" else dropped),
         "selected for training": statistics["selected"],
         "left out here, image not usable": statistics["left_out"],
         "**in this set**": statistics["exported"],
@@ -199,11 +252,16 @@ def _ratios(statistics: dict[str, Any]) -> str:
 def _gaps(statistics: dict[str, Any]) -> str:
     largest = max(gap_bin["pairs"] for gap_bin in statistics["gaps"])
     spread = statistics["gap"]
+    gap = "CLIP cosine of the chosen caption minus that of the rejected one, × 100:"
+    if statistics["strategy"] == "coverage":
+        gap = (
+            "Coverage of the chosen caption minus that of the rejected one. Coverage is the sum, over the claims of a"
+            " caption, of the probability that each is true minus ½, and −½ for each sentence without a new claim:"
+        )
     lines = [
         "## Score gaps",
         "",
-        "CLIP cosine of the chosen caption minus that of the rejected one, × 100:"
-        f" {spread['mean']:.2f} on average, {spread['min']:.2f} to {spread['max']:.2f}.",
+        f"{gap} {spread['mean']:.2f} on average, {spread['min']:.2f} to {spread['max']:.2f}.",
         "",
         "| gap | pairs | |",
         "|---|---:|---|",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import IO, Any, Literal, Protocol
 
@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from jsfree import schemas
 from jsfree.config import PairFormat, RunConfig
 from jsfree.errors import ConfigError, RowError, RunError
-from jsfree.exchange.card import Tally, card, figures
+from jsfree.exchange import composition
+from jsfree.exchange.card import Tally, card, figures, is_composed
 from jsfree.exchange.formats import FORMATS, Format, Placement
 from jsfree.exchange.placing import ImageStore
 from jsfree.exchange.preferences import preference
@@ -77,7 +78,7 @@ def export(
         RunError: the run has no such pairs, or ``out`` is not empty.
         StorageError: a file cannot be read or written.
     """
-    layout = FORMATS[name]
+    layout = _layout(name, is_composed(run, pairs))
     placement = _supported(name, layout, placement)
     number = _round(run, pairs, number)
     folder = Folder(out)
@@ -103,8 +104,23 @@ def export(
         folder.write_json("dataset_info.json", _dataset_info(files))
     statistics = {"format": name, "images": placement, **figures(run, number, pairs, tally)}
     features = layout.features if _is_table(layout, placement) else ()
+    statistics["composed"] = _places_of_composition(layout) if is_composed(run, pairs) else []
     folder.write("README.md", card(run, statistics, files, features).encode())
     return Export(folder.uri, statistics)
+
+
+def _layout(name: PairFormat, composed: bool) -> Format:
+    """The format ``name``; with the columns of composed pairs if it may have them."""
+    layout = FORMATS[name]
+    if not composed or not layout.extensible or layout.table is None:
+        return layout
+    table = pa.schema([*layout.table, *composition.TABLE])
+    return replace(layout, table=table, features=(*layout.features, *composition.features()))
+
+
+def _places_of_composition(layout: Format) -> list[str]:
+    """Where the composed captions of a set are: in its records where the format allows, and beside them."""
+    return [*(["records"] if layout.extensible else []), "provenance.jsonl"]
 
 
 def _supported(name: str, layout: Format, placement: Placement | None) -> Placement:
@@ -160,13 +176,15 @@ def _records(
             tally.leave_out(error.problem)
         else:
             tally.add(pair)
+            if layout.extensible:
+                record |= converted.composition
             yield record, converted.provenance_row()
 
 
 def _pairs(run: Run, number: int, pairs: Pairs) -> Iterator[SelectedPair]:
     select, seed, folder = run.config.select, run.config.seed, run.stage(number, pairs)
     if pairs == "selected":
-        for table in scan(folder, schemas.SELECTED):
+        for table in scan(folder, schemas.selected_schema(select.strategy)):
             yield from table.to_pylist()
         return
     for table in scan(folder, schemas.SCORED):

@@ -50,7 +50,7 @@ class Format:
     """A format: ``named`` are the keys of prompt, chosen and rejected caption, ``optional`` other keys that are read.
 
     ``table`` is the schema of its Parquet files, and ``features`` marks their image columns for Hugging Face datasets;
-    ``text`` is the name of its text file, if it has one.
+    ``text`` is the name of its text file, if it has one. ``extensible``: its readers ignore further keys of a record.
     """
 
     named: tuple[str, str, str]
@@ -60,6 +60,7 @@ class Format:
     table: pa.Schema | None = None
     features: tuple[dict[str, Any], ...] = ()
     text: str | None = None
+    extensible: bool = False
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -259,12 +260,18 @@ FORMATS: dict[PairFormat, Format] = {
             *({"name": name, "list": _MESSAGE_FEATURES} for name in ("prompt", "chosen", "rejected")),
         ),
         text="train.jsonl",
+        extensible=True,
     ),
     "ms-swift": Format(
         ("messages", "messages", "rejected_response"), ("images",), _write_swift, _read_swift, text="train.jsonl"
     ),
     "llama-factory": Format(
-        ("conversations", "chosen", "rejected"), ("images",), _write_factory, _read_factory, text="train.json"
+        ("conversations", "chosen", "rejected"),
+        ("images",),
+        _write_factory,
+        _read_factory,
+        text="train.json",
+        extensible=True,
     ),
     "rlaif-v": Format(
         ("question", "chosen", "rejected"),
@@ -275,7 +282,12 @@ FORMATS: dict[PairFormat, Format] = {
         features=tuple({"name": name, "dtype": "image" if name == "image" else "string"} for name in _RLAIF),
     ),
     "povid": Format(
-        (_CONVERSATIONS[0], *_CONVERSATIONS), ("id", "image"), _write_povid, _read_povid, text="train.json"
+        (_CONVERSATIONS[0], *_CONVERSATIONS),
+        ("id", "image"),
+        _write_povid,
+        _read_povid,
+        text="train.json",
+        extensible=True,
     ),
 }
 

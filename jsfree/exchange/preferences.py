@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jsfree.errors import RowError
+from jsfree.exchange.composition import composition
 from jsfree.schemas import ImageRef, ScoredCaption, SelectedPair
 
 MARKER = "<image>"
@@ -37,7 +38,10 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Preference:
-    """A pair: ``id`` is stable within its set, ``image`` has a URI or bytes."""
+    """A pair: ``id`` is stable within its set, ``image`` has a URI or bytes.
+
+    ``composition`` holds the fields of a pair that was formed from verified sentences (``exchange.composition``).
+    """
 
     id: str
     image: ImageRef
@@ -45,10 +49,11 @@ class Preference:
     chosen: str
     rejected: str
     provenance: Provenance | None = None
+    composition: dict[str, Any] = field(default_factory=dict)
 
     def provenance_row(self) -> dict[str, Any]:
-        """The row of ``provenance.jsonl``: id and provenance, without texts."""
-        return {"id": self.id, **(asdict(self.provenance) if self.provenance else {})}
+        """The row of ``provenance.jsonl``: id, provenance and composition, without the texts of the pair."""
+        return {"id": self.id, **(asdict(self.provenance) if self.provenance else {}), **self.composition}
 
 
 def preference(pair: SelectedPair, source: str, captioner: str) -> Preference:
@@ -62,7 +67,8 @@ def preference(pair: SelectedPair, source: str, captioner: str) -> Preference:
         pair["gap"],
     )
     image = pair["image"]
-    return Preference(image["id"], image, pair["prompt"], pair["chosen"]["text"], pair["rejected"]["text"], provenance)
+    texts = pair["chosen"]["text"], pair["rejected"]["text"]
+    return Preference(image["id"], image, pair["prompt"], *texts, provenance, composition(pair))
 
 
 def without_marker(text: str, key: str) -> str:

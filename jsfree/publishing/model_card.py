@@ -175,7 +175,9 @@ def _settings(config: RunConfig) -> Iterator[tuple[str, str]]:
         "gaussian": f"N({ratios.mean:g}, {ratios.std:g}) clipped to [0, 1]",
     }[ratios.distribution]
     winner = "the preferred caption at 0" if ratios.winner == "zero" else "drawn for both captions"
-    if config.imported is None:
+    if config.imported is None and config.generate.loser != "ratio":
+        yield "rejected captions", f"{config.generate.loser}; {_decoded(config.generate.decoding)}"
+    elif config.imported is None:
         yield "hallucination ratios", f"{drawn}, {winner}; {_decoded(config.generate.decoding)}"
     kept = f"splits {select.first} to {select.last} of {select.splits} by score gap"
     yield "selection", f"{kept}; pairs inverted by CLIP: {select.inverted}"

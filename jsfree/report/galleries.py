@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from jsfree import schemas
 from jsfree.report import pictures, reading, scenes, tables
 from jsfree.report.reading import Caption, Scored
 from jsfree.report.scenes import Choice, Piece, SceneChooser
@@ -50,8 +51,8 @@ def pair_gallery(run: Run, number: int, scored: Scored, kept: tuple[float, float
     selected = reading.selected_ids(run.stage(number, "selected"))
     for pair in reading.pair_summaries(folder):
         chooser.add(pair.sample_id, scenes.pair_outcome(pair, selected, kept, run.config.select), pair.position)
-    choice = chooser.choice(scenes.PAIR_OUTCOMES)
-    rows = reading.pairs_at(folder, choice.positions)
+    choice = chooser.choice([*scenes.PAIR_OUTCOMES, *scenes.COVERAGE_OUTCOMES])
+    rows: list[ScoredPair] = reading.rows_at(folder, choice.positions, schemas.SCORED)
     edges = scenes.shade_edges(scored.cosines)
     views = [
         SceneView(
@@ -89,14 +90,14 @@ def caption_gallery(run: Run, last_round: int, truth: bool, low_score: float | N
 
 
 def _pair_sides(row: ScoredPair, edges: Sequence[float], run: Run, outcome: str) -> list[Side]:
-    """Both captions of a pair; the chosen one follows from the scores and the rule for inverted pairs."""
+    """Both captions of a pair; a chosen one follows from the scores and the rule for inverted pairs."""
     has_roles = outcome in scenes.PAIR_OUTCOMES
     swap = is_high_chosen(row["sample_id"], row["inverted"], run.config.select, run.config.seed)
     sides = []
     for role, caption, chosen in (("low", row["low"], not swap), ("high", row["high"], swap)):
         sides.append(
             Side(
-                _title(role, caption["ratio"]),
+                _title(role, caption["ratio"], run.config.select.strategy),
                 _pair_notes(caption),
                 scenes.shaded(caption["sentences"], edges),
                 chosen if has_roles else None,
@@ -105,10 +106,12 @@ def _pair_sides(row: ScoredPair, edges: Sequence[float], run: Run, outcome: str)
     return sides
 
 
-def _title(role: str, ratio: float | None) -> str:
+def _title(role: str, ratio: float | None, strategy: str) -> str:
     """The title of a pair's caption; a caption without a ratio was imported."""
     if ratio is None:
         return "Imported as chosen" if role == "low" else "Imported as rejected"
+    if strategy == "coverage":
+        return f"{'Lower' if role == 'low' else 'Higher'} ratio, h = {ratio:.2f}"
     return f"{'Provisional winner' if role == 'low' else 'Provisional loser'}, h = {ratio:.2f}"
 
 

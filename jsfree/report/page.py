@@ -11,7 +11,8 @@ from typing import Any
 
 from jsfree.evaluation.metrics import LABEL_FREE, TRUTH
 from jsfree.images.overlap import measure_overlap
-from jsfree.report import galleries, reading, sections, summary, tables
+from jsfree.report import by_round, galleries, reading, sections, summary, tables
+from jsfree.report.composed import composed_gallery
 from jsfree.report.scenes import SHADES
 from jsfree.run.run import Run
 from jsfree.schemas import EVALUATION_IMAGE
@@ -65,6 +66,8 @@ def _content(run: Run) -> dict[str, Any]:
         "about": reading.json_or_empty(run.folder, "run.json"),
         "rounds": views,
         "truth": truth,
+        "truth_curves": by_round.metric_curves(truth, TRUTH),
+        "label_free_curves": by_round.metric_curves(label_free, LABEL_FREE),
         "scenes_known": scenes_known,
         "label_free": label_free,
         "summary": summary.summarise(truth, label_free),
@@ -73,6 +76,7 @@ def _content(run: Run) -> dict[str, Any]:
         "evaluated": _count(with_truth, "scenes") or _count(without_truth, "captions"),
         "low_score": tables.cosine(low_score),
         "pairs": galleries.pair_gallery(run, chosen.number, scored[chosen.number], chosen.kept) if chosen else None,
+        "composed": composed_gallery(run, chosen.number) if chosen else None,
         "captions": galleries.caption_gallery(run, done[-1], scenes_known, low_score) if done else None,
         "shades": SHADES,
         "cost": sections.cost_view(reading.costs(run, rounds)),

@@ -22,7 +22,7 @@ from jsfree.run.folder import Folder, shard_name
 from jsfree.run.run import Manifest, Run
 from jsfree.run.stages import PARTS
 from jsfree.run.streaming import scan, scan_shard
-from jsfree.schemas import ImageRef, ScoredCaptionRow, ScoredPair
+from jsfree.schemas import ImageRef, ScoredCaptionRow
 from jsfree.stages.pair_selection import identical_and_truncated
 
 SUMMARY_COLUMNS = ("gap", "inverted", "low.text", "low.finish", "high.text", "high.finish")
@@ -62,6 +62,15 @@ class Scored:
 
     def __len__(self) -> int:
         return len(self.gaps)
+
+
+@dataclass(frozen=True)
+class ComposedSummary:
+    """How the rejected caption of a composed pair was made (``Provenance.edit``)."""
+
+    sample_id: str
+    position: Position
+    edit: str
 
 
 class EvenSample:
@@ -176,15 +185,33 @@ def selected_ids(folder: Folder) -> SampleIds:
     return SampleIds(sample_id for table in parts for sample_id in table["sample_id"].to_pylist())
 
 
-def pairs_at(folder: Folder, positions: Sequence[Position]) -> list[ScoredPair]:
-    """Whole scored pairs, in the order of ``positions``."""
-    pairs: dict[Position, ScoredPair] = {}
+def composed_summaries(folder: Folder) -> Iterator[ComposedSummary]:
+    """Yield the summaries of all composed pairs of a round."""
+    for shard in folder.shards():
+        positions = (Position(shard, row) for row in count())
+        for table in scan_shard(folder, shard, schemas.COMPOSED, ["sample_id", "provenance.edit"]):
+            for position, row in zip(positions, table.to_pylist(), strict=False):
+                yield ComposedSummary(row["sample_id"], position, row["provenance"]["edit"])
+
+
+def edit_counts(folder: Folder) -> Counter[str]:
+    """The number of sentences of all composed pairs of a round by action (``Edit.action``)."""
+    counts: Counter[str] = Counter()
+    for table in scan(folder, schemas.COMPOSED, ["target.edits"]):
+        actions = pc.struct_field(pc.list_flatten(pc.struct_field(table["target"], "edits")), "action")
+        counts.update({item["values"]: item["counts"] for item in pc.value_counts(actions).to_pylist()})
+    return counts
+
+
+def rows_at(folder: Folder, positions: Sequence[Position], schema: pa.Schema) -> list[Any]:
+    """Whole rows of ``schema``, in the order of ``positions``; one shard is read at a time."""
+    rows: dict[Position, Any] = {}
     for shard in sorted({position.shard for position in positions}):
-        table = folder.read_table(shard_name(shard), schemas.SCORED)
+        table = folder.read_table(shard_name(shard), schema)
         for position in positions:
             if position.shard == shard:
-                pairs[position] = table.slice(position.row, 1).to_pylist()[0]
-    return [pairs[position] for position in positions]
+                rows[position] = table.slice(position.row, 1).to_pylist()[0]
+    return [rows[position] for position in positions]
 
 
 def captions(folder: Folder) -> dict[str, Caption]:

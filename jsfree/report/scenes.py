@@ -104,8 +104,19 @@ PAIR_OUTCOMES = (
 )
 
 
+# Outcomes of strategy ``coverage``, which forms pairs of other captions: its pairs have no roles here.
+COVERAGE_OUTCOMES = (
+    "image trained on, CLIP confirms the order of the ratios",
+    "image trained on, CLIP inverts the order of the ratios",
+    "image not trained on, CLIP confirms the order of the ratios",
+    "image not trained on, CLIP inverts the order of the ratios",
+)
+
+
 def pair_outcome(pair: PairSummary, selected: Container[str], kept: tuple[float, float] | None, select: Select) -> str:
     """The outcome of a scored pair; ``selected`` are the ids of the pairs trained on."""
+    if select.strategy == "coverage":
+        return COVERAGE_OUTCOMES[2 * (pair.sample_id not in selected) + pair.inverted]
     if pair.sample_id in selected:
         return PAIR_OUTCOMES[int(pair.inverted and select.inverted in ("swap", "random"))]
     if pair.identical:
@@ -167,17 +178,26 @@ def low_count(caption: Caption, low_score: float) -> int:
 
 def absent_spans(caption: Caption) -> list[tuple[int, int]]:
     """The (start, end) of each noun in a MiniWorld caption whose object is not in the scene."""
+    return _absent_spans(caption.row["sample_id"], caption.row["text"])
+
+
+def _absent_spans(sample_id: str, text: str) -> list[tuple[int, int]]:
     from jsfree.evaluation import miniworld as metrics
     from jsfree.miniworld import world
 
-    scene = world.scene_from_id(caption.row["sample_id"].rpartition("@")[0])
-    return [(mention.start, mention.end) for mention in metrics.hallucinated_mentions(scene, caption.row["text"])]
+    scene = world.scene_from_id(sample_id.rpartition("@")[0])
+    return [(mention.start, mention.end) for mention in metrics.hallucinated_mentions(scene, text)]
 
 
 def absent_marked(caption: Caption) -> list[Piece]:
     """A MiniWorld caption with the nouns of absent objects marked."""
-    text, at, pieces = caption.row["text"], 0, []
-    for start, end in absent_spans(caption):
+    return absent_marked_text(caption.row["sample_id"], caption.row["text"])
+
+
+def absent_marked_text(sample_id: str, text: str) -> list[Piece]:
+    """A text about the scene of a sample with the nouns of absent objects marked."""
+    at, pieces = 0, []
+    for start, end in _absent_spans(sample_id, text):
         pieces += [Piece(text[at:start]), Piece(text[start:end], "absent", "absent")]
         at = end
     return [piece for piece in (*pieces, Piece(text[at:])) if piece.text]

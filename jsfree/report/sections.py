@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from jsfree.config import Train
+from jsfree.config import RunConfig
 from jsfree.dpo.loss import initial_loss
 from jsfree.evaluation.metrics import MISSING
-from jsfree.report import figures, reading, tables
+from jsfree.report import coverage, figures, reading, tables
+from jsfree.report.coverage import CoverageView
 from jsfree.report.figures import Series
 from jsfree.report.reading import Scored, StageCost
 from jsfree.run.run import Run
@@ -35,7 +36,8 @@ class SplitLine:
 class RoundView:
     """Selection and training of one round.
 
-    ``kept`` is the range of gaps trained on; ``starts_at_reference``: policy and reference are equal at the start.
+    ``kept`` is the range of gaps trained on; ``coverage`` describes the selection of strategy ``coverage``, which has
+    no ``histogram``.
     """
 
     number: int
@@ -44,8 +46,9 @@ class RoundView:
     splits: list[SplitLine]
     curves: list[Markup]
     steps: int
+    training_note: str
     kept: tuple[float, float] | None
-    starts_at_reference: bool
+    coverage: CoverageView | None
 
 
 @dataclass(frozen=True)
@@ -84,15 +87,17 @@ def round_view(run: Run, number: int, scored: Scored) -> RoundView:
     splits = [(split, _is_kept(split, run)) for split in facts.get("splits", [])]
     kept = _range([split for split, is_kept in splits if is_kept])
     steps = reading.training_log(run, number)
+    by_coverage = run.config.select.strategy == "coverage"
     return RoundView(
         number,
         facts,
-        _histogram(run, scored, kept),
-        [_split_line(split, is_kept) for split, is_kept in splits],
-        _curves(steps, run.config.train),
+        None if by_coverage else _histogram(run, scored, kept),
+        [_split_line(split, is_kept, coverage.gap if by_coverage else _gap) for split, is_kept in splits],
+        _curves(steps, run.config),
         len(steps),
+        _training_note(number, run.config),
         kept,
-        number == 1 or run.config.train.reference == "previous",
+        CoverageView.of(number, facts) if by_coverage and facts else None,
     )
 
 
@@ -140,37 +145,66 @@ def _range(splits: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
     return (min(s["low_gap"] for s in filled), max(s["high_gap"] for s in filled)) if filled else None
 
 
-def _split_line(split: Mapping[str, Any], kept: bool) -> SplitLine:
-    low, high, mean = (_gap(split.get(name)) for name in ("low_gap", "high_gap", "mean_gap"))
+def _split_line(split: Mapping[str, Any], kept: bool, form: Callable[[float | None], str]) -> SplitLine:
+    low, high, mean = (form(split.get(name)) for name in ("low_gap", "high_gap", "mean_gap"))
     return SplitLine(split["split"], tables.whole(split["pairs"]), low, high, mean, kept)
 
 
 def _gap(gap: float | None) -> str:
+    """A difference of mean CLIP cosines, × 100."""
     return MISSING if gap is None else f"{100 * gap:.2f}".replace("-", "−")
 
 
-def _curves(steps: Sequence[Mapping[str, Any]], settings: Train) -> list[Markup]:
+def _curves(steps: Sequence[Mapping[str, Any]], config: RunConfig) -> list[Markup]:
+    """The panels of a training: those of preferences unless the NLL is the whole loss, and that of the NLL if any."""
     if not steps:
         return []
+    train = config.train
     at = [float(step["step"]) for step in steps]
 
     def series(key: str, name: str = "", kind: str = "after") -> Series:
         return Series(name or key, [step.get(key) for step in steps], kind)
 
+    held_out = any("validation_loss" in step for step in steps)
+    losses = [series("loss"), *([series("validation_loss", "held out", "before")] if held_out else [])]
+    norm = figures.curve("Gradient norm", at, [series("grad_norm", "norm")])
+    nll = figures.curve(f"NLL per token, {_nll_caption(config)}s", at, [series("nll", "NLL")])
+    if train.objective == "nll":
+        return [figures.curve("Loss", at, losses), nll, norm]
     both = ("chosen", "rejected")
     rewards = [series(f"{role}_reward", role, kind) for role, kind in zip(both, ("after", "before"), strict=True)]
     logps = [series(f"{role}_logp", role, kind) for role, kind in zip(both, ("after", "before"), strict=True)]
-    held_out = any("validation_loss" in step for step in steps)
-    losses = [series("loss"), *([series("validation_loss", "held out", "before")] if held_out else [])]
-    start = (initial_loss(settings.beta, settings.loss), "ln 2" if settings.loss == "sigmoid" else "equal models")
+    start = (initial_loss(train.beta, train.loss), "ln 2" if train.loss == "sigmoid" else "equal models")
     return [
         figures.curve("Loss", at, losses, start),
         figures.curve("Implicit rewards", at, rewards, (0.0, "")),
         figures.curve("Accuracy (chosen above rejected)", at, [series("accuracy")], (0.5, "chance")),
         figures.curve("Reward margin", at, [series("margin")], (0.0, "")),
-        figures.curve("Gradient norm", at, [series("grad_norm", "norm")]),
+        norm,
         figures.curve("Log-probability", at, logps),
+        *([nll] if any("nll" in step for step in steps) else []),
     ]
+
+
+def _training_note(number: int, config: RunConfig) -> str:
+    """What the loss of a round is and where it begins."""
+    train = config.train
+    caption = _nll_caption(config)
+    if train.objective == "nll":
+        return f"The loss is {train.sft_weight:g} × the NLL per token of the {caption}; there is no reference model."
+    note = ""
+    if number > 1 and train.reference == "seed":
+        begin = f"the policy begins as m{number - 1}"
+        note = f"The reference is m0, {begin}: the dashed lines are the values for equal models."
+    elif train.objective == "dpo+nll" or not train.sft_weight:
+        note = "Policy and reference are equal at the start, so the loss begins at the dashed line."
+    if train.objective == "dpo+nll":
+        note += f" The NLL per token of the {caption}, times {train.sft_weight:g}, is added to the loss shown."
+    return note
+
+
+def _nll_caption(config: RunConfig) -> str:
+    return "composed caption" if config.nll_caption == "target" else "chosen caption"
 
 
 def _cost_line(cost: StageCost, device: float) -> CostLine:

@@ -1,7 +1,8 @@
-"""Panels that show a metric of several variants, each as the mean and the range over repeated runs.
+"""Panels that show a metric of several variants, each as a value and its range.
 
-A range is a thin bar through the mark of its mean. Lines are told apart by their marks and dashes as well as by the
-colours of the style sheet (classes ``series-1`` to ``series-6``).
+The value is a mean over repeated runs with their range, or one measurement with its interval. A range is a thin bar
+through the mark of its value. Lines are told apart by their marks and dashes as well as by the colours of the style
+sheet (classes ``series-1`` to ``series-6``).
 """
 
 from __future__ import annotations

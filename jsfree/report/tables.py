@@ -38,13 +38,22 @@ class Change:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a comparison: one cell per model, and the change from the first model to the last."""
+    """A line of a comparison: one cell and one span per model, and the change from the first model to the last."""
 
     metric: Metric
     cells: list[Cell]
     change: Change
-    first: Span | None
-    last: Span | None
+    spans: list[Span | None]
+
+    @property
+    def first(self) -> Span | None:
+        """The value of the first model, as stored."""
+        return self.spans[0]
+
+    @property
+    def last(self) -> Span | None:
+        """The value of the last model, as stored."""
+        return self.spans[-1]
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,7 @@ def _lines(metrics: Sequence[Metric], columns: Sequence[Measured]) -> list[Line]
         spans = [_span(values.get(metric.name)) for values in columns]
         if any(spans):
             cells = [_cell(span, metric) for span in spans]
-            lines.append(Line(metric, cells, _change(spans[0], spans[-1], metric), spans[0], spans[-1]))
+            lines.append(Line(metric, cells, _change(spans[0], spans[-1], metric), spans))
     return lines
 
 

@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -28,7 +28,7 @@ from jsfree.images.decoding import load_image
 from jsfree.images.overlap import read_hashes, require_not_evaluated
 from jsfree.models.loading import Captioner, load_captioner
 from jsfree.schemas import ImageRef, Role, Sample, StageOutput
-from jsfree.stages.ratios import draw_ratios
+from jsfree.stages.losers import continue_winner, loser_request, ratios_by_role
 from jsfree.stages.token_offsets import TokenOffsets
 
 if TYPE_CHECKING:
@@ -109,10 +109,24 @@ class ImageReader:
         yield cast(Sample, {**sample, "image": image}), read.pixels
 
 
+@dataclass
+class _Generating:
+    """A sample whose captions are being decoded."""
+
+    sample: Sample
+    ratios: dict[Role, float]
+    roles: tuple[Role, ...]
+    """The captions that are decoded first."""
+    waiting: Request | None
+    """The request that waits for the winner, whose tokens it begins with."""
+    captions: dict[Role, Caption | NoTokenError] = field(default_factory=dict)
+
+
 class PairGenerator:
     """Stage 1: two captions per image by dual-path decoding (paper, section 3.2 and Algorithm 1, lines 3-8).
 
-    With ``generate.samples``, further captions at h = 0, and log-probabilities of all of them (``Candidate``).
+    The second one may be made in another way (``generate.loser``). With ``generate.samples``, there are further
+    captions at h = 0, and log-probabilities of all captions (``Candidate``).
     """
 
     def __init__(
@@ -148,25 +162,44 @@ class PairGenerator:
         ``observer`` receives the same images. Thread-safe: batches of several threads are decoded together.
         """
         output = StageOutput()
-        read: list[tuple[Sample, dict[Role, float]]] = []
+        generating: list[_Generating] = []
+        is_continued = self.config.generate.loser == "continuation"
 
         def requests() -> Iterator[Request]:
             for sample, pixels in self._reader.read(samples, self.config.source, "pairs", output, observer):
                 ratios = self._ratios(sample)
-                read.append((sample, ratios))
-                for role, ratio in ratios.items():
-                    yield self._request(sample, pixels, role, ratio)
+                own = {role: self._request(sample, pixels, role, ratio) for role, ratio in ratios.items()}
+                waiting = own.pop(schemas.HIGH) if is_continued else None
+                generating.append(_Generating(sample, ratios, tuple(own), waiting))
+                yield from own.values()
 
         captions = iter(self._loop.decode(requests()))
-        for sample, ratios in read:
-            decoded = {role: next(captions) for role in ratios}
-            failed = next((each for each in decoded.values() if isinstance(each, NoTokenError)), None)
+        for each in generating:
+            each.captions = {role: next(captions) for role in each.roles}
+        self._continue_winners(generating)
+        for each in generating:
+            failed = next((caption for caption in each.captions.values() if isinstance(caption, NoTokenError)), None)
             if failed is not None:
-                _fail_decoding(sample["sample_id"], "pairs", failed, output)
+                _fail_decoding(each.sample["sample_id"], "pairs", failed, output)
                 continue
-            output.rows.append(self._row(sample, ratios, cast(dict[Role, Caption], decoded)))
-            output.tokens += sum(len(caption.token_ids) for caption in cast(dict[Role, Caption], decoded).values())
+            decoded = {role: cast(Caption, each.captions[role]) for role in each.ratios}
+            output.rows.append(self._row(each.sample, each.ratios, decoded))
+            output.tokens += sum(len(caption.token_ids) for caption in decoded.values())
         return output
+
+    def _continue_winners(self, generating: Sequence[_Generating]) -> None:
+        """Decode the losers that begin as the winners of their samples, where the winner could be decoded."""
+        continued: list[_Generating] = []
+
+        def requests() -> Iterator[Request]:
+            for each in generating:
+                winner = each.captions[schemas.LOW]
+                if each.waiting is not None and isinstance(winner, Caption):
+                    continued.append(each)
+                    yield continue_winner(each.waiting, winner)
+
+        for loser, each in zip(self._loop.decode(requests()), continued, strict=True):
+            each.captions[schemas.HIGH] = loser
 
     def _row(self, sample: Sample, ratios: dict[Role, float], captions: dict[Role, Caption]) -> dict[str, Any]:
         decoded = {role: _decoded(caption, ratios[role]) for role, caption in captions.items()}
@@ -185,16 +218,13 @@ class PairGenerator:
 
     def _ratios(self, sample: Sample) -> dict[Role, float]:
         """Hallucination ratio of each caption of a sample, by role."""
-        settings = self.config.generate
-        pair = draw_ratios(settings.ratios, self.config.seed, self.round_number, sample["sample_id"])
-        further = {f"{schemas.SAMPLE}-{number}": 0.0 for number in range(1, settings.samples + 1)}
-        return {schemas.LOW: pair.low, schemas.HIGH: pair.high, **further}
+        return ratios_by_role(self.config.generate, self.config.seed, self.round_number, sample["sample_id"])
 
     def _request(self, sample: Sample, pixels: torch.Tensor, role: Role, ratio: float) -> Request:
         key = noise_key(self.config.seed, self.round_number, sample["sample_id"], role)
         settings = self.config.generate
         # Numbers instead of sample ids, because concurrent batches may contain the same sample.
-        return Request(
+        request = Request(
             f"{next(self._numbers)}",
             pixels,
             sample["prompt"],
@@ -203,6 +233,7 @@ class PairGenerator:
             settings.decoding,
             with_logps=settings.samples > 0,
         )
+        return loser_request(request, settings) if role == schemas.HIGH else request
 
 
 class CaptionWriter:

@@ -16,6 +16,13 @@ def embedded(tmp_path_factory) -> Run:
 
 
 @pytest.fixture(scope="session")
+def verified(tmp_path_factory) -> Run:
+    """A run whose pairs are formed from verified sentences."""
+    folder = tmp_path_factory.mktemp("verified") / "run"
+    return example_run.build(folder, errors=False, **example_run.COVERAGE)
+
+
+@pytest.fixture(scope="session")
 def referring(embedded, tmp_path_factory) -> Run:
     """A run with the same selected pairs whose images are files."""
     folder = tmp_path_factory.mktemp("referring")

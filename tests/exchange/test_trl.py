@@ -20,15 +20,17 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def test_the_trainer_runs_two_steps_on_an_exported_set(embedded, expected, tmp_path):
+@pytest.mark.parametrize("kind", ["embedded", "verified"])
+def test_the_trainer_runs_two_steps_on_an_exported_set(request, kind, tmp_path):
     import torch
     from datasets import load_dataset
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
     from trl import DPOConfig, DPOTrainer
 
-    export(embedded, "trl", str(tmp_path / "out"))
+    run = request.getfixturevalue(kind)
+    export(run, "trl", str(tmp_path / "out"))
     data = load_dataset(str(tmp_path / "out"), split="train")
-    assert len(data) == len(expected)
+    assert len(data) == run.stage(1, "selected").count_rows()
     assert data[0]["images"][0].size == (64, 64)
     model, reference = (
         LlavaForConditionalGeneration.from_pretrained(WEIGHTS / "captioner", dtype=torch.float32) for _ in range(2)

@@ -10,10 +10,11 @@ from jsfree import config
 from jsfree.config import RunConfig
 from jsfree.decoding import algorithm1
 from jsfree.decoding.engine import DualPathEngine
-from jsfree.decoding.mixing import contrastive_mixing
+from jsfree.decoding.mixing import add_diffusion_noise, contrastive_mixing
 from jsfree.decoding.requests import Request
 from jsfree.decoding.sampling import noise_key
 from jsfree.errors import ConfigError
+from jsfree.images.decoding import load_image
 from jsfree.miniworld import world
 from jsfree.stages.captioning import CaptionWriter, PairGenerator
 
@@ -141,6 +142,84 @@ def test_views_are_passed_on_to_pairs_and_evaluation_captions(captioner):
         noise = noise_key(settings.seed, key[0], "000", key[1])
         expected = algorithm1.decode(captioner, Request("x", pixels, world.PROMPT, ratio, noise, decoding))
         assert tuple(written["token_ids"]) == expected.token_ids
+
+
+LOSERS = {
+    "noised_image": {"loser": "noised_image", "noise_step": 700},
+    "bad_prompt": {"loser": "bad_prompt", "bad_prompt": "What color is the cup?"},
+    "continuation": {"loser": "continuation"},
+    "continuation with samples": {"loser": "continuation", "samples": 2},
+}
+
+
+def literal_loser(captioner, settings, row, pixels):
+    """The loser of a row by Algorithm 1."""
+    generate = settings.generate
+    shown = add_diffusion_noise(pixels, 700) if generate.loser == "noised_image" else pixels
+    prompt = "What color is the cup?" if generate.loser == "bad_prompt" else row["prompt"]
+    low = row["low"]["token_ids"]
+    is_continued = generate.loser == "continuation"
+    request = Request(
+        "x",
+        shown,
+        prompt,
+        ratio=1.0 if is_continued else 0.0,
+        noise_key=noise_key(settings.seed, 1, row["sample_id"], "high"),
+        decoding=generate.decoding,
+        with_logps=True,
+        prefix=tuple(low[: len(low) // 2]) if is_continued else (),
+    )
+    return request, algorithm1.decode(captioner, request)
+
+
+@pytest.mark.parametrize("name", LOSERS)
+def test_losers_of_published_baselines_match_the_reference_decoder(captioner, name):
+    settings = RunConfig.model_validate({"generate": {**SMALL["generate"], **LOSERS[name]}})
+    ordinary = RunConfig.model_validate(SMALL)
+    samples = [sample(index) for index in range(5)]
+    rows = PairGenerator(settings, "miniworld:captioner", 1)(samples).rows
+    for row, plain in zip(rows, PairGenerator(ordinary, "miniworld:captioner", 1)(samples).rows, strict=True):
+        assert row["low"] == plain["low"]
+        assert row["prompt"] == plain["prompt"]
+        pixels = captioner.pixels(load_image(row["image"], settings.source).image)
+        request, expected = literal_loser(captioner, settings, row, pixels)
+        assert (row["high"]["ratio"], tuple(row["high"]["token_ids"])) == (request.ratio, expected.token_ids)
+        if "samples" in name:
+            assert [each["role"] for each in row["candidates"]] == ["low", "high", "sample-1", "sample-2"]
+            assert row["candidates"][1]["logps"] == pytest.approx(expected.logps, abs=1e-4)
+    assert any(row["high"]["text"] != row["low"]["text"] for row in rows)
+    assert PairGenerator(settings, "miniworld:captioner", 1)(samples[3:1:-1]).rows == [rows[3], rows[2]]
+
+
+def test_a_loser_that_cannot_follow_its_winner_is_one_error_row(monkeypatch):
+    settings = RunConfig.model_validate({"generate": {**SMALL["generate"], "loser": "continuation"}})
+    generator = PairGenerator(settings, "miniworld:captioner", 1)
+    samples = [sample(index) for index in range(3)]
+    spoilt = noise_key(0, 1, samples[1]["sample_id"], "low")
+    submit = DualPathEngine.submit
+
+    def submit_spoilt(engine, request):
+        spoils = request.noise_key == spoilt
+        submit(engine, replace(request, pixels=request.pixels * math.nan) if spoils else request)
+
+    monkeypatch.setattr(DualPathEngine, "submit", submit_spoilt)
+    output = generator(samples)
+    assert [row["sample_id"] for row in output.rows] == [samples[0]["sample_id"], samples[2]["sample_id"]]
+    assert [(row["sample_id"], row["kind"]) for row in output.errors] == [(samples[1]["sample_id"], "no_token")]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (["generate.loser=noised_image", "generate.samples=2"], r"'samples' \(2\) cannot be used with 'loser: noised"),
+        (["generate.loser=bad_prompt", "generate.samples=1"], r"log-probabilities would not be those of the image"),
+        (["generate.loser=continuation", "generate.ratios.winner=drawn"], r"requires 'ratios\.winner: zero'"),
+        (["generate.loser=bad_prompt", "generate.bad_prompt= "], r"'bad_prompt' must not be empty"),
+    ],
+)
+def test_contradictory_settings_of_losers_are_refused(override, message):
+    with pytest.raises(ConfigError, match=message):
+        config.load(None, override)
 
 
 def test_generating_pairs_does_not_accept_contrastive_decoding():

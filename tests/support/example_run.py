@@ -1,12 +1,14 @@
 """Builds run folders as the stages write them: MiniWorld scenes, noisy captions, plausible scores, real metrics.
 
 Everything that can be real is (scenes, counts, selection, label-free figures, manifests); only the models are not:
-a caption is drawn with more or less care, and a sentence scores higher when it is true.
+a caption is drawn with more or less care, and a sentence has a higher score and likelihood when it is true.
 """
 
 import hashlib
 import math
 import random
+import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,17 @@ from jsfree.miniworld import world
 from jsfree.miniworld.world import CaptionNoise
 from jsfree.run.folder import shard_name
 from jsfree.run.run import Manifest, Run
+from jsfree.stages.coverage_selection import CandidateTable, CoverageSelection, Verification, fit
 from jsfree.stages.pair_selection import select_pairs
 
 SETTINGS = {"source": {"count": 120}, "evaluate": {"source": {"split": "test", "count": 40}}}
+COVERAGE: dict[str, Any] = {
+    "generate": {"samples": 2},
+    "select": {"strategy": "coverage", "first": 2, "last": 10},
+    "train": {"objective": "dpo+nll", "sft_weight": 4.0},
+}
+"""Settings of a run with verified sentences and composed captions."""
+END = 2
 CARE = {
     0: CaptionNoise(),
     1: CaptionNoise(0.2, 0.03, 0.05, 0.03, (0.25,) * 5),
@@ -48,12 +58,17 @@ def write_rows(run: Run, number: int, stage: str, rows: list[Any], schema: pa.Sc
     for shard, start in enumerate(range(0, len(rows), SHARD)):
         table = pa.Table.from_pylist(rows[start : start + SHARD], schema=schema)
         run.stage(number, stage).write_table(shard_name(shard), table)
+    finish(run, number, stage, len(rows), **facts)
+
+
+def finish(run: Run, number: int, stage: str, rows: int, **facts: Any) -> None:
+    """Write the manifest of a stage with so many rows."""
     seconds = {"pairs": 9.2, "scored": 0.6, "selected": 0.02, "samples": 0.4}.get(stage, 1.7)
-    tokens = 57 * len(rows) if stage != "samples" else 0
+    tokens = 57 * rows if stage != "samples" else 0
     manifest = Manifest(
         fingerprint="f" * 16,
-        rows_in=len(rows),
-        rows_out=len(rows),
+        rows_in=rows,
+        rows_out=rows,
         seconds=seconds * 1.3,
         device_seconds=seconds * 1.8,
         tokens=tokens,
@@ -101,11 +116,54 @@ def _write_pairs(run: Run, number: int) -> None:
         )
     rows[3]["high"] = {**rows[3]["low"], "ratio": 0.4}
     rows[4]["low"]["finish"] = "length"
-    selection = select_pairs(rows, run.config.select, run.config.seed)
     write_rows(run, number, "samples", samples, schemas.SAMPLES)
+    if run.config.select.strategy == "coverage":
+        _write_candidates(run, number, rows)
+        return
+    selection = select_pairs(rows, run.config.select, run.config.seed)
     write_rows(run, number, "pairs", [_only(row, schemas.PAIRS) for row in rows], schemas.PAIRS)
     write_rows(run, number, "scored", rows, schemas.SCORED)
     write_rows(run, number, "selected", selection.rows, schemas.SELECTED, **selection.facts)
+
+
+def _write_candidates(run: Run, number: int, rows: list[Any]) -> None:
+    """Write pairs with all candidates of their images, and select from them."""
+    samples = run.config.generate.samples
+    for row in rows:
+        scene, rng = world.scene_from_id(row["image"]["id"]), random.Random(f"{row['sample_id']}/samples")
+        spoken = {"low": row["low"], "high": row["high"]}
+        for sample in range(1, samples + 1):
+            spoken[f"sample-{sample}"] = {
+                "ratio": 0.0, **_spoken(world.noisy_caption(scene, rng, CARE[0]), scene, rng)
+            }  # fmt: skip
+        row["candidates"] = [_candidate(role, caption, scene, rng) for role, caption in spoken.items()]
+        for caption, candidate in zip((row["low"], row["high"]), row["candidates"], strict=False):
+            caption["token_ids"] = candidate["token_ids"]
+    write_rows(
+        run, number, "pairs", [_only(row, schemas.pairs_schema(samples)) for row in rows], schemas.pairs_schema(samples)
+    )
+    write_rows(run, number, "scored", rows, schemas.scored_schema(samples))
+    candidates, select = CandidateTable(run.stage(number, "scored")), run.config.select
+    verification = fit(candidates, select) if number == 1 else Verification.read(run.stage(1, "selected"))
+    selection = CoverageSelection(candidates, verification, select, run.config.seed, number)
+    facts = selection.write(run.stage(number, "selected"), SHARD)
+    finish(run, number, "selected", facts["kept"], **facts)
+
+
+def _candidate(role: str, caption: dict[str, Any], scene: world.Scene, rng: random.Random) -> dict[str, Any]:
+    """A caption with one token per word, whose probability is lower in sentences about absent objects."""
+    text, tokens, logps, ends = caption["text"], [], [], []
+    for sentence in re.finditer(r"[^.]+\.?", text):
+        false = bool(metrics.hallucinated_mentions(scene, sentence.group()))
+        level = rng.gauss(-1.1 if false else -0.4, 0.35)
+        for word in re.finditer(r"\S+", sentence.group()):
+            tokens.append(zlib.crc32(word.group().strip(".").lower().encode()) % 30_000 + 10)
+            logps.append(min(-0.01, rng.gauss(level, 0.1)))
+            ends.append(sentence.start() + word.end())
+    if caption["finish"] == "stop":
+        tokens, logps, ends = [*tokens, END], [*logps, -0.05], [*ends, len(text)]
+    kept = {key: caption[key] for key in ("ratio", "text", "finish", "sentences")}
+    return {"role": role, **kept, "token_ids": tokens, "logps": logps, "ends": ends}
 
 
 def _only(row: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
@@ -113,7 +171,8 @@ def _only(row: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
 
 
 def _write_training(run: Run, number: int) -> None:
-    rng, steps = random.Random(number), []
+    rng = random.Random(number)
+    steps: list[dict[str, Any]] = []
     for step in range(60):
         margin = 2.4 * (1 - math.exp(-step / 22)) + rng.gauss(0, 0.12) * (step > 0)
         steps.append(
@@ -133,6 +192,11 @@ def _write_training(run: Run, number: int) -> None:
                 "seconds": 0.2,
             }
         )
+    if run.config.train.objective != "dpo":
+        steps = [{**step, "nll": 0.5 - 0.004 * step["step"]} for step in steps]
+    if run.config.train.objective == "nll":
+        shared = ("step", "epoch", "loss", "nll", "grad_norm", "learning_rate", "tokens", "seconds")
+        steps = [{name: step[name] for name in shared} for step in steps]
     run.stage(number, "train").write_json("steps.json", steps)
     run.finish(
         number,

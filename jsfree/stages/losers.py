@@ -1,0 +1,48 @@
+"""Requests for the captions of a pair, with the loser as in the paper or in a published baseline (``generate.loser``).
+
+| ``generate.loser`` | the loser is decoded                                           | its ratio |
+|--------------------|----------------------------------------------------------------|-----------|
+| ``ratio``          | by Eq. 3 at its drawn hallucination ratio                      | as drawn  |
+| ``noised_image``   | from the image with diffusion noise (arXiv 2402.11411)         | 0         |
+| ``bad_prompt``     | from the image with another prompt (arXiv 2405.19716)          | 0         |
+| ``continuation``   | without the image, after half of the winner (arXiv 2411.10442) | 1         |
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from jsfree.config import Generate
+from jsfree.decoding.mixing import add_diffusion_noise
+from jsfree.decoding.requests import Caption, Request
+from jsfree.schemas import HIGH, LOW, SAMPLE, Role
+from jsfree.stages.ratios import draw_ratios
+
+NO_IMAGE = torch.empty(0)
+"""Pixels of a request at h = 1 without log-probabilities, whose image the engine does not read."""
+
+
+def ratios_by_role(settings: Generate, seed: int, round_number: int, sample_id: str) -> dict[Role, float]:
+    """Hallucination ratio of each caption of a sample. The result depends only on the arguments."""
+    pair = draw_ratios(settings.ratios, seed, round_number, sample_id)
+    high = {"ratio": pair.high, "continuation": 1.0}.get(settings.loser, 0.0)
+    further = {f"{SAMPLE}-{number}": 0.0 for number in range(1, settings.samples + 1)}
+    return {LOW: pair.low, HIGH: high, **further}
+
+
+def loser_request(request: Request, settings: Generate) -> Request:
+    """The request for the loser, given that of an ordinary caption with the loser's ratio and noise key."""
+    if settings.loser == "noised_image":
+        return replace(request, pixels=add_diffusion_noise(request.pixels, settings.noise_step))
+    if settings.loser == "bad_prompt":
+        return replace(request, prompt=settings.bad_prompt)
+    if settings.loser == "continuation" and not request.with_logps:
+        return replace(request, pixels=NO_IMAGE)  # the request waits for the winner, and its image need not
+    return request
+
+
+def continue_winner(request: Request, winner: Caption) -> Request:
+    """The loser's request, which begins with the first half of the winner's tokens, rounded down."""
+    return replace(request, prefix=winner.token_ids[: len(winner.token_ids) // 2])
