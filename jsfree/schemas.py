@@ -113,7 +113,7 @@ class Pair(Sample):
 
 
 class SentenceScore(TypedDict):
-    """A sentence (or sub-sentence) and its CLIP cosine with the image."""
+    """A sentence (or sub-sentence) and its score: the CLIP cosine with the image, or as ``score.judge``."""
 
     text: str
     score: float

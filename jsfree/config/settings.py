@@ -359,13 +359,30 @@ class Generate(Section):
 
 
 class Score(Section):
-    """Stage 2: CLIP similarity between each sentence and the image."""
+    """Stage 2: CLIP similarity between each sentence and the image, or a baseline for it."""
 
+    judge: Annotated[Literal["clip", "captioner"], AddedLater()] = "clip"
+    """What scores the sentences of pairs. ``clip``: the cosine with the image, as in the paper; ``captioner``: the
+    probability with which m0 answers ``question`` with yes rather than no (the self-feedback of RLAIF-V, arXiv
+    2405.17220), a baseline that needs a pass of the captioner, with ``generate.resources``. Captions of the evaluation
+    are always scored by CLIP."""
+    question: Annotated[str, AddedLater()] = "Is this true? {sentence}"
+    """``judge: captioner``: the question for each ``{sentence}``. The default is one that MiniWorld's m0 was trained
+    on; for LLaVA, ask for one word, for instance ``{sentence} Is this statement about the image correct? Answer with
+    yes or no.``"""
     with_generation: Annotated[bool, Placement()] = False
     """Score captions, of pairs and of the evaluation, in the replicas that generate them. Each image is read once, and
     the scores are the same, but captioner and CLIP must fit on one GPU together. ``resources`` then applies only to
     captions that were generated without scores, and to imported pairs."""
     resources: Annotated[Resources, Placement()] = Resources()
+
+    @model_validator(mode="after")
+    def _check(self) -> Score:
+        if self.judge == "captioner" and self.with_generation:
+            raise ValueError("'judge: captioner' scores pairs in a stage of its own; set 'with_generation: false'")
+        if self.question.count("{sentence}") != 1:
+            raise ValueError(f"'question' must contain '{{sentence}}' exactly once, got {self.question!r}")
+        return self
 
 
 class Coverage(Section):
@@ -775,6 +792,12 @@ class RunConfig(Section):
         if self.train.objective == "nll":
             return (self.nll_caption,)
         return ("chosen", "rejected", *(["target"] if self.nll_caption == "target" else []))
+
+    @property
+    def clip_fingerprint(self) -> str:
+        """Hash of the settings that affect CLIP scores, whatever ``score.judge`` scores pairs with."""
+        score = self.score.model_copy(update={name: Score.model_fields[name].default for name in ("judge", "question")})
+        return self.model_copy(update={"score": score}).fingerprint("clip", "score")
 
     def fingerprint(self, *paths: str) -> str:
         """Hash the settings at the dotted ``paths``, without those that do not affect results."""

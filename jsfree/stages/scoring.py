@@ -85,7 +85,7 @@ class ClipScorer:
     def score(self, pairs: Sequence[Pair], images: Sequence[torch.Tensor | RowError]) -> StageOutput:
         """Score pairs as a call does, given the vectors of their images (from ``embed``) or errors."""
         output = StageOutput()
-        texts = [_texts_by_role(pair) for pair in pairs]
+        texts = [texts_by_role(pair) for pair in pairs]
         with self._lock:
             parts = iter(self._parts([text for captions in texts for text in captions.values()]))
             usable: list[tuple[Pair, torch.Tensor, dict[Role, list[str]]]] = []
@@ -95,7 +95,7 @@ class ClipScorer:
                 if isinstance(image, RowError):
                     output.errors.append(error_row(pair["sample_id"], "scored", image))
                 elif empty is not None:
-                    output.errors.append(error_row(pair["sample_id"], "scored", _no_sentence(pair, empty)))
+                    output.errors.append(error_row(pair["sample_id"], "scored", no_sentence_error(pair, empty)))
                 else:
                     usable.append((pair, image, sentences))
             scores, output.tokens = self._scores(
@@ -103,8 +103,8 @@ class ClipScorer:
             )
         for (pair, _, sentences), cosines in zip(usable, scores, strict=True):
             remaining = iter(cosines)
-            scored = {role: _sentence_scores(of, islice(remaining, len(of))) for role, of in sentences.items()}
-            output.rows.append(_scored_pair(pair, scored))
+            scored = {role: named_scores(of, islice(remaining, len(of))) for role, of in sentences.items()}
+            output.rows.append(scored_pair(pair, scored))
         return output
 
     def score_rows(self, rows: Sequence[CaptionRow]) -> StageOutput:
@@ -139,7 +139,7 @@ class ClipScorer:
         scores = dict(zip(captions, found, strict=True))
         for row, texts, start in placed:
             own = scores[image_key(row["image"])][start : start + len(texts)]
-            output.rows.append({**row, "sentences": _sentence_scores(texts, own), "score": _mean(own)})
+            output.rows.append({**row, "sentences": named_scores(texts, own), "score": _mean(own)})
         return output
 
     def sentence_scores(self, images: Sequence[Image.Image], captions: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -263,13 +263,14 @@ def _pooled_at(model: Any, tokens_TL: torch.Tensor) -> torch.Tensor:
     return positions_T
 
 
-def _texts_by_role(pair: Pair) -> dict[Role, str]:
+def texts_by_role(pair: Pair) -> dict[Role, str]:
     """The captions of a pair and its further candidates."""
     candidates = cast("list[Candidate]", pair.get("candidates", []))
     return {LOW: pair["low"]["text"], HIGH: pair["high"]["text"]} | {each["role"]: each["text"] for each in candidates}
 
 
-def _scored_pair(pair: Pair, sentences: Mapping[Role, list[SentenceScore]]) -> dict[str, Any]:
+def scored_pair(pair: Pair, sentences: Mapping[Role, list[SentenceScore]]) -> dict[str, Any]:
+    """The row of ``schemas.SCORED`` of a pair, given the sentence scores of its captions and further candidates."""
     low, high = (
         ScoredCaption(**caption, sentences=sentences[role], score=_mean([each["score"] for each in sentences[role]]))
         for role, caption in ((LOW, pair["low"]), (HIGH, pair["high"]))
@@ -282,7 +283,8 @@ def _scored_pair(pair: Pair, sentences: Mapping[Role, list[SentenceScore]]) -> d
     return row
 
 
-def _sentence_scores(texts: Iterable[str], scores: Iterable[float]) -> list[SentenceScore]:
+def named_scores(texts: Iterable[str], scores: Iterable[float]) -> list[SentenceScore]:
+    """The sentences of a caption with their scores."""
     return [{"text": text, "score": score} for text, score in zip(texts, scores, strict=True)]
 
 
@@ -296,7 +298,8 @@ def image_key(image: ImageRef) -> ImageKey:
     return image["id"], image["uri"]
 
 
-def _no_sentence(pair: Pair, role: str) -> RowError:
+def no_sentence_error(pair: Pair, role: Role) -> RowError:
+    """The error of a pair whose caption ``role`` has no sentence."""
     return RowError("no_sentence", f"sample {pair['sample_id']}: the caption {role!r} has no sentence to score")
 
 

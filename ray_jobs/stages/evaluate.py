@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from jsfree import schemas
-from jsfree.config import RunConfig
+from jsfree.config import Mode, RunConfig
+from jsfree.config.settings import fingerprinted_settings
 from jsfree.evaluation import labelfree
 from jsfree.images.overlap import hash_images
 from jsfree.images.sources import evaluation_samples
@@ -71,10 +72,15 @@ def hash_evaluation_images(current: Round) -> str:
     return table.uri
 
 
+def decoding_key(mode: Mode) -> str:
+    """The settings of a mode in the fingerprints of its captions; those that older runs lack only if they are set."""
+    return mode.model_dump_json(include=set(fingerprinted_settings(mode)))
+
+
 def captioning_stage(home: Round, model: Model, mode: str, samples: Manifest) -> ShardedStage:
     """Captions of ``model`` in one mode, on the evaluation samples; ``home`` is the round that stores them."""
     config = home.config
-    decoding = config.evaluate.modes[mode].model_dump_json()
+    decoding = decoding_key(config.evaluate.modes[mode])
     name = f"captions/{model.name}-{mode}"
     one_pass = config.score.with_generation
     stage = ShardedStage(
@@ -103,7 +109,7 @@ def scoring_stage(current: Round, captions: ShardedStage) -> ShardedStage:
     return ShardedStage(
         name=name,
         number=home.number,
-        fingerprint=home.fingerprint(captions.fingerprint, config.fingerprint("clip", "score")),
+        fingerprint=home.fingerprint(captions.fingerprint, config.clip_fingerprint),
         source=captions.target.uri,
         source_schema=schemas.CAPTIONS,
         target=home.table(name, schemas.SCORED_CAPTIONS),

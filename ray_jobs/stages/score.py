@@ -1,14 +1,20 @@
-"""Stage 2: CLIP scores of every sentence, and log-probabilities under m0 where verification needs them."""
+"""Stage 2: scores of every sentence, by CLIP or by the captioner itself.
+
+Where verification needs them, also log-probabilities under m0.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from jsfree import schemas
 from jsfree.config import RunConfig
 from jsfree.run.run import Manifest
+from jsfree.stages.judging import CaptionerJudge
 from jsfree.stages.likelihoods import LikelihoodScorer
 from jsfree.stages.scoring import ClipScorer
 from ray_jobs.rounds import Round
-from ray_jobs.shards.actor import ShardedStage
+from ray_jobs.shards.actor import ShardedStage, StageCall
 
 
 def score_pairs(current: Round, pairs: Manifest) -> Manifest:
@@ -28,18 +34,25 @@ def needs_likelihoods(config: RunConfig, number: int) -> bool:
 
 
 def scoring_stage(current: Round, pairs: str) -> ShardedStage:
-    """The scoring of the round's pairs, which have the fingerprint ``pairs``."""
+    """The scoring of the round's pairs, which have the fingerprint ``pairs``, by ``score.judge``."""
     config = current.config
+    if config.score.judge == "captioner":
+        stage_class: Callable[..., StageCall] = CaptionerJudge
+        judged_by = (current.seed.fingerprint, config.fingerprint("captioner", "score"))
+        arguments, resources = {"config": config, "model_ref": current.seed.ref}, config.generate.resources
+    else:
+        stage_class, judged_by = ClipScorer, (config.clip_fingerprint,)
+        arguments, resources = {"config": config}, config.score.resources
     return ShardedStage(
         name="scored",
         number=current.number,
-        fingerprint=current.fingerprint(pairs, config.fingerprint("clip", "score")),
+        fingerprint=current.fingerprint(pairs, *judged_by),
         source=current.stage("pairs").uri,
         source_schema=schemas.pairs_schema(config.generate.samples),
         target=current.table("scored", schemas.scored_schema(config.generate.samples)),
-        stage_class=ClipScorer,
-        arguments={"config": config},
-        resources=config.score.resources,
+        stage_class=stage_class,
+        arguments=arguments,
+        resources=resources,
         attempts=current.attempts("scored"),
     )
 
