@@ -207,8 +207,8 @@ def _composed(config: RunConfig, statistics: dict[str, Any]) -> str:
         f" labels by {signals}, pooled over the captions of the image that say the same. Chosen is the caption that"
         " covers most verified claims; rejected is the one at the higher ratio or, in"
         f" {statistics['edited']:,} pairs, the chosen one with a sentence omitted or repeated. A composed caption is a"
-        " caption without its false and repeated sentences, followed by verified sentences of the others: it is in"
-        f" {places}, with what was done to each sentence and its log-odds of being true."
+        " caption without its false and repeated sentences, followed by verified sentences of the others. Composed"
+        f" captions are in {places}, with what was done to each sentence and its log-odds of being true."
     )
 
 

@@ -79,8 +79,8 @@ def test_the_card_says_how_captions_were_verified_and_composed(verified, rows, t
     assert f"{edited} pairs, the chosen one with a sentence omitted or repeated" in card
     assert "CLIP's cosine with the image and the captioner's own probability of its tokens" in card
     assert "It generated 2 further captions at ratio 0." in card
-    assert "it is in the field `composed` of each record and `provenance.jsonl`" in card
-    assert "it is in `provenance.jsonl`" in strict
+    assert "Composed captions are in the field `composed` of each record and `provenance.jsonl`" in card
+    assert "Composed captions are in `provenance.jsonl`" in strict
     assert "whose scores contradict their order" not in card
     assert "| images that gave no pair | 0 |" in card
     assert "dropped for identical captions" not in card
