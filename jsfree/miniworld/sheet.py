@@ -1,11 +1,13 @@
 """A sheet of MiniWorld's images with their true captions, for new users."""
 
+import random
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from jsfree.errors import ConfigError, StorageError
-from jsfree.miniworld import world
+from jsfree.miniworld import prose, world
+from jsfree.miniworld.wording import World
 
 SCALE = 4
 MARGIN = 18
@@ -15,7 +17,7 @@ COLUMNS = 4
 INK, PALE, PAPER = (34, 34, 40), (130, 130, 140), (252, 252, 250)
 
 
-def picture_sheet(split: str, count: int, path: str | Path) -> None:
+def picture_sheet(split: str, count: int, path: str | Path, captions_of: World = "plain") -> None:
     """Write a PNG of the first ``count`` scenes of ``split``, each with its id and true caption.
 
     Raises:
@@ -27,7 +29,7 @@ def picture_sheet(split: str, count: int, path: str | Path) -> None:
     scenes = [world.scene(split, index) for index in range(count)]
     side = SCALE * world.SIZE
     columns = min(COLUMNS, count)
-    captions = [_wrapped(world.true_caption(scene), side) for scene in scenes]
+    captions = [_wrapped(_true_caption(scene, captions_of), side) for scene in scenes]
     height = side + LINE * (2 + max(len(lines) for lines in captions)) + MARGIN
     rows = -(-count // columns)
     sheet = Image.new("RGB", (columns * (side + MARGIN) + MARGIN, rows * height + MARGIN), PAPER)
@@ -43,6 +45,12 @@ def picture_sheet(split: str, count: int, path: str | Path) -> None:
         sheet.save(path, "PNG")
     except OSError as error:
         raise StorageError(f"the sheet cannot be written to {path}: {error.strerror or error}") from error
+
+
+def _true_caption(scene: world.Scene, captions_of: World) -> str:
+    if captions_of == "plain":
+        return world.true_caption(scene)
+    return prose.true_caption(scene, random.Random(scene.index))
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -128,6 +128,14 @@ def position_of(box: tuple[int, int, int, int]) -> str:
     return POSITIONS[3 * _third((box[1] + box[3]) / 2) + _third((box[0] + box[2]) / 2)]
 
 
+def box_at(position: str) -> tuple[int, int, int, int]:
+    """A box of the usual size in the middle of the area that a position phrase describes."""
+    row, column = divmod(POSITIONS.index(position), 3)
+    size = sum(ICON_SIZES) // 2
+    left, top = ((2 * third + 1) * SIZE // 6 - size // 2 for third in (column, row))
+    return left, top, left + size, top + size
+
+
 def fair_positions(box: tuple[int, int, int, int], tolerance: float = 3.0) -> frozenset[str]:
     """The position phrases that count as correct for ``box``: its centre may be off by ``tolerance`` pixels."""
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
@@ -185,26 +193,37 @@ def true_caption(scene: Scene) -> str:
 
 def noisy_caption(scene: Scene, rng: random.Random, noise: CaptionNoise | None = None) -> str:
     """A caption with random errors, as a careless annotator writes it: the target of the captioner's pre-training."""
+    mentions = noisy_mentions(scene, rng, noise)
+    return caption(scene.context, [(item.name, item.colour, item.position) for item in mentions])
+
+
+def noisy_mentions(scene: Scene, rng: random.Random, noise: CaptionNoise | None = None) -> list[SceneObject]:
+    """The objects that a careless annotator of ``scene`` mentions, with random errors.
+
+    The box of an absent object, or of one in a wrong position, lies in the middle of its position.
+    """
     noise = noise or CaptionNoise()
     present = {item.name for item in scene.objects}
-    mentions: list[tuple[str, str, str]] = []
+    mentions: list[SceneObject] = []
     for item in _shuffled(scene.objects, rng):
         if rng.random() < noise.omitted:
             continue
-        name, colour, position = item.name, item.colour, item.position
         if rng.random() < noise.replaced:
-            name = draw_object(scene.context, present | {word for word, _, _ in mentions}, rng)
+            taken = present | {mention.name for mention in mentions}
+            item = replace(item, name=draw_object(scene.context, taken, rng))
         if rng.random() < noise.wrong_colour:
-            colour = pick(tuple(COLOURS), rng)
+            item = replace(item, colour=pick(tuple(COLOURS), rng))
         if rng.random() < noise.wrong_position:
             position = pick(POSITIONS, rng)
-        mentions.append((name, colour, position))
+            item = replace(item, position=position, box=box_at(position))
+        mentions.append(item)
     if len(mentions) < len(noise.padded) and rng.random() < noise.padded[len(mentions)]:
         length = pick(noise.lengths, rng)
         while len(mentions) < length:
-            name = draw_object(scene.context, present | {word for word, _, _ in mentions}, rng)
-            mentions.append((name, pick(tuple(COLOURS), rng), pick(POSITIONS, rng)))
-    return caption(scene.context, mentions)
+            name = draw_object(scene.context, present | {mention.name for mention in mentions}, rng)
+            colour, position = pick(tuple(COLOURS), rng), pick(POSITIONS, rng)
+            mentions.append(SceneObject(name, colour, position, box_at(position)))
+    return mentions
 
 
 def _digest(text: str) -> int:

@@ -31,6 +31,7 @@ from jsfree.pretraining.clip import (
     READ_LAYER,
     pixel_values,
 )
+from jsfree.pretraining.languages import PLAIN, Language
 from jsfree.pretraining.optimisation import Optimiser, Progress, batches
 from jsfree.pretraining.tokenizers import CHAT_TEMPLATE, IMAGE_TOKEN, captioner_tokenizer
 
@@ -54,7 +55,7 @@ BLOCK_NAMES = {
 }
 
 
-def build_processor() -> "LlavaProcessor":
+def build_processor(language: Language = PLAIN) -> "LlavaProcessor":
     """LLaVA's processor for images of 64 x 64 pixels."""
     from transformers import CLIPImageProcessor, LlavaProcessor
 
@@ -66,7 +67,7 @@ def build_processor() -> "LlavaProcessor":
     )
     return LlavaProcessor(
         image_processor=image_processor,
-        tokenizer=captioner_tokenizer(),
+        tokenizer=captioner_tokenizer(language),
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -75,14 +76,14 @@ def build_processor() -> "LlavaProcessor":
     )
 
 
-def build_captioner(clip: Any) -> "LlavaForConditionalGeneration":
+def build_captioner(clip: Any, language: Language = PLAIN) -> "LlavaForConditionalGeneration":
     """A LLaVA with newly initialised projector and language model on a frozen copy of ``clip``'s vision tower.
 
     vLLM's CPU attention supports head size 32. The default ``initializer_range`` of 0.02 is too small at this width.
     """
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    visual, tokenizer = clip.visual, captioner_tokenizer()
+    visual, tokenizer = clip.visual, captioner_tokenizer(language)
     blocks = visual.transformer.resblocks
     vision = CLIPVisionConfig(
         hidden_size=visual.conv1.out_channels,
@@ -189,9 +190,10 @@ class CaptionTask:
         features: torch.Tensor,
         seed: int,
         noise: CaptionNoise | None = None,
+        language: Language = PLAIN,
     ) -> None:
         self.model, self.scenes, self.features, self.noise = model, scenes, features, noise
-        self.processor = build_processor()
+        self.language, self.processor = language, build_processor(language)
         self.rng = random.Random(seed)
 
     def loss(self, rows: Sequence[int]) -> torch.Tensor:
@@ -199,14 +201,17 @@ class CaptionTask:
 
         The last ``TEXT_ONLY_SHARE`` of captions and of questions have no image.
         """
-        captions = [(world.PROMPT, world.noisy_caption(self.scenes[row], self.rng, self.noise)) for row in rows]
+        captions = [(world.PROMPT, self.language.noisy_caption(self.scenes[row], self.rng, self.noise)) for row in rows]
+        loss = self._loss(rows, captions)
+        if not self.language.questions():
+            return loss
         asked = rows[: round(len(rows) * QUESTIONS_PER_SCENE)]
         questions = [(row, questions_about.draw_question(self.scenes[row], self.rng)) for row in asked]
         answers = [
             (question.text, questions_about.noisy_answer(question, self.scenes[row], self.rng))
             for row, question in questions
         ]
-        return self._loss(rows, captions) + QUESTION_WEIGHT * self._loss(asked, answers)
+        return loss + QUESTION_WEIGHT * self._loss(asked, answers)
 
     def _loss(self, rows: Sequence[int], turns: Sequence[tuple[str, str]]) -> torch.Tensor:
         """Mean loss per token of the replies in ``turns``, (prompt, reply) about each of the scenes ``rows``."""

@@ -22,9 +22,10 @@ from torch.nn import functional as F
 
 from jsfree.miniworld.vocabulary import COLOURS, CONTEXTS, NATIVE_PROBABILITY, NATIVE_WEIGHTS, OBJECTS, POSITIONS
 from jsfree.miniworld.world import SIZE
+from jsfree.pretraining.languages import PLAIN, Language
 from jsfree.pretraining.optimisation import Optimiser, Progress, batches
 from jsfree.pretraining.tables import SceneTable, SentenceTable, sentence_table
-from jsfree.pretraining.tokenizers import CLIP_CONTEXT, clip_tokenizer
+from jsfree.pretraining.tokenizers import clip_tokenizer
 
 PATCH = 16
 WIDTH = 160
@@ -39,7 +40,7 @@ ABSENT_SHARE = 0.65
 IntArray = NDArray[np.int64]
 
 
-def clip_config(vocab_size: int) -> dict[str, Any]:
+def clip_config(vocab_size: int, language: Language = PLAIN) -> dict[str, Any]:
     """The ``model_cfg`` of open_clip_config.json."""
     return {
         "embed_dim": 192,
@@ -52,35 +53,35 @@ def clip_config(vocab_size: int) -> dict[str, Any]:
             "patch_size": PATCH,
         },
         "text_cfg": {
-            "context_length": CLIP_CONTEXT,
+            "context_length": language.clip_context,
             "vocab_size": vocab_size,
             "width": TEXT_WIDTH,
             "heads": 4,
-            "layers": 1,
+            "layers": language.clip_text_layers,
             "hf_tokenizer_name": "in-this-folder",
         },
     }
 
 
-def build_clip() -> Any:
+def build_clip(language: Language = PLAIN) -> Any:
     """A newly initialised CLIP."""
     from open_clip import CLIP
 
-    return CLIP(**clip_config(len(clip_tokenizer())))
+    return CLIP(**clip_config(len(clip_tokenizer(language)), language))
 
 
-def save_clip(model: Any, directory: Path) -> None:
+def save_clip(model: Any, directory: Path, language: Language = PLAIN, dtype: torch.dtype = torch.float32) -> None:
     """Write a folder for ``open_clip.create_model_from_pretrained("local-dir:...")`` and ``get_tokenizer``."""
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer = clip_tokenizer()
+    tokenizer = clip_tokenizer(language)
     config = {
-        "model_cfg": clip_config(len(tokenizer)),
+        "model_cfg": clip_config(len(tokenizer), language),
         "preprocess_cfg": {"mean": PIXEL_MEAN, "std": PIXEL_STD},
     }
     (directory / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, directory / "open_clip_model.safetensors", {"format": "pt"})
     tokenizer.save_pretrained(directory)
 

@@ -1,6 +1,9 @@
 """Pre-trains the shipped models of MiniWorld: CLIP, then the captioner m0 on CLIP's vision tower.
 
     jsfree miniworld pretrain --out weights
+    jsfree miniworld pretrain --world prose --out weights
+
+The models of the prose world share the vision tower of ``miniworld:clip``, since both worlds have the same images.
 
 The same seed on the same machine and thread count gives the same weights.
 """
@@ -10,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jsfree.miniworld import world
+from jsfree.pretraining.languages import PLAIN, PROSE, Language
 from jsfree.pretraining.optimisation import Progress
 
 logger = logging.getLogger(__name__)
@@ -17,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Budget:
-    """Scenes, steps and batch sizes; the defaults are those of the shipped weights."""
+    """Scenes, steps and batch sizes; the defaults are those of the shipped weights of the plain world."""
 
     clip_scenes: int = 40_000
     clip_steps: int = 2000
@@ -27,10 +31,15 @@ class Budget:
     captioner_batch: int = 64
 
 
+PROSE_BUDGET = Budget(clip_scenes=12_000, clip_steps=400, captioner_scenes=16_000, captioner_steps=900)
+"""That of the shipped weights of the prose world."""
+PLAIN_CLIP = "miniworld:clip"
+
+
 def pretrain(
     out_dir: str | Path, seed: int = 0, progress: Progress | None = None, budget: Budget | None = None
 ) -> None:
-    """Pre-train both models and write ``out_dir/clip`` and ``out_dir/captioner``.
+    """Pre-train both models of the plain world and write ``out_dir/clip`` and ``out_dir/captioner``.
 
     Args:
         out_dir: existing models in it are replaced.
@@ -47,23 +56,61 @@ def pretrain(
         pretrain_captioner(out / "captioner", out / "clip", seed, progress, budget)
 
 
+def pretrain_prose(
+    out_dir: str | Path, seed: int = 0, progress: Progress | None = None, budget: Budget | None = None
+) -> None:
+    """Pre-train both models of the prose world and write ``out_dir/prose-clip`` and ``out_dir/prose-captioner``.
+
+    Args:
+        out_dir, seed, progress, budget: as for :func:`pretrain`.
+    """
+    import torch
+
+    out, budget = Path(out_dir), budget or PROSE_BUDGET
+    with torch.random.fork_rng(devices=[]):
+        pretrain_prose_clip(out / "prose-clip", seed, progress, budget)
+        pretrain_captioner(out / "prose-captioner", PLAIN_CLIP, seed, progress, budget, PROSE)
+
+
 def pretrain_clip(directory: Path, seed: int, progress: Progress | None, budget: Budget) -> None:
     """Pre-train CLIP and write it into ``directory``."""
     from jsfree.pretraining import clip as clip_training
     from jsfree.pretraining.tables import scene_table
 
     scenes = _scenes(budget.clip_scenes)
-    # Two thirds have one or two objects only: from them CLIP learns which word belongs to which shape.
-    simpler = [scene if index % 3 == 0 else world.simplify(scene) for index, scene in enumerate(scenes)]
-    table = scene_table(simpler, clip_training.PATCH)
+    table = scene_table(_simpler(scenes), clip_training.PATCH)
     clip = clip_training.train_clip(table, budget.clip_steps, budget.clip_batch, seed, progress or _log)
     clip_training.save_clip(clip, directory)
 
 
+def pretrain_prose_clip(directory: Path, seed: int, progress: Progress | None, budget: Budget) -> None:
+    """Pre-train the prose world's CLIP on the vision tower of the plain one and write it into ``directory``."""
+    import torch
+
+    from jsfree.models.loading import load_clip
+    from jsfree.pretraining import clip as clip_training
+    from jsfree.pretraining.prose_clip import train_prose_clip
+    from jsfree.pretraining.tables import scene_table
+
+    scenes = _simpler(_scenes(budget.clip_scenes))
+    table = scene_table(scenes, clip_training.PATCH)
+    plain = load_clip(PLAIN_CLIP).model
+    clip = train_prose_clip(plain, scenes, table, budget.clip_steps, budget.clip_batch, seed, progress or _log)
+    clip_training.save_clip(clip, directory, PROSE, torch.float16)
+
+
 def pretrain_captioner(
-    directory: Path, clip_directory: Path, seed: int, progress: Progress | None, budget: Budget
+    directory: Path,
+    clip: str | Path,
+    seed: int,
+    progress: Progress | None,
+    budget: Budget,
+    language: Language = PLAIN,
 ) -> None:
-    """Pre-train the captioner on the vision tower of the CLIP in ``clip_directory`` and write it into ``directory``."""
+    """Pre-train the captioner on the vision tower of ``clip``, a folder or reference, and write it into ``directory``.
+
+    The weights of the prose world are stored in half precision, to be small; they are loaded in float32.
+    """
     import torch
 
     from jsfree.models.loading import load_clip
@@ -72,16 +119,23 @@ def pretrain_captioner(
     from jsfree.pretraining import clip as clip_training
     from jsfree.pretraining.tables import scene_table
 
+    dtype = torch.float32 if language is PLAIN else torch.float16
     scenes = _scenes(budget.captioner_scenes)
     pixels = scene_table(scenes, clip_training.PATCH).pixels
     torch.manual_seed(seed)
-    model = captioner_training.build_captioner(load_clip(str(clip_directory)).model)
+    model = captioner_training.build_captioner(load_clip(str(clip)).model, language)
     features = captioner_training.vision_features(model, pixels)
-    task = captioner_training.CaptionTask(model, scenes, features, seed)
+    task = captioner_training.CaptionTask(model, scenes, features, seed, language=language)
     captioner_training.train_captioner(
         model, task, budget.captioner_steps, budget.captioner_batch, seed, progress or _log
     )
-    publish_captioner(model, captioner_training.build_processor(), directory)
+    weights = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    publish_captioner(model, captioner_training.build_processor(language), directory, weights)
+
+
+def _simpler(scenes: list[world.Scene]) -> list[world.Scene]:
+    """Reduce two thirds of the scenes to one or two objects: from them CLIP learns which word names which shape."""
+    return [scene if index % 3 == 0 else world.simplify(scene) for index, scene in enumerate(scenes)]
 
 
 def _scenes(count: int) -> list[world.Scene]:

@@ -7,14 +7,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from jsfree.miniworld import world
-from jsfree.miniworld.questions import question_texts
-from jsfree.pretraining.tables import sentence_table
+from jsfree.pretraining.languages import PLAIN, Language
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 IMAGE_TOKEN = "<image>"
-CLIP_CONTEXT = 16
 # LLaVA-1.5's template from the llava-hf checkpoints, for one round of conversation.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -27,13 +25,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def captioner_tokenizer() -> "PreTrainedTokenizerFast":
+def captioner_tokenizer(language: Language = PLAIN) -> "PreTrainedTokenizerFast":
     """A tokenizer with Llama's conventions: starts with ``<s>``, ends captions with ``</s>``, keeps the case."""
     from transformers import PreTrainedTokenizerFast
 
     specials = ["<unk>", "<s>", "</s>", "<pad>", IMAGE_TOKEN]
     prompt = f"USER: {world.PROMPT} ASSISTANT:"
-    texts = [f"{prompt} {text}" for text in (*sentence_table().texts, *question_texts())]
+    texts = [f"{prompt} {text}" for text in (*language.sentences(), *language.questions())]
     bpe = _byte_level_bpe(texts, specials, lowercase=False)
     bpe.post_processor = _add_special_tokens(bpe, "<s> $A", ["<s>"])
     return PreTrainedTokenizerFast(
@@ -49,11 +47,11 @@ def captioner_tokenizer() -> "PreTrainedTokenizerFast":
     )
 
 
-def clip_tokenizer() -> "PreTrainedTokenizerFast":
+def clip_tokenizer(language: Language = PLAIN) -> "PreTrainedTokenizerFast":
     """A tokenizer with open_clip's conventions: lower case; the end token has the largest id, where text is pooled."""
     from transformers import PreTrainedTokenizerFast
 
-    texts = [text.lower() for text in sentence_table().texts]
+    texts = [text.lower() for text in language.sentences()]
     bpe = _byte_level_bpe(texts, ["<pad>"], lowercase=True)
     bpe.add_special_tokens(["<start>", "<end>"])
     bpe.post_processor = _add_special_tokens(bpe, "<start> $A <end>", ["<start>", "<end>"])
@@ -63,7 +61,7 @@ def clip_tokenizer() -> "PreTrainedTokenizerFast":
         eos_token="<end>",
         pad_token="<pad>",
         padding_side="right",
-        model_max_length=CLIP_CONTEXT,
+        model_max_length=language.clip_context,
         clean_up_tokenization_spaces=False,
     )
 

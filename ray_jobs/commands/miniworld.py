@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from jsfree.miniworld.wording import World
 from ray_jobs.commands.options import Debug, set_log_level
 
 app = typer.Typer(help="The built-in test data: drawn scenes, a tiny LLaVA and a tiny CLIP.", no_args_is_help=True)
@@ -15,27 +16,34 @@ def show(
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("runs/miniworld.png"),
     split: Annotated[str, typer.Option(help="pretrain, unlabelled, development or test.")] = "unlabelled",
     count: Annotated[int, typer.Option(min=1, max=200, help="Number of scenes.")] = 12,
+    world: Annotated[World, typer.Option(help="Captions: plain, one sentence an object, or prose.")] = "plain",
     debug: Debug = False,
 ) -> None:
     """Draw scenes with their true captions into one picture."""
     set_log_level(debug)
     from jsfree.miniworld.sheet import picture_sheet
 
-    picture_sheet(split, count, out)
+    picture_sheet(split, count, out, world)
     typer.echo(f"{count} scenes: {out}")
 
 
 @app.command("pretrain")
 def pretrain(
-    out: Annotated[Path, typer.Option(help="Folder to write captioner/ and clip/ into.")] = Path("runs/weights"),
+    out: Annotated[
+        Path, typer.Option(help="Folder to write captioner/ and clip/ into; with --world prose, prose-captioner/...")
+    ] = Path("runs/weights"),
+    world: Annotated[
+        World, typer.Option(help="Captions to learn from: plain, one sentence an object, or prose.")
+    ] = "plain",
     seed: Annotated[int, typer.Option(help="Seed of the initial weights and the order of the data.")] = 0,
     debug: Debug = False,
 ) -> None:
-    """Train the tiny CLIP and the tiny LLaVA from scratch."""
+    """Train the tiny CLIP and the tiny LLaVA: both from scratch, or for prose on the plain CLIP's vision tower."""
     set_log_level(debug)
-    from jsfree.pretraining.pretrain import pretrain
+    from jsfree.pretraining.pretrain import pretrain, pretrain_prose
     from ray_jobs.commands.console import Reporter
 
     reporter = Reporter()
-    pretrain(out, seed=seed, progress=reporter.parts())
+    train = pretrain_prose if world == "prose" else pretrain
+    train(out, seed=seed, progress=reporter.parts())
     reporter.say(f"Weights: {out}")
