@@ -8,6 +8,7 @@ complete one, unlike by the mean cosine.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -189,8 +190,13 @@ def _edit(image: VerifiedImage, sentence: Sentence, action: str) -> Edit:
 
 
 def _omit(image: VerifiedImage, caption: Caption, rng: np.random.Generator) -> tuple[Caption, Sentence] | None:
-    """The caption without one certain sentence, but never the first; and that sentence."""
-    certain = [number for number in range(1, len(caption)) if image.logit(caption[number]) > CERTAIN]
+    """The caption without one certain sentence that it says once, but never the first; and that sentence."""
+    counts = Counter(image.claims(sentence) for sentence in caption)
+    certain = [
+        number
+        for number, sentence in enumerate(caption)
+        if number and image.logit(sentence) > CERTAIN and counts[image.claims(sentence)] == 1
+    ]
     if not certain:
         return None
     number = certain[int(rng.integers(len(certain)))]

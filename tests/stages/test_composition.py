@@ -101,6 +101,14 @@ def test_an_omission_is_of_a_certain_sentence_but_not_the_first(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
+def test_an_omission_is_not_of_a_sentence_that_is_said_twice(seed):
+    low = [sentence("scene", 3), sentence("cup", 3), sentence("cup", 3, "b"), sentence("bus", 3)]
+    pair = pair_of(image(low=low, high=[sentence("dog", -3)]), seed, edited=1.0)
+    assert pair.provenance["sentence"] == "a bus."
+    assert pair.gap > 0
+
+
+@pytest.mark.parametrize("seed", range(5))
 def test_a_repetition_says_a_sentence_again_later(seed):
     low = [sentence("scene", 3), sentence("cup", 3), sentence("bus", 3)]
     other = [sentence("bus", 2, "b", "sample-1")]
