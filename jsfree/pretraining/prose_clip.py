@@ -4,7 +4,7 @@ The images of both worlds are the same, so the vision tower is kept and frozen; 
 trained with the sigmoid loss of ``clip.py``. The sentences of a batch are drawn from the grammar: a true sentence for
 each image and a hard negative, which is the same sentence with another object or colour.
 
-Shape suffixes: N scenes, B images, T sentences, D width.
+Shape suffixes: S scenes, B images, T sentences, D width.
 """
 
 import random
@@ -121,7 +121,7 @@ def train_prose_clip(
     model.visual.load_state_dict(plain.visual.state_dict())
     model.visual.requires_grad_(False).eval()
     model.visual.proj.requires_grad_(True)
-    features_ND = pooled_features(model.visual, table.pixels)
+    features_SD = pooled_features(model.visual, table.pixels)
     optimiser = Optimiser(model.named_parameters(), steps, MATRIX_RATE, OTHER_RATE)
     pairs = SentencePairs(scenes, seed)
     order = batches(len(scenes), batch, np.random.default_rng(seed))
@@ -132,7 +132,7 @@ def train_prose_clip(
         hard_BT = torch.from_numpy(np.roll(own, len(rows), 1))
         texts = [sentence.text for sentence in (*true, *false)]
         ids_TL = tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
-        image_BD = F.normalize(features_ND[rows] @ model.visual.proj, dim=-1)
+        image_BD = F.normalize(features_SD[rows] @ model.visual.proj, dim=-1)
         text_TD = model.encode_text(ids_TL, normalize=True)
         logits_BT = model.logit_scale.exp() * image_BD @ text_TD.T + model.logit_bias
         loss = sigmoid_loss(logits_BT, truth_BT, hard_BT)
