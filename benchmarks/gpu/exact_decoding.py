@@ -141,7 +141,7 @@ def compare_distributions(
         step = engine.step()
         for (name, token), probs_V in zip(step.drawn, mixing.drawn_from, strict=True):
             right, rounded = (
-                algorithm1.next_token_probs(model, by_id[name], tokens[name])[0].float() for model in (exact, half)
+                algorithm1.next_token_probs(model, by_id[name], tokens[name]).float() for model in (exact, half)
             )
             engines.append(_total_variation(probs_V.float(), right))
             literals.append(_total_variation(rounded, right))
