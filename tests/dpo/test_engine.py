@@ -41,7 +41,7 @@ def started(config: RunConfig):
 
 def step(engine, batch) -> float:
     logps = engine(batch)
-    loss = (logps.rejected - logps.chosen).mean()
+    loss = (logps["rejected"] - logps["chosen"]).mean()
     engine.backward(loss)
     engine.step()
     return loss.item()
@@ -102,7 +102,7 @@ def test_gradient_checkpointing_recomputes_activations_and_gives_the_same_loss(c
     engine.module.llava.model.language_model.layers[0].mlp.register_forward_pre_hook(lambda *_: seen.append(1))
     loss = step(engine, batch)
     assert len(seen) == passes
-    assert loss == pytest.approx(float((expected.rejected - expected.chosen).mean()), abs=1e-5)
+    assert loss == pytest.approx(float((expected["rejected"] - expected["chosen"]).mean()), abs=1e-5)
 
 
 def test_gradient_checkpointing_of_a_model_with_dropout_is_refused():
