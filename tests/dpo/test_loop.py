@@ -209,7 +209,7 @@ def test_held_out_pairs_are_evaluated_but_not_trained_on(pairs, tmp_path):
 def test_early_stopping_publishes_the_best_weights(pairs, tmp_path):
     """A learning rate far too high makes the held-out loss rise."""
     watching = {"pairs": 4, "every": 1, "patience": 2, "publish": "best"}
-    config = settings(learning_rate=0.05, epochs=6, checkpoint_every=1, validation=watching)
+    config = settings(learning_rate=0.03, epochs=6, checkpoint_every=1, validation=watching)
     stopped = Trained(tmp_path / "stopped").run(config, pairs)
     looked = [step["validation_loss"] for step in stopped.steps]
     best = looked.index(min(looked))

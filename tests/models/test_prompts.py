@@ -9,6 +9,6 @@ def test_the_prompts_differ_only_at_the_position_of_the_image(captioner):
     with_image, without = (
         tokenizer.convert_ids_to_tokens(captioner.prompt_ids(TEXT, image=shown)) for shown in (True, False)
     )
-    assert [token for token in with_image if token != image][:7] == ["<s>", "USER", ":", "Ġ", "Ċ", "De", "scribe"]
+    assert [token for token in with_image if token != image][:7] == ["<s>", "USER", ":", "Ġ", "Ċ", "Des", "cribe"]
     assert without[:4] == ["<s>", "USER", ":", "ĠDescribe"]
-    assert with_image[with_image.index("scribe") + 1 :] == without[4:]
+    assert with_image[with_image.index("cribe") + 1 :] == without[4:]

@@ -120,7 +120,7 @@ def test_metrics_and_report_are_complete(finished):
         assert metrics["scenes"] == 60
         assert set(metrics["before"]["greedy"]) == {
             "response_hallucination", "mention_hallucination", "recall", "precision", "f1", "mentions",
-            "distinct_mentions", "duplicates", "attribute_errors", "words",
+            "distinct_mentions", "duplicates", "invented", "misnamed", "attribute_errors", "words",
         }  # fmt: skip
         for estimate in metrics["after"]["greedy"].values():
             assert estimate["low"] <= estimate["value"] <= estimate["high"]

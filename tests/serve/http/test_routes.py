@@ -210,10 +210,10 @@ def test_default_values_of_unsupported_fields_are_accepted(client):
 
 
 def test_a_comparison_sends_the_same_question_to_both_models(client):
-    body = {"image": scene_url(1), "prompt": "Describe image in detail.", "temperature": 1, "seed": 3, "max_tokens": 30}
+    body = {"image": scene_url(1), "prompt": "Describe image in detail.", "temperature": 1, "seed": 1, "max_tokens": 30}
     compared = client.post("/compare", json=body).json()
     for role, name in (("before", "m0"), ("after", "m1")):
-        alone = ask(client, model=role, url=scene_url(1), temperature=1, seed=3, max_tokens=30)
+        alone = ask(client, model=role, url=scene_url(1), temperature=1, seed=1, max_tokens=30)
         assert compared[role] == {
             "model": name,
             "text": said(alone)[0],
