@@ -1,4 +1,4 @@
-"""The training data of the prose world's models against the scenes, and a short pre-training."""
+"""The prose world's models: training data against the scenes, and the quality of the shipped weights."""
 
 import random
 import re
@@ -6,9 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors import safe_open
 
-from jsfree.evaluation.miniworld import mentions
+from jsfree.evaluation.miniworld import count_caption, hallucinated_mentions, mentions
 from jsfree.miniworld import prose, world
+from jsfree.models.loading import load_captioner, load_clip
+from jsfree.models.references import WEIGHTS
 from jsfree.pretraining.clip import PATCH
 from jsfree.pretraining.languages import PROSE
 from jsfree.pretraining.pretrain import Budget, pretrain_prose
@@ -18,6 +22,16 @@ from jsfree.pretraining.tokenizers import captioner_tokenizer, clip_tokenizer
 
 SCENES = [world.scene("development", index) for index in range(60)]
 TINY = Budget(clip_scenes=64, captioner_scenes=64, clip_steps=6, clip_batch=16, captioner_steps=6, captioner_batch=16)
+
+
+@pytest.fixture(scope="module")
+def captioner():
+    return load_captioner("miniworld:prose-captioner")
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return load_clip("miniworld:prose-clip")
 
 
 def sentences_of(scene, noisy=False):
@@ -82,3 +96,59 @@ def test_short_pretraining_reduces_the_loss_and_is_reproducible(tmp_path: Path):
     pretrain_prose(tmp_path / "b", seed=1, budget=TINY)
     for file in ("prose-clip/open_clip_model.safetensors", "prose-captioner/model.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_shipped_weights_are_small_stored_in_half_precision_and_computed_in_float32(captioner, clip):
+    files = [file for name in ("prose-captioner", "prose-clip") for file in (WEIGHTS / name).iterdir()]
+    assert sum(file.stat().st_size for file in files) < 10e6
+    with safe_open(WEIGHTS / "prose-captioner" / "model.safetensors", "pt") as weights:
+        assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.float16}  # noqa: SIM118
+    assert captioner.model.dtype == torch.float32
+    assert next(clip.model.parameters()).dtype == torch.float32
+
+
+def captions(captioner, sample):
+    """Captions of ``SCENES`` by transformers' own ``generate``."""
+    torch.manual_seed(0)
+    ids = torch.tensor([captioner.prompt_ids(world.PROMPT, image=True)] * len(SCENES))
+    made = captioner.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pixel_values=captioner.pixel_values([world.draw(scene) for scene in SCENES]),
+        do_sample=sample,
+        top_k=0,
+        max_new_tokens=100,
+    )
+    return [captioner.text(row[ids.shape[1] :]) for row in made.tolist()]
+
+
+def test_the_seed_sees_most_objects_and_hallucinates_when_sampled(captioner):
+    greedy, sampled = (
+        [count_caption(scene, text) for scene, text in zip(SCENES, captions(captioner, sample), strict=True)]
+        for sample in (False, True)
+    )
+    recall = sum(count.distinct_correct for count in greedy) / sum(count.truth_objects for count in greedy)
+    assert recall > 0.6
+    assert 0.5 < np.mean([count.hallucinated > 0 for count in sampled]) < 0.9
+
+
+def test_the_seed_writes_prose(captioner):
+    sentences = [
+        f"{sentence}." for text in captions(captioner, sample=True) for sentence in text.split(".") if sentence
+    ]
+    assert {1, 2, 3} <= {len(mentions(sentence)) for sentence in sentences}
+    assert any(sentence.strip().startswith("It ") for sentence in sentences)
+
+
+def test_clip_ranks_sentences_about_absent_objects_below_others(clip):
+    cosines, absent = [], []
+    for scene in SCENES:
+        texts = [sentence.text for sentence in sentences_of(scene, noisy=True) if mentions(sentence.text)]
+        with torch.no_grad():
+            image = clip.model.encode_image(clip.transform(world.draw(scene))[None], normalize=True)
+            cosines += (clip.model.encode_text(clip.tokenizer(texts), normalize=True) @ image[0]).tolist()
+        absent += [bool(hallucinated_mentions(scene, text)) for text in texts]
+    values, labels = np.array(cosines), np.array(absent)
+    # The probability that a true sentence scores higher than one with an absent object: the area under the ROC curve.
+    auc = np.mean(values[~labels][:, None] > values[labels][None])
+    assert 0.8 < auc < 0.98
