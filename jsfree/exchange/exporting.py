@@ -119,7 +119,7 @@ def _layout(name: PairFormat, composed: bool) -> Format:
 
 
 def _places_of_composition(layout: Format) -> list[str]:
-    """Where the composed captions of a set are: in its records where the format allows, and beside them."""
+    """Where a set has composed captions: in its records if the format allows, and in ``provenance.jsonl``."""
     return [*(["records"] if layout.extensible else []), "provenance.jsonl"]
 
 

@@ -91,7 +91,7 @@ def fit_verifier(evidence_NF: FloatArray, signals: Signals = "clip+likelihood") 
         signals: the signals to use; the other one gets weight 0.
 
     Raises:
-        StageError: there are too few claims, or the signals do not separate two kinds.
+        StageError: there are too few claims, or the two signals do not separate the same two kinds.
     """
     used = [number for number, name in enumerate(("clip", "likelihood")) if name in signals]
     if len(evidence_NF) < MIN_CLAIMS:
@@ -103,9 +103,8 @@ def fit_verifier(evidence_NF: FloatArray, signals: Signals = "clip+likelihood") 
     agree = len(used) == 1 or np.corrcoef(evidence_NF[:, used].T)[0, 1] > 0
     if not (agree and (mixture.weights_F > 0).all()):
         raise StageError(
-            "CLIP's cosines and the captioner's probabilities contradict each other: no mixture of two kinds of"
-            " sentences has more of both in one kind",
-            "check 'clip' and the captions, or use 'select.strategy: gap'",
+            "CLIP's cosines and the captioner's probabilities do not separate the same two kinds of claims",
+            "verify with one signal ('select.coverage.signals: clip'), or use 'select.strategy: gap'",
         )
     logits_N = evidence_NF[:, used] @ mixture.weights_F + mixture.bias
     lower, upper = sorted(float(mean_F @ mixture.weights_F) + mixture.bias for mean_F in mixture.means)

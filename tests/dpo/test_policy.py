@@ -133,7 +133,7 @@ def test_chunked_logits_give_the_same_log_probabilities_and_gradients(captioner,
         (logps * torch.arange(50.0)).sum().backward()
         results.append((logps.detach(), hidden.grad.clone(), head.weight.grad.clone()))
     for whole, parts in zip(*results, strict=True):
-        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)  # sums in another order
+        assert float((parts - whole).norm() / whole.norm()) < 1e-6
     expected = torch.log_softmax(head(hidden), -1)[range(50), targets]
     torch.testing.assert_close(results[0][0], expected.detach())
 

@@ -93,9 +93,9 @@ def test_too_few_claims_are_refused():
         fit_verifier(np.zeros((3, 2)))
 
 
-def test_signals_that_contradict_each_other_are_refused():
+def test_signals_that_do_not_agree_are_refused():
     evidence, _ = two_kinds(0)
-    with pytest.raises(StageError, match="contradict each other"):
+    with pytest.raises(StageError, match=r"do not separate the same two kinds of claims; verify with one signal"):
         fit_verifier(evidence * [1.0, -1.0] + [0.0, 1.0])
 
 
