@@ -322,8 +322,8 @@ class Generate(Section):
     is for models that follow instructions; MiniWorld's m0 needs a variant of its only prompt
     (``configs/ablations/baselines.yaml``)."""
     samples: Annotated[Annotated[int, Field(ge=0)], AddedLater()] = 0
-    """Further captions per image at h = 0, in addition to the pair. Above 0, log-probabilities of all captions are stored with
-    them, from which ``select.strategy: coverage`` verifies sentences. The prefill of the image is shared."""
+    """Further captions per image at h = 0, in addition to the pair. Above 0, log-probabilities of all captions are
+    stored, from which ``select.strategy: coverage`` verifies sentences. The prefill of the image is shared."""
     mixing: MixingName = "probability"
     """``probability``: mixture of probabilities (Eq. 3); ``logit``: geometric mixture, for comparison."""
     slots: Annotated[Positive, Placement()] = 64
