@@ -23,7 +23,8 @@ from PIL import Image
 
 from jsfree.config import RunConfig
 from jsfree.miniworld import world
-from jsfree.stages.scoring import ClipScorer, _ShortContext
+from jsfree.models.clip_text import encode_cut
+from jsfree.stages.scoring import ClipScorer
 
 TARGETS = {"naive_per_sentence": 7.0, "torchmetrics_per_caption": 4.0}
 IMAGES, SENTENCES, SIDE = 8, (9, 12), 224
@@ -152,8 +153,7 @@ class ForTorchmetrics:
         return self._clip.model.encode_image(pixels)
 
     def get_text_features(self, ids: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        model = self._clip.model
-        return type(model).encode_text(_ShortContext(model, ids.shape[1]), ids)
+        return encode_cut(self._clip.model, ids)
 
     def __call__(self, *, images: Any = None, text: Any = None, **_: object) -> dict[str, torch.Tensor]:
         """Preprocess images or texts, as transformers' processors do."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ from jsfree.checks.findings import Finding, fails, note, ok
 from jsfree.config import ModelFiles, RunConfig
 from jsfree.errors import ModelError
 from jsfree.models import prompts
+from jsfree.models.clip import clip_source, model_settings, require_own_text_tower
 from jsfree.models.contents import CAPTIONER, CLIP, Kind, require_folder, require_type, tensor_shapes
 from jsfree.models.hub import is_offline
-from jsfree.models.loading import clip_source
 from jsfree.models.prompts import visual_tokens
 from jsfree.models.references import description_folder, hub_model, look_up
 from jsfree.sizing import shapes
@@ -255,7 +254,7 @@ def clip_ref(config: RunConfig) -> str:
     Raises:
         ModelError: there are no such pretrained weights.
     """
-    return clip_source(config.clip.versioned_ref, config.clip.pretrained)[0]
+    return clip_source(config.clip.versioned_ref, config.clip.pretrained).ref
 
 
 def check_clip(config: RunConfig) -> Iterator[Finding]:
@@ -270,13 +269,9 @@ def check_clip(config: RunConfig) -> Iterator[Finding]:
         return
     look_up(ref, CLIP, config.models)
     with description_folder(ref, CLIP, config.models) as folder:
-        try:
-            settings = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
-            context, side = settings["text_cfg"].get("context_length", 77), settings["vision_cfg"]["image_size"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(
-                f"CLIP {ref!r}: open_clip_config.json does not describe a CLIP model ({error})",
-                "use another, or fetch it again",
-            ) from error
+        settings = model_settings(ref, folder)
+        text = settings["text_cfg"]
+        require_own_text_tower(ref, text, folder)
+    context, side = text.get("context_length", 77), settings["vision_cfg"].get("image_size", 224)
     found = f"{config.clip.versioned_ref}: images of {side} pixels; sentences over {context} tokens are split"
     yield ok(AREA, "CLIP", found)
