@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from jsfree.checks.findings import Finding, fails, note, ok
-from jsfree.config import ModelFiles, RunConfig
+from jsfree.config import ClipModel, ModelFiles, RunConfig
 from jsfree.errors import ModelError
 from jsfree.models import prompts
 from jsfree.models.clip import clip_source, model_settings, require_own_text_tower
@@ -248,22 +248,13 @@ def estimated_lengths(config: RunConfig, shape: LlavaShape) -> Lengths:
     return Lengths(shape.image_tokens + text, text, caption_tokens(config), config.generate.decoding.max_new_tokens)
 
 
-def clip_ref(config: RunConfig) -> str:
-    """The reference of the configured CLIP model.
-
-    Raises:
-        ModelError: there are no such pretrained weights.
-    """
-    return clip_source(config.clip.versioned_ref, config.clip.pretrained).ref
-
-
-def check_clip(config: RunConfig) -> Iterator[Finding]:
-    """Check CLIP's files, and report its image size and text context.
+def check_clip(config: RunConfig, model: ClipModel) -> Iterator[Finding]:
+    """Check the files of a CLIP model, and report its image size and text context.
 
     Raises:
         ModelError: it is missing, gated or incomplete.
     """
-    ref = clip_ref(config)
+    ref = clip_source(model.versioned_ref, model.pretrained).ref
     if is_elsewhere(ref, CLIP, config.models):
         yield unchecked("CLIP", ref)
         return
@@ -273,5 +264,5 @@ def check_clip(config: RunConfig) -> Iterator[Finding]:
         text = settings["text_cfg"]
         require_own_text_tower(ref, text, folder)
     context, side = text.get("context_length", 77), settings["vision_cfg"].get("image_size", 224)
-    found = f"{config.clip.versioned_ref}: images of {side} pixels; sentences over {context} tokens are split"
+    found = f"{model.label}: images of {side} pixels; sentences over {context} tokens are split"
     yield ok(AREA, "CLIP", found)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from jsfree.config import DeviceMap, ModelFiles, Preprocessing
+from jsfree.config import ClipModel, DeviceMap, ModelFiles, Preprocessing
 from jsfree.errors import ModelError
 from jsfree.gpus import check_dtype, visible_gpu
 from jsfree.models import prompts
@@ -176,11 +176,13 @@ def load_captioner(
     return Captioner(model.eval(), processor, preprocessing)
 
 
-def look_up_models(captioner: str, clip: str, pretrained: str | None, files: ModelFiles) -> ModelFiles:
-    """Check that both models of a run exist, and record the commits of hub models.
+def look_up_models(captioner: str, scorers: Sequence[ClipModel], files: ModelFiles) -> ModelFiles:
+    """Check that the models of a run exist, and record the commits of hub models.
 
     Raises:
         ModelError: a model is missing, gated or incomplete.
     """
-    commits = look_up(captioner, CAPTIONER, files) | look_up(clip_source(clip, pretrained).ref, CLIP, files)
+    commits = look_up(captioner, CAPTIONER, files)
+    for scorer in scorers:
+        commits |= look_up(clip_source(scorer.versioned_ref, scorer.pretrained).ref, CLIP, files)
     return files.model_copy(update={"commits": {**files.commits, **commits}})

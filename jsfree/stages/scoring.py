@@ -9,11 +9,11 @@ Shapes: B images, T texts, D embedding width.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import islice
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import torch
 
@@ -28,10 +28,11 @@ from jsfree.stages.sentences import sentences, sub_sentences
 if TYPE_CHECKING:
     from PIL import Image
 
-    from jsfree.config import RunConfig, Source
+    from jsfree.config import ClipModel, RunConfig, Source
     from jsfree.schemas import Candidate, CaptionRow, ImageRef, Pair
 
 ImageKey = tuple[str, str | None]
+Prepared = TypeVar("Prepared")
 
 IMAGES_AT_ONCE = 64
 
@@ -39,14 +40,15 @@ IMAGES_AT_ONCE = 64
 class ClipScorer:
     """CLIP on one device. A call scores a batch of pairs."""
 
-    def __init__(self, config: RunConfig, device: str = "cpu") -> None:
-        """Load the CLIP model of ``config.clip``.
+    def __init__(self, config: RunConfig, device: str = "cpu", model: ClipModel | None = None) -> None:
+        """Load a CLIP model, by default the first of ``config.clip``.
 
         Raises:
             ModelError: the model cannot be loaded.
         """
         self._config = config
-        self._clip = load_clip(config.clip.versioned_ref, device, config.clip.pretrained, config.models)
+        model = model or config.clip
+        self._clip = load_clip(model.versioned_ref, device, model.pretrained, config.models)
         self._texts = TextEncoder(self._clip)
         self._readers = ThreadPoolExecutor(max(1, int(config.score.resources.cpus)))
         self._lock = threading.Lock()  # tokenizers are not thread-safe; images are read without the lock
@@ -58,9 +60,7 @@ class ClipScorer:
         difference. A pair becomes an error row if its image cannot be used (kinds of ``load_image``) or a caption has
         no sentence (``no_sentence``). ``tokens`` counts the encoded text tokens.
         """
-        images = self._images([pair["image"] for pair in pairs], self._config.source)
-        embedded = iter(self.embed([image for image in images if not isinstance(image, RowError)]))
-        return self.score(pairs, [image if isinstance(image, RowError) else next(embedded) for image in images])
+        return score_images(self, pairs, self._config.source, self._readers)
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """Preprocess an image for the model, on the CPU. Thread-safe."""
@@ -110,7 +110,9 @@ class ClipScorer:
         the same image share its encoding.
         """
         distinct = {image_key(row["image"]): row["image"] for row in rows}
-        loaded = dict(zip(distinct, self._images(list(distinct.values()), self._config.evaluate.source), strict=True))
+        limits = self._config.evaluate.source
+        images = read_images(self.pixels, list(distinct.values()), limits, self._readers)
+        loaded = dict(zip(distinct, images, strict=True))
         read = {key: image for key, image in loaded.items() if not isinstance(image, RowError)}
         embedded = dict(zip(read, self.embed(list(read.values())), strict=True))
         output = self.score_captions([row for row in rows if image_key(row["image"]) in read], embedded)
@@ -178,15 +180,39 @@ class ClipScorer:
         }
         return [[piece for sentence in caption for piece in pieces[sentence]] for caption in captions]
 
-    def _images(self, images: Sequence[ImageRef], limits: Source) -> list[torch.Tensor | RowError]:
-        """Read and preprocess images in threads; return an error for each image that cannot be used."""
-        return list(self._readers.map(lambda image: self._image(image, limits), images))
 
-    def _image(self, image: ImageRef, limits: Source) -> torch.Tensor | RowError:
+class PairScorer(Protocol):
+    """Scores the captions of pairs, given their images: one CLIP model, or two."""
+
+    def pixels(self, image: Image.Image) -> Any:
+        """Preprocess an image, on the CPU. Thread-safe."""
+
+    def embed(self, pixels: Sequence[Any]) -> Sequence[Any]:
+        """Encode preprocessed images."""
+
+    def score(self, pairs: Sequence[Pair], images: Sequence[Any]) -> StageOutput:
+        """Score pairs, given their encoded images or errors."""
+
+
+def score_images(scorer: PairScorer, pairs: Sequence[Pair], limits: Source, readers: Executor) -> StageOutput:
+    """Read the images of pairs and score both captions of each pair."""
+    images = read_images(scorer.pixels, [pair["image"] for pair in pairs], limits, readers)
+    embedded = iter(scorer.embed([image for image in images if not isinstance(image, RowError)]))
+    return scorer.score(pairs, [image if isinstance(image, RowError) else next(embedded) for image in images])
+
+
+def read_images(
+    prepare: Callable[[Image.Image], Prepared], images: Sequence[ImageRef], limits: Source, readers: Executor
+) -> list[Prepared | RowError]:
+    """Read and prepare images in threads; return an error for each image that cannot be used."""
+
+    def read(image: ImageRef) -> Prepared | RowError:
         try:
-            return self.pixels(load_image(image, limits).image)
+            return prepare(load_image(image, limits).image)
         except RowError as error:
             return error
+
+    return list(readers.map(read, images))
 
 
 def texts_by_role(pair: Pair) -> dict[Role, str]:
