@@ -1,4 +1,4 @@
-"""What people read of a run whose pairs two scorers scored: the page, the exported pairs and their card, the model card."""
+"""What people read of a run with two scorers: the page, the exported pairs and their card, and the model card."""
 
 import re
 
