@@ -51,8 +51,7 @@ class Agreement:
 def disagree(differences_PS: FloatArray) -> BoolArray:
     """Whether the scorers disagree about the order of each pair, (P,); never with one scorer."""
     inverted_PS = differences_PS < 0
-    disagreed_P: BoolArray = inverted_PS.any(1) & ~inverted_PS.all(1)
-    return disagreed_P
+    return np.asarray(inverted_PS.any(1) & ~inverted_PS.all(1))
 
 
 def spread(differences_PS: FloatArray) -> FloatArray:

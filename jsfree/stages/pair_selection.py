@@ -250,7 +250,7 @@ def _filter_pairs(
     difference = pairs.low_repeats - pairs.high_repeats
     repeating = np.where(swapped, -difference, difference) > 0  # chosen - rejected
     kept = labelled & ~repeating
-    facts = {
+    facts: dict[str, Any] = {
         "pairs": len(pairs),
         "inverted": inverted,
         "inverted_share": inverted / len(pairs) if len(pairs) else 0.0,

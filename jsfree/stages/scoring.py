@@ -182,7 +182,10 @@ class ClipScorer:
 
 
 class PairScorer(Protocol):
-    """Scores the captions of pairs, given their images: one CLIP model, or two."""
+    """Scores the captions of pairs: one CLIP model, or two."""
+
+    def __call__(self, pairs: Sequence[Pair]) -> StageOutput:
+        """Read the images of pairs and score both captions of each pair."""
 
     def pixels(self, image: Image.Image) -> Any:
         """Preprocess an image, on the CPU. Thread-safe."""
