@@ -12,12 +12,11 @@ from jsfree.checks.findings import Finding, fails, note, ok
 from jsfree.config import RunConfig, Train
 from jsfree.sizing import footprint, memory
 from jsfree.sizing.memory import Lengths, Memory
+from jsfree.sizing.scorers import scorer_shape
 from jsfree.sizing.shapes import LlavaShape
 
 AREA = "memory"
 GB = 1e9
-CLIP_BYTES = 2_500_000_000
-"""Weights of ViT-L/14 at 336 pixels in float32 and the activations of 64 images; an estimate."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,8 @@ def check_generation(config: RunConfig, shape: LlavaShape, lengths: Lengths, dev
 def generation_capacity(config: RunConfig, device: Device) -> Capacity:
     """The memory of a replica of stage 1 on its device."""
     resources = config.generate.resources
-    reserved = CLIP_BYTES * len(config.clip.scorers) if config.score.with_generation and device.is_gpu else 0
+    together = config.score.with_generation and device.is_gpu
+    reserved = int(sum(scorer_shape(scorer).bytes for scorer in config.clip.scorers)) if together else 0
     if config.captioner.device_map == "auto":
         return Capacity(int(device.memory * resources.gpus), reserved, f"{resources.gpus:g} x {device.name}")
     sharing = resources.replicas if not device.is_gpu else int(1 / resources.gpus + 1e-6) if resources.gpus < 1 else 1

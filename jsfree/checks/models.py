@@ -22,6 +22,7 @@ from jsfree.models.references import description_folder, hub_model, look_up
 from jsfree.sizing import shapes
 from jsfree.sizing.footprint import BYTES
 from jsfree.sizing.memory import Lengths
+from jsfree.sizing.scorers import shape_of
 from jsfree.sizing.shapes import LlavaShape
 from jsfree.sizing.workload import caption_tokens
 
@@ -263,6 +264,10 @@ def check_clip(config: RunConfig, model: ClipModel) -> Iterator[Finding]:
         settings = model_settings(ref, folder)
         text = settings["text_cfg"]
         require_own_text_tower(ref, text, folder)
-    context, side = text.get("context_length", 77), settings["vision_cfg"].get("image_size", 224)
-    found = f"{model.label}: images of {side} pixels; sentences over {context} tokens are split"
+    side, shape = settings["vision_cfg"].get("image_size", 224), shape_of(settings)
+    encoded = "their own length" if shape.is_causal else "the full context, because the text tower is not causal"
+    found = (
+        f"{model.label}: {shape.parameters / 1e6:.3g} M weights, images of {side} pixels; sentences over"
+        f" {shape.context} tokens are split, and encoded at {encoded}"
+    )
     yield ok(AREA, "CLIP", found)

@@ -9,14 +9,16 @@ of a GPU (``shares`` in its result), to be entered into its row of ``GPUS`` with
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jsfree.config import Resources, RunConfig
+from jsfree.config import ClipModel, Resources, RunConfig
 from jsfree.decoding.workload import Workload as DecodingWorkload
 from jsfree.errors import ConfigError
 from jsfree.sizing import memory
 from jsfree.sizing.footprint import BYTES
 from jsfree.sizing.memory import Lengths
+from jsfree.sizing.scorers import scorer_shape
 from jsfree.sizing.shapes import LlavaShape
 from jsfree.sizing.workload import Workload
 
@@ -25,8 +27,6 @@ UTILISATION = 0.92
 """Share of the slots that hold a caption (docs/operations.md)."""
 READ_SHARE = 0.8
 """Share of the images held that a decoding step reads; the others wait for their next caption."""
-CLIP_FLOPS = 4e11
-"""Operations of ViT-L/14 at 336 pixels for an image and the sentences of two captions."""
 READ_SECONDS = 0.02
 """Time to read, decode and scale a photograph on one CPU core."""
 START_SECONDS, LOAD_BYTES_A_SECOND = 30.0, 1e9
@@ -144,7 +144,7 @@ def _on_gpu(
     load = BYTES[config.captioner.dtype] * memory.parameters(shape).total / LOAD_BYTES_A_SECOND + START_SECONDS
     captioning = caption_seconds(config, work, shape, lengths, gpu, slots) if slots else None
     evaluating = _evaluation_seconds(config, work, shape, lengths, gpu, slots) if slots else None
-    scoring = score_seconds(work.images, config, gpu, len(config.clip.scorers))
+    scoring = score_seconds(work.images, config, gpu, config.clip.scorers)
     training = train_seconds(config, work, shape, lengths, gpu)
     steps = f"{work.rounds * work.steps:,} steps"
     starts, known = work.rounds * load, gpu.shares.known
@@ -185,7 +185,7 @@ def _evaluation_seconds(
     views = _evaluation_views(config)
     prefill = work.evaluated * views * _prefill_seconds(shape, lengths, gpu)
     steps = _steps_seconds(config, shape, lengths, gpu, slots, views, work.evaluated, views)
-    return prefill + steps + score_seconds(work.evaluated, config, gpu)
+    return prefill + steps + score_seconds(work.evaluated, config, gpu, [config.clip])
 
 
 def _evaluation_views(config: RunConfig) -> float:
@@ -216,10 +216,11 @@ def _steps_seconds(
     return steps * read / (gpu.shares.bandwidth * gpu.bandwidth)
 
 
-def score_seconds(images: int, config: RunConfig, gpu: GpuKind, scorers: int = 1) -> float:
-    """Seconds that one replica takes to score the captions of ``images``, by reading or by arithmetic."""
+def score_seconds(images: int, config: RunConfig, gpu: GpuKind, scorers: Sequence[ClipModel]) -> float:
+    """Seconds that one replica takes to score two captions of each image, by reading or by arithmetic."""
     reading = READ_SECONDS / max(1.0, config.score.resources.cpus)
-    return images * max(reading, scorers * CLIP_FLOPS / (gpu.shares.clip * gpu.flops))
+    operations = sum(scorer_shape(scorer).pair_flops for scorer in scorers)
+    return images * max(reading, operations / (gpu.shares.clip * gpu.flops))
 
 
 def train_seconds(config: RunConfig, work: Workload, shape: LlavaShape, lengths: Lengths, gpu: GpuKind) -> float:
