@@ -15,6 +15,7 @@ from jsfree.checks.libraries import check_libraries
 from jsfree.checks.settings import check_settings
 from jsfree.config import Imported, RunConfig, Source
 from jsfree.errors import ConfigError, JsfreeError, StorageError
+from jsfree.evaluation.rounds_stop import last_round
 from jsfree.images.drawing import DrawnImages
 from jsfree.images.sources import SourceSummary, images_per_round, summarize_source
 from jsfree.models.contents import CAPTIONER
@@ -87,9 +88,10 @@ def preflight(config: RunConfig) -> Preflight:
 
 
 def remaining_stages(config: RunConfig) -> set[str]:
-    """The stages that are not finished in every round of a run."""
-    run, rounds = Run(config), range(1, config.rounds + 1)
+    """The stages that are not finished in every round of a run, up to that in which its stop rule ended it."""
+    run = Run(config)
     try:
+        rounds = range(1, last_round(run) + 1)
         return {
             name for name, stage in STAGES.items() if not all(run.round(number).exists(stage.mark) for number in rounds)
         }
