@@ -386,6 +386,16 @@ class Score(Section):
             raise ValueError(f"'question' must contain '{{sentence}}' exactly once, got {self.question!r}")
         return self
 
+    @property
+    def judge_name(self) -> str:
+        """What reports call the judge of pairs: ``CLIP`` or ``m0``."""
+        return {"clip": "CLIP", "captioner": "m0"}[self.judge]
+
+    @property
+    def score_name(self) -> str:
+        """What reports call the score that the judge gives a sentence."""
+        return {"clip": "CLIP cosine", "captioner": "probability of yes by m0"}[self.judge]
+
 
 class Coverage(Section):
     """Verification of sentences and composition of captions (``select.strategy: coverage``)."""

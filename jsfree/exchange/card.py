@@ -65,7 +65,7 @@ def is_composed(run: Run, pairs: str) -> bool:
 def figures(run: Run, number: int, pairs: str, tally: Tally) -> dict[str, Any]:
     """Counts of a round's stages, and distributions over the exported pairs.
 
-    Gaps are CLIP cosines × 100; if ``strategy`` is ``coverage``, they are differences of coverage
+    Gaps are of mean sentence scores × 100; if ``strategy`` is ``coverage``, they are differences of coverage
     (``stages.composition``), and ``edited`` of the exported pairs have an edit of the chosen caption as the rejected
     one. ``inverted_share`` is of the exported pairs, ``scored_inverted_share`` of all scored ones. Figures of stages
     that are not done are None.
@@ -79,6 +79,8 @@ def figures(run: Run, number: int, pairs: str, tally: Tally) -> dict[str, Any]:
         "round": number,
         "pairs": pairs,
         "strategy": "coverage" if composed else "gap",
+        "judge": run.config.score.judge_name,
+        "score": run.config.score.score_name,
         "exported": tally.pairs,
         "left_out": tally.left_out,
         "generated": done["pairs"].rows_out if "pairs" in done else None,
@@ -172,6 +174,7 @@ def _origin(run: Run, statistics: dict[str, Any]) -> str:
 |---|---|
 | captioner | `{config.captioner.versioned_ref}`{improved} |
 | CLIP | `{clip}` |
+| judge of sentences | {config.score.judge_name} |
 | seed | {config.seed} |
 | jsfree | {jsfree.__version__} |
 | configuration | {config.own_fingerprint} |
@@ -188,14 +191,18 @@ def _ordered(config: RunConfig) -> str:
         "keep": "kept in their order",
         "random": "ordered at random, as all others",
     }[config.select.inverted]
-    return f"CLIP scored every sentence against the image; pairs whose scores contradict their order were\n{handling}."
+    judge = config.score.judge_name
+    return (
+        f"{judge} scored every sentence against the image; pairs whose scores contradict their order were\n{handling}."
+    )
 
 
 def _composed(config: RunConfig, statistics: dict[str, Any]) -> str:
     """How sentences were verified, and pairs and composed captions formed from them."""
+    score = config.score.score_name
     signals = {
-        "clip+likelihood": "CLIP's cosine with the image and the captioner's own probability of its tokens",
-        "clip": "CLIP's cosine with the image",
+        "clip+likelihood": f"its {score} and the captioner's own probability of its tokens",
+        "clip": f"its {score}",
         "likelihood": "the captioner's own probability of its tokens",
     }[config.select.coverage.signals]
     places = " and ".join(
@@ -220,7 +227,7 @@ def _counts(statistics: dict[str, Any]) -> str:
     dropped = {
         "dropped for identical captions": statistics["identical"],
         "dropped for a truncated caption": statistics["truncated"],
-        "dropped because CLIP inverted them": statistics["dropped_inverted"],
+        "dropped because their order was inverted": statistics["dropped_inverted"],
         "dropped for a chosen caption that repeats more": statistics["repeating"],
     }
     rows = {
@@ -232,8 +239,8 @@ def _counts(statistics: dict[str, Any]) -> str:
         "selected for training": statistics["selected"],
         "left out here, image not usable": statistics["left_out"],
         "**in this set**": statistics["exported"],
-        "inverted by CLIP, of all scored": _percent(statistics["scored_inverted_share"]),
-        "inverted by CLIP, in this set": _percent(statistics["inverted_share"]),
+        f"inverted by {statistics['judge']}, of all scored": _percent(statistics["scored_inverted_share"]),
+        f"inverted by {statistics['judge']}, in this set": _percent(statistics["inverted_share"]),
     }
     return "## Counts\n\n| | |\n|---|---:|\n" + "\n".join(
         f"| {name} | {_cell(value)} |" for name, value in rows.items()
@@ -252,7 +259,7 @@ def _ratios(statistics: dict[str, Any]) -> str:
 def _gaps(statistics: dict[str, Any]) -> str:
     largest = max(gap_bin["pairs"] for gap_bin in statistics["gaps"])
     spread = statistics["gap"]
-    gap = "CLIP cosine of the chosen caption minus that of the rejected one, × 100:"
+    gap = f"Mean sentence score ({statistics['score']}) of the chosen caption minus that of the rejected one, × 100:"
     if statistics["strategy"] == "coverage":
         gap = (
             "Coverage of the chosen caption minus that of the rejected one. Coverage is the sum, over the claims of a"

@@ -98,7 +98,7 @@ def _pair_sides(row: ScoredPair, edges: Sequence[float], run: Run, outcome: str)
         sides.append(
             Side(
                 _title(role, caption["ratio"], run.config.select.strategy),
-                _pair_notes(caption),
+                _pair_notes(caption, run.config.score.score_name),
                 scenes.shaded(caption["sentences"], edges),
                 chosen if has_roles else None,
             )
@@ -115,9 +115,9 @@ def _title(role: str, ratio: float | None, strategy: str) -> str:
     return f"{'Provisional winner' if role == 'low' else 'Provisional loser'}, h = {ratio:.2f}"
 
 
-def _pair_notes(caption: ScoredCaption) -> list[str]:
+def _pair_notes(caption: ScoredCaption, score: str) -> list[str]:
     cut = ["cut at the length limit"] if caption["finish"] == "length" else []
-    return [f"mean CLIP {tables.cosine(caption['score'])}", *cut]
+    return [f"mean {score} {tables.cosine(caption['score'])}", *cut]
 
 
 def _marking(

@@ -97,7 +97,7 @@ def round_view(run: Run, number: int, scored: Scored) -> RoundView:
         len(steps),
         _training_note(number, run.config),
         kept,
-        CoverageView.of(number, facts) if by_coverage and facts else None,
+        CoverageView.of(number, facts, run.config.score.score_name) if by_coverage and facts else None,
     )
 
 
@@ -131,7 +131,7 @@ def _histogram(run: Run, scored: Scored, kept: tuple[float, float] | None) -> Ma
     gaps, inverted = scored.gaps[usable], scored.inverted[usable]
     signed = 100 * np.where(inverted & (select.inverted == "keep"), -gaps, gaps)
     shown = (100 * kept[0], 100 * kept[1]) if kept else None
-    return figures.gap_histogram(signed, inverted, shown)
+    return figures.gap_histogram(signed, inverted, shown, run.config.score.score_name)
 
 
 def _is_kept(split: Mapping[str, Any], run: Run) -> bool:
@@ -151,7 +151,7 @@ def _split_line(split: Mapping[str, Any], kept: bool, form: Callable[[float | No
 
 
 def _gap(gap: float | None) -> str:
-    """A difference of mean CLIP cosines, × 100."""
+    """A difference of mean sentence scores, × 100."""
     return MISSING if gap is None else f"{100 * gap:.2f}".replace("-", "−")
 
 

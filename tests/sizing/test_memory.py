@@ -139,3 +139,26 @@ def test_a_fraction_of_a_gpu_has_that_fraction_of_its_speed():
         return next(time.device_seconds for time in times if time.stage == "generate") / 3600
 
     assert hours(replicas=4, gpus=0.25) == pytest.approx(hours(replicas=1, gpus=1), rel=0.01)
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_scoring_by_the_captioner_is_named_and_takes_its_resources_and_more_time(gpus):
+    found = {}
+    for judge in ("clip", "captioner"):
+        generate, score = {"resources": {"gpus": gpus, "replicas": 3}}, {"resources": {"gpus": gpus, "replicas": 1}}
+        config = configuration.build({"generate": generate, "score": {"judge": judge, **score}}, where="test")
+        work = workload_of(config, 10**6)
+        times = rates.stage_times(config, work, LLAVA, LENGTHS, rates.GPUS["h100-80g"], slots=32)
+        found[judge] = next(time for time in times if time.stage == "score")
+    assert found["clip"].work == "2,000,000 captions, by CLIP"
+    assert found["captioner"].work == "2,000,000 captions, by m0"
+    assert (found["clip"].devices[0], found["captioner"].devices[0]) == ("1", "3")
+    assert found["captioner"].device_seconds > 3 * found["clip"].device_seconds
+
+
+def test_judging_on_a_gpu_takes_the_operations_of_prefilling_images_and_questions():
+    config = configuration.build({"score": {"judge": "captioner"}}, where="test")
+    gpu, work = rates.GPUS["h100-80g"], workload_of(config, 1000)
+    positions = 1000 * (LENGTHS.prefix + 2 * 2 * LENGTHS.caption)  # two captions, repeated in questions twice as long
+    expected = 2 * memory.parameters(LLAVA).total * positions / (gpu.shares.prefill * gpu.flops)
+    assert rates.judge_seconds(work, LLAVA, LENGTHS, gpu) == pytest.approx(expected)
