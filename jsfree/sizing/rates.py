@@ -120,15 +120,23 @@ def gpu_named(name: str) -> GpuKind:
 
 
 def stage_times(
-    config: RunConfig, work: Workload, shape: LlavaShape, lengths: Lengths, gpu: GpuKind | None, slots: int
+    config: RunConfig,
+    work: Workload,
+    shape: LlavaShape,
+    lengths: Lengths,
+    gpu: GpuKind | None,
+    slots: int,
+    evaluation_slots: int | None = None,
 ) -> list[StageTime]:
     """Time of every stage; on CPUs only MiniWorld's rates are known.
 
     Args:
         gpu: the GPU of stages that use GPUs.
-        slots: captions that a replica of stage 1 decodes together on it; 0 if the captioner does not fit.
+        slots: captions of pairs that a replica decodes together on it; 0 if the captioner does not fit.
+        evaluation_slots: the same for captions of the evaluation; by default ``slots``.
     """
-    on_gpu = {} if gpu is None else _on_gpu(config, work, shape, lengths, gpu, slots)
+    evaluated_together = slots if evaluation_slots is None else evaluation_slots
+    on_gpu = {} if gpu is None else _on_gpu(config, work, shape, lengths, gpu, slots, evaluated_together)
     on_cpu = _on_cpu(config, work)
     skipped = {"generate"} if config.imported is not None else set()
     skipped |= {"score"} if config.score.with_generation and config.imported is None else set()
@@ -142,12 +150,18 @@ def stage_times(
 
 
 def _on_gpu(
-    config: RunConfig, work: Workload, shape: LlavaShape, lengths: Lengths, gpu: GpuKind, slots: int
+    config: RunConfig,
+    work: Workload,
+    shape: LlavaShape,
+    lengths: Lengths,
+    gpu: GpuKind,
+    slots: int,
+    evaluation_slots: int,
 ) -> dict[str, StageTime]:
     generate, score, train = config.generate.resources, _scoring_resources(config), config.train.resources
     load = BYTES[config.captioner.dtype] * memory.parameters(shape).total / LOAD_BYTES_A_SECOND + START_SECONDS
     captioning = caption_seconds(config, work, shape, lengths, gpu, slots) if slots else None
-    evaluating = _evaluation_seconds(config, work, shape, lengths, gpu, slots) if slots else None
+    evaluating = _evaluation_seconds(config, work, shape, lengths, gpu, evaluation_slots) if evaluation_slots else None
     by_captioner = config.score.judge == "captioner"
     scoring = judge_seconds(work, shape, lengths, gpu) if by_captioner else score_seconds(work.images, config, gpu)
     scoring_start = load if by_captioner else START_SECONDS
