@@ -12,6 +12,7 @@ from jsfree.config.loading import (
 )
 from jsfree.config.settings import (
     CaptionerSettings,
+    ClipModel,
     ClipSettings,
     Compiling,
     Contrast,
@@ -45,6 +46,7 @@ from jsfree.config.settings import (
 
 __all__ = [
     "CaptionerSettings",
+    "ClipModel",
     "ClipSettings",
     "Compiling",
     "Contrast",

@@ -43,10 +43,12 @@ class Span:
     high: float
 
 
-def gap_histogram(gaps: Gaps, inverted: Flags, kept: tuple[float, float] | None, score: str = "CLIP cosine") -> Markup:
+def gap_histogram(
+    gaps: Gaps, inverted: Flags, kept: tuple[float, float] | None, unit: str = "CLIP cosine × 100"
+) -> Markup:
     """Histogram of the pairs' score gaps, stacked by whether the judge confirmed or inverted the order of the ratios.
 
-    ``kept`` is the range of gaps trained on, which is shaded; ``score`` names the scores.
+    ``kept`` is the range of gaps trained on, which is shaded; ``unit`` names the score and its scale.
     """
     width, height, top, base, left = 760.0, 270.0, 26.0, 222.0, 46.0
     low, high = float(min(0.0, min(gaps, default=0.0))), float(max(1e-9, max(gaps, default=0.0)))
@@ -64,7 +66,7 @@ def gap_histogram(gaps: Gaps, inverted: Flags, kept: tuple[float, float] | None,
         add(svg, "rect", class_="bar order", y=y(order), height=base - y(order), **at)
         for kind in ("bar inverted", "hatched"):
             add(svg, "rect", class_=kind, y=y(order + swapped), height=y(order) - y(order + swapped), **at)
-    draw_x_axis(svg, x, base, x.ticks(8), f"score gap of the pair ({score} × 100)")
+    draw_x_axis(svg, x, base, x.ticks(8), f"score gap of the pair ({unit})")
     return to_markup(svg)
 
 

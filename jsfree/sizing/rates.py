@@ -162,8 +162,10 @@ def _on_gpu(
     load = BYTES[config.captioner.dtype] * memory.parameters(shape).total / LOAD_BYTES_A_SECOND + START_SECONDS
     captioning = caption_seconds(config, work, shape, lengths, gpu, slots) if slots else None
     evaluating = _evaluation_seconds(config, work, shape, lengths, gpu, evaluation_slots) if evaluation_slots else None
-    by_captioner = config.score.judge == "captioner"
-    scoring = judge_seconds(work, shape, lengths, gpu) if by_captioner else score_seconds(work.images, config, gpu)
+    by_captioner, scorers = config.score.judge == "captioner", len(config.clip.scorers)
+    scoring = (
+        judge_seconds(work, shape, lengths, gpu) if by_captioner else score_seconds(work.images, config, gpu, scorers)
+    )
     scoring_start = load if by_captioner else START_SECONDS
     training = train_seconds(config, work, shape, lengths, gpu)
     steps = f"{work.rounds * work.steps:,} steps"
@@ -236,10 +238,10 @@ def _steps_seconds(
     return steps * read / (gpu.shares.bandwidth * gpu.bandwidth)
 
 
-def score_seconds(images: int, config: RunConfig, gpu: GpuKind) -> float:
+def score_seconds(images: int, config: RunConfig, gpu: GpuKind, scorers: int = 1) -> float:
     """Seconds that one replica takes to score the captions of ``images``, by reading or by arithmetic."""
     reading = READ_SECONDS / max(1.0, config.score.resources.cpus)
-    return images * max(reading, CLIP_FLOPS / (gpu.shares.clip * gpu.flops))
+    return images * max(reading, scorers * CLIP_FLOPS / (gpu.shares.clip * gpu.flops))
 
 
 def judge_seconds(work: Workload, shape: LlavaShape, lengths: Lengths, gpu: GpuKind) -> float:

@@ -20,11 +20,25 @@ def select_pairs(current: Round, scored: Manifest) -> Manifest:
             facts = _select_by_coverage(current)
         else:
             source, target = current.stage("scored"), current.stage("selected")
-            facts = select_shards(source, target, config.select, config.seed, config.shard_rows).facts
+            scorers = len(config.clip.scorers)
+            facts = select_shards(source, target, config.select, config.seed, config.shard_rows, scorers).facts
         return Manifest(rows_in=facts["pairs"], rows_out=facts["kept"], facts=facts)
 
     fingerprint = current.fingerprint(scored.fingerprint, config.fingerprint("seed", "select"))
-    return current.complete("selected", fingerprint, work)
+    manifest = current.complete("selected", fingerprint, work)
+    if "agreement" in manifest.facts:
+        current.reporter.say(f"  {describe_agreement(manifest.facts)}")
+    return manifest
+
+
+def describe_agreement(facts: dict[str, Any]) -> str:
+    """One line about the agreement of two scorers, from the facts of a selection."""
+    found = facts["agreement"]
+    kappa = "undefined" if found["kappa"] is None else f"{found['kappa']:.2f}"
+    return (
+        f"The scorers agree on {found['share'] or 0:.1%} of {found['pairs']} pairs (Cohen's kappa {kappa});"
+        f" {facts['disagreed']} pairs on which they disagree were dropped."
+    )
 
 
 def _select_by_coverage(current: Round) -> dict[str, Any]:
