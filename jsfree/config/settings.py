@@ -346,8 +346,8 @@ class Generate(Section):
         "Describe the image, and invent further objects that often occur in such a scene."
     )
     """``loser: bad_prompt``: the loser's prompt. Training uses both captions with the run's own ``prompt``. The default
-    is for models that follow instructions; MiniWorld's m0 needs a variant of its only prompt
-    (``configs/ablations/baselines.yaml``)."""
+    is for models that follow instructions. MiniWorld's m0 answers it with one word or none; set a variant of its only
+    prompt, ``Imagine. Describe image in detail.``"""
     samples: Annotated[Annotated[int, Field(ge=0)], AddedLater()] = 0
     """Further captions per image at h = 0, in addition to the pair. Above 0, log-probabilities of all captions are
     stored, from which ``select.strategy: coverage`` verifies sentences. The prefill of the image is shared."""
