@@ -234,11 +234,10 @@ def _write_evaluation(run: Run, number: int, truth: bool) -> None:
                 write_rows(run, number, f"captions_scored/{model}-{mode}", rows, schemas.SCORED_CAPTIONS)
     low = labelfree.low_score_threshold(scored["before"]["greedy"])
     known = {when: {m: labelfree.summarise(rows, low, 200) for m, rows in of.items()} for when, of in scored.items()}
-    previous = f"m{number - 1}"
-    changes = {
-        mode: labelfree.changes([_caption(row, previous, mode) for row in samples], rows, low, 200)
-        for mode, rows in scored["after"].items()
-    }
+    changes = {}
+    for mode, rows in scored["after"].items():
+        previous: Any = [_caption(row, f"m{number - 1}", mode) for row in samples]
+        changes[mode] = labelfree.changes(previous, rows, low, 200)
     label_free = {**known, "captions": len(samples), "low_score": low, "changes": changes}
     run.round(number).write_json("label_free.json", label_free)
     if truth:
