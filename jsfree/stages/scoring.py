@@ -17,7 +17,9 @@ from itertools import islice
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from jsfree.errors import RowError
 from jsfree.gpus import apply_in_halves
@@ -151,6 +153,12 @@ class ClipScorer:
                 (``sub_sentences`` prevents that).
         """
         return self._scores(self.embed(list(self._readers.map(self.pixels, images))), captions)[0]
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Encode texts as unit vectors, (T, D)."""
+        with self._lock, torch.inference_mode():
+            vectors: NDArray[np.float32] = self._encode_texts(list(texts))[0].numpy()
+        return vectors
 
     @torch.inference_mode()
     def _scores(

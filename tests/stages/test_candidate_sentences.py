@@ -32,6 +32,23 @@ def test_every_token_but_the_ending_belongs_to_a_sentence():
     assert ending(given) == (107,)
 
 
+def test_a_word_has_the_log_probability_of_all_its_tokens():
+    given = candidate(
+        ["1.", " A", " re", "frig", "er", "ator", " and", " a", " CUP", "."],
+        [("A refrigerator and a CUP.", 0.5)],
+        "length",
+    )
+    (sentence,) = split_candidate(given)
+    assert sentence.word_logps == {"a": -1.0, "refrigerator": -14.0, "and": -6.0, "cup": -8.0}
+    assert sentence.word_probability("cup") == pytest.approx(math.exp(-8.0))
+
+
+def test_characters_of_scripts_without_blanks_are_words():
+    given = candidate(["\u732b", "\u3068\u72ac", "\u3002"], [("\u732b\u3068\u72ac\u3002", 0.5)], "length")
+    (sentence,) = split_candidate(given)
+    assert sentence.word_logps == {"\u732b": 0.0, "\u3068": -1.0, "\u72ac": -1.0}
+
+
 def test_list_markers_belong_to_the_sentence_after_them():
     given = candidate(["1.", " A", " cup", ".", "\n2.", " A", " dog", ".", ""], [("A cup.", 0.5), ("A dog.", 0.25)])
     assert [sentence.token_ids for sentence in split_candidate(given)] == [(100, 101, 102, 103), (104, 105, 106, 107)]

@@ -6,18 +6,15 @@ import numpy as np
 import pytest
 
 from jsfree.errors import StageError
-from jsfree.stages.candidate_sentences import Sentence
-from jsfree.stages.verification import Claims, Verifier, fit_verifier, pool, sentence_logit, valley
+from jsfree.stages.claims import Claims
+from jsfree.stages.verification import Verifier, fit_verifier, pool, valley
+from tests.support.sentences import said
 
 
-def said(*tokens: int, cosine: float = 0.0, logp: float = -1.0, role: str = "low") -> Sentence:
-    return Sentence(" ".join(map(str, tokens)), tokens, cosine, (logp,) * len(tokens), role)
-
-
-def two_kinds(seed: int, true: int = 400, false: int = 600):
-    """Evidence of true and of false claims: correlated Gaussians, as cosines and probabilities per token."""
+def two_kinds(seed: int, true: int = 400, false: int = 600, *, correlated: bool = True):
+    """Evidence of true and of false claims: two Gaussians, as cosines and probabilities."""
     rng = np.random.default_rng(seed)
-    covariance = [[0.01, 0.003], [0.003, 0.02]]
+    covariance = [[0.01, 0.003 * correlated], [0.003 * correlated, 0.02]]
     evidence = np.concatenate(
         [
             rng.multivariate_normal([0.6, 0.9], covariance, true),
@@ -27,29 +24,27 @@ def two_kinds(seed: int, true: int = 400, false: int = 600):
     return evidence, np.arange(true + false) < true
 
 
-def test_a_sentence_claims_its_rarest_token():
-    sentences = [said(1, 2, 3), said(1, 2, 4), said(5, 2, 1), said(3, 1)]
-    claims = Claims.count(sentences)
-    assert [claims(sentence) for sentence in sentences] == [(3,), (4,), (5,), (3,)]
-    assert claims(said(1, 4, 99)) == (99,)  # never seen: rarer than any
-
-
-def test_a_token_counts_once_a_sentence():
-    assert Claims.count([said(7, 7, 7), said(8, 7)]).frequencies == {7: 2, 8: 1}
-
-
 def test_evidence_is_pooled_over_the_sentences_that_make_a_claim():
-    sentences = [said(1, 3, cosine=0.2, logp=-0.1), said(2, 3, cosine=0.5, logp=-2.0), said(1, 4, cosine=0.9)]
-    claims = Claims({1: 9, 2: 9, 3: 2, 4: 1})
-    assert pool(sentences, claims) == {3: (0.5, pytest.approx(math.exp(-0.1))), 4: (0.9, pytest.approx(math.exp(-1.0)))}
+    sentences = [said("a", "cup", cosine=0.2, logp=-0.1), said("the", "cup", cosine=0.5, logp=-2.0)]
+    claims = Claims({"a": 90, "the": 90, "cup": 2, "dog": 1}, 100)
+    pooled = pool([*sentences, said("a", "dog", "cup", cosine=0.4, logp=-1.0)], claims)
+    assert pooled == {"cup": (0.5, pytest.approx(math.exp(-0.1))), "dog": (0.4, pytest.approx(math.exp(-1.0)))}
 
 
 def test_the_log_odds_are_those_of_the_true_mixture():
-    """Linear discriminant analysis with the true parameters, up to the zero point."""
-    evidence, _ = two_kinds(0, 40_000, 60_000)
-    inverse = np.linalg.inv([[0.01, 0.003], [0.003, 0.02]])
-    weights = inverse @ (np.array([0.6, 0.9]) - np.array([0.2, 0.3]))
-    assert fit_verifier(evidence).weights_F == pytest.approx(weights, rel=0.05)
+    """The difference of the means over the variance, signal by signal, up to the zero point."""
+    evidence, _ = two_kinds(0, 40_000, 60_000, correlated=False)
+    assert fit_verifier(evidence).weights_F == pytest.approx([0.4 / 0.01, 0.6 / 0.02], rel=0.05)
+
+
+def test_no_weight_is_negative_where_a_full_covariance_would_make_one_so():
+    """Signals so correlated that linear discriminant analysis subtracts the weaker one."""
+    rng = np.random.default_rng(0)
+    covariance = [[0.01, 0.012], [0.012, 0.02]]
+    means = np.array([[0.35, 0.9], [0.2, 0.3]])
+    assert (np.linalg.inv(covariance) @ (means[0] - means[1])).min() < 0
+    evidence = np.concatenate([rng.multivariate_normal(mean, covariance, 2000) for mean in means])
+    assert min(fit_verifier(evidence).weights_F) > 0
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -97,14 +92,6 @@ def test_signals_that_do_not_agree_are_refused():
     evidence, _ = two_kinds(0)
     with pytest.raises(StageError, match=r"do not separate the same two kinds of claims; verify with one signal"):
         fit_verifier(evidence * [1.0, -1.0] + [0.0, 1.0])
-
-
-def test_a_sentence_is_as_certain_as_its_least_certain_claim():
-    class Both(Claims):
-        def __call__(self, sentence):
-            return tuple(sorted(sentence.token_ids))
-
-    assert sentence_logit(said(1, 2), {1: 3.0, 2: -1.0}, Both({})) == -1.0
 
 
 def test_a_stored_verifier_is_read_back():
