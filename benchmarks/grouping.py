@@ -4,18 +4,19 @@
 
 Several captions an image are sampled from m0 at h = 0, and one at a high ratio. Evidence for a claim is pooled over
 all sentences of the image that make it: the highest CLIP cosine and the highest probability, that of the sentence per
-token, that of the claimed word, or the geometric mean of both. A sentence's evidence is that of its weakest claim. The
-table gives, for each grouping, the area under the ROC curve (AUC) with which the evidence separates the sentences of
-the h = 0 captions that name an absent object from the others; MiniWorld's scenes tell which do. Only sentences that
-name an object are counted. For the verifier, fitted without labels, it also gives the shares of true sentences among
-those that pass, and of passed ones among the true sentences. "Merged" words share a claim
-(``jsfree/stages/claims.py``). The result is written to ``benchmarks/results/grouping_<date>_<hardware>.json`` and
-printed as the last line.
+token, that of the claimed word, or a weighted geometric mean of both ("weight" is the word's). A sentence's evidence
+is that of its weakest claim. The table gives, for each grouping, the area under the ROC curve (AUC) with which the
+evidence separates the sentences of the h = 0 captions that name an absent object from the others; MiniWorld's scenes
+tell which do. Only sentences that name an object are counted. For the verifier, fitted without labels, it also gives
+the shares of true sentences among those that pass, and of passed ones among the true sentences. "Merged" words share a
+claim (``jsfree/stages/claims.py``). The result is written to ``benchmarks/results/grouping_<date>_<hardware>.json``
+and printed as the last line.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -39,10 +40,17 @@ from jsfree.miniworld import world
 from jsfree.models.loading import Captioner, Clip, load_captioner, load_clip
 from jsfree.schemas import ScoredCandidate
 from jsfree.stages.candidate_sentences import Sentence, split_candidate
-from jsfree.stages.claims import Claims, EmbedTexts, WordStatistics
+from jsfree.stages.claims import (
+    CERTAIN_PROBABILITY,
+    RARE_SHARE,
+    WORD_WEIGHT,
+    Claims,
+    EmbedTexts,
+    WordStatistics,
+)
 from jsfree.stages.sentences import sentences, words
 from jsfree.stages.token_offsets import TokenOffsets
-from jsfree.stages.verification import CERTAIN_PROBABILITY, fit_verifier
+from jsfree.stages.verification import fit_verifier
 
 MODELS = {
     "plain": ("miniworld:captioner", "miniworld:clip"),
@@ -141,6 +149,7 @@ def sample_statements(captioner: Captioner, clip: Clip, count: int) -> Iterator[
                 "token_ids": list(caption.token_ids),
                 "finish": caption.finish,
                 "logps": list(caption.logps or ()),
+                "unconditional_logps": list(caption.unconditional_logps or ()),
                 "ends": offsets.ends(caption.token_ids, caption.text),
             }
             for role, ratio in ratios.items()
@@ -180,26 +189,32 @@ def groupings(statements: Sequence[Statement], embed: EmbedTexts) -> dict[str, G
     """Every way to map a sentence to its claims."""
     statistics = WordStatistics.count(statement.sentence for statement in statements)
     apart, merged = Claims.of(statistics), Claims.of(statistics, embed)
+    limit = RARE_SHARE * len(statements)
+    rare = {word: word for word, count in statistics.frequencies.items() if count < limit}
     found: dict[str, Grouping] = {"none": lambda each: {each.sentence.text: each.sentence.probability}}
     for size, name in ((1, "word"), (2, "bigram of content words"), (3, "trigram of content words")):
         found[f"rarest {name}"] = rarest_ngram(statements, statistics.frequencies, size)
     for similarity in (0.95, 0.9, 0.8):
         found[f"sentence embeddings above {similarity}"] = components(statements, similarity)
-    for name, claims in (("rare words", apart), ("rare words, merged", merged)):
-        found[f"{name}; p of the sentence"] = partial(claims_of, claims, by_word=0.0)
-        found[f"{name}; p of the word"] = partial(claims_of, claims, by_word=1.0)
-        found[f"{name}; both (adopted if merged)"] = partial(claims_of, claims, by_word=0.5)
+    for name, claims in (
+        ("rare words", Claims(rare, apart.frequencies)),
+        ("rare words that depend on the image", apart),
+        ("the same, merged", merged),
+    ):
+        for weight in (0.0, WORD_WEIGHT, 1.0):
+            found[f"{name}; weight {weight:.2f}"] = partial(claims_of, claims, weight=weight)
     return found
 
 
-def claims_of(claims: Claims, each: Statement, *, by_word: float) -> dict[Hashable, float]:
-    """The claims of a sentence, with a weighted geometric mean of the word's probability and the sentence's."""
+def claims_of(claims: Claims, each: Statement, *, weight: float) -> dict[Hashable, float]:
+    """The claims of a sentence, with a geometric mean of probabilities: the word's with ``weight``, the sentence's."""
     sentence = each.sentence
+    made = claims(sentence)
     found: dict[Hashable, float] = {}
-    for word in sentence.word_logps:
-        claim = claims.merged.get(word, word)
-        if claim in claims(sentence):
-            probability = sentence.word_probability(word) ** by_word * sentence.probability ** (1 - by_word)
+    for word, logp in sentence.word_logps.items():
+        claim = claims.by_word.get(word, word)
+        if claim in made:
+            probability = math.exp(weight * logp + (1 - weight) * sentence.mean_logp)
             found[claim] = max(found.get(claim, 0.0), probability)
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jsfree.schemas import Role, ScoredCandidate
 from jsfree.stages.sentences import sentences, word_spans
@@ -28,15 +28,18 @@ class Sentence:
     """The candidate that it is from."""
     word_logps: Mapping[str, float]
     """Log-probability of each word, that of its tokens together; of a word that occurs twice, the higher one."""
+    unconditional_word_logps: Mapping[str, float] = field(default_factory=dict)
+    """The same without the image; empty if it is not known."""
 
     @property
     def probability(self) -> float:
         """Geometric mean of the probabilities of its tokens, which does not depend on its length."""
-        return math.exp(sum(self.logps) / len(self.logps))
+        return math.exp(self.mean_logp)
 
-    def word_probability(self, word: str) -> float:
-        """Probability of a word of the sentence, given the image and the words before it."""
-        return math.exp(self.word_logps[word])
+    @property
+    def mean_logp(self) -> float:
+        """Log-probability per token, in nats."""
+        return sum(self.logps) / len(self.logps)
 
 
 def split_candidate(candidate: ScoredCandidate) -> list[Sentence]:
@@ -60,7 +63,9 @@ def split_candidate(candidate: ScoredCandidate) -> list[Sentence]:
         token_ends = [place - (end - len(sentence)) for place in candidate["ends"][first:last]]
         words = word_logps(sentence, token_ends, logps)
         if words and cosines:
-            result.append(Sentence(sentence, tuple(tokens), min(cosines), tuple(logps), candidate["role"], words))
+            without_image = word_logps(sentence, token_ends, (candidate["unconditional_logps"] or ())[first:last])
+            role = candidate["role"]
+            result.append(Sentence(sentence, tuple(tokens), min(cosines), tuple(logps), role, words, without_image))
             first = last
     return result
 

@@ -33,7 +33,7 @@ from jsfree.stages.claims import Claims, EmbedTexts, WordStatistics
 from jsfree.stages.composition import FormedPair, VerifiedImage, form_pair
 from jsfree.stages.pair_selection import PairChoice, PairColumns, choose_splits, count_pairs, required_columns
 from jsfree.stages.shard_selection import BUCKET_BYTES, write_selected
-from jsfree.stages.verification import CERTAIN_PROBABILITY, Verifier, fit_verifier, pool
+from jsfree.stages.verification import Verifier, fit_verifier, pool
 
 COLUMNS = ("sample_id", "candidates")
 PART_ROWS = 1024
@@ -120,11 +120,11 @@ def fit(candidates: CandidateTable, settings: Select, embed: EmbedTexts | None =
     """
     statistics = WordStatistics.count(sentence for image in candidates.sentences() for sentence in image)
     claims = Claims.of(statistics, embed)
-    probabilities = statistics.mean_probabilities(claims)
+    is_uncertain = statistics.is_uncertain(claims)
     evidence = array("d")
     for image in candidates.sentences():
         for claim, signals in pool(image, claims).items():
-            if probabilities[claim] < CERTAIN_PROBABILITY:
+            if is_uncertain[claim]:
                 evidence.extend(signals)
     return Verification(claims, fit_verifier(np.array(evidence).reshape(-1, 2), settings.coverage.signals))
 

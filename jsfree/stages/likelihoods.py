@@ -13,7 +13,8 @@ from dataclasses import replace
 import torch
 
 from jsfree.config import RunConfig
-from jsfree.dpo.batching import pack
+from jsfree.decoding.views import views_of
+from jsfree.dpo.batching import PairBatch, pack
 from jsfree.dpo.policy import PairModel
 from jsfree.models.loading import DTYPES
 from jsfree.schemas import PairWithCandidates, Role, StageOutput
@@ -71,5 +72,5 @@ class LikelihoodScorer:
                     row[role] = next(by_role)
         return [[row[role] for role in of_row] for row, of_row in zip(found, captions, strict=True)]
 
-    def _token_logps(self, batch: PackedBatch) -> torch.Tensor:
+    def _token_logps(self, batch: PairBatch) -> torch.Tensor:
         return self._model.token_logps(batch.to(self._captioner.device, DTYPES[self._config.captioner.dtype])).cpu()

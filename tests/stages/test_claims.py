@@ -1,4 +1,4 @@
-"""Claims are rare words, with their probabilities; words with similar embeddings are one claim."""
+"""Claims are specific words that depend on the image; words with similar embeddings are one claim."""
 
 import math
 
@@ -9,42 +9,73 @@ from jsfree.stages.claims import Claims, WordStatistics, merge_similar
 from tests.support.sentences import said
 
 COUNTS = {"a": 90, "is": 80, "near": 40, "cup": 3, "dog": 2, "couch": 2, "sofa": 4}
+NOUNS = {noun: noun for noun in ("cup", "dog", "couch", "sofa")}
+CLAIMS = Claims(NOUNS, COUNTS)
 
 
-def test_every_rare_word_of_a_sentence_is_a_claim():
-    claims = Claims(COUNTS, 100)
-    assert claims(said("a", "dog", "is", "near", "a", "cup")) == ("cup", "dog")
-    assert claims(said("a", "zebra")) == ("zebra",)  # never seen: rarer than any
+def round_of(counts: dict[str, int], without_image: dict[str, float] | None = None) -> WordStatistics:
+    """Statistics of sentences of one word each, of log-probability -1 with the image."""
+    return WordStatistics.count(
+        said(word, logp=-1.0, without_image=without_image) for word, count in counts.items() for _ in range(count)
+    )
 
 
-def test_a_sentence_without_rare_words_claims_its_rarest():
-    assert Claims(COUNTS, 100)(said("a", "is", "near")) == ("near",)
+def test_every_specific_word_of_a_sentence_is_a_claim():
+    assert CLAIMS(said("a", "dog", "is", "near", "a", "cup")) == ("cup", "dog")
+
+
+def test_a_word_that_the_round_did_not_contain_is_a_claim():
+    assert CLAIMS(said("a", "zebra", "near", "a", "cup")) == ("cup", "zebra")
+
+
+def test_a_sentence_without_specific_words_claims_its_rarest():
+    assert CLAIMS(said("a", "is", "near")) == ("near",)
+
+
+def test_words_are_specific_if_they_are_rare_and_depend_on_the_image():
+    counts = {"a": 80, "cup": 4, "dog": 3, "beside": 4, "ox": 2}
+    statistics = round_of(counts, {"a": -9.0, "cup": -3.0, "dog": -0.2, "beside": -1.1})
+    assert statistics.specific_words() == ["cup", "dog", "ox"]  # nothing is known of "ox"
+
+
+def test_the_dependence_is_a_mean_over_the_sentences_in_which_it_is_known():
+    sentences = [
+        said("cup", logp=-1.0, without_image={"cup": -1.9}),
+        said("cup", logp=-1.0, without_image={"cup": -0.7}),
+        said("cup", logp=-math.inf, without_image={"cup": -1.0}),
+        said("cup", logp=-1.0),
+        *(said("a") for _ in range(200)),
+    ]
+    assert WordStatistics.count(sentences).specific_words() == ["cup"]  # (0.9 + 0.3) / 2 nats
+    sentences[0] = said("cup", logp=-1.0, without_image={"cup": -1.5})
+    assert WordStatistics.count(sentences).specific_words() == []
 
 
 def test_a_word_counts_once_a_sentence():
     statistics = WordStatistics.count([said("cup", "cup", "a", logp=-1.0), said("a", logp=-3.0)])
-    assert statistics.sentences == 2
-    assert statistics.frequencies == {"cup": 1, "a": 2}
-    means = statistics.mean_probabilities(Claims.of(statistics))
-    assert means == {"cup": pytest.approx(math.exp(-1)), "a": pytest.approx((math.exp(-1) + math.exp(-3)) / 2)}
+    assert (statistics.sentences, statistics.frequencies) == (2, {"cup": 1, "a": 2})
 
 
-def test_the_mean_probability_of_a_claim_is_over_all_its_words():
-    statistics = WordStatistics.count([said("sofa", logp=-1.0), said("sofa", logp=-1.0), said("couch", logp=-4.0)])
-    means = statistics.mean_probabilities(Claims(statistics.frequencies, 3, {"couch": "sofa"}))
-    assert means == {"sofa": pytest.approx((2 * math.exp(-1) + math.exp(-4)) / 3)}
+def test_claims_of_words_that_are_nearly_always_certain_are_known():
+    sentences = [said("sofa", logp=-0.01)] * 3 + [said("couch", logp=-2.0), said("kitchen", logp=-0.05)]
+    statistics = WordStatistics.count(sentences)
+    claims = Claims({"sofa": "sofa", "couch": "sofa", "kitchen": "kitchen"}, statistics.frequencies)
+    assert statistics.is_uncertain(claims) == {"sofa": True, "kitchen": False}
+    apart = Claims({}, statistics.frequencies)
+    assert statistics.is_uncertain(apart) == {"sofa": False, "couch": True, "kitchen": False}
 
 
-def test_a_claim_is_as_probable_as_its_word_and_its_sentence():
+def test_the_probability_of_a_claim_is_a_quarter_that_of_its_word():
+    """In logarithms; the rest is the sentence's, per token."""
     sentence = said("a", "cup", "is", "near", logp=-1.0)
     sentence.word_logps["cup"] = -4.0
-    assert Claims(COUNTS, 100).probabilities(sentence) == {"cup": pytest.approx(math.exp((-4.0 - 1.0) / 2))}
+    assert CLAIMS.probabilities(sentence) == {"cup": pytest.approx(math.exp(-4.0 / 4 - 1.0 * 3 / 4))}
 
 
 def test_synonyms_are_one_claim_with_the_higher_probability():
     sentence = said("a", "couch", "is", "near", "a", "sofa", logp=-1.0)
     sentence.word_logps["couch"] = -3.0
-    claims = Claims(COUNTS, 100, {"couch": "sofa"})
+    claims = Claims({**NOUNS, "couch": "sofa"}, COUNTS)
     assert claims.probabilities(sentence) == {"sofa": pytest.approx(math.exp(-1.0))}
     assert claims(said("a", "couch")) == claims(said("a", "sofa"))
 
@@ -66,19 +97,17 @@ def test_a_word_that_is_replaced_replaces_no_other():
     assert merged == {"b": "a", "e": "d"}
 
 
-def test_only_rare_words_are_embedded():
-    statistics = WordStatistics.count([said("a", word) for word in ("cup", "dog") for _ in range(30)])
-    statistics.frequencies["cow"] = statistics.frequencies["ox"] = 2
+def test_only_specific_words_are_embedded():
+    statistics = round_of({"a": 80, "cup": 4, "dog": 3, "beside": 4}, {"cup": -3.0, "dog": -3.0, "beside": -1.0})
     asked = []
 
     def embed(words):
         asked.append(list(words))
-        return np.ones((len(words), 3), np.float32)
+        return np.eye(len(words), 5, dtype=np.float32)
 
-    Claims.of(statistics, embed)
-    assert asked == [["cow", "ox"]]
+    assert Claims.of(statistics, embed).by_word == {"cup": "cup", "dog": "dog"}
+    assert asked == [["cup", "dog"]]
 
 
 def test_stored_claims_are_read_back():
-    claims = Claims(COUNTS, 100, {"couch": "sofa"})
-    assert Claims.from_json(claims.as_json()) == claims
+    assert Claims.from_json(CLAIMS.as_json()) == CLAIMS

@@ -10,7 +10,7 @@ from jsfree.stages.verification import Verifier
 from tests.support.sentences import said
 
 RARE = {"scene": 4, "cup": 2, "bus": 3, "cow": 1, "dog": 1, "hat": 1}
-CLAIMS = Claims({**RARE, "a": 99, "b": 99, "it": 50, "is": 60, "red": 40}, 100)
+CLAIMS = Claims({noun: noun for noun in RARE}, {**RARE, "a": 99, "b": 99, "it": 50, "is": 60, "red": 40})
 END = (2,)
 LOGIT = Verifier((10.0, 0.0), 0.0)  # log-odds are ten times the cosine
 

@@ -31,7 +31,8 @@ def candidate(rng: random.Random, role: str, said: list[str], truth: set[str]) -
         scored.append({"text": parts[-1], "score": rng.gauss(0.5 if is_true else 0.2, 0.08)})
     return {
         "role": role, "ratio": 0.5 if role == "high" else 0.0, "text": text, "token_ids": [*tokens, TOKENS["END"]],
-        "finish": "stop", "logps": [*logps, -0.1], "ends": [*ends, len(text)], "sentences": scored,
+        "finish": "stop", "logps": [*logps, -0.1], "unconditional_logps": [], "ends": [*ends, len(text)],
+        "sentences": scored,
     }  # fmt: skip
 
 

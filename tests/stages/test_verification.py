@@ -1,4 +1,4 @@
-"""The verifier separates two kinds of claims without labels, and its zero point is where they are rarest."""
+"""The verifier separates two kinds of claims without labels."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 
 from jsfree.errors import StageError
 from jsfree.stages.claims import Claims
-from jsfree.stages.verification import Verifier, fit_verifier, pool, valley
+from jsfree.stages.verification import Verifier, fit_verifier, pool
 from tests.support.sentences import said
 
 
@@ -26,15 +26,18 @@ def two_kinds(seed: int, true: int = 400, false: int = 600, *, correlated: bool 
 
 def test_evidence_is_pooled_over_the_sentences_that_make_a_claim():
     sentences = [said("a", "cup", cosine=0.2, logp=-0.1), said("the", "cup", cosine=0.5, logp=-2.0)]
-    claims = Claims({"a": 90, "the": 90, "cup": 2, "dog": 1}, 100)
+    claims = Claims({"cup": "cup", "dog": "dog"}, {"a": 90, "the": 90, "cup": 2, "dog": 1})
     pooled = pool([*sentences, said("a", "dog", "cup", cosine=0.4, logp=-1.0)], claims)
     assert pooled == {"cup": (0.5, pytest.approx(math.exp(-0.1))), "dog": (0.4, pytest.approx(math.exp(-1.0)))}
 
 
 def test_the_log_odds_are_those_of_the_true_mixture():
-    """The difference of the means over the variance, signal by signal, up to the zero point."""
+    """Signal by signal, the difference of the means over the variance; zero where both kinds are equally likely."""
     evidence, _ = two_kinds(0, 40_000, 60_000, correlated=False)
-    assert fit_verifier(evidence).weights_F == pytest.approx([0.4 / 0.01, 0.6 / 0.02], rel=0.05)
+    verifier = fit_verifier(evidence)
+    assert verifier.weights_F == pytest.approx([0.4 / 0.01, 0.6 / 0.02], rel=0.05)
+    halfway = verifier.logit(0.4, 0.6)
+    assert halfway == pytest.approx(math.log(40 / 60), abs=0.2)
 
 
 def test_no_weight_is_negative_where_a_full_covariance_would_make_one_so():
@@ -63,24 +66,6 @@ def test_a_signal_that_is_not_used_has_no_weight(signals, unused):
     assert verifier.weights_F[unused] == 0.0
     verdicts = np.array([verifier.logit(*each) > 0 for each in evidence])
     assert 0.9 < (verdicts == truth).mean() < 1.0
-
-
-def test_the_zero_point_is_the_valley_even_with_heavy_tails():
-    rng = np.random.default_rng(0)
-    low, high = -8 + 2 * rng.standard_t(3, 6000), 7 + rng.standard_t(3, 4000)
-    zero = valley(np.concatenate([low, high]), -8.0, 7.0)
-    assert 0 < zero < 6
-
-
-def test_a_third_kind_beyond_the_two_means_does_not_move_the_zero_point():
-    rng = np.random.default_rng(0)
-    two = np.concatenate([rng.normal(-5, 1.5, 6000), rng.normal(5, 1.5, 4000)])
-    more = np.concatenate([two, rng.normal(20, 1, 3000), rng.normal(-30, 1, 30)])
-    assert valley(more, -6.0, 9.0) == pytest.approx(valley(two, -6.0, 9.0), abs=1.0)
-
-
-def test_a_sample_with_one_mode_has_no_valley():
-    assert valley(np.random.default_rng(0).normal(5.0, 1.0, 5000), 4.0, 6.0) == 0.0
 
 
 def test_too_few_claims_are_refused():
