@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,10 @@ Signals = Literal["clip+likelihood", "clip", "likelihood"]
 ITERATIONS = 100
 MIN_CLAIMS = 50
 """Fewest claims that a mixture is fitted to."""
+GRID = 512
+"""Points at which the density of log-odds is evaluated."""
+VALLEY_WEIGHT = 0.5
+"""Where the zero point is between that of the mixture (0) and the valley of the log-odds' density (1)."""
 
 
 @dataclass(frozen=True)
@@ -79,19 +83,30 @@ def fit_verifier(evidence_NF: FloatArray, signals: Signals = "clip+likelihood") 
             f"{len(evidence_NF)} claims of sentences are too few to fit a verifier, which needs {MIN_CLAIMS}",
             "use more images, or 'select.strategy: gap'",
         )
-    weights_F, bias = _fit_mixture(evidence_NF[:, used])
-    if not (weights_F > 0).all():
+    mixture = _fit_mixture(evidence_NF[:, used])
+    if not (mixture.weights_F > 0).all():
         raise StageError(
             "CLIP's cosines and the captioner's probabilities do not separate the same two kinds of claims",
             "verify with one signal ('select.coverage.signals: clip'), or use 'select.strategy: gap'",
         )
+    logits_N = evidence_NF[:, used] @ mixture.weights_F + mixture.bias
+    lower, upper = sorted(float(mean_F @ mixture.weights_F) + mixture.bias for mean_F in mixture.means)
     weights = np.zeros(2)
-    weights[used] = weights_F
-    return Verifier((float(weights[0]), float(weights[1])), bias)
+    weights[used] = mixture.weights_F
+    zero = VALLEY_WEIGHT * valley(logits_N, lower, upper)
+    return Verifier((float(weights[0]), float(weights[1])), mixture.bias - zero)
 
 
-def _fit_mixture(evidence_NF: FloatArray) -> tuple[FloatArray, float]:
-    """Fit two Gaussians with a common diagonal covariance by expectation-maximisation; weights and bias of log-odds."""
+class _Mixture(NamedTuple):
+    """Log-odds of two Gaussians with a common diagonal covariance, and their means, (F,) each."""
+
+    weights_F: FloatArray
+    bias: float
+    means: tuple[FloatArray, FloatArray]
+
+
+def _fit_mixture(evidence_NF: FloatArray) -> _Mixture:
+    """Fit two Gaussians with a common diagonal covariance by expectation-maximisation."""
     mean_F, spread_F = evidence_NF.mean(0), evidence_NF.std(0) + 1e-12
     scaled_NF = (evidence_NF - mean_F) / spread_F
     total_N = scaled_NF.sum(1)
@@ -105,4 +120,25 @@ def _fit_mixture(evidence_NF: FloatArray) -> tuple[FloatArray, float]:
         upper_N = 1 / (1 + np.exp(-np.clip(scaled_NF @ weights_F + bias, -50, 50)))
         upper_N = np.clip(upper_N, 1e-9, 1 - 1e-9)
     unscaled_F: FloatArray = weights_F / spread_F
-    return unscaled_F, bias - float(unscaled_F @ mean_F)
+    means = upper_F * spread_F + mean_F, lower_F * spread_F + mean_F
+    return _Mixture(unscaled_F, bias - float(unscaled_F @ mean_F), means)
+
+
+def valley(logits_N: FloatArray, lower: float, upper: float) -> float:
+    """The log-odds between ``lower`` and ``upper`` where a sample is rarest; 0 if its density has no valley there.
+
+    The density is a Gaussian kernel estimate with Silverman's bandwidth. The depth of a point is its density relative
+    to the lower of the highest densities on its left and on its right.
+    """
+    low, high = np.percentile(logits_N, [0.5, 99.5])
+    grid_G = np.linspace(low, high, GRID)
+    quartiles = np.subtract(*np.percentile(logits_N, [75, 25])) / 1.34
+    width = 0.9 * min(logits_N.std(), quartiles or math.inf) * len(logits_N) ** -0.2
+    counts_G, _ = np.histogram(logits_N, bins=GRID, range=(low, high))
+    kernel = np.exp(-0.5 * ((grid_G - grid_G[GRID // 2]) / max(width, 1e-12)) ** 2)
+    density_G = np.convolve(counts_G, kernel, mode="same")
+    left_G = np.maximum.accumulate(density_G)
+    right_G = np.maximum.accumulate(density_G[::-1])[::-1]
+    depth_G = density_G / np.minimum(left_G, right_G)
+    deepest = int(np.argmin(np.where((grid_G >= lower) & (grid_G <= upper), depth_G, np.inf)))
+    return float(grid_G[deepest]) if depth_G[deepest] < 0.9 else 0.0
