@@ -37,7 +37,8 @@ from jsfree.decoding.workload import Workload
 from jsfree.errors import StageError
 from jsfree.evaluation.miniworld import hallucinated_mentions, mentions
 from jsfree.miniworld import world
-from jsfree.models.loading import Captioner, Clip, load_captioner, load_clip
+from jsfree.models.clip import Clip, load_clip
+from jsfree.models.loading import Captioner, load_captioner
 from jsfree.schemas import ScoredCandidate
 from jsfree.stages.candidate_sentences import Sentence, split_candidate
 from jsfree.stages.claims import (

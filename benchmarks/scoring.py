@@ -3,7 +3,9 @@
     make bench                (or: python benchmarks/scoring.py [--rounds 5])
 
 CPU time of one thread, all variants in turn in one process: 8 images of 224 x 224 pixels, about 84 sentences, an
-open_clip model with random weights. All variants must give the same scores. The result is written to
+open_clip model with random weights. All variants must give the same scores. Text towers of the same width are also
+compared by kind: padding can be cut only for a causal one, as OpenAI's, DFN's, MetaCLIP's and EVA02's (context of 77
+tokens) and PE-Core's (32); those of MobileCLIP2-S (77) and SigLIP (64) are not causal. The result is written to
 ``benchmarks/results/scoring_<date>_<hardware>.json`` and printed as the last line.
 """
 
@@ -14,6 +16,7 @@ import os
 import random
 import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,8 @@ from PIL import Image
 
 from jsfree.config import RunConfig
 from jsfree.miniworld import world
-from jsfree.stages.scoring import ClipScorer, _ShortContext
+from jsfree.models.clip_text import TextEncoder, encode_cut
+from jsfree.stages.scoring import ClipScorer
 
 TARGETS = {"naive_per_sentence": 7.0, "torchmetrics_per_caption": 4.0}
 IMAGES, SENTENCES, SIDE = 8, (9, 12), 224
@@ -32,6 +36,13 @@ MODEL = {
     "vision_cfg": {"image_size": SIDE, "layers": 4, "width": 192, "head_width": 48, "patch_size": 16},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 192, "heads": 4, "layers": 4},
 }
+TEXT_TOWERS: dict[str, dict[str, Any]] = {
+    "causal_77": {},
+    "causal_32": {"context_length": 32},
+    "not_causal_77": {"no_causal_mask": True},
+    "not_causal_64": {"no_causal_mask": True, "context_length": 64, "pool_type": "last"},
+}
+"""Changes to ``MODEL`` by kind of text tower."""
 THINGS = (
     "dog",
     "bench",
@@ -78,9 +89,12 @@ def main() -> None:
         raise SystemExit(f"the variants do not give the same scores: {apart}")
     seconds = in_turn(variants, rounds)
     ratios = {name: ratio(seconds[name], seconds["scorer"], target) for name, target in TARGETS.items()}
+    by_tower = text_tower_seconds([sentence for caption in captions for sentence in caption], rounds)
     loads.append(os.getloadavg()[0])
     count = sum(map(len, captions))
-    for name, each in ratios.items():
+    slowest = by_tower["causal_77_at_full_length"]
+    by_kind = {name: ratio(slowest, by_tower[name], 1.0) for name in TEXT_TOWERS}
+    for name, each in (ratios | by_kind).items():
         print(f"{name} {each['median']:.2f} ({each['min']:.2f}-{each['max']:.2f})")
     publish(
         "scoring",
@@ -89,9 +103,31 @@ def main() -> None:
             "sentences": count,
             "sentences_per_cpu_second": {name: count / statistics.median(each) for name, each in seconds.items()},
             "largest_difference_from_naive": apart,
+            "texts_per_cpu_second": {name: count / statistics.median(each) for name, each in by_tower.items()},
+            "texts_faster_than_at_full_length": by_kind,
         },
         loads,
     )
+
+
+def text_tower_seconds(texts: list[str], rounds: int) -> dict[str, list[float]]:
+    """CPU seconds to encode texts in batches, by kind of text tower, and by a causal one whose padding is not cut."""
+    clips = {}
+    for name, changes in TEXT_TOWERS.items():
+        settings = {**MODEL, "text_cfg": {**MODEL["text_cfg"], **changes}}
+        with tempfile.TemporaryDirectory() as folder:
+            clips[name] = scorer_of(Path(folder), settings)._clip
+    encoders = {name: TextEncoder(clip) for name, clip in clips.items()}
+    if [name for name, encoder in encoders.items() if encoder.is_causal] != ["causal_77", "causal_32"]:
+        raise SystemExit("the wrong text towers are cut")
+    whole = clips["causal_77"]
+
+    @torch.inference_mode()
+    def at_full_length() -> None:
+        whole.model.encode_text(whole.tokenizer(texts), normalize=True)
+
+    variants = {name: partial(encoder.encode, texts) for name, encoder in encoders.items()}
+    return in_turn({**variants, "causal_77_at_full_length": at_full_length}, rounds)
 
 
 def scorer_of(folder: Path, model_config: dict[str, Any] = MODEL, device: str = "cpu") -> ClipScorer:
@@ -152,8 +188,7 @@ class ForTorchmetrics:
         return self._clip.model.encode_image(pixels)
 
     def get_text_features(self, ids: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        model = self._clip.model
-        return type(model).encode_text(_ShortContext(model, ids.shape[1]), ids)
+        return encode_cut(self._clip.model, ids)
 
     def __call__(self, *, images: Any = None, text: Any = None, **_: object) -> dict[str, torch.Tensor]:
         """Preprocess images or texts, as transformers' processors do."""

@@ -2,8 +2,9 @@
 
 Each row describes a sample and is identified by ``sample_id`` (image and prompt), never by position. Each of the tables
 samples -> pairs -> scored -> selected adds columns to the previous one; captions and errors are separate. With
-``generate.samples``, pairs and scored have a column more (``PAIRS_WITH_CANDIDATES``, ``SCORED_WITH_CANDIDATES``), and
-with ``select.strategy: coverage``, selected has two more (``COMPOSED``); the other columns stay the same.
+``generate.samples``, pairs and scored have a column more (``PAIRS_WITH_CANDIDATES``, ``SCORED_WITH_CANDIDATES``), with
+``clip.second``, scored has two more, and with ``select.strategy: coverage``, selected has two more (``COMPOSED``); the
+other columns stay the same.
 """
 
 from __future__ import annotations
@@ -135,7 +136,10 @@ class ScoredCaption(Decoded):
 
 
 class ScoredPair(Sample):
-    """A pair with scores. ``inverted``: the provisional loser scores higher. ``gap``: higher - lower score."""
+    """A pair with scores. ``inverted``: the provisional loser scores higher. ``gap``: higher - lower score.
+
+    With a second scorer (``clip.second``), scores and gap are those of the first, and ``inverted`` is what both say.
+    """
 
     low: ScoredCaption
     high: ScoredCaption
@@ -144,8 +148,25 @@ class ScoredPair(Sample):
     gap: float
 
 
+class CaptionScores(TypedDict):
+    """Scores of a caption by the second scorer, whose text context may divide sentences elsewhere."""
+
+    sentences: list[SentenceScore]
+    score: float
+
+
+class TwiceScoredPair(ScoredPair):
+    """A pair with the scores of a second scorer."""
+
+    second_low: CaptionScores
+    second_high: CaptionScores
+
+
 class SelectedPair(ScoredPair):
-    """A preference pair. ``rank``: position in the order of gaps, from 0; ``split``: from 1."""
+    """A preference pair. ``rank``: position in the order of gaps, from 0; ``split``: from 1.
+
+    With a second scorer, ``gap`` is in units of the scorers' spreads (``stages.agreement``).
+    """
 
     chosen: ScoredCaption
     rejected: ScoredCaption
@@ -202,6 +223,9 @@ _SENTENCE = pa.struct({"text": pa.string(), "score": pa.float64()})
 DECODED = pa.struct(_DECODED)
 SCORED_CAPTION = pa.struct({**_DECODED, "sentences": pa.list_(_SENTENCE), "score": pa.float64()})
 
+_SECOND_CAPTION = pa.struct({"sentences": pa.list_(_SENTENCE), "score": pa.float64()})
+_SECOND = {"second_low": _SECOND_CAPTION, "second_high": _SECOND_CAPTION}
+
 _CANDIDATE = {
     "role": pa.string(),
     **_DECODED,
@@ -243,9 +267,14 @@ def pairs_schema(samples: int) -> pa.Schema:
     return PAIRS_WITH_CANDIDATES if samples else PAIRS
 
 
-def scored_schema(samples: int) -> pa.Schema:
-    """The schema of scored pairs with ``samples`` further captions per image (``generate.samples``)."""
-    return SCORED_WITH_CANDIDATES if samples else SCORED
+def scored_schema(samples: int, scorers: int = 1) -> pa.Schema:
+    """The schema of scored pairs with ``samples`` further captions per image (``generate.samples``).
+
+    Args:
+        scorers: number of CLIP models that score pairs (``clip.second``).
+    """
+    schema = SCORED_WITH_CANDIDATES if samples else SCORED
+    return pa.schema([*schema, *pa.schema(_SECOND)]) if scorers > 1 else schema
 
 
 def selected_schema(strategy: str) -> pa.Schema:

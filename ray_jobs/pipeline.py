@@ -166,8 +166,7 @@ def with_models(config: RunConfig) -> RunConfig:
     if folder.exists(CONFIG):
         stored = stored_config(folder).models.commits
         models = models.model_copy(update={"commits": {**stored, **models.commits}})
-    captioner, clip = config.captioner, config.clip
-    models = look_up_models(captioner.versioned_ref, clip.versioned_ref, clip.pretrained, models)
+    models = look_up_models(config.captioner.versioned_ref, config.clip.scorers, models)
     return config.model_copy(update={"models": models})
 
 

@@ -74,7 +74,7 @@ def check_generation(config: RunConfig, shape: LlavaShape, lengths: Lengths, dev
 def generation_capacity(config: RunConfig, device: Device) -> Capacity:
     """The memory of a replica of stage 1 on its device."""
     resources = config.generate.resources
-    reserved = CLIP_BYTES if config.score.with_generation and device.is_gpu else 0
+    reserved = CLIP_BYTES * len(config.clip.scorers) if config.score.with_generation and device.is_gpu else 0
     if config.captioner.device_map == "auto":
         return Capacity(int(device.memory * resources.gpus), reserved, f"{resources.gpus:g} x {device.name}")
     sharing = resources.replicas if not device.is_gpu else int(1 / resources.gpus + 1e-6) if resources.gpus < 1 else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from jsfree.checks.findings import Finding, fails, note, ok
-from jsfree.config import ModelFiles, RunConfig
+from jsfree.config import ClipModel, ModelFiles, RunConfig
 from jsfree.errors import ModelError
 from jsfree.models import prompts
+from jsfree.models.clip import clip_source, model_settings, require_own_text_tower
 from jsfree.models.contents import CAPTIONER, CLIP, Kind, require_folder, require_type, tensor_shapes
 from jsfree.models.hub import is_offline
-from jsfree.models.loading import clip_source
 from jsfree.models.prompts import visual_tokens
 from jsfree.models.references import description_folder, hub_model, look_up
 from jsfree.sizing import shapes
@@ -249,34 +248,21 @@ def estimated_lengths(config: RunConfig, shape: LlavaShape) -> Lengths:
     return Lengths(shape.image_tokens + text, text, caption_tokens(config), config.generate.decoding.max_new_tokens)
 
 
-def clip_ref(config: RunConfig) -> str:
-    """The reference of the configured CLIP model.
-
-    Raises:
-        ModelError: there are no such pretrained weights.
-    """
-    return clip_source(config.clip.versioned_ref, config.clip.pretrained)[0]
-
-
-def check_clip(config: RunConfig) -> Iterator[Finding]:
-    """Check CLIP's files, and report its image size and text context.
+def check_clip(config: RunConfig, model: ClipModel) -> Iterator[Finding]:
+    """Check the files of a CLIP model, and report its image size and text context.
 
     Raises:
         ModelError: it is missing, gated or incomplete.
     """
-    ref = clip_ref(config)
+    ref = clip_source(model.versioned_ref, model.pretrained).ref
     if is_elsewhere(ref, CLIP, config.models):
         yield unchecked("CLIP", ref)
         return
     look_up(ref, CLIP, config.models)
     with description_folder(ref, CLIP, config.models) as folder:
-        try:
-            settings = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
-            context, side = settings["text_cfg"].get("context_length", 77), settings["vision_cfg"]["image_size"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(
-                f"CLIP {ref!r}: open_clip_config.json does not describe a CLIP model ({error})",
-                "use another, or fetch it again",
-            ) from error
-    found = f"{config.clip.versioned_ref}: images of {side} pixels; sentences over {context} tokens are split"
+        settings = model_settings(ref, folder)
+        text = settings["text_cfg"]
+        require_own_text_tower(ref, text, folder)
+    context, side = text.get("context_length", 77), settings["vision_cfg"].get("image_size", 224)
+    found = f"{model.label}: images of {side} pixels; sentences over {context} tokens are split"
     yield ok(AREA, "CLIP", found)

@@ -12,6 +12,7 @@ from jsfree.config.loading import (
 )
 from jsfree.config.settings import (
     CaptionerSettings,
+    ClipModel,
     ClipSettings,
     Compiling,
     Contrast,
@@ -44,6 +45,7 @@ from jsfree.config.settings import (
 
 __all__ = [
     "CaptionerSettings",
+    "ClipModel",
     "ClipSettings",
     "Compiling",
     "Contrast",

@@ -170,10 +170,10 @@ class CaptionerSettings(Section):
         return f"{self.ref}@{self.revision}" if self.revision else self.ref
 
 
-class ClipSettings(Section):
-    """The CLIP model that scores sentences."""
+class ClipModel(Section):
+    """A CLIP model: any image-text model of open_clip with two towers."""
 
-    ref: str = "miniworld:clip"
+    ref: str
     """open_clip model name (with ``pretrained``), ``hf-hub:`` id, local folder or URI."""
     pretrained: str | None = None
     """open_clip tag of the weights, for an open_clip model name (``openai`` for ViT-L-14-336)."""
@@ -181,14 +181,41 @@ class ClipSettings(Section):
     """Branch, tag or commit of a hub model, as ``captioner.revision``."""
 
     @model_validator(mode="after")
-    def _check(self) -> ClipSettings:
+    def _check(self) -> ClipModel:
         _check_revision(self.ref, self.revision)
         return self
 
     @property
     def versioned_ref(self) -> str:
-        """Reference for ``jsfree.models.loading``: ``ref`` or ``ref@revision``."""
+        """Reference for ``jsfree.models.clip``: ``ref`` or ``ref@revision``."""
         return f"{self.ref}@{self.revision}" if self.revision else self.ref
+
+    @property
+    def label(self) -> str:
+        """The reference and the tag of the weights, for people."""
+        return f"{self.versioned_ref} ({self.pretrained})" if self.pretrained else self.versioned_ref
+
+
+class ClipSettings(ClipModel):
+    """The CLIP model that scores sentences, and a second one that must agree with it."""
+
+    ref: str = "miniworld:clip"
+    """open_clip model name (with ``pretrained``), ``hf-hub:`` id, local folder or URI."""
+    second: Annotated[ClipModel | None, AddedLater()] = None
+    """A second CLIP model that scores the same pairs. A pair is inverted only if both say so, and dropped if they
+    disagree; gaps are means over both, each in units of its own spread. Captions of the evaluation are scored by the
+    first only. Requires ``score.judge: clip`` and ``select.strategy: gap``. ``null``: one scorer, as in the paper."""
+
+    @model_validator(mode="after")
+    def _check_second(self) -> ClipSettings:
+        if self.second is not None and self.second.label == self.label:
+            raise ValueError(f"'second' is the same model as the first ({self.label}), with which it always agrees")
+        return self
+
+    @property
+    def scorers(self) -> tuple[ClipModel, ...]:
+        """The models that score pairs: one or two."""
+        return (self,) if self.second is None else (self, self.second)
 
 
 class Ratios(Section):
@@ -767,6 +794,19 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_second_scorer(self) -> RunConfig:
+        if self.clip.second is None:
+            return self
+        if self.select.strategy != "gap":
+            raise ValueError(
+                f"'clip.second' requires 'select.strategy: gap', but it is {self.select.strategy}, which verifies"
+                " sentences by one CLIP model and the captioner's likelihood; remove 'clip.second'"
+            )
+        if self.score.judge != "clip":
+            raise ValueError(f"'clip.second' requires 'score.judge: clip', but it is {self.score.judge}")
+        return self
+
+    @model_validator(mode="after")
     def _check_device_map(self) -> RunConfig:
         gpus = self.generate.resources.gpus
         if self.captioner.device_map == "auto" and gpus <= 1:
@@ -797,9 +837,10 @@ class RunConfig(Section):
 
     @property
     def clip_fingerprint(self) -> str:
-        """Hash of the settings that affect CLIP scores, whatever ``score.judge`` scores pairs with."""
+        """Hash of the settings that affect the scores of the first CLIP model, whatever else scores pairs."""
         score = self.score.model_copy(update={name: Score.model_fields[name].default for name in ("judge", "question")})
-        return self.model_copy(update={"score": score}).fingerprint("clip", "score")
+        clip = self.clip.model_copy(update={"second": None})
+        return self.model_copy(update={"score": score, "clip": clip}).fingerprint("clip", "score")
 
     def fingerprint(self, *paths: str) -> str:
         """Hash the settings at the dotted ``paths``, without those that do not affect results."""

@@ -67,18 +67,22 @@ def figures(run: Run, number: int, pairs: str, tally: Tally) -> dict[str, Any]:
 
     Gaps are CLIP cosines × 100; if ``strategy`` is ``coverage``, they are differences of coverage
     (``stages.composition``), and ``edited`` of the exported pairs have an edit of the chosen caption as the rejected
-    one. ``inverted_share`` is of the exported pairs, ``scored_inverted_share`` of all scored ones. Figures of stages
+    one. Gaps of selected pairs with two ``scorers`` are in units of their spreads (``stages.agreement``).
+    ``inverted_share`` is of the exported pairs, ``scored_inverted_share`` of all scored ones. Figures of stages
     that are not done are None.
     """
     done = {name: manifest for name in (*STAGES, "selected") if (manifest := run.manifest(number, name))}
     chosen = done["selected"].facts if "selected" in done else {}
     composed = is_composed(run, pairs)
     dropped = {} if composed else chosen  # coverage does not drop pairs for these reasons
-    gaps = tally.gaps if composed else array("d", (100 * gap for gap in tally.gaps))
+    scorers = len(run.config.clip.scorers)
+    is_cosine = not composed and (scorers == 1 or pairs == "scored")
+    gaps = array("d", (100 * gap for gap in tally.gaps)) if is_cosine else tally.gaps
     return {
         "round": number,
         "pairs": pairs,
         "strategy": "coverage" if composed else "gap",
+        "scorers": scorers,
         "exported": tally.pairs,
         "left_out": tally.left_out,
         "generated": done["pairs"].rows_out if "pairs" in done else None,
@@ -88,6 +92,7 @@ def figures(run: Run, number: int, pairs: str, tally: Tally) -> dict[str, Any]:
         "identical": dropped.get("identical"),
         "truncated": dropped.get("truncated"),
         "dropped_inverted": dropped.get("dropped_inverted"),
+        "disagreed": dropped.get("disagreed"),
         "repeating": dropped.get("repeating"),
         "unformed": chosen.get("unformed"),
         "without_likelihood": chosen.get("without_likelihood"),
@@ -158,7 +163,7 @@ def _origin(run: Run, statistics: dict[str, Any]) -> str:
         )
         prompt = f"Prompt: `{config.prompt}`"
     formed = _composed(config, statistics) if statistics["composed"] else _ordered(config)
-    clip = config.clip.versioned_ref + (f" ({config.clip.pretrained})" if config.clip.pretrained else "")
+    clip = "`, `".join(scorer.label for scorer in config.clip.scorers)
     improved = f", improved in {statistics['round'] - 1} rounds" if statistics["round"] > 1 else ""
     return f"""
 {statistics["exported"]:,} pairs, format `{statistics["format"]}`, images: {statistics["images"]}.
@@ -188,7 +193,15 @@ def _ordered(config: RunConfig) -> str:
         "keep": "kept in their order",
         "random": "ordered at random, as all others",
     }[config.select.inverted]
-    return f"CLIP scored every sentence against the image; pairs whose scores contradict their order were\n{handling}."
+    if config.clip.second is None:
+        return (
+            f"CLIP scored every sentence against the image; pairs whose scores contradict their order were\n{handling}."
+        )
+    dropped = "" if config.select.inverted == "keep" else ", and those on which the models disagree left out"
+    return (
+        "Two CLIP models scored every sentence against the image; pairs whose order both contradict were"
+        f"\n{handling}{dropped}."
+    )
 
 
 def _composed(config: RunConfig, statistics: dict[str, Any]) -> str:
@@ -223,6 +236,8 @@ def _counts(statistics: dict[str, Any]) -> str:
         "dropped because CLIP inverted them": statistics["dropped_inverted"],
         "dropped for a chosen caption that repeats more": statistics["repeating"],
     }
+    if statistics["scorers"] > 1:
+        dropped["dropped because the CLIP models disagree"] = statistics["disagreed"]
     rows = {
         "pairs made": statistics["generated"],
         "samples and pairs that failed": statistics["failed"],
@@ -253,6 +268,11 @@ def _gaps(statistics: dict[str, Any]) -> str:
     largest = max(gap_bin["pairs"] for gap_bin in statistics["gaps"])
     spread = statistics["gap"]
     gap = "CLIP cosine of the chosen caption minus that of the rejected one, × 100:"
+    if statistics["scorers"] > 1 and statistics["pairs"] == "selected":
+        gap = (
+            "Score of the chosen caption minus that of the rejected one, as the mean over both CLIP models, each in"
+            " units of its own spread (the root mean square of its differences in the round):"
+        )
     if statistics["strategy"] == "coverage":
         gap = (
             "Coverage of the chosen caption minus that of the rejected one. Coverage is the sum, over the claims of a"

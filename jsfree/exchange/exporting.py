@@ -29,7 +29,8 @@ from jsfree.run.run import Run
 from jsfree.run.stages import PARTS
 from jsfree.run.streaming import scan
 from jsfree.schemas import SelectedPair
-from jsfree.stages.pair_selection import assign_roles
+from jsfree.stages.agreement import disagree
+from jsfree.stages.pair_selection import assign_roles, identical_and_truncated, score_differences
 
 Pairs = Literal["selected", "scored"]
 ROWS_PER_FILE = 2000
@@ -183,14 +184,19 @@ def _records(
 
 def _pairs(run: Run, number: int, pairs: Pairs) -> Iterator[SelectedPair]:
     select, seed, folder = run.config.select, run.config.seed, run.stage(number, pairs)
+    scorers = len(run.config.clip.scorers)
     if pairs == "selected":
         for table in scan(folder, schemas.selected_schema(select.strategy)):
             yield from table.to_pylist()
         return
-    for table in scan(folder, schemas.SCORED):
-        for pair in table.to_pylist():
-            if pair["low"]["text"] != pair["high"]["text"] and not (pair["inverted"] and select.inverted == "drop"):
-                yield assign_roles(pair, select, seed)
+    for table in scan(folder, schemas.scored_schema(0, scorers)):
+        unusable = identical_and_truncated(table).identical.to_numpy()
+        if select.inverted == "drop":
+            unusable = unusable | table["inverted"].to_numpy()
+        if select.inverted != "keep":
+            unusable = unusable | disagree(score_differences(table))
+        usable = table.select(schemas.SCORED.names).filter(pa.array(~unusable))
+        yield from (assign_roles(pair, select, seed) for pair in usable.to_pylist())
 
 
 def _origin(config: RunConfig, number: int) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Loads LLaVA captioners, their processors, and CLIP models.
+"""Loads LLaVA captioners and their processors.
 
 ``references`` resolves a model reference to a local folder. Weights are loaded from safetensors only, never from
 pickles, and no code from a model folder is executed.
@@ -9,21 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
-from jsfree.config import DeviceMap, ModelFiles, Preprocessing
+from jsfree.config import ClipModel, DeviceMap, ModelFiles, Preprocessing
 from jsfree.errors import ModelError
 from jsfree.gpus import check_dtype, visible_gpu
 from jsfree.models import prompts
+from jsfree.models.clip import clip_source
 from jsfree.models.contents import CAPTIONER, CLIP
 from jsfree.models.padding import pad_to_square
 from jsfree.models.prompts import visual_tokens
 from jsfree.models.references import local_folder, look_up
-from jsfree.uris import is_hub_syntax
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -121,17 +120,6 @@ class Captioner:
         return tuple(round(255 * channel) for channel in self.processor.image_processor.image_mean)
 
 
-@dataclass(frozen=True)
-class Clip:
-    """An open_clip model with its image transform and tokenizer."""
-
-    model: Any
-    transform: Any
-    tokenizer: Any
-    context_length: int
-    device: torch.device
-
-
 def _resized_side(image_processor: Any) -> int | None:
     """Side length to which an image processor scales a square; None if it does not scale."""
     size = image_processor.size
@@ -188,76 +176,13 @@ def load_captioner(
     return Captioner(model.eval(), processor, preprocessing)
 
 
-def load_clip(ref: str, device: str = "cpu", pretrained: str | None = None, files: ModelFiles | None = None) -> Clip:
-    """Load an open_clip model.
-
-    Args:
-        ref: a model reference (see ``references``), an ``hf-hub:`` id, or an open_clip name with ``pretrained``.
-
-    Raises:
-        ModelError: the model does not exist, is gated, or is not a complete open_clip model.
-    """
-    import open_clip
-    from safetensors import SafetensorError
-
-    source = clip_source(ref, pretrained)
-    name = f"local-dir:{local_folder(source.ref, CLIP, files)}"
-    try:
-        model, transform = open_clip.create_model_from_pretrained(
-            name, device=device, force_quick_gelu=source.quick_gelu
-        )
-        tokenizer = open_clip.get_tokenizer(name)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ModelError(f"CLIP {ref!r} cannot be loaded: {' '.join(str(error).split())}") from error
-    return Clip(model.eval(), transform, tokenizer, int(model.context_length), torch.device(device))
-
-
-class ClipSource(NamedTuple):
-    """A model reference and the activation of the model."""
-
-    ref: str
-    quick_gelu: bool
-
-
-def clip_source(ref: str, pretrained: str | None) -> ClipSource:
-    """Resolve an open_clip name and tag to the hub model that contains the weights.
-
-    open_clip itself would load OpenAI's weights into a ``ViT-L-14-336`` without the QuickGELU activation that they were
-    trained with, and only log a warning.
-
-    Raises:
-        ModelError: the tag does not exist, or its weights are not on the hub.
-    """
-    if ref.startswith("hf-hub:"):
-        return ClipSource(ref.removeprefix("hf-hub:"), quick_gelu=False)
-    name, at, revision = ref.partition("@")
-    if not is_hub_syntax(ref) or Path(ref).is_dir():
-        return ClipSource(ref, quick_gelu=False)
-    import open_clip
-
-    if name not in open_clip.list_models():
-        return ClipSource(ref, quick_gelu=False)
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained not in tags:
-        raise ModelError(
-            f"CLIP {name!r} has no weights {pretrained!r}",
-            f"set 'clip.pretrained' to one of {', '.join(tags) or 'none'}",
-        )
-    tag = open_clip.get_pretrained_cfg(name, pretrained)
-    repo, _, file = tag["hf_hub"].rpartition("/")
-    if not repo or (file and not file.endswith(".safetensors")):
-        raise ModelError(
-            f"CLIP {name!r} has only pickled weights for {pretrained!r}, which can execute code when loaded",
-            "choose another 'clip.pretrained', or an hf-hub: model with safetensors",
-        )
-    return ClipSource(f"{repo}{at}{revision}", quick_gelu=bool(tag.get("quick_gelu", False)))
-
-
-def look_up_models(captioner: str, clip: str, pretrained: str | None, files: ModelFiles) -> ModelFiles:
-    """Check that both models of a run exist, and record the commits of hub models.
+def look_up_models(captioner: str, scorers: Sequence[ClipModel], files: ModelFiles) -> ModelFiles:
+    """Check that the models of a run exist, and record the commits of hub models.
 
     Raises:
         ModelError: a model is missing, gated or incomplete.
     """
-    commits = look_up(captioner, CAPTIONER, files) | look_up(clip_source(clip, pretrained).ref, CLIP, files)
+    commits = look_up(captioner, CAPTIONER, files)
+    for scorer in scorers:
+        commits |= look_up(clip_source(scorer.versioned_ref, scorer.pretrained).ref, CLIP, files)
     return files.model_copy(update={"commits": {**files.commits, **commits}})

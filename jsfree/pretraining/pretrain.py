@@ -87,7 +87,7 @@ def pretrain_prose_clip(directory: Path, seed: int, progress: Progress | None, b
     """Pre-train the prose world's CLIP on the vision tower of the plain one and write it into ``directory``."""
     import torch
 
-    from jsfree.models.loading import load_clip
+    from jsfree.models.clip import load_clip
     from jsfree.pretraining import clip as clip_training
     from jsfree.pretraining.prose_clip import train_prose_clip
     from jsfree.pretraining.tables import scene_table
@@ -113,7 +113,7 @@ def pretrain_captioner(
     """
     import torch
 
-    from jsfree.models.loading import load_clip
+    from jsfree.models.clip import load_clip
     from jsfree.models.saving import publish_captioner
     from jsfree.pretraining import captioner as captioner_training
     from jsfree.pretraining import clip as clip_training

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jsfree
-from jsfree.config import Decoding, RunConfig, Source
+from jsfree.config import ClipModel, Decoding, RunConfig, Source
 from jsfree.evaluation.metrics import LABEL_FREE, MISSING, TRUTH
 from jsfree.images.overlap import measure_overlap
 from jsfree.models.contents import ADAPTER, CARD
@@ -88,8 +88,8 @@ def _front_matter(config: RunConfig, number: int, base: Base, compared: Sequence
 def _introduction(config: RunConfig, number: int, base: Base) -> str:
     rounds = f"{tables.count_word(number)} round{'' if number == 1 else 's'}"
     at = f" at revision `{base.hub.revision}`" if base.hub is not None and base.hub.revision else ""
-    weights = f", {config.clip.pretrained}" if config.clip.pretrained else ""
-    clip = f"`{_public(config.clip.ref)}`{weights}"
+    clip = " and ".join(_scorer(model) for model in config.clip.scorers)
+    clip += ", which must agree" if config.clip.second is not None else ""
     if config.imported is not None:
         return f"""# {base.name}, trained on imported preference pairs (m{number})
 
@@ -102,6 +102,11 @@ the image to find the pairs whose order was inverted, as in {PAPER}."""
 optimization (DPO) on pairs of captions that it had generated itself. One of the two captions of each image was made to
 hallucinate, by mixing the model's prediction without the image into every token; CLIP ({clip}) scored every sentence
 against the image to find the pairs whose order was inverted. No human and no large model judged any caption."""
+
+
+def _scorer(model: ClipModel) -> str:
+    weights = f", {model.pretrained}" if model.pretrained else ""
+    return f"`{_public(model.ref)}`{weights}"
 
 
 def _use(config: RunConfig) -> str:

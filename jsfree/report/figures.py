@@ -43,7 +43,9 @@ class Span:
     high: float
 
 
-def gap_histogram(gaps: Gaps, inverted: Flags, kept: tuple[float, float] | None) -> Markup:
+def gap_histogram(
+    gaps: Gaps, inverted: Flags, kept: tuple[float, float] | None, unit: str = "CLIP cosine × 100"
+) -> Markup:
     """Histogram of the pairs' score gaps, stacked by whether CLIP confirmed or inverted the order of the ratios.
 
     ``kept`` is the range of gaps trained on, which is shaded.
@@ -64,7 +66,7 @@ def gap_histogram(gaps: Gaps, inverted: Flags, kept: tuple[float, float] | None)
         add(svg, "rect", class_="bar order", y=y(order), height=base - y(order), **at)
         for kind in ("bar inverted", "hatched"):
             add(svg, "rect", class_=kind, y=y(order + swapped), height=y(order) - y(order + swapped), **at)
-    draw_x_axis(svg, x, base, x.ticks(8), "score gap of the pair (CLIP cosine × 100)")
+    draw_x_axis(svg, x, base, x.ticks(8), f"score gap of the pair ({unit})")
     return to_markup(svg)
 
 

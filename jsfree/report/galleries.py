@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jsfree import schemas
 from jsfree.report import pictures, reading, scenes, tables
 from jsfree.report.reading import Caption, Scored
 from jsfree.report.scenes import Choice, Piece, SceneChooser
 from jsfree.run.run import Run
-from jsfree.schemas import ScoredCaption, ScoredPair
+from jsfree.schemas import CaptionScores, ScoredCaption
 from jsfree.stages.pair_selection import is_high_chosen
 
 
@@ -49,10 +50,11 @@ def pair_gallery(run: Run, number: int, scored: Scored, kept: tuple[float, float
     """A gallery of the scored pairs of round ``number``; ``kept`` is the range of gaps that it trained on."""
     folder, chooser = run.stage(number, "scored"), SceneChooser()
     selected = reading.selected_ids(run.stage(number, "selected"))
-    for pair in reading.pair_summaries(folder):
+    for pair in reading.pair_summaries(folder, scored.spread_S):
         chooser.add(pair.sample_id, scenes.pair_outcome(pair, selected, kept, run.config.select), pair.position)
     choice = chooser.choice([*scenes.PAIR_OUTCOMES, *scenes.COVERAGE_OUTCOMES])
-    rows: list[ScoredPair] = reading.rows_at(folder, choice.positions, schemas.SCORED)
+    schema = schemas.scored_schema(0, len(scored.spread_S))
+    rows: list[Any] = reading.rows_at(folder, choice.positions, schema)
     edges = scenes.shade_edges(scored.cosines)
     views = [
         SceneView(
@@ -89,7 +91,7 @@ def caption_gallery(run: Run, last_round: int, truth: bool, low_score: float | N
     return Gallery(last_round, views, choice, len(outcomes), [])
 
 
-def _pair_sides(row: ScoredPair, edges: Sequence[float], run: Run, outcome: str) -> list[Side]:
+def _pair_sides(row: dict[str, Any], edges: Sequence[float], run: Run, outcome: str) -> list[Side]:
     """Both captions of a pair; a chosen one follows from the scores and the rule for inverted pairs."""
     has_roles = outcome in scenes.PAIR_OUTCOMES
     swap = is_high_chosen(row["sample_id"], row["inverted"], run.config.select, run.config.seed)
@@ -98,7 +100,7 @@ def _pair_sides(row: ScoredPair, edges: Sequence[float], run: Run, outcome: str)
         sides.append(
             Side(
                 _title(role, caption["ratio"], run.config.select.strategy),
-                _pair_notes(caption),
+                _pair_notes(caption, row.get(f"second_{role}")),
                 scenes.shaded(caption["sentences"], edges),
                 chosen if has_roles else None,
             )
@@ -115,9 +117,10 @@ def _title(role: str, ratio: float | None, strategy: str) -> str:
     return f"{'Provisional winner' if role == 'low' else 'Provisional loser'}, h = {ratio:.2f}"
 
 
-def _pair_notes(caption: ScoredCaption) -> list[str]:
+def _pair_notes(caption: ScoredCaption, second: CaptionScores | None) -> list[str]:
     cut = ["cut at the length limit"] if caption["finish"] == "length" else []
-    return [f"mean CLIP {tables.cosine(caption['score'])}", *cut]
+    other = [] if second is None else [f"second scorer {tables.cosine(second['score'])}"]
+    return [f"mean CLIP {tables.cosine(caption['score'])}", *other, *cut]
 
 
 def _marking(

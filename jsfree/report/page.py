@@ -48,13 +48,13 @@ def render(run: Run) -> str:
 
 def _content(run: Run) -> dict[str, Any]:
     """The variables of the template."""
-    rounds = reading.finished_rounds(run)
+    rounds, scorers = reading.finished_rounds(run), len(run.config.clip.scorers)
     modes = list(run.config.evaluate.modes)
     with_truth = _measured(run, rounds, "metrics.json")
     without_truth = _measured(run, rounds, "label_free.json")
     truth = tables.comparisons(with_truth, TRUTH, modes)
     label_free = tables.comparisons(without_truth, LABEL_FREE, modes)
-    scored = {number: reading.scored_pairs(run.stage(number, "scored")) for number in rounds}
+    scored = {number: reading.scored_pairs(run.stage(number, "scored"), scorers) for number in rounds}
     views = [sections.round_view(run, number, scored[number]) for number in rounds]
     chosen = next((view for view in reversed(views) if view.splits), None)
     scenes_known = bool(truth) and run.config.evaluate.source.kind == "miniworld"

@@ -23,9 +23,13 @@ from jsfree.run.run import Manifest, Run
 from jsfree.run.stages import PARTS
 from jsfree.run.streaming import scan, scan_shard
 from jsfree.schemas import ImageRef, ScoredCaptionRow
-from jsfree.stages.pair_selection import identical_and_truncated
+from jsfree.stages.agreement import disagree, joint_differences, spread
+from jsfree.stages.pair_selection import identical_and_truncated, score_differences
 
-SUMMARY_COLUMNS = ("gap", "inverted", "low.text", "low.finish", "high.text", "high.finish")
+SUMMARY_COLUMNS = (
+    *("inverted", "low.text", "low.finish", "low.score", "high.text", "high.finish", "high.score"),
+    *("second_low.score", "second_high.score"),
+)
 MAX_COSINES = 2**20
 """Cosines kept in memory."""
 
@@ -40,7 +44,11 @@ class Position:
 
 @dataclass(frozen=True)
 class PairSummary:
-    """The columns of a scored pair that decide about its selection; ``truncated``: a caption hit the length limit."""
+    """The columns of a scored pair that decide about its selection.
+
+    ``gap`` is as in ``Scored``; ``truncated``: a caption hit the length limit; ``disagreed``: two scorers disagree
+    about the order.
+    """
 
     sample_id: str
     position: Position
@@ -48,17 +56,24 @@ class PairSummary:
     inverted: bool
     identical: bool
     truncated: bool
+    disagreed: bool = False
 
 
 @dataclass(frozen=True)
 class Scored:
-    """All scored pairs of a round, a few bytes each, and the CLIP cosines of their sentences (a sample if many)."""
+    """All scored pairs of a round, a few bytes each, and the CLIP cosines of their sentences (a sample if many).
+
+    Cosines are those of the first scorer. ``gaps`` are absolute differences of the mean cosines or, with two scorers,
+    the absolute joint differences, for which ``spread_S`` has the scorers' spreads (``stages.agreement``).
+    """
 
     gaps: NDArray[np.float64]
     inverted: NDArray[np.bool_]
     identical: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
+    disagreed: NDArray[np.bool_]
     cosines: NDArray[np.float64]
+    spread_S: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.gaps)
@@ -153,29 +168,32 @@ def training_log(run: Run, number: int) -> list[dict[str, Any]]:
     return list(folder.read_json("steps.json")) if folder.exists("steps.json") else []
 
 
-def scored_pairs(folder: Folder) -> Scored:
-    """The numbers of all scored pairs of a round."""
-    parts: list[list[NDArray[Any]]] = [[np.empty(0)], *([np.empty(0, np.bool_)] for _ in range(3))]
+def scored_pairs(folder: Folder, scorers: int = 1) -> Scored:
+    """The numbers of all scored pairs of a round, by so many scorers."""
+    parts: list[list[NDArray[Any]]] = [[np.empty((0, scorers))], *([np.empty(0, np.bool_)] for _ in range(3))]
     cosines = EvenSample()
-    for table in scan(folder, schemas.SCORED, [*SUMMARY_COLUMNS, "low.sentences", "high.sentences"]):
-        for part, column in zip(parts, _numbers(table), strict=True):
-            part.append(column.to_numpy())
+    columns = [*SUMMARY_COLUMNS, "low.sentences", "high.sentences"]
+    for table in scan(folder, schemas.scored_schema(0, scorers), columns):
+        for part, values in zip(parts, (score_differences(table), *_flags(table)), strict=True):
+            part.append(values)
         for caption in (table["low"], table["high"]):
             cosines.add(_cosines(caption))
-    gaps, inverted, identical, truncated = map(np.concatenate, parts)
-    return Scored(gaps, inverted, identical, truncated, cosines.values)
+    differences_PS, inverted, identical, truncated = map(np.concatenate, parts)
+    spread_S = spread(differences_PS[~identical])
+    gaps, disagreed = np.abs(joint_differences(differences_PS, spread_S)), disagree(differences_PS)
+    return Scored(gaps, inverted, identical, truncated, disagreed, cosines.values, spread_S)
 
 
-def pair_summaries(folder: Folder) -> Iterator[PairSummary]:
-    """Yield the summaries of all scored pairs of a round."""
+def pair_summaries(folder: Folder, spread_S: NDArray[np.float64]) -> Iterator[PairSummary]:
+    """Yield the summaries of all scored pairs of a round; ``spread_S`` is that of ``Scored``."""
+    schema = schemas.scored_schema(0, len(spread_S))
     for shard in folder.shards():
         positions = (Position(shard, row) for row in count())
-        for table in scan_shard(folder, shard, schemas.SCORED, ["sample_id", *SUMMARY_COLUMNS]):
-            columns = [table["sample_id"], *_numbers(table)]
-            for position, values in zip(
-                positions, zip(*(column.to_pylist() for column in columns), strict=True), strict=False
-            ):
-                sample_id, *rest = values
+        for table in scan_shard(folder, shard, schema, ["sample_id", *SUMMARY_COLUMNS]):
+            differences_PS = score_differences(table)
+            gaps = np.abs(joint_differences(differences_PS, spread_S))
+            columns = [values.tolist() for values in (gaps, *_flags(table), disagree(differences_PS))]
+            for position, sample_id, *rest in zip(positions, table["sample_id"].to_pylist(), *columns, strict=False):
                 yield PairSummary(sample_id, position, *rest)
 
 
@@ -260,9 +278,9 @@ def failures(run: Run, rounds: Sequence[int]) -> list[Failure]:
     return [Failure(stage, kind, rows, examples[stage, kind]) for (stage, kind), rows in counts.most_common()]
 
 
-def _numbers(scored: pa.Table) -> tuple[pa.ChunkedArray, ...]:
-    """The columns ``gap``, ``inverted``, ``identical`` and ``truncated``."""
-    return scored["gap"], scored["inverted"], *identical_and_truncated(scored)
+def _flags(scored: pa.Table) -> tuple[NDArray[np.bool_], ...]:
+    """Whether each pair is inverted, its captions are identical, and one of them is truncated."""
+    return tuple(column.to_numpy() for column in (scored["inverted"], *identical_and_truncated(scored)))
 
 
 def _cosines(caption: pa.ChunkedArray) -> NDArray[np.float64]:

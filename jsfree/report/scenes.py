@@ -125,6 +125,8 @@ def pair_outcome(pair: PairSummary, selected: Container[str], kept: tuple[float,
         return "left out, cut at the length limit"
     if pair.inverted and select.inverted == "drop":
         return "left out, order inverted"
+    if pair.disagreed and select.inverted != "keep":
+        return "left out, the scorers disagree"
     if kept is None or kept[0] <= pair.gap <= kept[1]:
         return "left out, not drawn"
     return PAIR_OUTCOMES[2] if pair.gap < kept[0] else PAIR_OUTCOMES[3]

@@ -33,11 +33,35 @@ class SplitLine:
 
 
 @dataclass(frozen=True)
+class AgreementView:
+    """Agreement of two scorers about the order of pairs, formatted."""
+
+    pairs: str
+    share: str
+    kappa: str
+    both: str
+    first: str
+    second: str
+    dropped: str
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> AgreementView | None:
+        """The agreement in the facts of a selection; None if there was one scorer."""
+        found = facts.get("agreement")
+        if found is None:
+            return None
+        kappa = MISSING if found["kappa"] is None else f"{found['kappa']:.2f}".replace("-", "−")
+        share = MISSING if found["share"] is None else tables.percent(found["share"])
+        counts = (found["both_inverted"], found["first_inverted"], found["second_inverted"], facts["disagreed"])
+        return cls(tables.whole(found["pairs"]), share, kappa, *map(tables.whole, counts))
+
+
+@dataclass(frozen=True)
 class RoundView:
     """Selection and training of one round.
 
     ``kept`` is the range of gaps trained on; ``coverage`` describes the selection of strategy ``coverage``, which has
-    no ``histogram``.
+    no ``histogram``; ``agreement`` describes that of two scorers.
     """
 
     number: int
@@ -49,6 +73,7 @@ class RoundView:
     training_note: str
     kept: tuple[float, float] | None
     coverage: CoverageView | None
+    agreement: AgreementView | None
 
 
 @dataclass(frozen=True)
@@ -88,16 +113,18 @@ def round_view(run: Run, number: int, scored: Scored) -> RoundView:
     kept = _range([split for split, is_kept in splits if is_kept])
     steps = reading.training_log(run, number)
     by_coverage = run.config.select.strategy == "coverage"
+    gap = coverage.gap if by_coverage else _gap if run.config.clip.second is None else _joint_gap
     return RoundView(
         number,
         facts,
         None if by_coverage else _histogram(run, scored, kept),
-        [_split_line(split, is_kept, coverage.gap if by_coverage else _gap) for split, is_kept in splits],
+        [_split_line(split, is_kept, gap) for split, is_kept in splits],
         _curves(steps, run.config),
         len(steps),
         _training_note(number, run.config),
         kept,
         CoverageView.of(number, facts) if by_coverage and facts else None,
+        AgreementView.of(facts),
     )
 
 
@@ -126,12 +153,16 @@ def _histogram(run: Run, scored: Scored, kept: tuple[float, float] | None) -> Ma
     """The gaps of all pairs that selection sorts: no identical captions, and no truncated ones unless they are kept."""
     select = run.config.select
     usable = ~scored.identical & (~scored.truncated | select.keep_truncated)
+    if select.inverted != "keep":
+        usable &= ~scored.disagreed
     if not usable.any():
         return None
     gaps, inverted = scored.gaps[usable], scored.inverted[usable]
-    signed = 100 * np.where(inverted & (select.inverted == "keep"), -gaps, gaps)
-    shown = (100 * kept[0], 100 * kept[1]) if kept else None
-    return figures.gap_histogram(signed, inverted, shown)
+    is_joint = run.config.clip.second is not None
+    scale, unit = (1.0, "in units of the scorers’ spreads") if is_joint else (100.0, "CLIP cosine × 100")
+    signed = scale * np.where(inverted & (select.inverted == "keep"), -gaps, gaps)
+    shown = (scale * kept[0], scale * kept[1]) if kept else None
+    return figures.gap_histogram(signed, inverted, shown, unit)
 
 
 def _is_kept(split: Mapping[str, Any], run: Run) -> bool:
@@ -153,6 +184,11 @@ def _split_line(split: Mapping[str, Any], kept: bool, form: Callable[[float | No
 def _gap(gap: float | None) -> str:
     """A difference of mean CLIP cosines, × 100."""
     return MISSING if gap is None else f"{100 * gap:.2f}".replace("-", "−")
+
+
+def _joint_gap(gap: float | None) -> str:
+    """A gap by two scorers, in units of their spreads."""
+    return MISSING if gap is None else f"{gap:.2f}".replace("-", "−")
 
 
 def _curves(steps: Sequence[Mapping[str, Any]], config: RunConfig) -> list[Markup]:

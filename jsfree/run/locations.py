@@ -84,7 +84,10 @@ def require_outside_sources(option: str, target: Folder, config: RunConfig) -> N
     sources = {"source.path": config.source.path, "evaluate.source.path": config.evaluate.source.path}
     if config.imported is not None:
         sources["imported.path"] = config.imported.path
-    for key, ref in {"captioner.ref": config.captioner.ref, "clip.ref": config.clip.ref}.items():
+    refs = {"captioner.ref": config.captioner.ref, "clip.ref": config.clip.ref}
+    if config.clip.second is not None:
+        refs["clip.second.ref"] = config.clip.second.ref
+    for key, ref in refs.items():
         if has_scheme(ref) or os.path.isdir(os.path.expanduser(ref)):  # otherwise a hub model or a packaged one
             sources[key] = ref
     for key, path in sources.items():

@@ -144,7 +144,7 @@ def _on_gpu(
     load = BYTES[config.captioner.dtype] * memory.parameters(shape).total / LOAD_BYTES_A_SECOND + START_SECONDS
     captioning = caption_seconds(config, work, shape, lengths, gpu, slots) if slots else None
     evaluating = _evaluation_seconds(config, work, shape, lengths, gpu, slots) if slots else None
-    scoring = score_seconds(work.images, config, gpu)
+    scoring = score_seconds(work.images, config, gpu, len(config.clip.scorers))
     training = train_seconds(config, work, shape, lengths, gpu)
     steps = f"{work.rounds * work.steps:,} steps"
     starts, known = work.rounds * load, gpu.shares.known
@@ -216,10 +216,10 @@ def _steps_seconds(
     return steps * read / (gpu.shares.bandwidth * gpu.bandwidth)
 
 
-def score_seconds(images: int, config: RunConfig, gpu: GpuKind) -> float:
+def score_seconds(images: int, config: RunConfig, gpu: GpuKind, scorers: int = 1) -> float:
     """Seconds that one replica takes to score the captions of ``images``, by reading or by arithmetic."""
     reading = READ_SECONDS / max(1.0, config.score.resources.cpus)
-    return images * max(reading, CLIP_FLOPS / (gpu.shares.clip * gpu.flops))
+    return images * max(reading, scorers * CLIP_FLOPS / (gpu.shares.clip * gpu.flops))
 
 
 def train_seconds(config: RunConfig, work: Workload, shape: LlavaShape, lengths: Lengths, gpu: GpuKind) -> float:

@@ -214,6 +214,7 @@ class CoverageSelection:
             indices=np.concatenate([choice.indices, further]),
             ranks=np.concatenate([choice.ranks, len(unedited) + np.arange(len(further))]),
             splits=np.concatenate([choice.splits, np.zeros(len(further), np.int64)]),
+            gaps=np.concatenate([choice.gaps, gap_N[further]]),
             facts=facts,
         )
 

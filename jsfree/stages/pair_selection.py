@@ -20,7 +20,8 @@ from jsfree import schemas
 from jsfree.config import Select
 from jsfree.errors import StageError
 from jsfree.run.keyed_order import order_key
-from jsfree.schemas import ScoredPair, SelectedPair
+from jsfree.schemas import HIGH, LOW, ScoredPair, SelectedPair
+from jsfree.stages.agreement import agreement, disagree, joint_differences, spread
 from jsfree.stages.sentences import count_repeated
 
 
@@ -29,16 +30,15 @@ class PairColumns:
     """The columns of scored pairs that selection depends on.
 
     Attributes:
-        low_scores, high_scores: scores of the two captions.
-        inverted: whether the provisional loser has the higher score.
+        differences_PS: score of ``low`` minus score of ``high``, (pairs, scorers).
+        inverted: whether the provisional loser has the higher score, by all scorers.
         identical: whether the two captions are equal.
         truncated: whether a caption ended at the length limit.
         low_repeats, high_repeats: number of repeated sentences in each caption; 0 unless ``repeating`` is ``drop``.
     """
 
     sample_ids: pa.LargeStringArray
-    low_scores: NDArray[np.float64]
-    high_scores: NDArray[np.float64]
+    differences_PS: NDArray[np.float64]
     inverted: NDArray[np.bool_]
     identical: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
@@ -46,7 +46,7 @@ class PairColumns:
     high_repeats: NDArray[np.int32]
 
     def __len__(self) -> int:
-        return len(self.low_scores)
+        return len(self.inverted)
 
     @classmethod
     def from_table(cls, scored: pa.Table, settings: Select) -> PairColumns:
@@ -56,8 +56,7 @@ class PairColumns:
         count = _count_repeats if settings.repeating == "drop" else lambda caption: np.zeros(len(caption), np.int32)
         return cls(
             sample_ids=scored["sample_id"].cast(pa.large_string()).combine_chunks(),
-            low_scores=pc.struct_field(low, "score").to_numpy(),
-            high_scores=pc.struct_field(high, "score").to_numpy(),
+            differences_PS=score_differences(scored),
             inverted=scored["inverted"].to_numpy(),
             identical=flags.identical.to_numpy(),
             truncated=flags.truncated.to_numpy(),
@@ -68,7 +67,7 @@ class PairColumns:
     @classmethod
     def concatenate(cls, parts: Iterable[PairColumns]) -> PairColumns:
         """Concatenate the columns of several tables."""
-        every = [cls.from_table(schemas.SCORED.empty_table(), Select()), *parts]
+        every = list(parts) or [cls.from_table(schemas.SCORED.empty_table(), Select())]
         columns = {field.name: [getattr(part, field.name) for part in every] for field in fields(cls)}
         sample_ids = pa.chunked_array(columns.pop("sample_ids")).combine_chunks()
         return cls(sample_ids, **{name: np.concatenate(arrays) for name, arrays in columns.items()})
@@ -94,10 +93,23 @@ def identical_and_truncated(pairs: pa.Table) -> PairFlags:
     )
 
 
+def score_differences(scored: pa.Table) -> NDArray[np.float64]:
+    """Score of ``low`` minus score of ``high`` by each scorer, (pairs, scorers).
+
+    Args:
+        scored: a table with ``score`` of ``low`` and ``high`` and, of a second scorer, ``second_low`` and
+            ``second_high``.
+    """
+    prefixes = ("", "second_") if "second_low" in scored.column_names else ("",)
+    scores = ([pc.struct_field(scored[prefix + role], "score") for role in (LOW, HIGH)] for prefix in prefixes)
+    return np.stack([low.to_numpy() - high.to_numpy() for low, high in scores], axis=-1)
+
+
 def required_columns(settings: Select) -> tuple[str, ...]:
     """Columns of scored pairs that ``choose_pairs`` needs; sentences are needed only to count repetitions."""
     captions = ("text", "finish", "score", *(["sentences"] if settings.repeating == "drop" else []))
-    return ("sample_id", "inverted", *(f"{role}.{name}" for role in ("low", "high") for name in captions))
+    second = ("second_low.score", "second_high.score")
+    return ("sample_id", "inverted", *(f"{role}.{name}" for role in ("low", "high") for name in captions), *second)
 
 
 @dataclass(frozen=True)
@@ -108,15 +120,18 @@ class PairChoice:
         indices: positions of the selected pairs among all scored pairs.
         ranks: rank of each selected pair among all sorted pairs, from 0.
         splits: split of each selected pair, from 1.
+        gaps: gap of each selected pair.
         facts: the numbers ``pairs`` (all), ``inverted`` and ``inverted_share`` (of all pairs), ``identical``
             (dropped), ``truncated`` (dropped), ``tied`` (remaining pairs with equal scores), ``dropped_inverted``,
             ``repeating`` (dropped, because the chosen caption repeats more sentences) and ``kept``; and ``splits``,
-            with ``split``, ``pairs``, ``low_gap``, ``high_gap`` and ``mean_gap`` (null if empty) of each split.
+            with ``split``, ``pairs``, ``low_gap``, ``high_gap`` and ``mean_gap`` (null if empty) of each split. With
+            two scorers also ``disagreed`` (dropped), and ``agreement`` (``stages.agreement.Agreement``).
     """
 
     indices: NDArray[np.int64]
     ranks: NDArray[np.int64]
     splits: NDArray[np.int64]
+    gaps: NDArray[np.float64]
     facts: dict[str, Any]
 
 
@@ -138,11 +153,14 @@ def choose_pairs(pairs: PairColumns, settings: Select, seed: int) -> PairChoice:
     splits differ by at most one. ``max_pairs`` selects by a hash of (seed, sample_id). ``inverted: random`` gives the
     same choice as ``swap``; ``assign_roles`` then assigns chosen and rejected at random.
 
+    With two scorers, pairs on which they disagree are dropped as well, unless ``inverted`` is ``keep``, and the gap is
+    that of ``stages.agreement.joint_differences``.
+
     Raises:
         StageError: no pair remains.
     """
     swapped = pairs.inverted & (settings.inverted in ("swap", "random"))
-    differences = pairs.low_scores - pairs.high_scores
+    differences = joint_differences(pairs.differences_PS, spread(pairs.differences_PS[~pairs.identical]))
     gaps = np.where(swapped, -differences, differences)
     usable, facts = _filter_pairs(pairs, swapped, settings)
     choice = choose_splits(usable, gaps, pairs.sample_ids, settings, seed)
@@ -172,7 +190,8 @@ def choose_splits(
     numbers = range(1, settings.splits + 1)
     described = [_describe_split(number, gaps[order[splits == number]]) for number in numbers]
     facts = {"kept": len(ranks), "splits": described}
-    return PairChoice(indices=order[ranks], ranks=ranks, splits=splits[ranks], facts=facts)
+    chosen = order[ranks]
+    return PairChoice(indices=chosen, ranks=ranks, splits=splits[ranks], gaps=gaps[chosen], facts=facts)
 
 
 def select_pairs(scored: Sequence[ScoredPair], settings: Select, seed: int) -> Selection:
@@ -181,11 +200,13 @@ def select_pairs(scored: Sequence[ScoredPair], settings: Select, seed: int) -> S
     Raises:
         StageError: no pair remains.
     """
-    table = pa.Table.from_pylist(list(scored), schema=schemas.SCORED)
+    scorers = 2 if scored and "second_low" in scored[0] else 1
+    table = pa.Table.from_pylist(list(scored), schema=schemas.scored_schema(0, scorers))
     choice = choose_pairs(PairColumns.from_table(table, settings), settings, seed)
     rows = [assign_roles(scored[index], settings, seed) for index in choice.indices]
-    for row, rank, split in zip(rows, choice.ranks.tolist(), choice.splits.tolist(), strict=True):
-        row["rank"], row["split"] = rank, split
+    placed = zip(rows, choice.ranks.tolist(), choice.splits.tolist(), choice.gaps.tolist(), strict=True)
+    for row, rank, split, gap in placed:
+        row["rank"], row["split"], row["gap"] = rank, split, gap
     return Selection(rows, choice.facts)
 
 
@@ -202,7 +223,8 @@ def is_high_chosen(sample_id: str, inverted: bool, settings: Select, seed: int) 
 def assign_roles(pair: ScoredPair, settings: Select, seed: int) -> SelectedPair:
     """Add ``chosen``, ``rejected`` and their gap to a pair, without a rank.
 
-    The gap is chosen score - rejected score; with ``inverted: random``, its absolute value, by which pairs are sorted.
+    The gap is chosen score - rejected score by the first scorer; with ``inverted: random``, its absolute value, by
+    which pairs are sorted.
     """
     swap = is_high_chosen(pair["sample_id"], pair["inverted"], settings, seed)
     chosen, rejected = (pair["high"], pair["low"]) if swap else (pair["low"], pair["high"])
@@ -223,20 +245,24 @@ def _filter_pairs(
     inverted = int(pairs.inverted.sum())
     different = ~pairs.identical
     whole = different & (~pairs.truncated | settings.keep_truncated)
-    labelled = whole & ~(pairs.inverted & (settings.inverted == "drop"))
+    ordered = whole & ~(pairs.inverted & (settings.inverted == "drop"))
+    labelled = ordered & ~(disagree(pairs.differences_PS) & (settings.inverted != "keep"))
     difference = pairs.low_repeats - pairs.high_repeats
     repeating = np.where(swapped, -difference, difference) > 0  # chosen - rejected
     kept = labelled & ~repeating
-    facts = {
+    facts: dict[str, Any] = {
         "pairs": len(pairs),
         "inverted": inverted,
         "inverted_share": inverted / len(pairs) if len(pairs) else 0.0,
         "identical": int(pairs.identical.sum()),
         "truncated": int(different.sum() - whole.sum()),
-        "tied": int((whole & (pairs.low_scores == pairs.high_scores)).sum()),
-        "dropped_inverted": int(whole.sum() - labelled.sum()),
+        "tied": int((whole & (pairs.differences_PS == 0).all(1)).sum()),
+        "dropped_inverted": int(whole.sum() - ordered.sum()),
         "repeating": int(labelled.sum() - kept.sum()),
     }
+    if pairs.differences_PS.shape[1] > 1:
+        facts["disagreed"] = int(ordered.sum() - labelled.sum())
+        facts["agreement"] = agreement(pairs.differences_PS[different]).as_json()
     return np.flatnonzero(kept), facts
 
 
@@ -272,9 +298,10 @@ def _describe_split(number: int, gaps: NDArray[np.float64]) -> dict[str, Any]:
 
 def _no_pairs_remain(facts: dict[str, Any], settings: Select) -> StageError:
     sorted_pairs = sum(split["pairs"] for split in facts["splits"])
+    disagreed = f" the scorers disagree about {facts['disagreed']}," if "disagreed" in facts else ""
     return StageError(
         f"no pair is left to train on: of {facts['pairs']} pairs, {facts['identical']} have identical captions,"
-        f" {facts['truncated']} have a truncated caption, {facts['dropped_inverted']} are inverted,"
+        f" {facts['truncated']} have a truncated caption, {facts['dropped_inverted']} are inverted,{disagreed}"
         f" {facts['repeating']} have a chosen caption that repeats more sentences, and none of the other"
         f" {sorted_pairs} is in splits {settings.first} to {settings.last} of {settings.splits}",
         "use more images, raise 'generate.decoding.max_new_tokens', set 'select.keep_truncated',"

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from jsfree.schemas import CaptionRow, Pair, Sample, StageOutput
 from jsfree.stages.captioning import CaptionWriter, PairGenerator
-from jsfree.stages.scoring import IMAGES_AT_ONCE, ClipScorer, image_key
+from jsfree.stages.scoring import IMAGES_AT_ONCE, ClipScorer, PairScorer, image_key
+from jsfree.stages.two_scorers import pair_scorer
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
 
     from jsfree.config import RunConfig
@@ -34,7 +34,7 @@ class ScoredPairGenerator:
     ) -> None:
         """Load CLIP and the captioner; arguments as ``PairGenerator``."""
         # CLIP first, because the KV cache uses the remaining memory.
-        self._scorer = ClipScorer(config, device)
+        self._scorer = pair_scorer(config, device)
         self._generator = PairGenerator(config, model_ref, round_number, device, evaluation_hashes)
 
     def __call__(self, samples: Sequence[Sample]) -> StageOutput:
@@ -71,19 +71,22 @@ class ScoredCaptionWriter:
 
 
 class _ImageEmbedder:
-    """Embeds images as they are read, in batches of the same size as ``ClipScorer``."""
+    """Embeds images as they are read, in batches of the same size as ``ClipScorer``.
 
-    def __init__(self, scorer: ClipScorer) -> None:
+    What the pixels and the vector of an image are depends on the scorer.
+    """
+
+    def __init__(self, scorer: PairScorer) -> None:
         self._scorer = scorer
-        self._waiting: dict[str, torch.Tensor] = {}
-        self._embedded: dict[str, torch.Tensor] = {}
+        self._waiting: dict[str, Any] = {}
+        self._embedded: dict[str, Any] = {}
         self.seconds = 0.0
 
-    def pixels(self, image: Image.Image) -> torch.Tensor:
+    def pixels(self, image: Image.Image) -> Any:
         """Preprocess an image for CLIP."""
         return self._scorer.pixels(image)
 
-    def receive(self, sample_id: str, pixels: torch.Tensor) -> None:
+    def receive(self, sample_id: str, pixels: Any) -> None:
         """Add an image to the batch, and embed the batch if it is full."""
         self._waiting[sample_id] = pixels
         if len(self._waiting) == IMAGES_AT_ONCE:
@@ -91,7 +94,7 @@ class _ImageEmbedder:
             self._embed()
             self.seconds += time.perf_counter() - started
 
-    def all(self) -> dict[str, torch.Tensor]:
+    def all(self) -> dict[str, Any]:
         """Return the vectors of all images by sample id."""
         self._embed()
         return self._embedded

@@ -1,59 +1,55 @@
 """Scores captions by the CLIP similarity of their sentences and images (paper, section 3.4; Algorithm 1, line 12).
 
 The score of a caption is the mean cosine of its sentences (and sub-sentences) with the image, neither clipped nor
-scaled. Each image and each distinct sentence of a batch is encoded once. Sentences are sorted by length and encoded
-without unnecessary padding.
+scaled. Each image and each distinct sentence of a batch is encoded once (``jsfree.models.clip_text``).
 
-Shapes: B images, T texts, L text tokens, D embedding width.
+Shapes: B images, T texts, D embedding width.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import islice
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from jsfree.errors import RowError
 from jsfree.gpus import apply_in_halves
 from jsfree.images.decoding import load_image
-from jsfree.models.loading import load_clip
+from jsfree.models.clip import load_clip
+from jsfree.models.clip_text import TextEncoder
 from jsfree.schemas import HIGH, LOW, Role, ScoredCaption, SentenceScore, StageOutput, error_row
 from jsfree.stages.sentences import sentences, sub_sentences
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from jsfree.config import RunConfig, Source
+    from jsfree.config import ClipModel, RunConfig, Source
     from jsfree.schemas import Candidate, CaptionRow, ImageRef, Pair
 
 ImageKey = tuple[str, str | None]
+Prepared = TypeVar("Prepared")
 
 IMAGES_AT_ONCE = 64
-TEXTS_AT_ONCE = 256
 
 
 class ClipScorer:
     """CLIP on one device. A call scores a batch of pairs."""
 
-    def __init__(self, config: RunConfig, device: str = "cpu") -> None:
-        """Load the CLIP model of ``config.clip``.
+    def __init__(self, config: RunConfig, device: str = "cpu", model: ClipModel | None = None) -> None:
+        """Load a CLIP model, by default the first of ``config.clip``.
 
         Raises:
             ModelError: the model cannot be loaded.
         """
         self._config = config
-        self._clip = load_clip(config.clip.versioned_ref, device, config.clip.pretrained, config.models)
-        self._pad = int(self._tokens([""])[0, -1])
-        self._end = int(self._tokens(["a " * self._clip.context_length])[0, -1])
-        self._can_shorten = _can_shorten(self._clip.model)
+        model = model or config.clip
+        self._clip = load_clip(model.versioned_ref, device, model.pretrained, config.models)
+        self._texts = TextEncoder(self._clip)
         self._readers = ThreadPoolExecutor(max(1, int(config.score.resources.cpus)))
         self._lock = threading.Lock()  # tokenizers are not thread-safe; images are read without the lock
 
@@ -64,9 +60,7 @@ class ClipScorer:
         difference. A pair becomes an error row if its image cannot be used (kinds of ``load_image``) or a caption has
         no sentence (``no_sentence``). ``tokens`` counts the encoded text tokens.
         """
-        images = self._images([pair["image"] for pair in pairs], self._config.source)
-        embedded = iter(self.embed([image for image in images if not isinstance(image, RowError)]))
-        return self.score(pairs, [image if isinstance(image, RowError) else next(embedded) for image in images])
+        return score_images(self, pairs, self._config.source, self._readers)
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """Preprocess an image for the model, on the CPU. Thread-safe."""
@@ -116,7 +110,9 @@ class ClipScorer:
         the same image share its encoding.
         """
         distinct = {image_key(row["image"]): row["image"] for row in rows}
-        loaded = dict(zip(distinct, self._images(list(distinct.values()), self._config.evaluate.source), strict=True))
+        limits = self._config.evaluate.source
+        images = read_images(self.pixels, list(distinct.values()), limits, self._readers)
+        loaded = dict(zip(distinct, images, strict=True))
         read = {key: image for key, image in loaded.items() if not isinstance(image, RowError)}
         embedded = dict(zip(read, self.embed(list(read.values())), strict=True))
         output = self.score_captions([row for row in rows if image_key(row["image"]) in read], embedded)
@@ -154,12 +150,6 @@ class ClipScorer:
         """
         return self._scores(self.embed(list(self._readers.map(self.pixels, images))), captions)[0]
 
-    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Encode texts as unit vectors, (T, D)."""
-        with self._lock, torch.inference_mode():
-            vectors: NDArray[np.float32] = self._encode_texts(list(texts))[0].numpy()
-        return vectors
-
     @torch.inference_mode()
     def _scores(
         self, images: Sequence[torch.Tensor], captions: Sequence[Sequence[str]]
@@ -168,7 +158,7 @@ class ClipScorer:
         place = {text: position for position, text in enumerate(dict.fromkeys(_flat(captions)))}
         if not place:
             return [[] for _ in captions], 0
-        texts_TD, tokens = self._encode_texts(list(place))
+        texts_TD, tokens = self._texts.encode(list(place))
         images_BD = torch.stack(list(images))
         owner = torch.tensor([number for number, caption in enumerate(captions) for _ in caption])
         text = torch.tensor([place[sentence] for sentence in _flat(captions)])
@@ -179,96 +169,53 @@ class ClipScorer:
         features: torch.Tensor = self._clip.model.encode_image(pixels.to(self._clip.device), normalize=True)
         return features.float().cpu()
 
-    def _encode_texts(self, texts: list[str]) -> tuple[torch.Tensor, int]:
-        """Unit vectors ``texts_TD``, float32 on the CPU, and the number of tokens without padding."""
-        tokens_TL = self._tokens(texts)
-        lengths = _pooled_at(self._clip.model, tokens_TL) + 1 if self._can_shorten else (tokens_TL != self._pad).sum(-1)
-        order = lengths.argsort(stable=True)
-        batches = (order[start : start + TEXTS_AT_ONCE] for start in range(0, len(order), TEXTS_AT_ONCE))
-        encoded = [
-            apply_in_halves(partial(self._encode_batch, int(lengths[rows].max())), tokens_TL[rows]) for rows in batches
-        ]
-        return torch.cat(encoded)[order.argsort()], int(lengths.sum())
-
-    def _encode_batch(self, longest: int, tokens_TL: torch.Tensor) -> torch.Tensor:
-        model = self._clip.model
-        tokens_TL = tokens_TL.to(self._clip.device)
-        if not self._can_shorten:
-            features: torch.Tensor = model.encode_text(tokens_TL, normalize=True)
-        else:
-            features = type(model).encode_text(_ShortContext(model, longest), tokens_TL[:, :longest], normalize=True)
-        return features.float().cpu()
-
-    def _tokens(self, texts: list[str], context_length: int | None = None) -> torch.Tensor:
-        tokens_TL: torch.Tensor = self._clip.tokenizer(texts, context_length or self._clip.context_length)
-        return tokens_TL
-
     def _parts(self, texts: Sequence[str]) -> list[list[str]]:
         """Split texts into sentences, and sentences that do not fit the text context into sub-sentences."""
         captions = [sentences(text) for text in texts]
         distinct = list(dict.fromkeys(_flat(captions)))
-        fitting = self._fit(distinct)
+        fitting = self._texts.fit(distinct)
         pieces = {
-            sentence: [sentence] if fits else sub_sentences(sentence, lambda piece: self._fit([piece])[0])
+            sentence: [sentence] if fits else sub_sentences(sentence, lambda piece: self._texts.fit([piece])[0])
             for sentence, fits in zip(distinct, fitting, strict=True)
         }
         return [[piece for sentence in caption for piece in pieces[sentence]] for caption in captions]
 
-    def _fit(self, texts: list[str]) -> list[bool]:
-        """Whether the tokens of each text, including start and end, fit the text context.
 
-        A text whose tokens end with padding fits. For other texts (all texts, if the padding token is the end token),
-        the last token is compared with that of a context longer by one token, because truncation replaces it.
-        """
-        if not texts:
-            return []
-        last = self._tokens(texts)[:, -1]
-        fits = (last == self._pad) & (self._pad != self._end)
-        uncertain = (~fits).nonzero().flatten().tolist()
-        if uncertain:
-            longer = self._tokens([texts[row] for row in uncertain], self._clip.context_length + 1)
-            ended = (longer[:, -1] == self._pad) | (longer[:, -1] == self._end)
-            fits[uncertain] = (longer[:, -2] == last[uncertain]) & ended
-        return [bool(fit) for fit in fits]
+class PairScorer(Protocol):
+    """Scores the captions of pairs: one CLIP model, or two."""
 
-    def _images(self, images: Sequence[ImageRef], limits: Source) -> list[torch.Tensor | RowError]:
-        """Read and preprocess images in threads; return an error for each image that cannot be used."""
-        return list(self._readers.map(lambda image: self._image(image, limits), images))
+    def __call__(self, pairs: Sequence[Pair]) -> StageOutput:
+        """Read the images of pairs and score both captions of each pair."""
 
-    def _image(self, image: ImageRef, limits: Source) -> torch.Tensor | RowError:
+    def pixels(self, image: Image.Image) -> Any:
+        """Preprocess an image, on the CPU. Thread-safe."""
+
+    def embed(self, pixels: Sequence[Any]) -> Sequence[Any]:
+        """Encode preprocessed images."""
+
+    def score(self, pairs: Sequence[Pair], images: Sequence[Any]) -> StageOutput:
+        """Score pairs, given their encoded images or errors."""
+
+
+def score_images(scorer: PairScorer, pairs: Sequence[Pair], limits: Source, readers: Executor) -> StageOutput:
+    """Read the images of pairs and score both captions of each pair."""
+    images = read_images(scorer.pixels, [pair["image"] for pair in pairs], limits, readers)
+    embedded = iter(scorer.embed([image for image in images if not isinstance(image, RowError)]))
+    return scorer.score(pairs, [image if isinstance(image, RowError) else next(embedded) for image in images])
+
+
+def read_images(
+    prepare: Callable[[Image.Image], Prepared], images: Sequence[ImageRef], limits: Source, readers: Executor
+) -> list[Prepared | RowError]:
+    """Read and prepare images in threads; return an error for each image that cannot be used."""
+
+    def read(image: ImageRef) -> Prepared | RowError:
         try:
-            return self.pixels(load_image(image, limits).image)
+            return prepare(load_image(image, limits).image)
         except RowError as error:
             return error
 
-
-class _ShortContext:
-    """Wraps a CLIP model with a shorter text context, for open_clip's ``CLIP.encode_text``.
-
-    The result is exact, because the text tower is causal and pools at the end token.
-    """
-
-    def __init__(self, model: Any, length: int) -> None:
-        self._model = model
-        self.positional_embedding = model.positional_embedding[:length]
-        self.attn_mask = model.attn_mask[:length, :length]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-
-def _can_shorten(model: Any) -> bool:
-    """Whether the text tower is open_clip's causal one; others are encoded at full length."""
-    from open_clip.model import CLIP
-
-    return type(model) is CLIP and model.attn_mask is not None and model.text_pool_type in ("argmax", "eos")
-
-
-def _pooled_at(model: Any, tokens_TL: torch.Tensor) -> torch.Tensor:
-    """Position at which each text is pooled, as in open_clip's ``text_global_pool``."""
-    by_token = (tokens_TL == model.text_eos_id).int() if model.text_pool_type == "eos" else tokens_TL
-    positions_T: torch.Tensor = by_token.argmax(-1)
-    return positions_T
+    return list(readers.map(read, images))
 
 
 def texts_by_role(pair: Pair) -> dict[Role, str]:

@@ -12,7 +12,6 @@ from contextlib import closing
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from jsfree import schemas
 from jsfree.config import Select
@@ -28,17 +27,20 @@ GROUP_ROWS, GROUP_BYTES = 32, 4 * 2**20
 """Maximum size of a row group, which a training worker reads to access one pair."""
 
 
-def select_shards(scored: Folder, selected: Folder, settings: Select, seed: int, shard_rows: int) -> PairChoice:
+def select_shards(
+    scored: Folder, selected: Folder, settings: Select, seed: int, shard_rows: int, scorers: int = 1
+) -> PairChoice:
     """Select pairs from the shards in ``scored`` and write them to ``selected``, sorted by rank.
 
     Args:
         shard_rows: maximum pairs per shard; shards with embedded images have fewer.
+        scorers: number of CLIP models that scored the pairs (``clip.second``).
 
     Raises:
         StageError: no pair remains.
         StorageError: a shard, or the temporary folder, cannot be read or written.
     """
-    tables = scan(scored, schemas.SCORED, required_columns(settings))
+    tables = scan(scored, schemas.scored_schema(0, scorers), required_columns(settings))
     columns = PairColumns.concatenate(PairColumns.from_table(table, settings) for table in tables)
     choice = choose_pairs(columns, settings, seed)
     write_selected(selected, _ranked_rows(scored, choice, settings, seed), shard_rows)
@@ -65,7 +67,7 @@ def _ranked_rows(scored: Folder, choice: PairChoice, settings: Select, seed: int
     start = 0
     for rows in _sorted_rows(scored, choice):
         end = start + rows.num_rows
-        yield _add_ranks(_add_roles(rows, settings, seed), choice.ranks[start:end], choice.splits[start:end])
+        yield _add_ranks(_add_roles(rows, settings, seed), choice, slice(start, end))
         start = end
 
 
@@ -85,21 +87,21 @@ def _sorted_rows(scored: Folder, choice: PairChoice) -> Iterator[pa.Table]:
 
 
 def _add_roles(rows: pa.Table, settings: Select, seed: int) -> pa.Table:
-    """Add ``chosen``, ``rejected`` and their gap to scored rows, as ``assign_roles`` but by columns."""
+    """Add ``chosen`` and ``rejected`` to scored rows, as ``assign_roles`` but by columns."""
     low, high = rows["low"], rows["high"]
     pairs = zip(rows["sample_id"].to_pylist(), rows["inverted"].to_pylist(), strict=True)
     swapped = pa.array([is_high_chosen(*pair, settings, seed) for pair in pairs], pa.bool_())
     chosen, rejected = pc.if_else(swapped, high, low), pc.if_else(swapped, low, high)
     columns = {name: rows[name] for name in schemas.SCORED.names}
-    difference = pc.subtract(pc.struct_field(chosen, "score"), pc.struct_field(rejected, "score"))
-    columns["gap"] = pc.abs(difference) if settings.inverted == "random" else difference
     return pa.table({**columns, "chosen": chosen, "rejected": rejected})
 
 
-def _add_ranks(rows: pa.Table, ranks: NDArray[np.int64], splits: NDArray[np.int64]) -> pa.Table:
-    """Complete rows with roles to rows of ``schemas.SELECTED``."""
+def _add_ranks(rows: pa.Table, choice: PairChoice, part: slice) -> pa.Table:
+    """Complete rows with roles, a ``part`` of the choice, to rows of ``schemas.SELECTED``."""
     columns = {name: rows[name] for name in rows.column_names}
-    return pa.table({**columns, "rank": pa.array(ranks), "split": pa.array(splits, pa.int32())}).cast(schemas.SELECTED)
+    columns["gap"] = pa.array(choice.gaps[part])
+    columns["rank"], columns["split"] = pa.array(choice.ranks[part]), pa.array(choice.splits[part], pa.int32())
+    return pa.table(columns).cast(schemas.SELECTED)
 
 
 def _split_table(table: pa.Table, rows: int, size: int) -> Iterator[pa.Table]:

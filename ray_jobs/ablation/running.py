@@ -127,7 +127,8 @@ def require_same_models(folder: Folder, configs: Sequence[RunConfig]) -> None:
     Raises:
         RunError: the files of such a model have changed since the ablation was started.
     """
-    refs = sorted({ref for config in configs for ref in (config.captioner.ref, config.clip.ref)})
+    scorers = {model.ref for config in configs for model in config.clip.scorers}
+    refs = sorted(scorers | {config.captioner.ref for config in configs})
     found = {ref: files_of(WEIGHTS / ref.removeprefix(PACKAGED)) for ref in refs if ref.startswith(PACKAGED)}
     stored = folder.read_json(MODELS) if folder.exists(MODELS) else {}
     changed = [ref for ref, files in found.items() if stored.get(ref, files) != files]

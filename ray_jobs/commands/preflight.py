@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from jsfree import config as configuration
@@ -225,7 +226,8 @@ class _Models:
         """Check CLIP, then the captioner."""
         with suppress(JsfreeError):  # the check of each model reports the error
             self.config = with_models(self.config)
-        yield from run_check("models", "CLIP", lambda: models.check_clip(self.config), models.REMEDY)
+        for scorer in self.config.clip.scorers:
+            yield from run_check("models", "CLIP", partial(models.check_clip, self.config, scorer), models.REMEDY)
         yield from run_check("models", "captioner", self._captioner, models.REMEDY)
 
     def _captioner(self) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from jsfree.config import RunConfig
 from jsfree.run.run import Manifest
 from jsfree.stages.judging import CaptionerJudge
 from jsfree.stages.likelihoods import LikelihoodScorer
-from jsfree.stages.scoring import ClipScorer
+from jsfree.stages.two_scorers import pair_scorer
 from ray_jobs.rounds import Round
 from ray_jobs.shards.actor import ShardedStage, StageCall
 
@@ -41,7 +41,9 @@ def scoring_stage(current: Round, pairs: str) -> ShardedStage:
         judged_by: tuple[str, ...] = (current.seed.fingerprint, config.fingerprint("captioner", "score"))
         arguments, resources = {"config": config, "model_ref": current.seed.ref}, config.generate.resources
     else:
-        stage_class, judged_by = ClipScorer, (config.clip_fingerprint,)
+        stage_class, judged_by = pair_scorer, (config.clip_fingerprint,)
+        if config.clip.second is not None:
+            judged_by += (config.fingerprint("clip.second"),)
         arguments, resources = {"config": config}, config.score.resources
     return ShardedStage(
         name="scored",
@@ -49,7 +51,7 @@ def scoring_stage(current: Round, pairs: str) -> ShardedStage:
         fingerprint=current.fingerprint(pairs, *judged_by),
         source=current.stage("pairs").uri,
         source_schema=schemas.pairs_schema(config.generate.samples),
-        target=current.table("scored", schemas.scored_schema(config.generate.samples)),
+        target=current.table("scored", schemas.scored_schema(config.generate.samples, len(config.clip.scorers))),
         stage_class=stage_class,
         arguments=arguments,
         resources=resources,

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from jsfree.config import RunConfig
 from jsfree.gpus import device_of
+from jsfree.models.clip import load_clip
+from jsfree.models.clip_text import TextEncoder
 from jsfree.run.run import Manifest
 from jsfree.stages.coverage_selection import CandidateTable, CoverageSelection, Verification, fit
-from jsfree.stages.scoring import ClipScorer
 from jsfree.stages.shard_selection import select_shards
 from ray_jobs.cluster.failures import unwrap_errors
 from ray_jobs.rounds import Round
@@ -29,11 +30,25 @@ def select_pairs(current: Round, scored: Manifest) -> Manifest:
             facts = _select_by_coverage(current)
         else:
             source, target = current.stage("scored"), current.stage("selected")
-            facts = select_shards(source, target, config.select, config.seed, config.shard_rows).facts
+            scorers = len(config.clip.scorers)
+            facts = select_shards(source, target, config.select, config.seed, config.shard_rows, scorers).facts
         return Manifest(rows_in=facts["pairs"], rows_out=facts["kept"], facts=facts)
 
     fingerprint = current.fingerprint(scored.fingerprint, config.fingerprint("seed", "select"))
-    return current.complete("selected", fingerprint, work)
+    manifest = current.complete("selected", fingerprint, work)
+    if "agreement" in manifest.facts:
+        current.reporter.say(f"  {describe_agreement(manifest.facts)}")
+    return manifest
+
+
+def describe_agreement(facts: dict[str, Any]) -> str:
+    """One line about the agreement of two scorers, from the facts of a selection."""
+    found = facts["agreement"]
+    kappa = "undefined" if found["kappa"] is None else f"{found['kappa']:.2f}"
+    return (
+        f"The scorers agree on {found['share'] or 0:.1%} of {found['pairs']} pairs (Cohen's kappa {kappa});"
+        f" {facts['disagreed']} pairs on which they disagree were dropped."
+    )
 
 
 def _select_by_coverage(current: Round) -> dict[str, Any]:
@@ -68,4 +83,8 @@ def _embed(current: Round, words: Sequence[str]) -> NDArray[np.float32]:
 
 
 def _embed_words(config: RunConfig, words: Sequence[str]) -> NDArray[np.float32]:
-    return ClipScorer(config, device_of(config.score.resources.gpus)).embed_texts(words)
+    clip = config.clip
+    device = device_of(config.score.resources.gpus)
+    encoder = TextEncoder(load_clip(clip.versioned_ref, device, clip.pretrained, config.models))
+    vectors_WD: NDArray[np.float32] = encoder.encode(list(words))[0].numpy()
+    return vectors_WD

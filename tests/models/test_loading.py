@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from jsfree import config
 from jsfree.config import ModelFiles
 from jsfree.errors import ConfigError, ModelError
-from jsfree.models.loading import clip_source, load_captioner, load_clip
+from jsfree.models.loading import load_captioner
 from jsfree.models.references import WEIGHTS
 from jsfree.models.saving import publish_captioner
 from jsfree.run.folder import Folder
@@ -61,28 +61,6 @@ def test_truncated_files_raise_a_one_line_error(copied, name):
     assert "\n" not in str(error.value)
 
 
-def test_clip_requires_a_configuration_and_safetensors(tmp_path):
-    folder = Path(shutil.copytree(WEIGHTS / "clip", tmp_path / "clip"))
-    (folder / "open_clip_model.safetensors").rename(folder / "open_clip_pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"only pickled weights \(open_clip_pytorch_model.bin\)"):
-        load_clip(str(folder))
-    (folder / "open_clip_config.json").unlink()
-    with pytest.raises(ModelError, match=r"has no open_clip_config.json"):
-        load_clip(str(folder))
-
-
-def test_open_clip_names_resolve_to_hub_models():
-    assert clip_source("ViT-L-14-336", "openai") == ("timm/vit_large_patch14_clip_336.openai", True)
-    assert clip_source("ViT-L-14-336@main", "openai") == ("timm/vit_large_patch14_clip_336.openai@main", True)
-    assert clip_source("hf-hub:laion/x", None) == ("laion/x", False)
-    for elsewhere in ("miniworld:clip", "s3://bucket/clip", str(WEIGHTS / "clip"), "owner/clip"):
-        assert clip_source(elsewhere, None) == (elsewhere, False)
-    with pytest.raises(ModelError, match=r"has no weights 'opneai'; set 'clip.pretrained' to one of openai"):
-        clip_source("ViT-L-14-336", "opneai")
-    with pytest.raises(ModelError, match="only pickled weights for 'datacomp1b'"):
-        clip_source("ViTamin-S", "datacomp1b")
-
-
 def test_a_revision_is_added_to_hub_references_only():
     built = config.build({"captioner": {"ref": "owner/llava", "revision": "v1"}}, where="test")
     assert built.captioner.versioned_ref == "owner/llava@v1"
@@ -107,7 +85,7 @@ import sys
 from jsfree import config
 from jsfree.models.references import local_folder
 from jsfree.models.contents import CAPTIONER
-from jsfree.models.loading import load_clip
+from jsfree.models.clip import load_clip
 from jsfree.run.run import Run
 from ray_jobs.pipeline import with_models
 

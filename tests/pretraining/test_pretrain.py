@@ -12,7 +12,8 @@ from safetensors import safe_open
 from jsfree.errors import ModelError
 from jsfree.evaluation.miniworld import count_caption
 from jsfree.miniworld import questions, world
-from jsfree.models.loading import load_captioner, load_clip
+from jsfree.models.clip import load_clip
+from jsfree.models.loading import load_captioner
 from jsfree.models.references import WEIGHTS
 from jsfree.pretraining import captioner as captioner_training
 from jsfree.pretraining import clip as clip_training

@@ -11,7 +11,8 @@ from safetensors import safe_open
 
 from jsfree.evaluation.miniworld import count_caption, hallucinated_mentions, mentions
 from jsfree.miniworld import prose, world
-from jsfree.models.loading import load_captioner, load_clip
+from jsfree.models.clip import load_clip
+from jsfree.models.loading import load_captioner
 from jsfree.models.references import WEIGHTS
 from jsfree.pretraining.clip import PATCH
 from jsfree.pretraining.languages import PROSE

@@ -1,5 +1,6 @@
 """Labels depend on the scores and splits on the gaps, and neither depends on the order of the input."""
 
+import math
 import random
 
 import pytest
@@ -192,3 +193,74 @@ def test_repetition_is_checked_after_swapping_inverted_pairs():
     inverted = {**pair("inverted", 0.4, 0.6), "low": {**once, "score": 0.4}, "high": {**twice, "score": 0.6}}
     kept = select_pairs([inverted, pair("other", 0.6, 0.4)], Select(**ALL, repeating="drop"), seed=0)
     assert [row["sample_id"] for row in kept.rows] == ["other"]
+
+
+def twice(name, first, second, **rest):
+    """A pair with (low, high) scores of two scorers."""
+    low, high = ({"sentences": [], "score": score} for score in second)
+    inverted = first[0] < first[1] and second[0] < second[1]
+    return {**pair(name, *first, **rest), "second_low": low, "second_high": high, "inverted": inverted}
+
+
+@pytest.fixture
+def judged_twice():
+    return [
+        twice("both confirm", (0.4, 0.1), (0.06, 0.05)),
+        twice("both invert", (0.1, 0.2), (0.03, 0.05)),
+        twice("first inverts", (0.1, 0.2), (0.05, 0.03)),
+        twice("second inverts", (0.2, 0.1), (0.03, 0.05)),
+        twice("first ties", (0.2, 0.2), (0.05, 0.04)),
+        twice("same", (0.2, 0.3), (0.5, 0.1), texts=("x", "x")),
+    ]
+
+
+def test_a_pair_is_swapped_if_both_scorers_say_so_and_dropped_if_they_disagree(judged_twice):
+    selection = select_pairs(judged_twice, Select(**ALL), 0)
+    chosen = {row["sample_id"]: row["chosen"]["text"] for row in selection.rows}
+    assert chosen == {
+        "both confirm": "low caption",
+        "both invert": "high caption",
+        "first ties": "low caption",
+    }
+    assert (selection.facts["disagreed"], selection.facts["dropped_inverted"], selection.facts["kept"]) == (2, 0, 3)
+    agreement = selection.facts["agreement"]
+    assert {key: agreement[key] for key in ("pairs", "both_inverted", "first_inverted", "second_inverted")} == {
+        "pairs": 5,
+        "both_inverted": 1,
+        "first_inverted": 1,
+        "second_inverted": 1,
+    }
+    assert agreement["share"] == pytest.approx(0.6)
+
+
+def test_the_rules_for_inverted_pairs_apply_to_those_that_both_invert(judged_twice):
+    dropped = select_pairs(judged_twice, Select(inverted="drop", **ALL), 0)
+    assert sorted(names(dropped)) == ["both confirm", "first ties"]
+    assert (dropped.facts["dropped_inverted"], dropped.facts["disagreed"]) == (1, 2)
+    kept = select_pairs(judged_twice, Select(inverted="keep", **ALL), 0)
+    assert {row["chosen"]["text"] for row in kept.rows} == {"low caption"}
+    assert (len(kept.rows), kept.facts["disagreed"]) == (5, 0)
+
+
+def test_both_scorers_decide_about_the_splits_whatever_their_scales(judged_twice):
+    """The second scorer's differences are a tenth of the first's, and count as much."""
+    scored = [twice(f"p{n}", (0.5, 0.5 - n / 10), (0.05, 0.05 - (9 - n) ** 2 / 100)) for n in range(1, 9)]
+    spreads = [
+        math.sqrt(sum((n / 10) ** 2 for n in range(1, 9)) / 8),
+        math.sqrt(sum(((9 - n) ** 2 / 100) ** 2 for n in range(1, 9)) / 8),
+    ]
+    gaps = {f"p{n}": (n / 10 / spreads[0] + (9 - n) ** 2 / 100 / spreads[1]) / 2 for n in range(1, 9)}
+    selection = select_pairs(scored, Select(splits=2, first=1, last=1), 0)
+    assert names(selection) == sorted(gaps, key=gaps.__getitem__)[:4]
+    assert {row["sample_id"]: row["gap"] for row in selection.rows} == pytest.approx(
+        {name: gaps[name] for name in names(selection)}
+    )
+    larger = [{**each, "second_low": {"sentences": [], "score": 1.0},
+               "second_high": {"sentences": [], "score": 1 - 50 * (0.05 - each["second_high"]["score"])}}
+              for each in scored]  # fmt: skip
+    assert names(select_pairs(larger, Select(splits=2, first=1, last=1), 0)) == names(selection)
+
+
+def test_disagreement_is_named_if_no_pair_remains():
+    with pytest.raises(StageError, match="the scorers disagree about 1,"):
+        select_pairs([twice("first inverts", (0.1, 0.2), (0.05, 0.03))], Select(**ALL), 0)

@@ -120,10 +120,25 @@ def _write_pairs(run: Run, number: int) -> None:
     if run.config.select.strategy == "coverage":
         _write_candidates(run, number, rows)
         return
+    if run.config.clip.second is not None:
+        rows = [_scored_again(row) for row in rows]
     selection = select_pairs(rows, run.config.select, run.config.seed)
     write_rows(run, number, "pairs", [_only(row, schemas.PAIRS) for row in rows], schemas.PAIRS)
-    write_rows(run, number, "scored", rows, schemas.SCORED)
+    write_rows(run, number, "scored", rows, schemas.scored_schema(0, len(run.config.clip.scorers)))
     write_rows(run, number, "selected", selection.rows, schemas.SELECTED, **selection.facts)
+
+
+def _scored_again(row: dict[str, Any]) -> dict[str, Any]:
+    """A scored pair with the scores of a second scorer, whose cosines are about a third of the first's."""
+    scene = world.scene_from_id(row["image"]["id"])
+    second: dict[str, Any] = {}
+    for role in ("low", "high"):  # identical captions have the same scores
+        rng = random.Random(f"{row['sample_id']}/{row[role]['text']}/second")
+        spoken = _spoken(row[role]["text"], scene, rng)
+        sentences = [{**item, "score": item["score"] / 3} for item in spoken["sentences"]]
+        second[f"second_{role}"] = {"sentences": sentences, "score": spoken["score"] / 3}
+    also = second["second_low"]["score"] < second["second_high"]["score"]
+    return {**row, **second, "inverted": row["inverted"] and also}
 
 
 def _write_candidates(run: Run, number: int, rows: list[Any]) -> None:
