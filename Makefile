@@ -19,7 +19,7 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 demo: setup ## run the whole loop on MiniWorld: 2 CPU cores, no GPU, no network after installation
-	$(BIN)/jsfree run --config configs/miniworld.yaml
+	$(BIN)/jsfree run --config configs/miniworld.yaml --set source.count=1600
 
 test: setup ## run the tests, except those marked slow
 	$(TESTS) -m "not slow"

