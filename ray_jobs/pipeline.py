@@ -15,6 +15,7 @@ from rich.text import Text
 
 from jsfree.config import RunConfig
 from jsfree.errors import ConfigError, RunError, StageError
+from jsfree.evaluation.rounds_stop import first_worse, last_round, verdicts
 from jsfree.models.loading import look_up_models
 from jsfree.run.folder import Folder
 from jsfree.run.invalidation import discard
@@ -69,6 +70,9 @@ WORK: dict[str, Callable[[Round, Any], Any]] = {
 def run(config: RunConfig, reporter: Reporter, restart: str | None = None) -> str:
     """Run all rounds, or resume an interrupted run; return the path of the report.
 
+    The rule ``rounds_stop`` may end it after fewer rounds. It decides by stored results, so a resumed run ends at the
+    same round.
+
     Args:
         restart: stage, or part of one, to redo from the first round on.
 
@@ -79,7 +83,7 @@ def run(config: RunConfig, reporter: Reporter, restart: str | None = None) -> st
     with _session(config, reporter) as first:
         if restart is not None:
             restarted_part(restart)  # a wrong name must not change the record
-            update_record(first.run, rounds_done=0)
+            update_record(first.run, rounds_done=0, rounds_stop=None)
             remove_from(first.run, restart)
             update_record(first.run, stages=stage_states(first.run))
         model = first.seed
@@ -87,6 +91,9 @@ def run(config: RunConfig, reporter: Reporter, restart: str | None = None) -> st
             model = improve(replace(first, number=number, start=model))
             _count_round(first.run, number)
             page = _write_report(first.run)
+            if _apply_stop_rule(first, number):
+                break
+        first.run.store_config()
     reporter.say(f"Done in {time.monotonic() - started:.0f} s.")
     return page
 
@@ -110,6 +117,7 @@ def run_stage(config: RunConfig, reporter: Reporter, name: str, number: int | No
         if name == LAST_STAGE:
             _count_round(first.run, number)
             _write_report(first.run)
+            _apply_stop_rule(first, number)
     return number
 
 
@@ -178,7 +186,8 @@ def _select_round(of: Run, name: str, number: int | None) -> int:
     """
     rounds = range(1, of.config.rounds + 1)
     if number is None:
-        return next((each for each in rounds if not of.round(each).exists(STAGES[name].mark)), rounds[-1])
+        used = range(1, last_round(of) + 1)
+        return next((each for each in used if not of.round(each).exists(STAGES[name].mark)), used[-1])
     if number not in rounds:
         raise ConfigError(f"--round {number}: the run has rounds 1 to {rounds[-1]}", f"for more, --set rounds={number}")
     return number
@@ -235,6 +244,22 @@ def remove_from(current_run: Run, stage: str) -> None:
 
 def _count_round(current_run: Run, number: int) -> None:
     update_record(current_run, rounds_done=max(number, read_record(current_run).get("rounds_done", 0)))
+
+
+def _apply_stop_rule(current: Round, number: int) -> bool:
+    """Judge round ``number`` by the rule ``rounds_stop``: print the verdict, record a stop, return whether to stop."""
+    run, rule = current.run, current.config.rounds_stop
+    known = [verdict for verdict in verdicts(run, rule) if verdict.round <= number] if rule else []
+    stop = first_worse(known)
+    update_record(run, rounds_stop=stop and stop.as_json())
+    if stop is not None:
+        current.reporter.say(
+            f"Stopped after round {stop.round} of {run.config.rounds} (rounds_stop): {stop}. The result of the run is"
+            f" m{stop.last_good}; with --set rounds_stop=null it continues from m{stop.round}."
+        )
+    elif known and known[-1].round == number:
+        current.reporter.say(f"  {known[-1]}")
+    return stop is not None
 
 
 def _write_report(current_run: Run) -> str:

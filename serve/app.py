@@ -27,6 +27,7 @@ from ray.util.queue import Queue
 from jsfree import config as configuration
 from jsfree.config import RunConfig, ServedModel
 from jsfree.errors import ConfigError, JsfreeError, RunError, ServeError
+from jsfree.evaluation.rounds_stop import good_rounds
 from jsfree.models.contents import CAPTIONER
 from jsfree.models.references import look_up
 from jsfree.run.locations import require_base_from_here
@@ -197,12 +198,12 @@ def serving_config(run: str, overrides: list[str]) -> RunConfig:
 
 
 def served_models(run: Run) -> list[RunModel]:
-    """The seed and the last model that the run has trained.
+    """The seed and the result of the run: the last model that it has trained before its stop rule ended it.
 
     Raises:
         RunError: the run has no trained model yet.
     """
-    finished = [number for number in run.rounds() if run.manifest(number, "train") is not None]
+    finished = good_rounds(run, [number for number in run.rounds() if run.manifest(number, "train") is not None])
     if not finished:
         finish = f"jsfree run --run {shlex.quote(run.folder.uri)}"
         raise RunError(f"{run.folder.uri} has no trained model yet", f"finish it with `{finish}`")

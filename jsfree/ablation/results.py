@@ -6,10 +6,11 @@
     R = {"run", "status", "error", "pairs", "before", "after", "stages", "seconds", "device_seconds"}
     S = {"mean", "min", "max"} over the seeds that are done
 
-``before`` and ``after`` of a run are those of its last finished round, with 95 % intervals over images: the metrics
-with truth where the evaluation images have it, and all label-free ones. ``stages`` holds the cost of each stage and,
-if the stage was taken from another run, which; ``seconds`` (wall time) and ``device_seconds`` are sums over the stages
-that the run made itself. ``device_seconds_unshared`` is what all runs would have taken without sharing.
+``before`` and ``after`` of a run are those of its result (the last finished round, or the last good one if a stop rule
+ended the run), with 95 % intervals over images: the metrics with truth where the evaluation images have it, and all
+label-free ones. ``stages`` holds the cost of each stage and, if the stage was taken from another run, which;
+``seconds`` (wall time) and ``device_seconds`` are sums over the stages that the run made itself.
+``device_seconds_unshared`` is what all runs would have taken without sharing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import jsfree
 from jsfree.ablation.definition import METRICS, Ablation
 from jsfree.evaluation.metrics import MISSING
+from jsfree.evaluation.rounds_stop import good_rounds
 from jsfree.report import reading
 from jsfree.run.folder import Folder
 from jsfree.run.record import read_record
@@ -143,9 +145,9 @@ def _stages(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def _measured(run: Run) -> dict[str, dict[str, dict[str, Any]]]:
-    """All metrics of the last evaluated round, ``before`` and ``after``, by mode."""
+    """All metrics of the run's result, ``before`` and ``after``, by mode: of the last round, or the last good one."""
     merged: dict[str, dict[str, dict[str, Any]]] = {"before": {}, "after": {}}
-    done = [number for number in run.rounds() if run.round(number).exists(LABEL_FREE)]
+    done = good_rounds(run, [number for number in run.rounds() if run.round(number).exists(LABEL_FREE)])
     for file in (LABEL_FREE, WITH_TRUTH) if done else ():
         if run.round(done[-1]).exists(file):
             content = run.round(done[-1]).read_json(file)

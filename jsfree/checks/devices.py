@@ -36,7 +36,7 @@ def this_machine() -> Device:
 
 @dataclass(frozen=True)
 class Capacity:
-    """Memory of a replica of stage 1: bytes in all, bytes ``reserved`` for CLIP, and the device they are part of."""
+    """Memory of a replica that decodes captions: bytes in all, bytes ``reserved`` for CLIP, and their device."""
 
     bytes: int
     reserved: int
@@ -44,11 +44,17 @@ class Capacity:
 
 
 def check_generation(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> Iterator[Finding]:
-    """Compare the memory of stage 1 with the device of each replica."""
+    """Compare the memory of decoding with the device of each replica, in the way of decoding that takes most."""
     wanted, capacity = config.generate.slots, generation_capacity(config, device)
-    slots = memory.slots_that_fit(shape, config, lengths, capacity.bytes, capacity.reserved)
-    required = memory.generation(shape, config, lengths)
-    found = f"{_described(required)} for {wanted} captions together on {capacity.bytes / GB:.0f} GB ({capacity.device})"
+    fitting = memory.fitting_slots(shape, config, lengths, capacity.bytes, capacity.reserved)
+    slots = min(fitting.values())
+    required = {
+        each.section: memory.memory_of(shape, config, lengths, each) for each in memory.captionings(config, lengths)
+    }
+    largest = max(required, key=lambda section: required[section].total)
+    place = f"{capacity.bytes / GB:.0f} GB ({capacity.device})"
+    by = "" if largest == "generate" else f" by {largest}"
+    found = f"{_described(required[largest])} for {wanted} captions together{by} on {place}"
     if not slots and device.is_gpu:
         yield fails(
             AREA,

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from jsfree.checks.findings import Finding, fails, note, ok
-from jsfree.config import RunConfig
+from jsfree.config import Generate, RunConfig
 from jsfree.sizing.workload import Workload
 from jsfree.uris import has_scheme
 
 AREA = "settings"
 MIN_STEPS = 10
+BAD_PROMPT_FAILURES = 0.05
+"""Upper bound of the answers without a sentence that MiniWorld's m0 gives to the default ``generate.bad_prompt``; 4 of
+300 in a count of 2026-11-27."""
 
 
 def check_settings(config: RunConfig, workload: Workload) -> Iterator[Finding]:
@@ -18,6 +21,7 @@ def check_settings(config: RunConfig, workload: Workload) -> Iterator[Finding]:
     problems = [
         *_training(config, workload),
         *_generation(config),
+        *_bad_prompt(config),
         *_placement(config),
     ]
     yield from problems or [ok(AREA, "contradictions", "none between sections")]
@@ -90,6 +94,23 @@ def _generation(config: RunConfig) -> Iterator[Finding]:
             "cuda_graphs needs a GPU, and generate.resources.gpus is 0",
             "set generate.compile: none, or generate.resources.gpus: 1",
         )
+
+
+def _bad_prompt(config: RunConfig) -> Iterator[Finding]:
+    """Check that MiniWorld's m0, which was not trained to follow instructions, gets a prompt that it can answer."""
+    settings = config.generate
+    is_default = settings.bad_prompt == Generate.model_fields["bad_prompt"].default
+    if settings.loser != "bad_prompt" or not is_default or not config.captioner.ref.startswith("miniworld:"):
+        return
+    report = fails if config.max_failed_fraction < BAD_PROMPT_FAILURES else note
+    yield report(
+        AREA,
+        "generate.bad_prompt",
+        "MiniWorld's captioner does not follow instructions: most of its answers to the default prompt are one word,"
+        f" and some have no sentence, so that more than max_failed_fraction ({config.max_failed_fraction:g}) of the"
+        " pairs may fail",
+        f"--set 'generate.bad_prompt=Imagine. {config.prompt}'",
+    )
 
 
 def _placement(config: RunConfig) -> Iterator[Finding]:

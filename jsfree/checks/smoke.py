@@ -26,6 +26,7 @@ from jsfree.dpo.loop import initial_loss_tolerance
 from jsfree.dpo.loss import initial_loss
 from jsfree.dpo.trained import trained_names
 from jsfree.errors import JsfreeError, StageError
+from jsfree.evaluation.rounds_stop import last_round
 from jsfree.evaluation.statistics import mean_interval
 from jsfree.models.loading import load_captioner
 from jsfree.models.saving import hub_key
@@ -83,7 +84,7 @@ def examine(run: Run, reloaded: Reloads) -> list[Finding]:
     Args:
         reloaded: the measurements of each round's model, or the error raised by ``reload``.
     """
-    rounds = run.config.rounds
+    rounds = last_round(run)
     findings = [
         _examined(check, run, number, reloaded, f"round {number}: " if rounds > 1 else "")
         for number in range(1, rounds + 1)

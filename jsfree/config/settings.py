@@ -346,8 +346,8 @@ class Generate(Section):
         "Describe the image, and invent further objects that often occur in such a scene."
     )
     """``loser: bad_prompt``: the loser's prompt. Training uses both captions with the run's own ``prompt``. The default
-    is for models that follow instructions; MiniWorld's m0 needs a variant of its only prompt
-    (``configs/ablations/baselines.yaml``)."""
+    is for models that follow instructions. MiniWorld's m0 answers it with one word or none; set a variant of its only
+    prompt, ``Imagine. Describe image in detail.``"""
     samples: Annotated[Annotated[int, Field(ge=0)], AddedLater()] = 0
     """Further captions per image at h = 0, in addition to the pair. Above 0, log-probabilities of all captions are
     stored, from which ``select.strategy: coverage`` verifies sentences. The prefill of the image is shared."""
@@ -412,6 +412,16 @@ class Score(Section):
         if self.question.count("{sentence}") != 1:
             raise ValueError(f"'question' must contain '{{sentence}}' exactly once, got {self.question!r}")
         return self
+
+    @property
+    def judge_name(self) -> str:
+        """What reports call the judge of pairs: ``CLIP`` or ``m0``."""
+        return {"clip": "CLIP", "captioner": "m0"}[self.judge]
+
+    @property
+    def score_name(self) -> str:
+        """What reports call the score that the judge gives a sentence."""
+        return {"clip": "CLIP cosine", "captioner": "probability of yes by m0"}[self.judge]
 
 
 class Coverage(Section):
@@ -632,6 +642,31 @@ class Evaluate(Section):
         return modes
 
 
+class RoundsStop(Section):
+    """Stop rule of later rounds: ``jsfree run`` ends after the first round whose model became worse.
+
+    From round 2 on, the model of a round is compared with the one that the round started from, by their captions of
+    the evaluation images. Only label-free metrics are used, and the rule sets limits to both quality and its price: a
+    captioner that says less, or repeats what is certain, scores higher with CLIP. A metric exceeds its limit only if
+    the whole 95 % interval of its change, paired by image, does. If one of them does, the run ends normally, and its
+    result, which is served and published, is the last model before it.
+    """
+
+    mode: str | None = None
+    """Evaluation mode whose captions are compared. ``null``: the first of ``evaluate.modes``."""
+    metric: Literal["clip_score", "low_clip_sentences"] = "clip_score"
+    """Metric of quality. ``clip_score``: mean CLIP cosine of a caption's sentences, which must not fall;
+    ``low_clip_sentences``: fraction of sentences with a low CLIP cosine, which must not rise."""
+    max_loss: Annotated[float, Field(ge=0)] = 0.0
+    """Largest change of ``metric`` in the wrong direction, in its own units: a cosine, or a fraction of sentences."""
+    max_lost_words: Fraction = 0.1
+    """Largest decrease of the number of words, as a fraction."""
+    max_added_repeats: Annotated[float, Field(ge=0)] = 0.1
+    """Largest increase of repeated sentences per caption."""
+    max_added_truncated: Fraction = 0.05
+    """Largest increase of the fraction of captions that are truncated at ``max_new_tokens``."""
+
+
 class ServedModel(Resources):
     """Replicas of a served model and the resources that each reserves."""
 
@@ -730,6 +765,9 @@ class RunConfig(Section):
     """Seed of the image order, of sampling and of the order of training pairs."""
     rounds: Positive = 1
     """Number of self-improvement rounds. Each starts from the model of the previous round."""
+    rounds_stop: Annotated[RoundsStop | None, AddedLater()] = None
+    """Rule that ends the run before ``rounds`` if a round makes the captions worse; ``{}`` is the rule with its
+    defaults. ``null``: no rule; the report then shows where the default rule would have ended the run."""
     prompt: str = "Describe image in detail."
     """Prompt for every image."""
     shard_rows: Positive = 200
@@ -780,6 +818,13 @@ class RunConfig(Section):
                 "'select.strategy: coverage' requires several captions per image; set 'generate.samples', for instance"
                 " to 3"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_rounds_stop(self) -> RunConfig:
+        mode, modes = self.rounds_stop and self.rounds_stop.mode, self.evaluate.modes
+        if mode is not None and mode not in modes:
+            raise ValueError(f"'rounds_stop.mode' is {mode!r}, but 'evaluate.modes' has {', '.join(modes)}")
         return self
 
     @model_validator(mode="after")

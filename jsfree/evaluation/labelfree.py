@@ -15,7 +15,17 @@ import numpy as np
 
 from jsfree.errors import ConfigError, StageError
 from jsfree.evaluation.metrics import LABEL_FREE
-from jsfree.evaluation.statistics import RESAMPLES, UNDEFINED, Z95, Interval, mean_interval, ratio_interval
+from jsfree.evaluation.statistics import (
+    RESAMPLES,
+    UNDEFINED,
+    Z95,
+    FloatArray,
+    Interval,
+    bootstrap,
+    divide,
+    mean_interval,
+    ratio_interval,
+)
 from jsfree.schemas import ScoredCaptionRow
 from jsfree.stages.sentences import count_repeated, words
 
@@ -70,6 +80,53 @@ def summarise(
     intervals["low_clip_sentences"] = ratio_interval(low, sentences, resamples, seed)
     intervals["distinct_2"] = distinct_share([bigrams(row["text"]) for row in rows])
     return {metric.name: intervals[metric.name].as_json() for metric in LABEL_FREE}
+
+
+def changes(
+    before: Sequence[ScoredCaptionRow],
+    after: Sequence[ScoredCaptionRow],
+    low_score: float,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Changes of metrics between two models in the same mode, each ``{"value", "low", "high"}`` (95 %), by name.
+
+    The captions are paired by sample, and intervals are bootstraps over pairs. ``clip_score`` is the mean difference
+    over the pairs whose captions both have a sentence; ``low_clip_sentences``, ``repeated_sentences`` and ``truncated``
+    are differences of the metrics of ``summarise``; ``words`` is the relative change of the number of words. An
+    undefined change is 0 with the interval [0, 0].
+
+    Raises:
+        ConfigError: no sample has both captions.
+    """
+    known = {row["sample_id"]: row for row in before}
+    pairs = [(known[row["sample_id"]], row) for row in after if row["sample_id"] in known]
+    if not pairs:
+        raise ConfigError("no image has captions of both models", "compare captions of the same samples")
+    old_NK, new_NK = (np.array([_counts(pair[side], low_score) for pair in pairs], np.float64) for side in (0, 1))
+    words, sentences, low, repeated, truncated = range(old_NK.shape[1])
+    scores = [new["score"] - old["score"] for old, new in pairs if old["sentences"] and new["sentences"]]
+    more_NK = new_NK - old_NK
+
+    def low_shares(sums_RK: FloatArray) -> FloatArray:
+        return divide(sums_RK[:, 2], sums_RK[:, 3]) - divide(sums_RK[:, 0], sums_RK[:, 1])
+
+    shares_NK = np.concatenate((old_NK[:, [low, sentences]], new_NK[:, [low, sentences]]), 1)
+    intervals = {
+        "clip_score": mean_interval(scores, resamples, seed) if scores else UNDEFINED,
+        "low_clip_sentences": bootstrap(shares_NK, low_shares, resamples, seed),
+        "words": ratio_interval(more_NK[:, words], old_NK[:, words], resamples, seed),
+        "repeated_sentences": mean_interval(more_NK[:, repeated], resamples, seed),
+        "truncated": mean_interval(more_NK[:, truncated], resamples, seed),
+    }
+    return {name: interval.as_json() for name, interval in intervals.items()}
+
+
+def _counts(row: ScoredCaptionRow, low_score: float) -> tuple[int, int, int, int, int]:
+    """Words, sentences, low sentences, repeated sentences, and whether the caption is truncated."""
+    sentences = [sentence["text"] for sentence in row["sentences"]]
+    low = sum(sentence["score"] < low_score for sentence in row["sentences"])
+    return len(row["text"].split()), len(sentences), low, count_repeated(sentences), int(row["finish"] == "length")
 
 
 def bigrams(text: str) -> list[tuple[str, str]]:

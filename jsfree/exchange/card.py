@@ -65,7 +65,7 @@ def is_composed(run: Run, pairs: str) -> bool:
 def figures(run: Run, number: int, pairs: str, tally: Tally) -> dict[str, Any]:
     """Counts of a round's stages, and distributions over the exported pairs.
 
-    Gaps are CLIP cosines × 100; if ``strategy`` is ``coverage``, they are differences of coverage
+    Gaps are of mean sentence scores × 100; if ``strategy`` is ``coverage``, they are differences of coverage
     (``stages.composition``), and ``edited`` of the exported pairs have an edit of the chosen caption as the rejected
     one. Gaps of selected pairs with two ``scorers`` are in units of their spreads (``stages.agreement``).
     ``inverted_share`` is of the exported pairs, ``scored_inverted_share`` of all scored ones. Figures of stages
@@ -82,6 +82,8 @@ def figures(run: Run, number: int, pairs: str, tally: Tally) -> dict[str, Any]:
         "round": number,
         "pairs": pairs,
         "strategy": "coverage" if composed else "gap",
+        "judge": run.config.score.judge_name,
+        "score": run.config.score.score_name,
         "scorers": scorers,
         "exported": tally.pairs,
         "left_out": tally.left_out,
@@ -177,6 +179,7 @@ def _origin(run: Run, statistics: dict[str, Any]) -> str:
 |---|---|
 | captioner | `{config.captioner.versioned_ref}`{improved} |
 | CLIP | `{clip}` |
+| judge of sentences | {config.score.judge_name} |
 | seed | {config.seed} |
 | jsfree | {jsfree.__version__} |
 | configuration | {config.own_fingerprint} |
@@ -193,9 +196,11 @@ def _ordered(config: RunConfig) -> str:
         "keep": "kept in their order",
         "random": "ordered at random, as all others",
     }[config.select.inverted]
+    judge = config.score.judge_name
     if config.clip.second is None:
         return (
-            f"CLIP scored every sentence against the image; pairs whose scores contradict their order were\n{handling}."
+            f"{judge} scored every sentence against the image; pairs whose scores contradict their order were"
+            f"\n{handling}."
         )
     dropped = "" if config.select.inverted == "keep" else ", and those on which the models disagree left out"
     return (
@@ -206,9 +211,10 @@ def _ordered(config: RunConfig) -> str:
 
 def _composed(config: RunConfig, statistics: dict[str, Any]) -> str:
     """How sentences were verified, and pairs and composed captions formed from them."""
+    score = config.score.score_name
     signals = {
-        "clip+likelihood": "CLIP's cosine with the image and the captioner's own probability of its tokens",
-        "clip": "CLIP's cosine with the image",
+        "clip+likelihood": f"its {score} and the captioner's own probability of its tokens",
+        "clip": f"its {score}",
         "likelihood": "the captioner's own probability of its tokens",
     }[config.select.coverage.signals]
     places = " and ".join(
@@ -233,7 +239,7 @@ def _counts(statistics: dict[str, Any]) -> str:
     dropped = {
         "dropped for identical captions": statistics["identical"],
         "dropped for a truncated caption": statistics["truncated"],
-        "dropped because CLIP inverted them": statistics["dropped_inverted"],
+        "dropped because their order was inverted": statistics["dropped_inverted"],
         "dropped for a chosen caption that repeats more": statistics["repeating"],
     }
     if statistics["scorers"] > 1:
@@ -247,8 +253,8 @@ def _counts(statistics: dict[str, Any]) -> str:
         "selected for training": statistics["selected"],
         "left out here, image not usable": statistics["left_out"],
         "**in this set**": statistics["exported"],
-        "inverted by CLIP, of all scored": _percent(statistics["scored_inverted_share"]),
-        "inverted by CLIP, in this set": _percent(statistics["inverted_share"]),
+        f"inverted by {statistics['judge']}, of all scored": _percent(statistics["scored_inverted_share"]),
+        f"inverted by {statistics['judge']}, in this set": _percent(statistics["inverted_share"]),
     }
     return "## Counts\n\n| | |\n|---|---:|\n" + "\n".join(
         f"| {name} | {_cell(value)} |" for name, value in rows.items()
@@ -267,7 +273,7 @@ def _ratios(statistics: dict[str, Any]) -> str:
 def _gaps(statistics: dict[str, Any]) -> str:
     largest = max(gap_bin["pairs"] for gap_bin in statistics["gaps"])
     spread = statistics["gap"]
-    gap = "CLIP cosine of the chosen caption minus that of the rejected one, × 100:"
+    gap = f"Mean sentence score ({statistics['score']}) of the chosen caption minus that of the rejected one, × 100:"
     if statistics["scorers"] > 1 and statistics["pairs"] == "selected":
         gap = (
             "Score of the chosen caption minus that of the rejected one, as the mean over both CLIP models, each in"

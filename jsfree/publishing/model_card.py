@@ -90,17 +90,18 @@ def _introduction(config: RunConfig, number: int, base: Base) -> str:
     at = f" at revision `{base.hub.revision}`" if base.hub is not None and base.hub.revision else ""
     clip = " and ".join(_scorer(model) for model in config.clip.scorers)
     clip += ", which must agree" if config.clip.second is not None else ""
+    judge = f"CLIP ({clip})" if config.score.judge == "clip" else "The base model itself"
     if config.imported is not None:
         return f"""# {base.name}, trained on imported preference pairs (m{number})
 
 {base.name}{at} after direct preference optimization (DPO) on imported pairs of captions
-({config.imported.format}: `{_last(config.imported.path)}`). CLIP ({clip}) scored every sentence against
+({config.imported.format}: `{_last(config.imported.path)}`). {judge} scored every sentence against
 the image to find the pairs whose order was inverted, as in {PAPER}."""
     return f"""# {base.name}, improved by itself (m{number})
 
 {base.name}{at} after {rounds} of judge-free self-improvement ({PAPER}): it was trained by direct preference
 optimization (DPO) on pairs of captions that it had generated itself. One of the two captions of each image was made to
-hallucinate, by mixing the model's prediction without the image into every token; CLIP ({clip}) scored every sentence
+hallucinate, by mixing the model's prediction without the image into every token; {judge} scored every sentence
 against the image to find the pairs whose order was inverted. No human and no large model judged any caption."""
 
 
@@ -143,7 +144,7 @@ llava-hf checkpoints: send `"add_special_tokens": true` with chat requests.{padd
 
 
 def _data(run: Run, number: int) -> str:
-    header = ["round", "images", "pairs of captions", "inverted by CLIP", "pairs trained on"]
+    header = ["round", "images", "pairs of captions", "inverted", "pairs trained on"]
     rows = []
     for each in range(1, number + 1):
         samples, pairs, selected = (run.manifest(each, stage) for stage in ("samples", "pairs", "selected"))
@@ -185,7 +186,7 @@ def _settings(config: RunConfig) -> Iterator[tuple[str, str]]:
     elif config.imported is None:
         yield "hallucination ratios", f"{drawn}, {winner}; {_decoded(config.generate.decoding)}"
     kept = f"splits {select.first} to {select.last} of {select.splits} by score gap"
-    yield "selection", f"{kept}; pairs inverted by CLIP: {select.inverted}"
+    yield "selection", f"{kept}; pairs inverted by {config.score.judge_name}: {select.inverted}"
     reference = "the model that each round started from" if train.reference == "previous" else "the base model"
     yield "loss", f"DPO ({train.loss}), beta {train.beta:g}, reference: {reference}"
     yield "trained", _trained(config)
@@ -213,7 +214,8 @@ def _evaluation(run: Run, number: int, compared: Sequence[Comparison], with_trut
         "Captions are compared with the exact contents of the images."
         if with_truth
         else "The contents of these images are not known: these metrics compare captions with CLIP and with each other,"
-        " and do not measure hallucination. CLIP has also selected the training pairs."
+        " and do not measure hallucination."
+        + (" CLIP has also selected the training pairs." if config.score.judge == "clip" else "")
     )
     parts = [
         "## Evaluation",
@@ -254,8 +256,8 @@ def _limits(config: RunConfig, base: Base, with_truth: bool) -> str:
     )
     lines = [
         "It still names objects that are not in the image, only less often.",
-        "CLIP's mean sentence score rewards neither completeness nor variety: captions may become shorter, omit objects"
-        " or repeat them. Read hallucination together with recall, length and repetition.",
+        f"The mean sentence score by {config.score.judge_name} rewards neither completeness nor variety: captions may"
+        " become shorter, omit objects or repeat them. Read hallucination together with recall, length and repetition.",
         f"It was trained to answer {_questions(config)} in one turn about one image. Other uses were not measured, nor"
         " were safety and bias.",
         licence,

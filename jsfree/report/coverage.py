@@ -1,6 +1,6 @@
 """What ``select.strategy: coverage`` did in a round, for the round's section: its verifier and the pairs it formed.
 
-Its gaps are differences of coverage (``stages.composition``), not of CLIP cosines.
+Its gaps are differences of coverage (``stages.composition``), not of mean sentence scores.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from typing import Any
 
 from jsfree.evaluation.metrics import MISSING
 from jsfree.report import tables
-
-SIGNALS = {"cosine": "CLIP cosine", "probability": "probability per token"}
 
 
 @dataclass(frozen=True)
@@ -33,15 +31,16 @@ class CoverageView:
     without_likelihood: str
 
     @classmethod
-    def of(cls, number: int, facts: Mapping[str, Any]) -> CoverageView:
-        """Describe round ``number`` from the facts of its selection."""
+    def of(cls, number: int, facts: Mapping[str, Any], score: str) -> CoverageView:
+        """Describe round ``number`` from the facts of its selection; ``score`` names the score of a sentence."""
         counts = (facts.get(name, 0) for name in ("pairs", "kept", "edited", "unformed", "without_likelihood"))
-        return cls(verifier_formula(facts.get("verifier", {})), number == 1, *map(tables.whole, counts))
+        return cls(verifier_formula(facts.get("verifier", {}), score), number == 1, *map(tables.whole, counts))
 
 
-def verifier_formula(verifier: Mapping[str, Any]) -> str:
+def verifier_formula(verifier: Mapping[str, Any], score: str = "CLIP cosine") -> str:
     """The log-odds that a verifier gives to a claim, as a sum; empty if it is unknown."""
-    weights = [(SIGNALS.get(name, name), weight) for name, weight in verifier.get("weights", {}).items() if weight]
+    signals = {"cosine": score, "probability": "probability per token"}
+    weights = [(signals.get(name, name), weight) for name, weight in verifier.get("weights", {}).items() if weight]
     terms = [(weight, f"{abs(weight):.2f} × {signal}") for signal, weight in weights]
     if not terms:
         return ""

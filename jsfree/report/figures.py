@@ -46,9 +46,9 @@ class Span:
 def gap_histogram(
     gaps: Gaps, inverted: Flags, kept: tuple[float, float] | None, unit: str = "CLIP cosine × 100"
 ) -> Markup:
-    """Histogram of the pairs' score gaps, stacked by whether CLIP confirmed or inverted the order of the ratios.
+    """Histogram of the pairs' score gaps, stacked by whether the judge confirmed or inverted the order of the ratios.
 
-    ``kept`` is the range of gaps trained on, which is shaded.
+    ``kept`` is the range of gaps trained on, which is shaded; ``unit`` names the score and its scale.
     """
     width, height, top, base, left = 760.0, 270.0, 26.0, 222.0, 46.0
     low, high = float(min(0.0, min(gaps, default=0.0))), float(max(1e-9, max(gaps, default=0.0)))

@@ -100,7 +100,7 @@ def _pair_sides(row: dict[str, Any], edges: Sequence[float], run: Run, outcome: 
         sides.append(
             Side(
                 _title(role, caption["ratio"], run.config.select.strategy),
-                _pair_notes(caption, row.get(f"second_{role}")),
+                _pair_notes(caption, row.get(f"second_{role}"), run.config.score.score_name),
                 scenes.shaded(caption["sentences"], edges),
                 chosen if has_roles else None,
             )
@@ -117,10 +117,10 @@ def _title(role: str, ratio: float | None, strategy: str) -> str:
     return f"{'Provisional winner' if role == 'low' else 'Provisional loser'}, h = {ratio:.2f}"
 
 
-def _pair_notes(caption: ScoredCaption, second: CaptionScores | None) -> list[str]:
+def _pair_notes(caption: ScoredCaption, second: CaptionScores | None, score: str) -> list[str]:
     cut = ["cut at the length limit"] if caption["finish"] == "length" else []
     other = [] if second is None else [f"second scorer {tables.cosine(second['score'])}"]
-    return [f"mean CLIP {tables.cosine(caption['score'])}", *other, *cut]
+    return [f"mean {score} {tables.cosine(caption['score'])}", *other, *cut]
 
 
 def _marking(

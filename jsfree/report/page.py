@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from jsfree.evaluation.metrics import LABEL_FREE, TRUTH
+from jsfree.evaluation.rounds_stop import good_rounds, stop_of
 from jsfree.images.overlap import measure_overlap
 from jsfree.report import by_round, galleries, reading, sections, summary, tables
 from jsfree.report.composed import composed_gallery
 from jsfree.report.scenes import SHADES
+from jsfree.report.stop_rule import stop_view
 from jsfree.run.run import Run
 from jsfree.schemas import EVALUATION_IMAGE
 
@@ -52,14 +54,15 @@ def _content(run: Run) -> dict[str, Any]:
     modes = list(run.config.evaluate.modes)
     with_truth = _measured(run, rounds, "metrics.json")
     without_truth = _measured(run, rounds, "label_free.json")
-    truth = tables.comparisons(with_truth, TRUTH, modes)
-    label_free = tables.comparisons(without_truth, LABEL_FREE, modes)
+    good = good_rounds(run, rounds)
+    truth = tables.comparisons(with_truth, TRUTH, modes, good)
+    label_free = tables.comparisons(without_truth, LABEL_FREE, modes, good)
     scored = {number: reading.scored_pairs(run.stage(number, "scored"), scorers) for number in rounds}
     views = [sections.round_view(run, number, scored[number]) for number in rounds]
     chosen = next((view for view in reversed(views) if view.splits), None)
     scenes_known = bool(truth) and run.config.evaluate.source.kind == "miniworld"
     low_score = next((found["low_score"] for _, found in reversed(without_truth) if "low_score" in found), None)
-    done = [number for number in rounds if reading.evaluated(run, number)]
+    done = [number for number in good if reading.evaluated(run, number)]
     return {
         "config": run.config,
         "yaml": run.config.to_yaml(),
@@ -68,6 +71,8 @@ def _content(run: Run) -> dict[str, Any]:
         "truth": truth,
         "truth_curves": by_round.metric_curves(truth, TRUTH),
         "label_free_curves": by_round.metric_curves(label_free, LABEL_FREE),
+        "stop": stop_view(run),
+        "stopped": stop_of(run),
         "scenes_known": scenes_known,
         "label_free": label_free,
         "summary": summary.summarise(truth, label_free),

@@ -106,10 +106,10 @@ PAIR_OUTCOMES = (
 
 # Outcomes of strategy ``coverage``, which forms pairs of other captions: its pairs have no roles here.
 COVERAGE_OUTCOMES = (
-    "image trained on, CLIP confirms the order of the ratios",
-    "image trained on, CLIP inverts the order of the ratios",
-    "image not trained on, CLIP confirms the order of the ratios",
-    "image not trained on, CLIP inverts the order of the ratios",
+    "image trained on, the order of the ratios is confirmed",
+    "image trained on, the order of the ratios is inverted",
+    "image not trained on, the order of the ratios is confirmed",
+    "image not trained on, the order of the ratios is inverted",
 )
 
 

@@ -123,7 +123,7 @@ def round_view(run: Run, number: int, scored: Scored) -> RoundView:
         len(steps),
         _training_note(number, run.config),
         kept,
-        CoverageView.of(number, facts) if by_coverage and facts else None,
+        CoverageView.of(number, facts, run.config.score.score_name) if by_coverage and facts else None,
         AgreementView.of(facts),
     )
 
@@ -159,7 +159,9 @@ def _histogram(run: Run, scored: Scored, kept: tuple[float, float] | None) -> Ma
         return None
     gaps, inverted = scored.gaps[usable], scored.inverted[usable]
     is_joint = run.config.clip.second is not None
-    scale, unit = (1.0, "in units of the scorers’ spreads") if is_joint else (100.0, "CLIP cosine × 100")
+    scale, unit = (
+        (1.0, "in units of the scorers’ spreads") if is_joint else (100.0, f"{run.config.score.score_name} × 100")
+    )
     signed = scale * np.where(inverted & (select.inverted == "keep"), -gaps, gaps)
     shown = (scale * kept[0], scale * kept[1]) if kept else None
     return figures.gap_histogram(signed, inverted, shown, unit)
@@ -182,7 +184,7 @@ def _split_line(split: Mapping[str, Any], kept: bool, form: Callable[[float | No
 
 
 def _gap(gap: float | None) -> str:
-    """A difference of mean CLIP cosines, × 100."""
+    """A difference of mean sentence scores, × 100."""
     return MISSING if gap is None else f"{100 * gap:.2f}".replace("-", "−")
 
 

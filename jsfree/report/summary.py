@@ -74,8 +74,8 @@ def _sentences_without_truth(table: Comparison) -> tuple[str, list[str]]:
 
 
 def _after(table: Comparison) -> str:
-    """``After two rounds``; the number is part of the last model's name."""
-    rounds = int(table.models[-1].removeprefix("m"))
+    """``After two rounds``; the number is part of the result's name."""
+    rounds = int(table.result.removeprefix("m"))
     return f"After {tables.count_word(rounds)} round{'' if rounds == 1 else 's'}"
 
 
@@ -99,8 +99,7 @@ def _tile(line: Line) -> Tile:
     before, after = (line.metric.format_with_unit(span.value if span else None) for span in (line.first, line.last))
     figure = Markup("")
     if line.first and line.last:
-        words = (
-            f"{line.metric.label}: {line.cells[0].interval} before, {line.cells[-1].interval} after (95 % intervals)"
-        )
+        old, new = line.cells[0].interval, line.cells[line.result].interval
+        words = f"{line.metric.label}: {old} before, {new} after (95 % intervals)"
         figure = figures.dumbbell(line.first, line.last, words)
     return Tile(line.metric.label, line.metric.meaning, before, after, line.change, figure)

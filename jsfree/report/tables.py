@@ -6,7 +6,7 @@ Metrics arrive as stored: rates as fractions of 1, CLIP cosines, and counts per 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,12 +38,16 @@ class Change:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a comparison: one cell and one span per model, and the change from the first model to the last."""
+    """A line of a comparison: one cell and one span per model, and the change from the first model to the result.
+
+    ``result`` is the position of the run's result, which is the last model unless a stop rule ended the run.
+    """
 
     metric: Metric
     cells: list[Cell]
     change: Change
     spans: list[Span | None]
+    result: int
 
     @property
     def first(self) -> Span | None:
@@ -52,17 +56,18 @@ class Line:
 
     @property
     def last(self) -> Span | None:
-        """The value of the last model, as stored."""
-        return self.spans[-1]
+        """The value of the result, as stored."""
+        return self.spans[self.result]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All metrics of one decoding mode; ``models`` are m0, m1... in order."""
+    """All metrics of one decoding mode; ``models`` are m0, m1... in order, and ``result`` is one of them."""
 
     mode: str
     models: list[str]
     lines: list[Line]
+    result: str
 
     def line(self, name: str) -> Line | None:
         """The line of a metric, if it was measured."""
@@ -70,19 +75,30 @@ class Comparison:
 
 
 def comparisons(
-    rounds: Sequence[tuple[int, Mapping[str, Any]]], metrics: Sequence[Metric], modes: Sequence[str]
+    rounds: Sequence[tuple[int, Mapping[str, Any]]],
+    metrics: Sequence[Metric],
+    modes: Sequence[str],
+    results: Collection[int] | None = None,
 ) -> list[Comparison]:
-    """One comparison per mode, from (round, {"before": {mode: M}, "after": {mode: M}}) of the evaluated rounds."""
+    """One comparison per mode, from (round, {"before": {mode: M}, "after": {mode: M}}) of the evaluated rounds.
+
+    Args:
+        results: rounds of which the last evaluated one has the result; by default all.
+    """
     compared = []
     for mode in modes:
         columns: dict[str, Measured] = {}
+        result = 0
         for number, measured in rounds:
             for model, side in (("m0", "before"), (f"m{number}", "after")):
                 values = measured.get(side, {}).get(mode)
                 if values is not None:
                     columns.setdefault(model, values)
+            if results is None or number in results:
+                result = len(columns) - 1
         if columns:
-            compared.append(Comparison(mode, list(columns), _lines(metrics, list(columns.values()))))
+            models = list(columns)
+            compared.append(Comparison(mode, models, _lines(metrics, list(columns.values()), result), models[result]))
     return compared
 
 
@@ -115,13 +131,13 @@ def cosine(score: float | None) -> str:
     return MISSING if score is None or not math.isfinite(score) else f"{100 * score:.1f}".replace("-", "−")
 
 
-def _lines(metrics: Sequence[Metric], columns: Sequence[Measured]) -> list[Line]:
+def _lines(metrics: Sequence[Metric], columns: Sequence[Measured], result: int) -> list[Line]:
     lines = []
     for metric in metrics:
         spans = [_span(values.get(metric.name)) for values in columns]
         if any(spans):
             cells = [_cell(span, metric) for span in spans]
-            lines.append(Line(metric, cells, _change(spans[0], spans[-1], metric), spans))
+            lines.append(Line(metric, cells, _change(spans[0], spans[result], metric), spans, result))
     return lines
 
 

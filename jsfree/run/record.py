@@ -40,6 +40,7 @@ def recorded(run: Run, lease: Lease) -> Iterator[None]:
             "directory": os.getcwd(),
             "fingerprint": run.config.own_fingerprint,
             "rounds_done": known.get("rounds_done", 0),
+            "rounds_stop": known.get("rounds_stop"),
             "stages": stage_states(run),
         },
     )

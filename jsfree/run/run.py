@@ -69,7 +69,7 @@ class Run:
         """
         run = cls(config)
         if not run.folder.exists(CONFIG):
-            run.folder.write(CONFIG, config.to_yaml().encode())
+            run.store_config()
         return run
 
     @classmethod
@@ -133,8 +133,12 @@ class Run:
     def finish(self, number: int, stage: str, manifest: Manifest) -> Manifest:
         """Publish the manifest of a finished stage, and the configuration that made it."""
         self.stage(number, stage).write_json(MANIFEST, asdict(manifest))
-        self.folder.write(CONFIG, self.config.to_yaml().encode())
+        self.store_config()
         return manifest
+
+    def store_config(self) -> None:
+        """Store the configuration in the run's folder, in place of the one with which it was last used."""
+        self.folder.write(CONFIG, self.config.to_yaml().encode())
 
     def _mismatch(self, number: int, stage: str) -> RunError:
         changed = configuration.differences(stored_config(self.folder), self.config)

@@ -72,7 +72,7 @@ PARTS = {
             optional=True,
         ),
         Part(name="pairs", stage="generate", label="two captions an image", section="generate"),
-        Part(name="scored", stage="score", label="CLIP verification", section="score"),
+        Part(name="scored", stage="score", label="sentences scored", section="score"),
         Part(name="likelihoods", stage="score", label="log-probabilities under m0", section="generate", optional=True),
         Part(name="selected", stage="select", label="preference pairs"),
         Part(

@@ -69,13 +69,49 @@ def keys_of(shape: LlavaShape, dtype: str) -> KvSize:
     return KvSize(token, shape.language.heads // heads)
 
 
+@dataclass(frozen=True)
+class Captioning:
+    """A way in which a run decodes captions, named by its section of the settings; ``maximum`` is in tokens."""
+
+    section: str
+    workload: Workload
+    maximum: int
+
+    def requirement(self, lengths: Lengths) -> Requirement:
+        """The tokens of its longest caption."""
+        return Requirement(lengths.prefix, lengths.text_prefix, self.maximum)
+
+
+def captionings(config: RunConfig, lengths: Lengths) -> list[Captioning]:
+    """The ways in which a run decodes captions: that of pairs, unless they are imported, and the evaluation modes."""
+    slots = config.generate.slots
+    modes = [
+        Captioning(
+            f"evaluate.modes.{name}",
+            Workload.for_captions(slots, mode.contrast, mode.views.count),
+            mode.max_new_tokens,
+        )
+        for name, mode in config.evaluate.modes.items()
+    ]
+    return modes if config.imported is not None and modes else [_pairs(config, lengths), *modes]
+
+
+def _pairs(config: RunConfig, lengths: Lengths) -> Captioning:
+    return Captioning("generate", Workload.for_pairs(config.generate), lengths.maximum)
+
+
 def generation(shape: LlavaShape, config: RunConfig, lengths: Lengths, slots: int | None = None) -> Memory:
-    """Memory of a replica of stage 1 that decodes ``slots`` captions together, without CLIP."""
-    dtype = config.captioner.dtype
-    requirement = Requirement(lengths.prefix, lengths.text_prefix, lengths.maximum)
-    workload = Workload.for_pairs(config.generate)
+    """Memory of a replica of stage 1 that decodes ``slots`` captions of pairs together, without CLIP."""
+    return memory_of(shape, config, lengths, _pairs(config, lengths), slots)
+
+
+def memory_of(
+    shape: LlavaShape, config: RunConfig, lengths: Lengths, captioning: Captioning, slots: int | None = None
+) -> Memory:
+    """Memory of a replica that decodes ``slots`` captions together in one way, without CLIP."""
+    dtype, workload = config.captioner.dtype, captioning.workload
     workload = replace(workload, slots=slots or workload.slots)
-    layout = workload.layout(keys_of(shape, dtype), requirement, float("inf"))
+    layout = workload.layout(keys_of(shape, dtype), captioning.requirement(lengths), float("inf"))
     prefill = workload.views * _prefill(shape, lengths, dtype)
     return Memory(
         {"weights": BYTES[dtype] * parameters(shape).total, "keys and values": layout.bytes},
@@ -97,22 +133,34 @@ def _step(shape: LlavaShape, tokens: int, rows: int, dtype: str) -> int:
 
 
 def slots_that_fit(shape: LlavaShape, config: RunConfig, lengths: Lengths, memory: int, reserved: int = 0) -> int:
-    """Captions that a device with ``memory`` bytes decodes together, at most ``generate.slots``; 0 if none fits.
+    """Captions of pairs that a device with ``memory`` bytes decodes together, at most ``generate.slots``; 0 if none.
 
     Args:
         reserved: bytes that something else takes on the device, such as CLIP.
     """
-    empty = generation(shape, config, lengths, slots=1)
-    free = memory - reserved - CUDA_BYTES - empty.held["weights"] - max(empty.transient.values())
+    return _slots_of(shape, config, lengths, _pairs(config, lengths), memory - reserved)
+
+
+def fitting_slots(
+    shape: LlavaShape, config: RunConfig, lengths: Lengths, memory: int, reserved: int = 0
+) -> dict[str, int]:
+    """``slots_that_fit`` for each way of decoding captions, by its section of the settings."""
+    return {
+        each.section: _slots_of(shape, config, lengths, each, memory - reserved)
+        for each in captionings(config, lengths)
+    }
+
+
+def _slots_of(shape: LlavaShape, config: RunConfig, lengths: Lengths, captioning: Captioning, memory: int) -> int:
+    """Captions that ``memory`` bytes are enough for, at most ``generate.slots``; 0 if none fits."""
+    empty = memory_of(shape, config, lengths, captioning, slots=1)
+    free = memory - CUDA_BYTES - empty.held["weights"] - max(empty.transient.values())
     given = config.generate.kv_cache_gib
     budget = GPU_SHARE * free if given is None else min(free, given * GIB)
-    requirement = Requirement(lengths.prefix, lengths.text_prefix, lengths.maximum)
     try:
-        return (
-            Workload.for_pairs(config.generate)
-            .layout(keys_of(shape, config.captioner.dtype), requirement, budget)
-            .slots
-        )
+        return captioning.workload.layout(
+            keys_of(shape, config.captioner.dtype), captioning.requirement(lengths), budget
+        ).slots
     except DeviceError:
         return 0
 

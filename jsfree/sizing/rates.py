@@ -27,6 +27,10 @@ READ_SHARE = 0.8
 """Share of the images held that a decoding step reads; the others wait for their next caption."""
 CLIP_FLOPS = 4e11
 """Operations of ViT-L/14 at 336 pixels for an image and the sentences of two captions."""
+JUDGE_TOKENS = 2.0
+"""Tokens of the questions about a caption's sentences (``score.judge: captioner``), per token of the caption."""
+JUDGE_COST = 4.0
+"""Time of MiniWorld's captioner as judge on a CPU, relative to CLIP's (docs/log.md, 2026-11-26)."""
 READ_SECONDS = 0.02
 """Time to read, decode and scale a photograph on one CPU core."""
 START_SECONDS, LOAD_BYTES_A_SECOND = 30.0, 1e9
@@ -116,20 +120,28 @@ def gpu_named(name: str) -> GpuKind:
 
 
 def stage_times(
-    config: RunConfig, work: Workload, shape: LlavaShape, lengths: Lengths, gpu: GpuKind | None, slots: int
+    config: RunConfig,
+    work: Workload,
+    shape: LlavaShape,
+    lengths: Lengths,
+    gpu: GpuKind | None,
+    slots: int,
+    evaluation_slots: int | None = None,
 ) -> list[StageTime]:
     """Time of every stage; on CPUs only MiniWorld's rates are known.
 
     Args:
         gpu: the GPU of stages that use GPUs.
-        slots: captions that a replica of stage 1 decodes together on it; 0 if the captioner does not fit.
+        slots: captions of pairs that a replica decodes together on it; 0 if the captioner does not fit.
+        evaluation_slots: the same for captions of the evaluation; by default ``slots``.
     """
-    on_gpu = {} if gpu is None else _on_gpu(config, work, shape, lengths, gpu, slots)
+    evaluated_together = slots if evaluation_slots is None else evaluation_slots
+    on_gpu = {} if gpu is None else _on_gpu(config, work, shape, lengths, gpu, slots, evaluated_together)
     on_cpu = _on_cpu(config, work)
     skipped = {"generate"} if config.imported is not None else set()
     skipped |= {"score"} if config.score.with_generation and config.imported is None else set()
-    generate, score, train = config.generate.resources, config.score.resources, config.train.resources
-    stages = {"generate": generate, "score": score, "train": train, "evaluate": generate}
+    generate, train = config.generate.resources, config.train.resources
+    stages = {"generate": generate, "score": _scoring_resources(config), "train": train, "evaluate": generate}
     return [
         on_gpu[stage] if stage in on_gpu and resources.gpus else on_cpu[stage]
         for stage, resources in stages.items()
@@ -138,19 +150,29 @@ def stage_times(
 
 
 def _on_gpu(
-    config: RunConfig, work: Workload, shape: LlavaShape, lengths: Lengths, gpu: GpuKind, slots: int
+    config: RunConfig,
+    work: Workload,
+    shape: LlavaShape,
+    lengths: Lengths,
+    gpu: GpuKind,
+    slots: int,
+    evaluation_slots: int,
 ) -> dict[str, StageTime]:
-    generate, score, train = config.generate.resources, config.score.resources, config.train.resources
+    generate, score, train = config.generate.resources, _scoring_resources(config), config.train.resources
     load = BYTES[config.captioner.dtype] * memory.parameters(shape).total / LOAD_BYTES_A_SECOND + START_SECONDS
     captioning = caption_seconds(config, work, shape, lengths, gpu, slots) if slots else None
-    evaluating = _evaluation_seconds(config, work, shape, lengths, gpu, slots) if slots else None
-    scoring = score_seconds(work.images, config, gpu, len(config.clip.scorers))
+    evaluating = _evaluation_seconds(config, work, shape, lengths, gpu, evaluation_slots) if evaluation_slots else None
+    by_captioner, scorers = config.score.judge == "captioner", len(config.clip.scorers)
+    scoring = (
+        judge_seconds(work, shape, lengths, gpu) if by_captioner else score_seconds(work.images, config, gpu, scorers)
+    )
+    scoring_start = load if by_captioner else START_SECONDS
     training = train_seconds(config, work, shape, lengths, gpu)
     steps = f"{work.rounds * work.steps:,} steps"
     starts, known = work.rounds * load, gpu.shares.known
     return {
         "generate": _timed("generate", f"{work.captions:,} captions", generate, captioning, starts, known),
-        "score": _timed("score", f"{work.captions:,} captions", score, scoring, work.rounds * START_SECONDS, known),
+        "score": _timed("score", _scored(config, work), score, scoring, work.rounds * scoring_start, known),
         "train": _timed("train", f"{work.rounds * work.pairs:,} pairs, {steps}", train, training, starts, known),
         "evaluate": _timed("evaluate", f"{work.evaluated:,} captions", generate, evaluating, work.rounds * load, known),
     }
@@ -222,6 +244,21 @@ def score_seconds(images: int, config: RunConfig, gpu: GpuKind, scorers: int = 1
     return images * max(reading, scorers * CLIP_FLOPS / (gpu.shares.clip * gpu.flops))
 
 
+def judge_seconds(work: Workload, shape: LlavaShape, lengths: Lengths, gpu: GpuKind) -> float:
+    """Seconds that one replica of the captioner takes to judge all sentences: it prefills images and questions."""
+    positions = work.images * lengths.prefix + JUDGE_TOKENS * work.captions * lengths.caption
+    return 2 * memory.parameters(shape).total * positions / (gpu.shares.prefill * gpu.flops)
+
+
+def _scoring_resources(config: RunConfig) -> Resources:
+    """The resources with which pairs are scored: those of the judge (``score.judge``)."""
+    return config.generate.resources if config.score.judge == "captioner" else config.score.resources
+
+
+def _scored(config: RunConfig, work: Workload) -> str:
+    return f"{work.captions:,} captions, by {config.score.judge_name}"
+
+
 def train_seconds(config: RunConfig, work: Workload, shape: LlavaShape, lengths: Lengths, gpu: GpuKind) -> float:
     """Seconds of one GPU for all rounds.
 
@@ -249,23 +286,26 @@ VIEW_COST = 0.35
 
 def _on_cpu(config: RunConfig, work: Workload) -> dict[str, StageTime]:
     rates = MINIWORLD if config.captioner.ref.startswith("miniworld:") else {}
-    generate, score, train = config.generate.resources, config.score.resources, config.train.resources
+    generate, score, train = config.generate.resources, _scoring_resources(config), config.train.resources
     steps = f"{work.rounds * work.steps:,} steps"
     stages = {
         "generate": (work.images, f"{work.captions:,} captions", generate, work.rounds),
-        "score": (work.images, f"{work.captions:,} captions", score, work.rounds),
+        "score": (work.images, _scored(config, work), score, work.rounds),
         "train": (work.rounds * work.pairs * config.train.epochs, steps, train, work.rounds),
         "evaluate": (work.evaluated, f"{work.evaluated:,} captions", generate, work.rounds),
     }
-    views = {"generate": config.generate.decoding.views.count, "evaluate": _evaluation_views(config)}
+    slowdowns = {
+        "generate": 1 + VIEW_COST * (config.generate.decoding.views.count - 1),
+        "evaluate": 1 + VIEW_COST * (_evaluation_views(config) - 1),
+        "score": JUDGE_COST if config.score.judge == "captioner" else 1.0,
+    }
     rows = {}
     for stage, (count, what, resources, starts) in stages.items():
         devices, rate = f"{resources.replicas} x {resources.cpus:g} CPU", rates.get(stage)
         if rate is None:
             rows[stage] = StageTime(stage, what, devices, None, None, "unknown: this model was not measured on CPUs")
             continue
-        slower = 1 + VIEW_COST * (views.get(stage, 1) - 1)
-        wall = slower * count / rate.rows_a_second / resources.replicas + starts * START_SECONDS
+        wall = slowdowns.get(stage, 1.0) * count / rate.rows_a_second / resources.replicas + starts * START_SECONDS
         cost = wall * resources.replicas * resources.cpus
         rows[stage] = StageTime(stage, what, devices, wall, cost, f"measured ({rate.source})")
     return rows

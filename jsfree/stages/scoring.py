@@ -255,7 +255,12 @@ def image_key(image: ImageRef) -> ImageKey:
 
 def no_sentence_error(pair: Pair, role: Role) -> RowError:
     """The error of a pair whose caption ``role`` has no sentence."""
-    return RowError("no_sentence", f"sample {pair['sample_id']}: the caption {role!r} has no sentence to score")
+    return RowError(
+        "no_sentence",
+        f"sample {pair['sample_id']}: the caption {role!r} has no sentence to score",
+        "if this is frequent, the captioner cannot answer the prompt: set another 'prompt', or for 'high' with"
+        " 'generate.loser: bad_prompt' another 'generate.bad_prompt'",
+    )
 
 
 def _flat(captions: Iterable[Sequence[str]]) -> list[str]:

@@ -17,6 +17,7 @@ from jsfree.ablation.definition import Ablation
 from jsfree.ablation.results import run_path
 from jsfree.config import RunConfig
 from jsfree.errors import RunError
+from jsfree.evaluation.rounds_stop import last_round
 from jsfree.run.folder import Folder
 from jsfree.run.reuse import excludes_evaluation_images
 from jsfree.run.run import CONFIG, INPUTS, Run, stored_config
@@ -62,10 +63,12 @@ class Task:
         return manifest is not None and manifest.fingerprint == self.fingerprints[stage]
 
     def is_done(self) -> bool:
-        """Whether all stages and the report are finished."""
+        """Whether all stages, up to the round in which a stop rule ended the run, and the report are finished."""
         folder = Folder(self.config.run)
-        ends = (f"round-{self.config.rounds}/{LABEL_FREE}", "report/index.html")
-        return all(folder.exists(name) for name in ends) and all(map(self.has_finished, self.fingerprints))
+        last = last_round(Run(self.config))
+        ends = (f"round-{last}/{LABEL_FREE}", "report/index.html")
+        stages = [stage for stage in self.fingerprints if stage[0] <= last]
+        return all(folder.exists(name) for name in ends) and all(map(self.has_finished, stages))
 
     def check_inputs(self) -> None:
         """Check that the run's folder holds no stages with other settings.

@@ -11,12 +11,17 @@ from rich.table import Table
 from rich.text import Text
 
 from jsfree.evaluation.metrics import LABEL_FREE, TRUTH, Metric
+from jsfree.evaluation.rounds_stop import good_rounds
 from jsfree.run.run import Run
 
 
 def show_metrics(run: Run, console: Console, as_json: bool, number: int | None = None) -> None:
-    """Print the metrics of a round (by default the last one): against labels if there are any, else label-free."""
-    rounds = range(1, run.config.rounds + 1) if number is None else [number]
+    """Print the metrics of a round: against labels if there are any, else label-free.
+
+    Args:
+        number: the round; by default that of the run's result, which is the last one unless a stop rule ended the run.
+    """
+    rounds = good_rounds(run, range(1, run.config.rounds + 1)) if number is None else [number]
     done = [number for number in rounds if run.round(number).exists("label_free.json")]
     if not done:
         return

@@ -16,6 +16,7 @@ from jsfree.checks.libraries import check_libraries
 from jsfree.checks.settings import check_settings
 from jsfree.config import Imported, RunConfig, Source
 from jsfree.errors import ConfigError, JsfreeError, StorageError
+from jsfree.evaluation.rounds_stop import last_round
 from jsfree.images.drawing import DrawnImages
 from jsfree.images.sources import SourceSummary, images_per_round, summarize_source
 from jsfree.models.contents import CAPTIONER
@@ -88,9 +89,10 @@ def preflight(config: RunConfig) -> Preflight:
 
 
 def remaining_stages(config: RunConfig) -> set[str]:
-    """The stages that are not finished in every round of a run."""
-    run, rounds = Run(config), range(1, config.rounds + 1)
+    """The stages that are not finished in every round of a run, up to that in which its stop rule ended it."""
+    run = Run(config)
     try:
+        rounds = range(1, last_round(run) + 1)
         return {
             name for name, stage in STAGES.items() if not all(run.round(number).exists(stage.mark) for number in rounds)
         }
@@ -105,12 +107,11 @@ def _sizes(
     config, shape, lengths = checked.config, checked.shape, checked.lengths
     assert shape is not None
     assert lengths is not None
-    slots = 0
+    slots = evaluation_slots = 0
     generating, training = (machines.device(section.resources) for section in (config.generate, config.train))
     if generating is not None:
         yield from devices.check_generation(config, shape, lengths, generating)
-        capacity = devices.generation_capacity(config, generating)
-        slots = memory.slots_that_fit(shape, config, lengths, capacity.bytes, capacity.reserved)
+        slots, evaluation_slots = _slots(config, shape, lengths, generating)
     if training is not None and "train" in machines.remaining:
         yield from devices.check_training(config, shape, lengths, training)
         result.training = _ways(config, shape, lengths, training)
@@ -122,7 +123,7 @@ def _sizes(
     temporary = footprint.temporary_bytes(parameters, train.zero_stage, dtype, workload.max_checkpoints(config, work))
     yield from storage.check_disk_space(config, needed, temporary if "train" in machines.remaining else 0)
     if machines.gpu is not None or not machines.requests_gpus(config):
-        result.times = rates.stage_times(config, work, shape, lengths, machines.gpu, slots)
+        result.times = rates.stage_times(config, work, shape, lengths, machines.gpu, slots, evaluation_slots)
 
 
 def plan(config: RunConfig, gpu: str | None) -> Preflight:
@@ -148,15 +149,23 @@ def plan(config: RunConfig, gpu: str | None) -> Preflight:
     cpu = devices.this_machine()
     planned = cpu if kind is None else Device(str(gpu), int(kind.memory), True)
     generating, training = (planned if section.resources.gpus else cpu for section in (config.generate, config.train))
-    capacity = devices.generation_capacity(config, generating)
-    slots = memory.slots_that_fit(shape, config, lengths, capacity.bytes, capacity.reserved)
+    slots, evaluation_slots = _slots(config, shape, lengths, generating)
     result = Preflight()
     result.findings += check_settings(config, work)
     result.findings += devices.check_generation(config, shape, lengths, generating)
     result.findings += devices.check_training(config, shape, lengths, training)
     result.training = _ways(config, shape, lengths, training)
-    result.times = rates.stage_times(config, work, shape, lengths, kind, slots)
+    result.times = rates.stage_times(config, work, shape, lengths, kind, slots, evaluation_slots)
     return result
+
+
+def _slots(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> tuple[int, int]:
+    """Captions of pairs, and of the evaluation mode that takes most memory, that a device decodes together."""
+    capacity = devices.generation_capacity(config, device)
+    fitting = memory.fitting_slots(shape, config, lengths, capacity.bytes, capacity.reserved)
+    modes = [slots for section, slots in fitting.items() if section != "generate"]
+    fewest = min(fitting.values())
+    return fitting.get("generate", fewest), min(modes, default=fewest)
 
 
 def _named_gpu(config: RunConfig) -> str | None:

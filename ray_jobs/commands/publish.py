@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jsfree.errors import RunError
+from jsfree.evaluation.rounds_stop import good_rounds
 from jsfree.models.contents import CARD
 from jsfree.publishing.model_card import card, write_card
 from jsfree.publishing.upload import (
@@ -121,7 +122,7 @@ def _trained_round(run: Run, number: int | None) -> int:
         raise RunError(
             f"--round {number}: {run.folder.uri} has no such model", f"choose from {', '.join(map(str, trained))}"
         )
-    return trained[-1] if number is None else number
+    return good_rounds(run, trained)[-1] if number is None else number
 
 
 def _publish(plan: Publication, console: Console, *, private: bool) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from jsfree.checks.findings import Finding, Verdict
 from jsfree.checks.smoke import Reloaded, examine, reload
 from jsfree.config import RunConfig
 from jsfree.errors import JsfreeError, StageError
+from jsfree.evaluation.rounds_stop import last_round
 from jsfree.gpus import device_of
 from jsfree.run.folder import shard_name
 from jsfree.run.run import Run
@@ -30,7 +31,7 @@ def smoke(run: Run, console: Console) -> None:
     """
     with Cluster(run.config) as cluster:
         cluster.ensure()
-        reloaded = {number: reloaded_model(run, number) for number in range(1, run.config.rounds + 1)}
+        reloaded = {number: reloaded_model(run, number) for number in range(1, last_round(run) + 1)}
     findings = examine(run, reloaded)
     run.folder.write_json(RESULT, [_as_json(finding) for finding in findings])
     console.print(table(findings))

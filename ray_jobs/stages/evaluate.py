@@ -13,6 +13,7 @@ from jsfree import schemas
 from jsfree.config import Mode, RunConfig
 from jsfree.config.settings import fingerprinted_settings
 from jsfree.evaluation import labelfree
+from jsfree.evaluation.rounds_stop import CHANGES
 from jsfree.images.overlap import hash_images
 from jsfree.images.sources import evaluation_samples
 from jsfree.publishing.model_card import write_card
@@ -30,7 +31,7 @@ from ray_jobs.shards.tables import total_manifest
 from ray_jobs.stages.generate import publish_samples, shards_in_flight
 
 HASHES = "evaluation_hashes"
-MEASURED_COLUMNS = ("image.id", "text", "finish", "sentences", "score")
+MEASURED_COLUMNS = ("sample_id", "image.id", "text", "finish", "sentences", "score")
 
 
 def list_evaluation_samples(current: Round) -> Manifest:
@@ -150,10 +151,12 @@ def evaluate_model(current: Round, model: Model) -> Model:
         when: {mode: _rows(home, each, mode) for mode in current.config.evaluate.modes}
         for when, (home, each) in homes.items()
     }
-    folder = current.run.round(current.number)
+    folder, bootstrap = current.run.round(current.number), current.config.evaluate.bootstrap
     if current.config.evaluate.source.kind == "miniworld":
-        folder.write_json(METRICS, _with_truth(rows, current.config.evaluate.bootstrap))
-    folder.write_json(LABEL_FREE, _label_free(rows, current.config.evaluate.bootstrap))
+        folder.write_json(METRICS, _with_truth(rows, bootstrap))
+    label_free = _label_free(rows, bootstrap)
+    changes = _changes(current, rows["after"], label_free["low_score"])
+    folder.write_json(LABEL_FREE, label_free | ({CHANGES: changes} if changes else {}))
     write_card(current.run, current.number)
     return model
 
@@ -175,6 +178,21 @@ def _label_free(rows: dict[str, dict[str, list[ScoredCaptionRow]]], bootstrap: i
         },
         "captions": len(rows["after"][first]),
         "low_score": low,
+    }
+
+
+def _changes(current: Round, after: dict[str, list[ScoredCaptionRow]], low_score: float) -> dict[str, Any]:
+    """Changes of label-free metrics since the model that the round started from, by mode.
+
+    Empty if that model has no captions, which is possible if the stages of a round are run one by one.
+    """
+    config, home = current.config, replace(current, number=max(1, current.number - 1))
+    names = (f"captions_scored/{current.start.name}-{mode}" for mode in after)
+    if not all(current.run.manifest(home.number, name) for name in names):
+        return {}
+    return {
+        mode: labelfree.changes(_rows(home, current.start, mode), rows, low_score, config.evaluate.bootstrap)
+        for mode, rows in after.items()
     }
 
 

@@ -73,6 +73,7 @@ def test_the_card_shows_the_figures_and_has_valid_front_matter(run, tmp_path):
         "| the higher ratio | 0.500 | 0.200 | 0.900 |",
         "| 2.00 to 2.80 | 1 | ████████████████████████████████████████ |",
         "| captioner | `miniworld:captioner` |",
+        "| judge of sentences | CLIP |",
         "Prompt: `Describe image in detail.`",
         f"| configuration | {run.config.own_fingerprint} |",
     ):

@@ -77,7 +77,7 @@ def test_the_card_says_how_captions_were_verified_and_composed(verified, rows, t
     edited = sum(row["provenance"]["edit"] != "none" for row in rows)
     assert done.figures["edited"] == edited > 0
     assert f"{edited} pairs, the chosen one with a sentence omitted or repeated" in card
-    assert "CLIP's cosine with the image and the captioner's own probability of its tokens" in card
+    assert "by its CLIP cosine and the captioner's own probability of its tokens" in card
     assert "It generated 2 further captions at ratio 0." in card
     assert "Composed captions are in the field `composed` of each record and `provenance.jsonl`" in card
     assert "Composed captions are in `provenance.jsonl`" in strict
@@ -94,7 +94,7 @@ def test_gaps_are_in_units_of_coverage(verified, rows, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"{sum(gaps) / len(gaps):.2f} on average" in card
     assert "Coverage of the chosen caption minus that of the rejected one." in card
-    assert "CLIP cosine of the chosen caption" not in card
+    assert "Mean sentence score" not in card
 
 
 def test_scored_pairs_are_those_of_stage_one(verified, tmp_path):
@@ -106,5 +106,5 @@ def test_scored_pairs_are_those_of_stage_one(verified, tmp_path):
     found = list(preferences(Imported(format="povid", path=done.uri)))
     assert Counter(pair.chosen == chosen[pair.id] for pair in found) == {True: len(found)}
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "CLIP cosine of the chosen caption minus that of the rejected one, × 100" in card
+    assert "Mean sentence score (CLIP cosine) of the chosen caption minus that of the rejected one, × 100" in card
     assert "composed" not in card

@@ -176,3 +176,13 @@ def test_the_card_of_a_model_trained_on_imported_pairs(tmp_path):
     assert "trained to answer the pairs' questions" in text
     for claim in ("/home/me", "generated itself", "model's own", "hallucination ratios", "Describe image"):
         assert claim not in text.partition("## How to use it")[0] + text.partition("## Data")[2]
+
+
+def test_the_card_names_the_judge_of_the_pairs(run, tmp_path):
+    judged = example_run.build(tmp_path / "judged", errors=False, score={"judge": "captioner"}, source={"count": 40})
+    text = card(judged, 1)
+    assert "The base model itself scored every sentence" in text
+    assert "pairs inverted by m0: swap" in text
+    assert "CLIP" not in text
+    assert "CLIP (`miniworld:clip`) scored every sentence" in card(run, 1)
+    assert "pairs inverted by CLIP: swap" in card(run, 1)

@@ -2,6 +2,7 @@
 
 import io
 import math
+import shutil
 from contextlib import suppress
 
 import pyarrow as pa
@@ -20,7 +21,10 @@ from jsfree.run.run import Run
 from ray_jobs import pipeline
 from ray_jobs.cluster.failures import unwrap_errors
 from ray_jobs.commands.console import Reporter
+from ray_jobs.commands.preflight import remaining_stages
+from ray_jobs.commands.publish import plan_publication
 from ray_jobs.commands.smoke import smoke
+from serve.app import served_models
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -173,6 +177,60 @@ def test_resuming_a_finished_run_does_no_work(finished, monkeypatch):
     before = (finished.folder / "round-1").read_json("metrics.json")
     pipeline.run(settings(finished.folder.uri), quiet())
     assert (finished.folder / "round-1").read_json("metrics.json") == before
+
+
+def collapsed_copy(finished, folder) -> Run:
+    """A copy of a run whose captions after round 2 have lost all but their first words."""
+    shutil.copytree(finished.folder.path, folder)
+    copy = Run.existing(str(folder))
+    stage = copy.stage(2, "captions_scored/m2-greedy")
+    for shard in stage.shards():
+        table = stage.read_table(shard_name(shard), schemas.SCORED_CAPTIONS)
+        rows = [{**row, "text": " ".join(row["text"].split()[:3])} for row in table.to_pylist()]
+        metadata = stage.table_metadata(shard_name(shard))
+        stage.write_table(shard_name(shard), pa.Table.from_pylist(rows, schema=schemas.SCORED_CAPTIONS), metadata)
+    return copy
+
+
+def test_a_worse_round_ends_the_run_and_its_predecessor_is_the_result(finished, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a run that has stopped starts no further round")
+
+    monkeypatch.setattr("ray_jobs.cluster.session.Cluster.ensure", refuse)
+    copy = collapsed_copy(finished, tmp_path / "run")
+    for rounds in (2, 4):  # the second time a resumed run, which is asked for more rounds
+        shown = io.StringIO()
+        pipeline.run(settings(copy.folder.uri, rounds=rounds, rounds_stop={}), Reporter(Console(file=shown)))
+        assert f"Stopped after round 2 of {rounds} (rounds_stop): m2 is worse than m1" in shown.getvalue()
+        assert "The result of the run is m1; with --set rounds_stop=null it continues from m2." in shown.getvalue()
+        record = copy.folder.read_json("run.json")
+        assert (record["status"], record["rounds_done"]) == ("done", 2)
+        assert (record["rounds_stop"]["worse_round"], record["rounds_stop"]["last_good_round"]) == (2, 1)
+        assert record["rounds_stop"]["reasons"][-1].startswith("Words −")
+    stopped = Run.existing(copy.folder.uri)
+    assert [model.name for model in served_models(stopped)] == ["m0", "m1"]
+    assert plan_publication(stopped, None, str(tmp_path / "out")).number == 1
+    assert plan_publication(stopped, 2, str(tmp_path / "out")).number == 2
+    assert remaining_stages(stopped.config) == set()
+    page = (stopped.folder / "report").read("index.html").decode()
+    assert "The run stopped after round 2: m2 is worse than m1" in page
+    pipeline.run(settings(copy.folder.uri), quiet())  # without the rule, both rounds count
+    assert "rounds_stop" not in copy.folder.read_json("run.json")
+    assert [model.name for model in served_models(Run.existing(copy.folder.uri))] == ["m0", "m2"]
+
+
+def test_rounds_that_are_not_worse_do_not_end_the_run(finished):
+    shown = io.StringIO()
+    lenient = {"max_loss": 1, "max_lost_words": 1, "max_added_repeats": 9, "max_added_truncated": 1}
+    pipeline.run(settings(finished.folder.uri, rounds_stop=lenient), Reporter(Console(file=shown)))
+    assert "m2 is not worse than m1 in greedy captions: CLIP score" in shown.getvalue()
+    assert "Stopped" not in shown.getvalue()
+    assert "rounds_stop" not in finished.folder.read_json("run.json")
+    measured = {model: finished.round(number).read_json("label_free.json")["after"]["greedy"]["repeated_sentences"]
+                for number, model in ((1, "m1"), (2, "m2"))}  # fmt: skip
+    change = finished.round(2).read_json("label_free.json")["changes"]["greedy"]["repeated_sentences"]
+    assert change["value"] == pytest.approx(measured["m2"]["value"] - measured["m1"]["value"])
+    pipeline.run(settings(finished.folder.uri), quiet())
 
 
 def test_a_single_stage_runs_in_the_first_round_where_it_is_unfinished(finished, ray_session):

@@ -256,3 +256,19 @@ def _size(uri: str) -> tuple[int, int]:
 
     with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as picture:
         return picture.size
+
+
+def test_the_page_names_the_judge_of_the_pairs(tmp_path, html):
+    run = example_run.build(tmp_path / "run", errors=False, score={"judge": "captioner"}, source={"count": 40})
+    judged = render(run)
+    words = Page(judged).words
+    assert "m0 disagreed with the order of the hallucination ratios" in words
+    assert "Verification by m0 (stage “scored”)" in words
+    assert "score gap of the pair (probability of yes by m0 × 100)" in words
+    assert "Sentences are shaded by their score (probability of yes by m0)" in words
+    assert "mean probability of yes by m0 " in words
+    own = Page(html).words
+    assert "CLIP disagreed with the order of the hallucination ratios" in own
+    assert "score gap of the pair (CLIP cosine × 100)" in own
+    for section in ("round-1", "pairs"):
+        assert "CLIP" not in judged.partition(f'<section id="{section}">')[2].partition("</section>")[0]

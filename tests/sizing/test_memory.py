@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from jsfree import config as configuration
+from jsfree.checks.devices import Device, check_generation
 from jsfree.config import Lora, RunConfig
 from jsfree.decoding.engine import DualPathEngine
 from jsfree.decoding.requests import Request
@@ -71,6 +72,27 @@ def test_five_views_take_two_to_six_times_the_memory():
     slots = [memory.slots_that_fit(LLAVA, with_views(count, 1), LENGTHS, 120 * 10**9) for count in (1, 5)]
     assert slots[0] / 6 < slots[1] < slots[0] / 2
     assert memory.generation(LLAVA, with_views(5, 1), LENGTHS, slots[1]).total < 120e9
+
+
+def test_an_evaluation_mode_with_five_views_is_what_memory_must_hold():
+    views = {"views": {"count": 5}}
+    generate = {"slots": 512, "resources": {"gpus": 1, "replicas": 1}}
+    modes = {"greedy": {}, "steady": views}
+    config = configuration.build({"generate": generate, "evaluate": {"modes": modes}}, where="test")
+    plain = configuration.build({"generate": generate}, where="test")
+    fitting = memory.fitting_slots(LLAVA, config, LENGTHS, 120 * 10**9)
+    assert set(fitting) == {"generate", "evaluate.modes.greedy", "evaluate.modes.steady"}
+    assert fitting["generate"] == memory.fitting_slots(LLAVA, plain, LENGTHS, 120 * 10**9)["generate"]
+    assert 5 * fitting["evaluate.modes.steady"] <= fitting["evaluate.modes.greedy"] + 5
+    assert fitting["generate"] > 2 * fitting["evaluate.modes.steady"]
+    # Per caption: five prefixes of the image and five rows of its own tokens.
+    steady = memory.captionings(config, LENGTHS)[-1]
+    own = memory.memory_of(LLAVA, config, LENGTHS, steady, slots=10).held["keys and values"]
+    keys = memory.keys_of(LLAVA, "float32").token_bytes
+    assert own >= 10 * 5 * (LENGTHS.prefix + config.evaluate.modes["steady"].max_new_tokens) * keys
+    [finding] = check_generation(config, LLAVA, LENGTHS, Device("a GPU", 120 * 10**9, True))
+    assert "for 512 captions together by evaluate.modes.steady on 120 GB" in finding.found
+    assert f"{fitting['evaluate.modes.steady']} fit" in finding.found
 
 
 @pytest.mark.parametrize("stage", ["generate", "evaluate"])
@@ -139,3 +161,26 @@ def test_a_fraction_of_a_gpu_has_that_fraction_of_its_speed():
         return next(time.device_seconds for time in times if time.stage == "generate") / 3600
 
     assert hours(replicas=4, gpus=0.25) == pytest.approx(hours(replicas=1, gpus=1), rel=0.01)
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_scoring_by_the_captioner_is_named_and_takes_its_resources_and_more_time(gpus):
+    found = {}
+    for judge in ("clip", "captioner"):
+        generate, score = {"resources": {"gpus": gpus, "replicas": 3}}, {"resources": {"gpus": gpus, "replicas": 1}}
+        config = configuration.build({"generate": generate, "score": {"judge": judge, **score}}, where="test")
+        work = workload_of(config, 10**6)
+        times = rates.stage_times(config, work, LLAVA, LENGTHS, rates.GPUS["h100-80g"], slots=32)
+        found[judge] = next(time for time in times if time.stage == "score")
+    assert found["clip"].work == "2,000,000 captions, by CLIP"
+    assert found["captioner"].work == "2,000,000 captions, by m0"
+    assert (found["clip"].devices[0], found["captioner"].devices[0]) == ("1", "3")
+    assert found["captioner"].device_seconds > 3 * found["clip"].device_seconds
+
+
+def test_judging_on_a_gpu_takes_the_operations_of_prefilling_images_and_questions():
+    config = configuration.build({"score": {"judge": "captioner"}}, where="test")
+    gpu, work = rates.GPUS["h100-80g"], workload_of(config, 1000)
+    positions = 1000 * (LENGTHS.prefix + 2 * 2 * LENGTHS.caption)  # two captions, repeated in questions twice as long
+    expected = 2 * memory.parameters(LLAVA).total * positions / (gpu.shares.prefill * gpu.flops)
+    assert rates.judge_seconds(work, LLAVA, LENGTHS, gpu) == pytest.approx(expected)

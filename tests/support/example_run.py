@@ -237,7 +237,12 @@ def _write_evaluation(run: Run, number: int, truth: bool) -> None:
                 write_rows(run, number, f"captions_scored/{model}-{mode}", rows, schemas.SCORED_CAPTIONS)
     low = labelfree.low_score_threshold(scored["before"]["greedy"])
     known = {when: {m: labelfree.summarise(rows, low, 200) for m, rows in of.items()} for when, of in scored.items()}
-    run.round(number).write_json("label_free.json", {**known, "captions": len(samples), "low_score": low})
+    changes = {}
+    for mode, rows in scored["after"].items():
+        previous: Any = [_caption(row, f"m{number - 1}", mode) for row in samples]
+        changes[mode] = labelfree.changes(previous, rows, low, 200)
+    label_free = {**known, "captions": len(samples), "low_score": low, "changes": changes}
+    run.round(number).write_json("label_free.json", label_free)
     if truth:
         counted = {when: {mode: _counted(rows) for mode, rows in of.items()} for when, of in scored.items()}
         run.round(number).write_json("metrics.json", {**counted, "scenes": len(samples)})

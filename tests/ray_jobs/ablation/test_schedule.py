@@ -114,6 +114,24 @@ def test_a_task_is_done_when_all_its_stages_and_its_report_are(tmp_path):
     assert task.is_done()
 
 
+def test_a_run_that_its_stop_rule_ended_is_done(tmp_path):
+    task = tasks_in(tmp_path, {"a": {"rounds": 3, "rounds_stop": {}}})[0]
+    run = Run.open(task.config)
+    lost = {"value": -0.5, "low": -0.6, "high": -0.4}
+    same = {"value": 0.0, "low": 0.0, "high": 0.0}
+    changes = {"clip_score": same, "words": lost, "repeated_sentences": same, "truncated": same}
+    for number in (1, 2):
+        for stage in [stage for each, stage in task.fingerprints if each == number]:
+            fingerprint = task.fingerprints[number, stage]
+            run.begin(number, stage, fingerprint)
+            run.finish(number, stage, Manifest(fingerprint=fingerprint, rows_in=1, rows_out=1))
+        run.round(number).write_json("label_free.json", {})
+    (run.folder / "report").write("index.html", b"")
+    assert not task.is_done()
+    run.round(2).write_json("label_free.json", {"changes": {"greedy": changes}})
+    assert task.is_done()
+
+
 def test_planning_touches_no_file(tmp_path):
     task = tasks_in(tmp_path, {"a": {"rounds": 2}})[0]
     assert plan_fingerprints(task.config) == task.fingerprints

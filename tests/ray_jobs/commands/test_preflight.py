@@ -11,10 +11,12 @@ from typer.testing import CliRunner
 
 from jsfree import config as configuration
 from jsfree.checks.findings import Finding, Verdict
+from jsfree.checks.settings import check_settings
 from jsfree.errors import ConfigError
 from jsfree.miniworld import world
 from jsfree.models.references import WEIGHTS
 from jsfree.run.stages import STAGES
+from jsfree.sizing.workload import workload_of
 from ray_jobs.cli import app
 from ray_jobs.commands.preflight import plan, preflight, with_gpus
 from tests.support import ROOT
@@ -241,6 +243,24 @@ def test_run_does_not_start_if_preflight_fails(tmp_path):
     done = CliRunner().invoke(app, ["run", "--run", str(run), "--set", "captioner.ref=/nowhere/llava"])
     assert "there is no folder /nowhere/llava" in str(done.exception)
     assert not run.exists()
+
+
+def test_a_bad_prompt_that_m0_cannot_answer_is_refused_with_one_that_it_can():
+    loser = {"generate": {"loser": "bad_prompt"}}
+
+    def findings(**settings) -> list[Finding]:
+        built = configuration.build({**GOOD, **settings}, where="test")
+        work = workload_of(built, 300)
+        return [each for each in check_settings(built, work) if each.name == "generate.bad_prompt"]
+
+    [finding] = findings(**loser)
+    assert finding.verdict is Verdict.FAILS
+    assert finding.remedy == "--set 'generate.bad_prompt=Imagine. Describe image in detail.'"
+    [finding] = findings(**loser, max_failed_fraction=0.1)
+    assert finding.verdict is Verdict.NOTE
+    assert findings(generate={"loser": "bad_prompt", "bad_prompt": "Imagine. Describe image in detail."}) == []
+    assert findings(**loser, captioner={"ref": "llava-hf/llava-1.5-7b-hf"}) == []
+    assert findings() == []
 
 
 def test_a_plan_suggests_a_setting_that_fits_a_smaller_gpu():
