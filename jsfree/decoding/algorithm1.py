@@ -36,6 +36,7 @@ def decode(captioner: Captioner, request: Request, mixing: Mixing | None = None)
     noise = sampling.NoiseStream(request.noise_key, captioner.vocabulary)
     tokens: list[int] = []
     logps: list[float] = []
+    unconditional_logps: list[float] = []
     while True:
         conditional_WV, second_V = _path_logits(captioner, request, tokens, mixing)
         probs_V = mixture(conditional_WV, second_V, request.ratio, request.decoding, len(tokens), mixing)
@@ -47,7 +48,9 @@ def decode(captioner: Captioner, request: Request, mixing: Mixing | None = None)
             raise DecodingError(f"request {request.request_id!r}: no token has any probability")
         tokens.append(token)
         logps.append(math.log(_log_probs(conditional_WV)[:, token].exp().mean().item()))
-        caption = completed_caption(captioner, request, tokens, logps)
+        if mixing.uses_second(request.ratio) and mixing.noise_step is None:
+            unconditional_logps.append(float(_log_probs(second_V)[token]))
+        caption = completed_caption(captioner, request, tokens, logps, unconditional_logps)
         if caption is not None:
             return caption
 

@@ -295,7 +295,9 @@ class DualPathEngine:
             return
         caption.tokens.append(token)
         result.drawn.append((request.request_id, token))
-        completed = completed_caption(self.captioner, request, caption.tokens, caption.logps)
+        completed = completed_caption(
+            self.captioner, request, caption.tokens, caption.logps, caption.unconditional_logps
+        )
         if completed is not None:
             result.finished.append(completed)
             batch.free(slot)

@@ -37,6 +37,8 @@ class ActiveCaption:
     tokens: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     """Log-probabilities of ``tokens``, if the request asks for them."""
+    unconditional_logps: list[float] = field(default_factory=list)
+    """The same of the unconditional path, if the caption has one."""
 
     @property
     def forced_token(self) -> int | None:

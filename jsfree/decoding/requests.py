@@ -51,6 +51,8 @@ class Caption:
     logps: tuple[float, ...] | None = None
     """Natural logarithm of the probability that the conditional path gave each of ``token_ids``: at temperature 1,
     without truncation, over the tokens that may be drawn. None unless the request asked for it."""
+    unconditional_logps: tuple[float, ...] | None = None
+    """The same of the unconditional path; also None for a caption without one (h = 0)."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,11 @@ def no_token_error(request: Request, tokens: int) -> NoTokenError:
 
 
 def completed_caption(
-    captioner: Captioner, request: Request, token_ids: Sequence[int], logps: Sequence[float]
+    captioner: Captioner,
+    request: Request,
+    token_ids: Sequence[int],
+    logps: Sequence[float],
+    unconditional_logps: Sequence[float] = (),
 ) -> Caption | None:
     """The caption if ``token_ids`` complete it, else None.
 
@@ -107,6 +113,7 @@ def completed_caption(
         request: the request of the caption.
         token_ids: tokens so far.
         logps: their log-probabilities; ignored unless the request asks for them.
+        unconditional_logps: those of the unconditional path; empty without one.
     """
     spelt = captioner.decode(token_ids) if request.decoding.stop else ""
     stop_index = min((spelt.index(stop) for stop in request.decoding.stop if stop in spelt), default=None)
@@ -117,4 +124,11 @@ def completed_caption(
     else:
         return None
     text = captioner.text(token_ids) if stop_index is None else spelt[:stop_index].lstrip()
-    return Caption(request.request_id, tuple(token_ids), text, finish, tuple(logps) if request.with_logps else None)
+    return Caption(
+        request.request_id,
+        tuple(token_ids),
+        text,
+        finish,
+        tuple(logps) if request.with_logps else None,
+        tuple(unconditional_logps) if request.with_logps and unconditional_logps else None,
+    )

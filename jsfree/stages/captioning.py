@@ -210,6 +210,7 @@ class PairGenerator:
                     **decoded[role],
                     "role": role,
                     "logps": list(caption.logps or ()),
+                    "unconditional_logps": list(caption.unconditional_logps or ()),
                     "ends": self._offsets.ends(caption.token_ids, caption.text),
                 }
                 for role, caption in captions.items()

@@ -45,11 +45,12 @@ def exact(captioner) -> Captioner:
 
 
 @torch.inference_mode()
-def expected_logps(exact: Captioner, request: Request, caption: Caption) -> list[float]:
+def expected_logps(exact: Captioner, request: Request, caption: Caption, *, image: bool = True) -> list[float]:
     """Log-probabilities by one forward over prompt and caption, in float64."""
-    prompt = exact.prompt_ids(request.prompt, image=True)
+    prompt = exact.prompt_ids(request.prompt, image=image)
     ids = torch.tensor([[*prompt, *caption.token_ids]])
-    logits = exact.model(input_ids=ids, pixel_values=request.pixels[None].double()).logits[0, len(prompt) - 1 : -1]
+    pixels = request.pixels[None].double() if image else None
+    logits = exact.model(input_ids=ids, pixel_values=pixels).logits[0, len(prompt) - 1 : -1]
     logits[:, list(exact.suppressed_ids)] = -torch.inf
     return torch.log_softmax(logits, -1)[range(len(caption.token_ids)), caption.token_ids].tolist()
 
@@ -58,7 +59,7 @@ def expected_logps(exact: Captioner, request: Request, caption: Caption) -> list
 def test_logps_are_those_of_one_forward_over_the_caption_and_change_no_token(captioner, exact, requests, slots):
     captions = DualPathEngine(captioner, Workload(slots)).decode(requests)
     plain = DualPathEngine(captioner, Workload(slots)).decode([replace(each, with_logps=False) for each in requests])
-    assert [replace(caption, logps=None) for caption in captions] == plain
+    assert [replace(caption, logps=None, unconditional_logps=None) for caption in captions] == plain
     for request, caption in zip(requests, captions, strict=True):
         if request.with_logps:
             assert caption.logps == pytest.approx(expected_logps(exact, request, caption), abs=1e-4)
@@ -71,6 +72,25 @@ def test_algorithm_1_computes_the_same_logps(captioner, exact, requests):
         caption = algorithm1.decode(captioner, request)
         expected = expected_logps(exact, request, caption) if request.with_logps else None
         assert caption.logps == (expected and pytest.approx(expected, abs=1e-4))
+
+
+@pytest.mark.parametrize("decode", ["engine", "algorithm 1"])
+def test_captions_with_two_paths_have_the_logps_of_both(captioner, exact, requests, decode):
+    if decode == "engine":
+        captions = DualPathEngine(captioner, Workload(6)).decode(requests)
+    else:
+        captions = [algorithm1.decode(captioner, request) for request in requests[:8]]
+    for request, caption in zip(requests, captions, strict=False):
+        if request.with_logps and request.ratio > 0:
+            expected = expected_logps(exact, request, caption, image=False)
+            assert caption.unconditional_logps == pytest.approx(expected, abs=1e-4)
+        else:
+            assert caption.unconditional_logps is None
+
+
+def test_a_second_path_that_sees_a_noised_image_is_not_unconditional(captioner, requests):
+    engine = DualPathEngine(captioner, Workload(4, mixing=contrastive_mixing(Contrast(kind="vcd"))))
+    assert all(caption.unconditional_logps is None for caption in engine.decode(requests[:4]))
 
 
 def test_a_contrastive_baseline_has_the_logps_of_its_conditional_path(captioner, exact, requests):
