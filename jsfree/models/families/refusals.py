@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from jsfree.errors import ModelError
 
-SUPPORTED = ("llava",)
+SUPPORTED = (
+    "llava",
+    "internvl",
+    "llava_next",
+    "llava_onevision",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "gemma3",
+    "idefics3",
+    "smolvlm",
+)
 """The keys of ``registry.FAMILIES``."""
 REMEDY = "use a model of a supported family (docs/models.md)"
 LINEAR = (

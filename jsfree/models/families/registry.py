@@ -5,11 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from jsfree.errors import ModelError
+from jsfree.models.families.anyres import LlavaNext, LlavaOnevision
 from jsfree.models.families.base import Family
+from jsfree.models.families.gemma3 import Gemma3
+from jsfree.models.families.idefics3 import Idefics3, SmolVLM
+from jsfree.models.families.internvl import InternVL
 from jsfree.models.families.llava import Llava
+from jsfree.models.families.qwen_vl import Qwen2VL, Qwen3VL, Qwen25VL
 from jsfree.models.families.refusals import REMEDY, require_type
 
-FAMILIES: dict[str, Family] = {"llava": Llava()}
+FAMILIES: dict[str, Family] = {
+    "llava": Llava(),
+    "internvl": InternVL(),
+    "llava_next": LlavaNext(),
+    "llava_onevision": LlavaOnevision(),
+    "qwen2_vl": Qwen2VL(),
+    "qwen2_5_vl": Qwen25VL(),
+    "qwen3_vl": Qwen3VL(),
+    "gemma3": Gemma3(),
+    "idefics3": Idefics3(),
+    "smolvlm": SmolVLM(),
+}
 EXACT_LAYERS = {"full_attention", "sliding_attention"}
 TEXT_MODELS_WITH_SINKS = ("gpt_oss",)
 
