@@ -24,6 +24,7 @@ from jsfree.run.run import Run
 from jsfree.run.stages import STAGES
 from jsfree.sizing import footprint, memory, rates, workload
 from jsfree.sizing.memory import Lengths
+from jsfree.sizing.published import published_shape
 from jsfree.sizing.rates import StageTime
 from jsfree.sizing.shapes import CaptionerShape
 from jsfree.sizing.workload import Workload
@@ -210,8 +211,8 @@ def _ways(config: RunConfig, shape: CaptionerShape, lengths: Lengths, device: De
 
 def _shape_without_weights(config: RunConfig) -> tuple[CaptionerShape, Lengths]:
     """The captioner's shape: known for published models, read from the configuration of others."""
-    if config.captioner.ref in shapes.PUBLISHED:
-        shape = shapes.PUBLISHED[config.captioner.ref]
+    shape = published_shape(config.captioner.ref)
+    if shape is not None:
         return shape, models.estimated_lengths(config, shape)
     with models.described(config) as model:
         return models.captioner_shape(model), models.lengths(config, model)
@@ -243,7 +244,7 @@ class _Models:
         config, ref = self.config, self.config.captioner.versioned_ref
         if models.is_elsewhere(ref, CAPTIONER, config.models):
             yield models.unchecked("captioner", ref)
-            self.shape = shapes.PUBLISHED.get(config.captioner.ref)
+            self.shape = published_shape(config.captioner.ref)
             self.lengths = None if self.shape is None else models.estimated_lengths(config, self.shape)
             return
         with models.described(config) as model:
