@@ -1,6 +1,6 @@
 # Every target sets up what it needs: uv (in .uv/ where the machine has none) and the locked environment.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types effect effect-all bench soak scaling interop gpu-kit setup clean
+.PHONY: help demo test check lint types effect effect-all bench families soak scaling interop gpu-kit setup clean
 
 PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/dev/null && echo python3.12 || echo python3)
 SYSTEM_UV := $(shell command -v uv 2>/dev/null)
@@ -53,6 +53,9 @@ bench: setup ## compare the speed of generation, scoring and training with peers
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/dpo.py
+
+families: setup ## measure how exactly every model family is decoded and trained (about 3 minutes)
+	PYTHONPATH=. $(BIN)/python benchmarks/families.py
 
 soak: setup ## kill workers, raylets and drivers at random, some 50 times (about 50 minutes)
 	$(BIN)/python benchmarks/soak.py

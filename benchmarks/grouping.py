@@ -130,7 +130,7 @@ def sample_statements(captioner: Captioner, clip: Clip, count: int) -> Iterator[
     """The distinct sentences of the captions of development scenes."""
     scenes = [world.scene("development", index) for index in range(count)]
     ratios = {**{f"sample-{number}": 0.0 for number in range(SAMPLES)}, "high": HIGH_RATIO}
-    pixels = [captioner.pixels(world.draw(scene)) for scene in scenes]
+    pixels = [captioner.inputs(world.draw(scene)) for scene in scenes]
     requests = [
         Request(
             f"{index}/{role}", pixels[index], world.PROMPT, ratio, noise_key(0, 1, scene.scene_id, role), SAMPLED, True

@@ -13,7 +13,7 @@ from jsfree.config import RunConfig, Train
 from jsfree.sizing import footprint, memory
 from jsfree.sizing.memory import Lengths, Memory
 from jsfree.sizing.scorers import scorer_shape
-from jsfree.sizing.shapes import LlavaShape
+from jsfree.sizing.shapes import CaptionerShape
 
 AREA = "memory"
 GB = 1e9
@@ -42,7 +42,7 @@ class Capacity:
     device: str
 
 
-def check_generation(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> Iterator[Finding]:
+def check_generation(config: RunConfig, shape: CaptionerShape, lengths: Lengths, device: Device) -> Iterator[Finding]:
     """Compare the memory of decoding with the device of each replica, in the way of decoding that takes most."""
     wanted, capacity = config.generate.slots, generation_capacity(config, device)
     fitting = memory.fitting_slots(shape, config, lengths, capacity.bytes, capacity.reserved)
@@ -88,7 +88,7 @@ def generation_capacity(config: RunConfig, device: Device) -> Capacity:
     return Capacity(device.memory // sharing, reserved, name)
 
 
-def check_training(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> Iterator[Finding]:
+def check_training(config: RunConfig, shape: CaptionerShape, lengths: Lengths, device: Device) -> Iterator[Finding]:
     """Compare the memory of stage 4 with the device of each worker."""
     train, dtype = config.train, config.captioner.dtype
     capacity = training_capacity(config, device)
@@ -114,7 +114,7 @@ def training_capacity(config: RunConfig, device: Device) -> float:
     return device.memory / config.train.resources.replicas
 
 
-def fitting_settings(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> str:
+def fitting_settings(config: RunConfig, shape: CaptionerShape, lengths: Lengths, device: Device) -> str:
     """The preferred way to train that fits the device, as ``--set`` options; empty if none fits."""
     capacity, dtype, captions = training_capacity(config, device), config.captioner.dtype, len(config.trained_captions)
     for _, train in memory.alternatives(config.train, on_cpu=not device.is_gpu):
@@ -129,7 +129,7 @@ def fitting_settings(config: RunConfig, shape: LlavaShape, lengths: Lengths, dev
     return ""
 
 
-def _offloaded(train: Train, shape: LlavaShape) -> str:
+def _offloaded(train: Train, shape: CaptionerShape) -> str:
     """Describe the nodes' memory that offloading takes."""
     if train.offload == "none":
         return ""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-
 from jsfree.config import Decoding
 from jsfree.errors import DecodingError, NoTokenError
+from jsfree.models.families.base import ImageInputs
+from jsfree.models.families.registry import window_of
 from jsfree.models.loading import Captioner
 
 Finish = Literal["stop", "length"]
@@ -20,9 +20,9 @@ class Request:
     """One caption to be decoded."""
 
     request_id: str
-    pixels: torch.Tensor
-    """The preprocessed image, (3, height, width), on the CPU. Requests with the same tensor object and the same prompt
-    share its prefill."""
+    image: ImageInputs | None
+    """The preprocessed image. Requests with the same object and the same prompt share its prefill. None for a request
+    whose image the engine does not read: at h = 1, without log-probabilities."""
     prompt: str
     ratio: float
     """Hallucination ratio h of Eq. 3."""
@@ -97,6 +97,26 @@ def no_token_error(request: Request, tokens: int) -> NoTokenError:
         " probability: its logits are NaN, or all minus infinity",
         "check the model's weights, or set 'captioner.dtype: float32'",
     )
+
+
+def check_window(captioner: Captioner, request: Request) -> None:
+    """Check that prompt and caption fit into the sliding window of a model that has one.
+
+    Beyond it the engine, which attends to all tokens, would not compute what the model does.
+
+    Raises:
+        DecodingError: they do not fit.
+    """
+    window = window_of(captioner.model.config)
+    if window is None:
+        return
+    prompt, longest = len(captioner.prompt_ids(request.prompt, request.image)), request.decoding.max_new_tokens
+    if prompt + longest > window:
+        raise DecodingError(
+            f"request {request.request_id!r}: image and prompt take {prompt} tokens and the caption up to {longest},"
+            f" more than the sliding window of {window} tokens of the model's layers",
+            f"set 'max_new_tokens' to {max(0, window - prompt)} or less",
+        )
 
 
 def completed_caption(

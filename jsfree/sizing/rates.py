@@ -19,7 +19,7 @@ from jsfree.sizing import memory
 from jsfree.sizing.footprint import BYTES
 from jsfree.sizing.memory import Lengths
 from jsfree.sizing.scorers import scorer_shape
-from jsfree.sizing.shapes import LlavaShape
+from jsfree.sizing.shapes import CaptionerShape
 from jsfree.sizing.workload import Workload
 
 GB, TERA = 1e9, 1e12
@@ -122,7 +122,7 @@ def gpu_named(name: str) -> GpuKind:
 def stage_times(
     config: RunConfig,
     work: Workload,
-    shape: LlavaShape,
+    shape: CaptionerShape,
     lengths: Lengths,
     gpu: GpuKind | None,
     slots: int,
@@ -152,7 +152,7 @@ def stage_times(
 def _on_gpu(
     config: RunConfig,
     work: Workload,
-    shape: LlavaShape,
+    shape: CaptionerShape,
     lengths: Lengths,
     gpu: GpuKind,
     slots: int,
@@ -190,7 +190,7 @@ def _timed(stage: str, what: str, resources: Resources, seconds: float | None, s
 
 
 def caption_seconds(
-    config: RunConfig, work: Workload, shape: LlavaShape, lengths: Lengths, gpu: GpuKind, slots: int
+    config: RunConfig, work: Workload, shape: CaptionerShape, lengths: Lengths, gpu: GpuKind, slots: int
 ) -> float:
     """Seconds that one replica takes for all pairs: prefills, and decoding steps that read weights, keys and values."""
     workload = DecodingWorkload.for_pairs(config.generate)
@@ -201,7 +201,7 @@ def caption_seconds(
 
 
 def _evaluation_seconds(
-    config: RunConfig, work: Workload, shape: LlavaShape, lengths: Lengths, gpu: GpuKind, slots: int
+    config: RunConfig, work: Workload, shape: CaptionerShape, lengths: Lengths, gpu: GpuKind, slots: int
 ) -> float:
     """The same for evaluation captions, one per image and by the conditional path, and their CLIP scores."""
     views = _evaluation_views(config)
@@ -216,13 +216,13 @@ def _evaluation_views(config: RunConfig) -> float:
     return sum(counts) / len(counts) if counts else 1.0
 
 
-def _prefill_seconds(shape: LlavaShape, lengths: Lengths, gpu: GpuKind) -> float:
+def _prefill_seconds(shape: CaptionerShape, lengths: Lengths, gpu: GpuKind) -> float:
     return 2 * memory.parameters(shape).total * lengths.prefix / (gpu.shares.prefill * gpu.flops)
 
 
 def _steps_seconds(
     config: RunConfig,
-    shape: LlavaShape,
+    shape: CaptionerShape,
     lengths: Lengths,
     gpu: GpuKind,
     slots: int,
@@ -245,7 +245,7 @@ def score_seconds(images: int, config: RunConfig, gpu: GpuKind, scorers: Sequenc
     return images * max(reading, operations / (gpu.shares.clip * gpu.flops))
 
 
-def judge_seconds(work: Workload, shape: LlavaShape, lengths: Lengths, gpu: GpuKind) -> float:
+def judge_seconds(work: Workload, shape: CaptionerShape, lengths: Lengths, gpu: GpuKind) -> float:
     """Seconds that one replica of the captioner takes to judge all sentences: it prefills images and questions."""
     positions = work.images * lengths.prefix + JUDGE_TOKENS * work.captions * lengths.caption
     return 2 * memory.parameters(shape).total * positions / (gpu.shares.prefill * gpu.flops)
@@ -260,7 +260,7 @@ def _scored(config: RunConfig, work: Workload) -> str:
     return f"{work.captions:,} captions, by {config.score.judge_name}"
 
 
-def train_seconds(config: RunConfig, work: Workload, shape: LlavaShape, lengths: Lengths, gpu: GpuKind) -> float:
+def train_seconds(config: RunConfig, work: Workload, shape: CaptionerShape, lengths: Lengths, gpu: GpuKind) -> float:
     """Seconds of one GPU for all rounds.
 
     Operations per position and weight: 2 forward, 2 (LoRA) or 4 backward, 2 for recomputation under checkpointing, and

@@ -47,8 +47,8 @@ def test_log_probabilities_equal_those_of_separate_forward_passes(rows, captione
 
 
 def alone(captioner, row, tokens) -> list[float]:
-    prompt = captioner.prompt_ids(row["prompt"], image=True)
-    pixels = captioner.pixel_values([load_image(row["image"], SETTINGS.source).image])
+    prompt = captioner.prompt_ids(row["prompt"], captioner.blank)
+    pixels = captioner.batch([captioner.inputs(load_image(row["image"], SETTINGS.source).image)])["pixel_values"]
     with torch.no_grad():
         logits = captioner.model(input_ids=torch.tensor([[*prompt, *tokens]]), pixel_values=pixels).logits[0].double()
     logits[:, list(captioner.suppressed_ids)] = -torch.inf
