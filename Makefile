@@ -1,6 +1,6 @@
 # Every target sets up what it needs: uv (in .uv/ where the machine has none) and the locked environment.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types effect effect-all bench soak scaling interop gpu-kit setup clean
+.PHONY: help demo test check lint types effect effect-all bench families soak scaling interop gpu-kit setup clean
 
 PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/dev/null && echo python3.12 || echo python3)
 SYSTEM_UV := $(shell command -v uv 2>/dev/null)
@@ -19,7 +19,7 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 demo: setup ## run the whole loop on MiniWorld: 2 CPU cores, no GPU, no network after installation
-	$(BIN)/jsfree run --config configs/miniworld.yaml
+	$(BIN)/jsfree run --config configs/miniworld.yaml --set source.count=1600
 
 test: setup ## run the tests, except those marked slow
 	$(TESTS) -m "not slow"
@@ -35,9 +35,15 @@ lint: setup ## run ruff and check spelling
 types: setup ## run mypy in strict mode
 	$(BIN)/mypy
 
-effect-all: setup ## measure the default with several views and over four rounds (about an hour)
+effect-all: setup .cache/weights-1 ## measure the default with views, over rounds, from another m0, and in prose (hours)
 	$(BIN)/python benchmarks/effect.py --settings default --views 3 5
-	$(BIN)/python benchmarks/effect.py --settings default --rounds 4
+	$(BIN)/python benchmarks/effect.py --settings default --rounds 4 --seeds 0
+	$(BIN)/python benchmarks/effect.py --settings default --weights .cache/weights-1
+	$(BIN)/python benchmarks/effect.py --settings prose
+
+.cache/weights-1: | setup
+	$(BIN)/jsfree miniworld pretrain --seed 1 --out .cache/weights-1.partial
+	mv .cache/weights-1.partial $@
 
 effect: setup ## measure the effect: three seeds of three settings (about 40 minutes)
 	$(BIN)/python benchmarks/effect.py
@@ -47,6 +53,9 @@ bench: setup ## compare the speed of generation, scoring and training with peers
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/dpo.py
+
+families: setup ## measure how exactly every model family is decoded and trained (about 3 minutes)
+	PYTHONPATH=. $(BIN)/python benchmarks/families.py
 
 soak: setup ## kill workers, raylets and drivers at random, some 50 times (about 50 minutes)
 	$(BIN)/python benchmarks/soak.py

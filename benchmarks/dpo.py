@@ -168,7 +168,7 @@ def speeds(folder: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
     apart = max(abs(one - other) for one, other in zip(*curves.values(), strict=True))
     figures = {
         "milliseconds_a_pair": {name: 1000 * statistics.median(values) for name, values in seconds.items()},
-        "prefix_tokens": len(captioner.prompt_ids(pairs[0]["prompt"], image=True)),
+        "prefix_tokens": len(captioner.prompt_ids(pairs[0]["prompt"], captioner.blank)),
         "tokens_a_caption": statistics.mean(pair_length(pair) / 2 for pair in pairs),
         "losses": curves,
         "losses_apart": {"most": apart, "target": CURVE},

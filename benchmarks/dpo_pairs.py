@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -100,5 +99,4 @@ def random_batch(captioner: RandomCaptioner, count: int, tokens: int) -> PairBat
         }
         for at in range(count)
     ]
-    rows = collate(pairs, captioner, Source(), [torch.zeros(1)] * count)
-    return replace(rows, features=None, pixels=torch.stack(captioner.random_pixels(count)))
+    return collate(pairs, captioner, Source(), captioner.random_images(count))

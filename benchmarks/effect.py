@@ -1,7 +1,7 @@
 """The effect of the method in MiniWorld: loop seeds of the default, plain DPO and the paper's literal setting.
 
     make effect            (or: python benchmarks/effect.py [--seeds 0 1 2] [--settings default] [--weights FOLDER])
-    make effect-all        the default with several views of an image, and four rounds of it
+    make effect-all        the default with several views, over four rounds, from another m0, and in the prose world
 
 Measured on test scenes 3000 to 4999, which were not used to choose any setting (docs/log.md). ``--views 3 5`` also
 decodes with 3 and 5 views, from both models; ``--rounds 4`` runs four rounds; stages of a finished run are taken from
@@ -38,7 +38,14 @@ from ray_jobs import pipeline
 from ray_jobs.commands.console import Reporter
 
 ROOT = Path(__file__).parents[1]
-SETTINGS = {"default": "miniworld.yaml", "plain": "miniworld-plain.yaml", "paper": "miniworld-paper.yaml"}
+SETTINGS = {
+    "default": "miniworld.yaml",
+    "plain": "miniworld-plain.yaml",
+    "paper": "miniworld-paper.yaml",
+    "prose": "miniworld-prose.yaml",
+}
+COMPARED = ["default", "plain", "paper"]
+"""Settings of one world, measured if none is named."""
 FIRST, SCENES = 3000, 2000
 RESAMPLES = 2000
 RELATIVE = ("response_hallucination", "mention_hallucination", "duplicates", "invented", "misnamed")
@@ -70,7 +77,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = command_line(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=COMPARED)
     parser.add_argument("--views", type=int, nargs="+", default=[], help="also decode with these numbers of views")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--scenes", type=int, default=SCENES, help=f"test scenes from {FIRST} on (default {SCENES})")
@@ -84,8 +91,8 @@ def loop(name: str, file: str, seed: int, arguments: argparse.Namespace) -> Run:
     m0 = arguments.weights.name if arguments.weights else "shipped"
     plain = f"{arguments.runs}/{m0}-{name}-{seed}"
     overrides = [
-        f"run={plain}{_suffix(arguments, with_weights=False)}",
-        f"reuse=[{plain}]" if _suffix(arguments, with_weights=False) else "reuse=[]",
+        f"run={plain}{_suffix(arguments, with_models=False)}",
+        f"reuse=[{plain}]" if _suffix(arguments, with_models=False) else "reuse=[]",
         f"rounds={arguments.rounds}",
         *(
             f"evaluate.modes.{mode}{f'-{count}-views' if count > 1 else ''}="
@@ -106,10 +113,11 @@ def loop(name: str, file: str, seed: int, arguments: argparse.Namespace) -> Run:
     return Run.existing(config.run)
 
 
-def _suffix(arguments: argparse.Namespace, *, with_weights: bool = True) -> str:
-    """Marks results and runs that differ from the plain ones."""
+def _suffix(arguments: argparse.Namespace, *, with_models: bool = True) -> str:
+    """Marks results, or runs of the same models, that differ from the usual ones."""
     parts = [
-        arguments.weights.name if arguments.weights and with_weights else "",
+        "prose" if with_models and arguments.settings == ["prose"] else "",
+        arguments.weights.name if with_models and arguments.weights else "",
         "views" if arguments.views else "",
         f"{arguments.rounds}-rounds" if arguments.rounds > 1 else "",
     ]

@@ -119,7 +119,7 @@ def engine_run(
 
 def requests(captioner: RandomCaptioner, images: int, lengths: list[int], ratios: tuple[float, float]) -> list[Request]:
     """Two requests an image."""
-    pixels = captioner.random_pixels(images)
+    pixels = captioner.random_images(images)
     return [
         Request(
             f"{index}/{role}",

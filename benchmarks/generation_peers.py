@@ -17,9 +17,9 @@ class Peers:
     def __init__(self, captioner: RandomCaptioner, images: int, length: int) -> None:
         self.captioner = captioner
         self.length = length
-        self.pixels = captioner.batch(captioner.random_pixels(images))
-        self.with_image = torch.tensor([captioner.prompt_ids("", image=True)], device=captioner.device)
-        self.without_image = torch.tensor([captioner.prompt_ids("", image=False)], device=captioner.device)
+        self.pixels = captioner.batch(captioner.random_images(images))["pixel_values"]
+        self.with_image = torch.tensor([captioner.prompt_ids("", captioner.blank)], device=captioner.device)
+        self.without_image = torch.tensor([captioner.prompt_ids("", None)], device=captioner.device)
 
     def guidance_batched(self) -> int:
         """transformers' classifier-free guidance: it takes one h per call, so there is a call for each h."""

@@ -2,23 +2,27 @@
 
     python benchmarks/grouping.py [--worlds plain prose] [--scenes 300]
 
-Several captions an image are sampled from m0 at h = 0, and one at a high ratio. Evidence for a claim is pooled over all
-sentences of the image that make it: the highest CLIP cosine and the highest log-probability, that of the sentence per
-token or that of the claimed token alone. A sentence's evidence is that of its weakest claim. The table gives, for each
-grouping, the area under the ROC curve (AUC) with which the evidence separates the sentences of the h = 0 captions that
-name an absent object from the others; MiniWorld's scenes tell which do. Only sentences that name an object are counted.
-"Merged" tokens share a claim if CLIP's embeddings of the words are similar. The result is written to
-``benchmarks/results/grouping_<date>_<hardware>.json`` and printed as the last line.
+Several captions an image are sampled from m0 at h = 0, and one at a high ratio. Evidence for a claim is pooled over
+all sentences of the image that make it: the highest CLIP cosine and the highest probability, that of the sentence per
+token, that of the claimed word, or a weighted geometric mean of both ("weight" is the word's). A sentence's evidence
+is that of its weakest claim. The table gives, for each grouping, the area under the ROC curve (AUC) with which the
+evidence separates the sentences of the h = 0 captions that name an absent object from the others; MiniWorld's scenes
+tell which do. Only sentences that name an object are counted. For the verifier, fitted without labels, it also gives
+the shares of true sentences among those that pass, and of passed ones among the true sentences. "Merged" words share a
+claim (``jsfree/stages/claims.py``). The result is written to ``benchmarks/results/grouping_<date>_<hardware>.json``
+and printed as the last line.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,8 +40,16 @@ from jsfree.miniworld import world
 from jsfree.models.clip import Clip, load_clip
 from jsfree.models.loading import Captioner, load_captioner
 from jsfree.schemas import ScoredCandidate
-from jsfree.stages.candidate_sentences import split_candidate
-from jsfree.stages.sentences import sentences
+from jsfree.stages.candidate_sentences import Sentence, split_candidate
+from jsfree.stages.claims import (
+    CERTAIN_PROBABILITY,
+    RARE_SHARE,
+    WORD_WEIGHT,
+    Claims,
+    EmbedTexts,
+    WordStatistics,
+)
+from jsfree.stages.sentences import sentences, words
 from jsfree.stages.token_offsets import TokenOffsets
 from jsfree.stages.verification import fit_verifier
 
@@ -48,33 +60,25 @@ MODELS = {
 SAMPLES = 4
 HIGH_RATIO = 0.5
 CONTENT_SHARE = 0.25
-"""Tokens in a smaller share of all sentences are content tokens."""
+"""Words in a smaller share of all sentences are content words."""
 SAMPLED = Decoding(temperature=1.0)
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A sentence of an image, the evidence for it, and whether it names an absent object.
+    """A sentence of an image, its embedding, and whether it names an absent object.
 
-    ``label`` is None for sentences that are not counted.
+    ``absent`` is None for sentences that are not counted.
     """
 
     image: int
-    text: str
-    token_ids: tuple[int, ...]
-    cosine: float
-    logps: tuple[float, ...]
+    sentence: Sentence
     vector_D: np.ndarray = field(repr=False)
-    label: bool | None
-
-    @property
-    def mean_logp(self) -> float:
-        """Log-probability per token, in nats."""
-        return float(np.mean(self.logps))
+    absent: bool | None
 
 
-Claims = Callable[[Statement], Mapping[Hashable, float]]
-"""Maps a sentence to its claims, each with its log-probability in nats."""
+Grouping = Callable[[Statement], Mapping[Hashable, float]]
+"""Maps a sentence to its claims, each with its probability."""
 
 
 def main() -> None:
@@ -85,9 +89,9 @@ def main() -> None:
     figures = {name: measure(name, arguments.scenes) for name in arguments.worlds}
     for name, figure in figures.items():
         print(f"{name}: {figure['sentences']} sentences, {figure['absent_share']:.1%} name an absent object")
-        print(f"  {'grouping':42} cosine  log p   ranks   verifier")
-        for grouping, auc in figure["auc"].items():
-            print(f"  {grouping:42} " + "   ".join("-" if each is None else f"{each:.3f}" for each in auc.values()))
+        print(f"  {'grouping':44} cosine     p  ranks  verifier  true of passed  passed of true")
+        for grouping, measured in figure["groupings"].items():
+            print(f"  {grouping:44} " + "  ".join("    -" if x is None else f"{x:.3f}" for x in measured.values()))
     loads.append(os.getloadavg()[0])
     publish("grouping", {}, {"scenes": arguments.scenes, **figures}, loads)
 
@@ -101,16 +105,17 @@ def parse() -> argparse.Namespace:
 
 
 def measure(name: str, count: int) -> dict[str, Any]:
-    """AUC of every grouping on the first ``count`` development scenes."""
+    """Accuracy of every grouping on the first ``count`` development scenes."""
     captioner, clip = load_captioner(MODELS[name][0]), load_clip(MODELS[name][1])
     statements = list(sample_statements(captioner, clip, count))
-    labels = np.array([statement.label for statement in statements if statement.label is not None])
-    words = {token: captioner.decode([token]).strip() for each in statements for token in each.token_ids}
-    found = groupings(statements, encode_texts(clip, list(words.values())), list(words))
+    absent = np.array([statement.absent for statement in statements if statement.absent is not None])
     return {
-        "sentences": len(labels),
-        "absent_share": float(labels.mean()),
-        "auc": {grouping: aucs(statements, claims) for grouping, claims in found.items()},
+        "sentences": len(absent),
+        "absent_share": float(absent.mean()),
+        "groupings": {
+            each: accuracy(statements, claims)
+            for each, claims in groupings(statements, lambda texts: encode_texts(clip, texts)).items()
+        },
     }
 
 
@@ -125,7 +130,7 @@ def sample_statements(captioner: Captioner, clip: Clip, count: int) -> Iterator[
     """The distinct sentences of the captions of development scenes."""
     scenes = [world.scene("development", index) for index in range(count)]
     ratios = {**{f"sample-{number}": 0.0 for number in range(SAMPLES)}, "high": HIGH_RATIO}
-    pixels = [captioner.pixels(world.draw(scene)) for scene in scenes]
+    pixels = [captioner.inputs(world.draw(scene)) for scene in scenes]
     requests = [
         Request(
             f"{index}/{role}", pixels[index], world.PROMPT, ratio, noise_key(0, 1, scene.scene_id, role), SAMPLED, True
@@ -145,6 +150,7 @@ def sample_statements(captioner: Captioner, clip: Clip, count: int) -> Iterator[
                 "token_ids": list(caption.token_ids),
                 "finish": caption.finish,
                 "logps": list(caption.logps or ()),
+                "unconditional_logps": list(caption.unconditional_logps or ()),
                 "ends": offsets.ends(caption.token_ids, caption.text),
             }
             for role, ratio in ratios.items()
@@ -169,84 +175,68 @@ def statements_of(index: int, scene: world.Scene, candidates: list[Any], clip: C
         }
         for part in split_candidate(scored):
             known = best.get(part.text)
-            label = known.label if known else label_of(scene, part.text, high=candidate["role"] == "high")
-            vector_D = vectors[part.text]
-            made = Statement(index, part.text, part.token_ids, part.cosine, part.logps, vector_D, label)
-            if known is None or made.mean_logp > known.mean_logp:
-                best[part.text] = made
+            absent = known.absent if known else is_absent(scene, part.text, high=candidate["role"] == "high")
+            if known is None or part.probability > known.sentence.probability:
+                best[part.text] = Statement(index, part, vectors[part.text], absent)
     yield from best.values()
 
 
-def label_of(scene: world.Scene, text: str, *, high: bool) -> bool | None:
+def is_absent(scene: world.Scene, text: str, *, high: bool) -> bool | None:
     """Whether a sentence names an absent object; None if it is not counted."""
     return None if high or not mentions(text) else bool(hallucinated_mentions(scene, text))
 
 
-def groupings(statements: Sequence[Statement], vectors_TD: np.ndarray, tokens: Sequence[int]) -> dict[str, Claims]:
-    """Every way to map a sentence to its claims; ``vectors_TD`` are the embeddings of ``tokens``."""
-    counts = Counter(token for statement in statements for token in set(statement.token_ids))
-    found: dict[str, Claims] = {"none": lambda each: {each.text: each.mean_logp}}
-    for size, name in ((1, "token"), (2, "bigram of content tokens"), (3, "trigram of content tokens")):
-        found[f"rarest {name}"] = rarest_ngram(statements, counts, size)
-    for similarity in (0.95, 0.9, 0.8, 0.7):
-        found[f"text embeddings above {similarity}"] = components(statements, similarity)
-    for share in (0.01, 0.02, 0.05, 0.1, 0.2):
-        limit = share * len(statements)
-        found[f"all tokens below {share}"] = rare_tokens(counts, limit, {}, own_logp=False)
-        found[f"all tokens below {share}, own log p"] = rare_tokens(counts, limit, {}, own_logp=True)
-    for similarity in (0.9, 0.8, 0.7, 0.6):
-        merged = representatives(vectors_TD, tokens, counts, similarity)
-        for own in (False, True):
-            name = f"merged above {similarity}, all below 0.05{', own log p' if own else ''}"
-            found[name] = rare_tokens(counts, 0.05 * len(statements), merged, own_logp=own)
+def groupings(statements: Sequence[Statement], embed: EmbedTexts) -> dict[str, Grouping]:
+    """Every way to map a sentence to its claims."""
+    statistics = WordStatistics.count(statement.sentence for statement in statements)
+    apart, merged = Claims.of(statistics), Claims.of(statistics, embed)
+    limit = RARE_SHARE * len(statements)
+    rare = {word: word for word, count in statistics.frequencies.items() if count < limit}
+    found: dict[str, Grouping] = {"none": lambda each: {each.sentence.text: each.sentence.probability}}
+    for size, name in ((1, "word"), (2, "bigram of content words"), (3, "trigram of content words")):
+        found[f"rarest {name}"] = rarest_ngram(statements, statistics.frequencies, size)
+    for similarity in (0.95, 0.9, 0.8):
+        found[f"sentence embeddings above {similarity}"] = components(statements, similarity)
+    for name, claims in (
+        ("rare words", Claims(rare, apart.frequencies)),
+        ("rare words that depend on the image", apart),
+        ("the same, merged", merged),
+    ):
+        for weight in (0.0, WORD_WEIGHT, 1.0):
+            found[f"{name}; weight {weight:.2f}"] = partial(claims_of, claims, weight=weight)
     return found
 
 
-def rarest_ngram(statements: Sequence[Statement], counts: Mapping[int, int], size: int) -> Claims:
-    """The rarest n-gram of content tokens as the only claim; of all tokens if ``size`` is 1."""
-    limit = CONTENT_SHARE * len(statements) if size > 1 else len(statements)
+def claims_of(claims: Claims, each: Statement, *, weight: float) -> dict[Hashable, float]:
+    """The claims of a sentence, with a geometric mean of probabilities: the word's with ``weight``, the sentence's."""
+    sentence = each.sentence
+    made = claims(sentence)
+    found: dict[Hashable, float] = {}
+    for word, logp in sentence.word_logps.items():
+        claim = claims.by_word.get(word, word)
+        if claim in made:
+            probability = math.exp(weight * logp + (1 - weight) * sentence.mean_logp)
+            found[claim] = max(found.get(claim, 0.0), probability)
+    return found
 
-    def ngrams(statement: Statement) -> list[tuple[int, ...]]:
-        content = [token for token in statement.token_ids if counts[token] < limit] or list(statement.token_ids)
+
+def rarest_ngram(statements: Sequence[Statement], counts: Mapping[str, int], size: int) -> Grouping:
+    """The rarest n-gram of content words as the only claim; of all words if ``size`` is 1."""
+    limit = CONTENT_SHARE * len(statements) if size > 1 else len(statements) + 1
+
+    def ngrams(statement: Statement) -> list[tuple[str, ...]]:
+        said = words(statement.sentence.text)
+        content = [word for word in said if counts[word] < limit] or said
         length = min(size, len(content))
         return [tuple(content[start : start + length]) for start in range(len(content) - length + 1)]
 
     frequencies = Counter(gram for statement in statements for gram in set(ngrams(statement)))
-    return lambda each: {min(ngrams(each), key=lambda gram: (frequencies[gram], gram)): each.mean_logp}
+    return lambda each: {min(ngrams(each), key=lambda gram: (frequencies[gram], gram)): each.sentence.probability}
 
 
-def rare_tokens(counts: Mapping[int, int], limit: float, merged: Mapping[int, int], *, own_logp: bool) -> Claims:
-    """Every token in fewer than ``limit`` sentences, or the rarest one if there is none.
-
-    Args:
-        merged: the token that stands for a token; itself by default.
-        own_logp: use the token's own log-probability instead of the sentence's.
-    """
-
-    def claims(statement: Statement) -> dict[Hashable, float]:
-        own = dict(zip(statement.token_ids, statement.logps, strict=True))
-        rare = [token for token in own if counts[token] < limit] or [min(own, key=lambda token: counts[token])]
-        made: dict[Hashable, float] = {}
-        for token in rare:
-            claim = merged.get(token, token)
-            made[claim] = max(made.get(claim, -np.inf), own[token] if own_logp else statement.mean_logp)
-        return made
-
-    return claims
-
-
-def representatives(
-    vectors_TD: np.ndarray, tokens: Sequence[int], counts: Mapping[int, int], similarity: float
-) -> dict[int, int]:
-    """The most frequent token among those with a word embedding more similar than ``similarity``, for each token."""
-    similar_TT = vectors_TD @ vectors_TD.T > similarity
-    frequencies = np.array([counts[token] for token in tokens])
-    return {token: tokens[int((frequencies * row).argmax())] for token, row in zip(tokens, similar_TT, strict=True)}
-
-
-def components(statements: Sequence[Statement], similarity: float) -> Claims:
-    """Connected components of an image's sentences, joined where their text embeddings are more similar."""
-    component: dict[tuple[int, str], Hashable] = {}
+def components(statements: Sequence[Statement], similarity: float) -> Grouping:
+    """Sentences of an image are one claim if they are connected by pairs of a higher similarity."""
+    component: dict[tuple[int, str], int] = {}
     by_image: dict[int, list[Statement]] = {}
     for statement in statements:
         by_image.setdefault(statement.image, []).append(statement)
@@ -255,34 +245,43 @@ def components(statements: Sequence[Statement], similarity: float) -> Claims:
         joined = vectors_SD @ vectors_SD.T > similarity
         for _ in range(len(own).bit_length()):
             joined = joined @ joined
-        component |= {(image, each.text): int(row.argmax()) for each, row in zip(own, joined, strict=True)}
-    return lambda each: {component[each.image, each.text]: each.mean_logp}
+        texts = [each.sentence.text for each in own]
+        component |= {(image, text): int(row.argmax()) for text, row in zip(texts, joined, strict=True)}
+    return lambda each: {component[each.image, each.sentence.text]: each.sentence.probability}
 
 
-def aucs(statements: Sequence[Statement], claims: Claims) -> dict[str, float | None]:
-    """AUC of the pooled cosine and log-probability, of the sum of their ranks, and of the verifier's log-odds.
+def accuracy(statements: Sequence[Statement], grouping: Grouping) -> dict[str, float | None]:
+    """AUC of the pooled cosine and probability, of the sum of their ranks, and of the verifier; and its verdicts.
 
-    The last is None if the unsupervised verifier cannot be fitted.
+    Those of the verifier are None if it cannot be fitted.
     """
     pooled: dict[Hashable, np.ndarray] = {}
+    sums: dict[Hashable, list[float]] = {}
     for statement in statements:
-        for claim, logp in claims(statement).items():
-            key, own = (statement.image, claim), np.array([statement.cosine, logp])
+        for claim, probability in grouping(statement).items():
+            key, own = (statement.image, claim), np.array([statement.sentence.cosine, probability])
             pooled[key] = np.maximum(pooled[key], own) if key in pooled else own
-    counted = [statement for statement in statements if statement.label is not None]
+            sums.setdefault(claim, []).append(probability)
+    counted = [statement for statement in statements if statement.absent is not None]
+    rows = {key: row for row, key in enumerate(pooled)}
+    own_rows = [[rows[each.image, claim] for claim in grouping(each)] for each in counted]
+    absent = np.array([bool(statement.absent) for statement in counted])
+
+    def of_sentences(scores: np.ndarray) -> np.ndarray:
+        return np.array([scores[own].min() for own in own_rows])
+
     signals_NF = np.stack(list(pooled.values()))
     ranks_NF = signals_NF.argsort(0).argsort(0)
-    scores = {"cosine": signals_NF[:, 0], "logp": signals_NF[:, 1], "ranks": ranks_NF.sum(1)}
+    scores = {"cosine": signals_NF[:, 0], "p": signals_NF[:, 1], "ranks": ranks_NF.sum(1)}
+    result: dict[str, float | None] = {name: auc(of_sentences(each), absent) for name, each in scores.items()}
+    result |= dict.fromkeys(("verifier", "true_of_passed", "passed_of_true"))
+    uncertain = [float(np.mean(sums[key[1]])) < CERTAIN_PROBABILITY for key in pooled]  # type: ignore[index]
     with suppress(StageError):
-        evidence_NF = np.stack([signals_NF[:, 0], np.exp(signals_NF[:, 1])], 1)
-        verifier = fit_verifier(evidence_NF)
-        scores["verifier"] = evidence_NF @ np.array(verifier.weights_F)
-    rows = {key: row for row, key in enumerate(pooled)}
-    own = [[rows[each.image, claim] for claim in claims(each)] for each in counted]
-    absent = np.array([bool(statement.label) for statement in counted])
-    result: dict[str, float | None] = dict.fromkeys(("cosine", "logp", "ranks", "verifier"))
-    for name, score_N in scores.items():
-        result[name] = auc(np.array([score_N[claimed].min() for claimed in own]), absent)
+        verifier = fit_verifier(signals_NF[uncertain])
+        logits = of_sentences(signals_NF @ np.array(verifier.weights_F) + verifier.bias)
+        result["verifier"] = auc(logits, absent)
+        result["true_of_passed"] = float((~absent)[logits > 0].mean())
+        result["passed_of_true"] = float((logits > 0)[~absent].mean())
     return result
 
 

@@ -122,7 +122,7 @@ def _generate(size: str) -> None:
 
     run, captioner = settings("generate"), _captioner(size)
     engine = DualPathEngine(captioner, Workload(run.generate.slots, dual_path_share=0.5, prompts=1), kv_cache_gib=8)
-    pixels = captioner.random_pixels(12)
+    pixels = captioner.random_images(12)
     requests = [
         Request(f"{at}-{ratio}", each, "", ratio, 2 * at + bool(ratio), run.generate.decoding)
         for at, each in enumerate(pixels)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from jsfree.models.families.base import PIXELS, ImageInputs
+from jsfree.models.families.llava import visual_tokens
 from jsfree.models.loading import Captioner
 from jsfree.sizing import shapes
 
@@ -21,9 +23,9 @@ class RandomCaptioner(Captioner):
 
     prompt_tokens: int = PROMPT_TOKENS
 
-    def prompt_ids(self, text: str, *, image: bool) -> list[int]:  # noqa: ARG002 - as a captioner's
+    def prompt_ids(self, text: str, image: ImageInputs | None) -> list[int]:  # noqa: ARG002 - as a captioner's
         words = [WORD + number for number in range(self.prompt_tokens)]
-        seen = [self.model.config.image_token_index] * self.image_tokens if image else []
+        seen = [self.model.config.image_token_id] * visual_tokens(self.model.config) if image else []
         return [BEGIN, *words[:4], *seen, *words[4:]]
 
     @property
@@ -37,11 +39,16 @@ class RandomCaptioner(Captioner):
     def decode(self, token_ids: Sequence[int]) -> str:
         return " ".join(map(str, token_ids))
 
-    def random_pixels(self, count: int, seed: int = 0) -> list[torch.Tensor]:
-        """Random pixels, (3, side, side) each."""
+    @property
+    def blank(self) -> ImageInputs:  # type: ignore[override]
+        return self.random_images(1)[0]
+
+    def random_images(self, count: int, seed: int = 0) -> list[ImageInputs]:
+        """Images of random pixels."""
         side = self.model.config.vision_config.image_size
         generator = torch.Generator().manual_seed(seed)
-        return list(torch.randn(count, 3, side, side, generator=generator))
+        pixels = torch.randn(count, 3, side, side, generator=generator)
+        return [ImageInputs({PIXELS: each}, "") for each in pixels.split(1)]
 
 
 def tiny(patches: int) -> RandomCaptioner:

@@ -51,8 +51,8 @@ def main() -> None:
 def measured(rounds: int, images: int) -> dict[str, dict[str, Any]]:
     """The ratios and times of each workload."""
     captioner, random = load_captioner("miniworld:captioner"), tiny(12)
-    scenes = [captioner.pixels(world.draw(world.scene("development", index))) for index in range(images)]
-    noise = random.random_pixels(16)
+    scenes = [captioner.inputs(world.draw(world.scene("development", index))) for index in range(images)]
+    noise = random.random_images(16)
     return {
         "miniworld, evaluation captions": case(captioner, scenes, (0.0,), 96, rounds),
         "miniworld, pairs": case(captioner, scenes, PAIR, 96, rounds),

@@ -56,11 +56,13 @@ class Candidate(Decoded):
     """One of all captions of an image, the pair included, with what verification needs.
 
     ``role`` is ``low``, ``high``, or ``sample-1``, ``sample-2``...; ``logps`` is log p_c of every token, in nats;
-    ``ends`` is the end of every token in ``text``, in characters.
+    ``unconditional_logps`` is log p_u of every token, empty for captions at h = 0; ``ends`` is the end of every token
+    in ``text``, in characters.
     """
 
     role: str
     logps: list[float]
+    unconditional_logps: list[float]
     ends: list[int]
 
 
@@ -224,7 +226,13 @@ SCORED_CAPTION = pa.struct({**_DECODED, "sentences": pa.list_(_SENTENCE), "score
 _SECOND_CAPTION = pa.struct({"sentences": pa.list_(_SENTENCE), "score": pa.float64()})
 _SECOND = {"second_low": _SECOND_CAPTION, "second_high": _SECOND_CAPTION}
 
-_CANDIDATE = {"role": pa.string(), **_DECODED, "logps": pa.list_(pa.float32()), "ends": pa.list_(pa.int32())}
+_CANDIDATE = {
+    "role": pa.string(),
+    **_DECODED,
+    "logps": pa.list_(pa.float32()),
+    "unconditional_logps": pa.list_(pa.float32()),
+    "ends": pa.list_(pa.int32()),
+}
 _CANDIDATES = {"candidates": pa.list_(pa.struct(_CANDIDATE))}
 _SCORED_CANDIDATES = {"candidates": pa.list_(pa.struct({**_CANDIDATE, "sentences": pa.list_(_SENTENCE)}))}
 _EDIT = pa.struct({"text": pa.string(), "action": pa.string(), "role": pa.string(), "logit": pa.float64()})

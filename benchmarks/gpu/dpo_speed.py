@@ -136,7 +136,7 @@ class Policy:
         checkpointed = self.captioner.model.is_gradient_checkpointing
         train = self.settings.train.model_copy(update={"gradient_checkpointing": checkpointed, "epochs": 1})
         settings, scale = self.settings.model_copy(update={"train": train}), self.scale
-        prefix, lead = (len(self.captioner.prompt_ids("", image=image)) for image in (True, False))
+        prefix, lead = (len(self.captioner.prompt_ids("", image)) for image in (self.captioner.blank, None))
         lengths = Lengths(prefix, lead, scale.caption, scale.caption)
         if peak.beyond is not None:
             predicted = memory.training(scale.shape_7b, train, "bfloat16", lengths)

@@ -101,7 +101,7 @@ def ways(scale: Scale, report: Report) -> list[Compiling]:
 
 def requests_for(captioner: Captioner, scale: Scale, tokens: int | None = None) -> list[Request]:
     """Two captions of each image: one with h = 0, one with another h."""
-    pixels = [captioner.pixels(world.draw(world.scene("development", at))) for at in range(scale.exact_images)]
+    pixels = [captioner.inputs(world.draw(world.scene("development", at))) for at in range(scale.exact_images)]
     decoding = Decoding(max_new_tokens=tokens or scale.exact_tokens)
     return [
         Request(f"{at}/{role}", image, PROMPT, ratio, noise_key(0, 1, str(at), role), decoding)

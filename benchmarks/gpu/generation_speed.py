@@ -197,7 +197,7 @@ class Model:
         return config.build({"captioner": {"dtype": "bfloat16"}, "generate": generate}, where="benchmark")
 
     def _lengths(self) -> Lengths:
-        prefix, lead = (len(self.captioner.prompt_ids("", image=image)) for image in (True, False))
+        prefix, lead = (len(self.captioner.prompt_ids("", image)) for image in (self.captioner.blank, None))
         return Lengths(prefix, lead, self.scale.caption, self.scale.caption)
 
     def report_ratios(self, timings: dict[Case, Timing | None], dual: Case, single: Case) -> None:

@@ -14,8 +14,8 @@ from gpu.device import GIB
 from gpu.report import Report
 from gpu.scale import Scale
 from jsfree import config
-from jsfree.checks import devices
 from jsfree.sizing import rates
+from jsfree.sizing.scorers import scorer_shape
 from jsfree.stages.scoring import ClipScorer
 
 
@@ -24,7 +24,10 @@ def measure(scale: Scale, report: Report) -> None:
     import open_clip
 
     model_config = scale.clip or open_clip.get_model_config("ViT-L-14-336")
-    settings = config.build({"score": {"resources": {"replicas": 1, "gpus": 1, "cpus": 16}}}, where="benchmark")
+    resources = {"resources": {"replicas": 1, "gpus": 1, "cpus": 16}}
+    clip = {"ref": "ViT-L-14-336", "pretrained": "openai"}
+    settings = config.build({"clip": clip, "score": resources}, where="benchmark")
+    shape = scorer_shape(settings.clip)
     with tempfile.TemporaryDirectory(prefix="clip-") as folder:
         scorer = scorer_of(Path(folder), model_config, scale.device)
     side = model_config["vision_cfg"]["image_size"]
@@ -33,11 +36,11 @@ def measure(scale: Scale, report: Report) -> None:
     peak = device.Peak(scale)
     seconds = timed(scorer, pixels, pairs, "float32", scale, report)
     if peak.bytes is not None:
-        report.predict("CLIP's memory", devices.CLIP_BYTES, peak.bytes, "bytes")
+        report.predict("CLIP's memory", shape.bytes, peak.bytes, "bytes")
         report.figure("peak_gib", peak.bytes / GIB)
-    predicted = rates.score_seconds(len(pairs), settings, device.kind(scale))
+    predicted = rates.score_seconds(len(pairs), settings, device.kind(scale), settings.clip.scorers)
     report.predict("images with two captions", len(pairs) / predicted, len(pairs) / seconds, "images/s")
-    operations = rates.CLIP_FLOPS * len(pairs) / seconds
+    operations = shape.pair_flops * len(pairs) / seconds
     report.figure("shares", {"clip": operations / device.kind(scale).flops})
     if scale.device == "cuda":
         torch.set_float32_matmul_precision("high")

@@ -62,9 +62,7 @@ def _plain(model: PairModel, batch: PairBatch, segment: int) -> torch.Tensor:
     prefixes = (batch.segments_BL == PREFIX).sum(-1).tolist()
     ids_BT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     seen_BT = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    logits_BTV = model.llava(
-        input_ids=ids_BT, attention_mask=seen_BT, pixel_values=batch.pixels, use_cache=False
-    ).logits
+    logits_BTV = model.llava(input_ids=ids_BT, attention_mask=seen_BT, **batch.images, use_cache=False).logits
     sums = []
     for logits_TV, row, prefix in zip(logits_BTV, rows, prefixes, strict=True):
         predicting = logits_TV[prefix - 1 : len(row) - 1].float()

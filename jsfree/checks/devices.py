@@ -12,12 +12,11 @@ from jsfree.checks.findings import Finding, fails, note, ok
 from jsfree.config import RunConfig, Train
 from jsfree.sizing import footprint, memory
 from jsfree.sizing.memory import Lengths, Memory
-from jsfree.sizing.shapes import LlavaShape
+from jsfree.sizing.scorers import scorer_shape
+from jsfree.sizing.shapes import CaptionerShape
 
 AREA = "memory"
 GB = 1e9
-CLIP_BYTES = 2_500_000_000
-"""Weights of ViT-L/14 at 336 pixels in float32 and the activations of 64 images; an estimate."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Capacity:
     device: str
 
 
-def check_generation(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> Iterator[Finding]:
+def check_generation(config: RunConfig, shape: CaptionerShape, lengths: Lengths, device: Device) -> Iterator[Finding]:
     """Compare the memory of decoding with the device of each replica, in the way of decoding that takes most."""
     wanted, capacity = config.generate.slots, generation_capacity(config, device)
     fitting = memory.fitting_slots(shape, config, lengths, capacity.bytes, capacity.reserved)
@@ -80,7 +79,8 @@ def check_generation(config: RunConfig, shape: LlavaShape, lengths: Lengths, dev
 def generation_capacity(config: RunConfig, device: Device) -> Capacity:
     """The memory of a replica of stage 1 on its device."""
     resources = config.generate.resources
-    reserved = CLIP_BYTES * len(config.clip.scorers) if config.score.with_generation and device.is_gpu else 0
+    together = config.score.with_generation and device.is_gpu
+    reserved = int(sum(scorer_shape(scorer).bytes for scorer in config.clip.scorers)) if together else 0
     if config.captioner.device_map == "auto":
         return Capacity(int(device.memory * resources.gpus), reserved, f"{resources.gpus:g} x {device.name}")
     sharing = resources.replicas if not device.is_gpu else int(1 / resources.gpus + 1e-6) if resources.gpus < 1 else 1
@@ -88,7 +88,7 @@ def generation_capacity(config: RunConfig, device: Device) -> Capacity:
     return Capacity(device.memory // sharing, reserved, name)
 
 
-def check_training(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> Iterator[Finding]:
+def check_training(config: RunConfig, shape: CaptionerShape, lengths: Lengths, device: Device) -> Iterator[Finding]:
     """Compare the memory of stage 4 with the device of each worker."""
     train, dtype = config.train, config.captioner.dtype
     capacity = training_capacity(config, device)
@@ -114,7 +114,7 @@ def training_capacity(config: RunConfig, device: Device) -> float:
     return device.memory / config.train.resources.replicas
 
 
-def fitting_settings(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> str:
+def fitting_settings(config: RunConfig, shape: CaptionerShape, lengths: Lengths, device: Device) -> str:
     """The preferred way to train that fits the device, as ``--set`` options; empty if none fits."""
     capacity, dtype, captions = training_capacity(config, device), config.captioner.dtype, len(config.trained_captions)
     for _, train in memory.alternatives(config.train, on_cpu=not device.is_gpu):
@@ -129,7 +129,7 @@ def fitting_settings(config: RunConfig, shape: LlavaShape, lengths: Lengths, dev
     return ""
 
 
-def _offloaded(train: Train, shape: LlavaShape) -> str:
+def _offloaded(train: Train, shape: CaptionerShape) -> str:
     """Describe the nodes' memory that offloading takes."""
     if train.offload == "none":
         return ""

@@ -16,21 +16,24 @@ from jsfree.errors import ModelError
 from jsfree.models import prompts
 from jsfree.models.clip import clip_source, model_settings, require_own_text_tower
 from jsfree.models.contents import CAPTIONER, CLIP, Kind, require_folder, require_type, tensor_shapes
+from jsfree.models.families.base import TYPICAL_SIZE, Family, ImageInputs
+from jsfree.models.families.registry import family_of, window_of
 from jsfree.models.hub import is_offline
-from jsfree.models.prompts import visual_tokens
 from jsfree.models.references import description_folder, hub_model, look_up
 from jsfree.sizing import shapes
 from jsfree.sizing.footprint import BYTES
 from jsfree.sizing.memory import Lengths
-from jsfree.sizing.shapes import LlavaShape
+from jsfree.sizing.scorers import shape_of
+from jsfree.sizing.shapes import CaptionerShape
 from jsfree.sizing.workload import caption_tokens
 
 if TYPE_CHECKING:
-    from transformers import LlavaConfig, LlavaProcessor
+    from transformers import PreTrainedConfig, ProcessorMixin
 
 AREA = "models"
 REMEDY = "correct captioner.ref or clip.ref: a hub id, a folder or a URI"
-HUB_LAYOUT = "vision_tower.vision_model."
+FURTHER_SIZES = ((336, 336), (1920, 1080))
+"""Widths and heights of images whose tokens are shown besides those of a typical one."""
 CHARS_A_TOKEN, TEMPLATE_TOKENS = 4, 10
 """For estimating a prompt's tokens without a tokenizer."""
 
@@ -40,13 +43,32 @@ class Description:
     """A captioner without its weights: folder, configuration and processor."""
 
     folder: Path
-    config: LlavaConfig
-    processor: LlavaProcessor
+    config: PreTrainedConfig
+    processor: ProcessorMixin
+
+    @property
+    def family(self) -> Family:
+        """The model's family."""
+        return family_of(self.config)
+
+    def inputs(self, size: tuple[int, int]) -> ImageInputs:
+        """What the model takes for an image of a size (width, height)."""
+        return self.family.inputs(self.processor, self.config, Image.new("RGB", size))
+
+    def tokens_of(self, image: ImageInputs) -> int:
+        """Image tokens of an image."""
+        ids = self.processor.tokenizer(image.text, add_special_tokens=False)["input_ids"]
+        return int(ids.count(self.config.image_token_id))
 
     @property
     def image_tokens(self) -> int:
-        """Visual tokens of an image, from the vision tower."""
-        return visual_tokens(self.config)
+        """Image tokens of a typical image."""
+        return self.tokens_of(self.inputs(TYPICAL_SIZE))
+
+    @property
+    def placeholder(self) -> str:
+        """The placeholder of an image in the chat template."""
+        return self.family.placeholder(self.processor)
 
 
 @contextmanager
@@ -72,10 +94,12 @@ def described(config: RunConfig) -> Iterator[Description]:
         yield Description(folder, *read)
 
 
-def _read(folder: Path) -> tuple[LlavaConfig, LlavaProcessor]:
-    from transformers import LlavaConfig, LlavaProcessor
+def _read(folder: Path) -> tuple[PreTrainedConfig, ProcessorMixin]:
+    import transformers
 
-    return LlavaConfig.from_pretrained(folder), LlavaProcessor.from_pretrained(folder, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    family = family_of(config)
+    return config, getattr(transformers, family.processor_class).from_pretrained(folder, local_files_only=True)
 
 
 def is_elsewhere(ref: str, kind: Kind, files: ModelFiles) -> bool:
@@ -99,23 +123,41 @@ def check_captioner(config: RunConfig, model: Description) -> Iterator[Finding]:
         ModelError: the chat template is missing or unusable, or a file of weights is incomplete.
         ConfigError: the prompt contains the image token.
     """
-    yield ok(AREA, "captioner", f"{config.captioner.versioned_ref}: {_size_of(model)}")
-    yield from _weights(config, model)
-    yield from _image_tokens(model, config.prompt)
+    shape = captioner_shape(model)
+    yield ok(AREA, "captioner", f"{config.captioner.versioned_ref}: {_size_of(model, shape)}")
+    yield from _weights(config, model, shape)
+    yield from _prompts(model, config.prompt)
+    if model.config.model_type == "llava":
+        yield from _image_tokens(model, config.prompt)
     yield from _tokenizer(model)
     yield from _lengths_fit(config, model)
 
 
-def _size_of(model: Description) -> str:
-    shape = shapes.shape_of(model.config)
-    return f"{shapes.parameters(shape) / 1e9:.3g} billion parameters, {model.image_tokens} visual tokens per image"
+def captioner_shape(model: Description) -> CaptionerShape:
+    """The shape of a captioner.
+
+    Raises:
+        ModelError: it is of no supported family.
+    """
+    numbers = model.family.feature_numbers(model.config, model.inputs(TYPICAL_SIZE))
+    return shapes.shape_of(model.config, model.image_tokens, numbers)
 
 
-def _weights(config: RunConfig, model: Description) -> Iterator[Finding]:
+def _size_of(model: Description, shape: CaptionerShape) -> str:
+    by_size = {size: model.tokens_of(model.inputs(size)) for size in (TYPICAL_SIZE, *FURTHER_SIZES)}
+    if len(set(by_size.values())) == 1:
+        tokens = f"{model.image_tokens} visual tokens per image"
+    else:
+        counts = ", ".join(f"{count:,} at {width} x {height}" for (width, height), count in by_size.items())
+        tokens = f"visual tokens by size of the image: {counts}"
+    return f"{shapes.parameters(shape) / 1e9:.3g} billion parameters, {tokens}"
+
+
+def _weights(config: RunConfig, model: Description, shape: CaptionerShape) -> Iterator[Finding]:
     """Compare the headers of local weights with the tensors that the configuration requires."""
     ref, files = config.captioner.versioned_ref, sorted(model.folder.glob(CAPTIONER.weights))
     if not _is_complete(ref, model.folder):  # not fetched yet, or in part
-        size = BYTES[config.captioner.dtype] * shapes.parameters(shapes.shape_of(model.config)) / 1e9
+        size = BYTES[config.captioner.dtype] * shapes.parameters(shape) / 1e9
         if is_offline(config.models):
             yield note(
                 AREA, "weights", f"incomplete in this node's cache, and the hub is offline: {size:.0f} GB must be there"
@@ -126,11 +168,11 @@ def _weights(config: RunConfig, model: Description) -> Iterator[Finding]:
             )
         return
     present = {name for path in files for name in tensor_shapes(path)}
-    required = set(shapes.tensors(shapes.shape_of(model.config)))
+    required = set(shapes.tensors(shape))
     if model.config.tie_word_embeddings:
         required -= {"language_model.lm_head.weight"}
     missing = sorted(required - present)
-    if missing and not any(name.startswith(HUB_LAYOUT) for name in present):
+    if missing and not required & present:
         yield note(AREA, "weights", f"{len(present)} tensors in a key layout other than the hub's: not compared")
     elif missing:
         yield fails(
@@ -151,10 +193,16 @@ def _is_complete(ref: str, folder: Path) -> bool:
     return True
 
 
-def _image_tokens(model: Description, prompt: str) -> Iterator[Finding]:
-    """Check the image size and image tokens of the processor, as other programs use it, on an empty image."""
-    rendered = prompts.conditional_prompt(model.processor, prompt)
+def _prompts(model: Description, prompt: str) -> Iterator[Finding]:
+    """Show the prompt of each path as the chat template renders it."""
+    rendered = prompts.conditional_prompt(model.processor, prompt, model.placeholder)
     yield ok(AREA, "prompt", " ".join(rendered.split()))
+    yield ok(AREA, "prompt without image", " ".join(prompts.unconditional_prompt(model.processor, prompt).split()))
+
+
+def _image_tokens(model: Description, prompt: str) -> Iterator[Finding]:
+    """Check the image size and image tokens of LLaVA's processor, as other programs use it, on an empty image."""
+    rendered = prompts.conditional_prompt(model.processor, prompt, model.placeholder)
     height, width = model.processor.image_processor(Image.new("RGB", (64, 48)), return_tensors="pt")[
         "pixel_values"
     ].shape[-2:]
@@ -213,6 +261,7 @@ def _tokenizer(model: Description) -> Iterator[Finding]:
 def _lengths_fit(config: RunConfig, model: Description) -> Iterator[Finding]:
     """Check that prompt, image and the longest caption fit the context."""
     context = model.config.get_text_config().max_position_embeddings
+    context = min(context, window_of(model.config) or context)
     prefix = lengths(config, model).prefix
     limits = {} if config.imported else {"generate.decoding": config.generate.decoding.max_new_tokens}
     limits |= {f"evaluate.modes.{name}": mode.max_new_tokens for name, mode in config.evaluate.modes.items()}
@@ -232,17 +281,17 @@ def _lengths_fit(config: RunConfig, model: Description) -> Iterator[Finding]:
 
 
 def lengths(config: RunConfig, model: Description) -> Lengths:
-    """Lengths of the prompt, by the tokenizer, and of captions."""
-    tokenizer = model.processor.tokenizer
-    with_image = prompts.conditional_prompt(model.processor, config.prompt)
+    """Lengths of the prompt with a typical image, by the tokenizer, and of captions."""
+    with_image = prompts.conditional_prompt(model.processor, config.prompt, model.placeholder)
     without = prompts.unconditional_prompt(model.processor, config.prompt)
-    prefix = len(tokenizer(with_image)["input_ids"]) - 1 + model.image_tokens
-    return Lengths(
-        prefix, len(tokenizer(without)["input_ids"]), caption_tokens(config), config.generate.decoding.max_new_tokens
+    prefix, text = (
+        len(prompts.tokenize(model.processor, rendered))
+        for rendered in (with_image.replace(model.placeholder, model.inputs(TYPICAL_SIZE).text), without)
     )
+    return Lengths(prefix, text, caption_tokens(config), config.generate.decoding.max_new_tokens)
 
 
-def estimated_lengths(config: RunConfig, shape: LlavaShape) -> Lengths:
+def estimated_lengths(config: RunConfig, shape: CaptionerShape) -> Lengths:
     """Lengths of prompt and captions, estimated without a tokenizer."""
     text = TEMPLATE_TOKENS + len(config.prompt) // CHARS_A_TOKEN
     return Lengths(shape.image_tokens + text, text, caption_tokens(config), config.generate.decoding.max_new_tokens)
@@ -263,6 +312,10 @@ def check_clip(config: RunConfig, model: ClipModel) -> Iterator[Finding]:
         settings = model_settings(ref, folder)
         text = settings["text_cfg"]
         require_own_text_tower(ref, text, folder)
-    context, side = text.get("context_length", 77), settings["vision_cfg"].get("image_size", 224)
-    found = f"{model.label}: images of {side} pixels; sentences over {context} tokens are split"
+    side, shape = settings["vision_cfg"].get("image_size", 224), shape_of(settings)
+    encoded = "their own length" if shape.is_causal else "the full context, because the text tower is not causal"
+    found = (
+        f"{model.label}: {shape.parameters / 1e6:.3g} M weights, images of {side} pixels; sentences over"
+        f" {shape.context} tokens are split, and encoded at {encoded}"
+    )
     yield ok(AREA, "CLIP", found)

@@ -29,7 +29,6 @@ from jsfree.errors import JsfreeError, StageError
 from jsfree.evaluation.rounds_stop import last_round
 from jsfree.evaluation.statistics import mean_interval
 from jsfree.models.loading import load_captioner
-from jsfree.models.saving import hub_key
 from jsfree.run.folder import Folder, shard_name
 from jsfree.run.run import Run
 from jsfree.run.stages import manifests_of_round
@@ -110,11 +109,9 @@ def reload(config: RunConfig, before: str, after: str, samples: Sequence[Sample]
     texts = {row["sample_id"]: row["text"] for row in writer(samples).rows}
     settings = config.captioner
     old = load_captioner(before, "cpu", settings.dtype, settings.preprocessing, files=config.models).model
-    weights = {hub_key(key): tensor for key, tensor in writer.captioner.model.state_dict().items()}
-    trained = trained_names(weights, config.train.trained_layers, config.train.lora)
-    differs = {
-        hub_key(key) for key, tensor in old.state_dict().items() if not torch.equal(tensor, weights[hub_key(key)].cpu())
-    }
+    weights = writer.captioner.model.state_dict()
+    trained = trained_names(weights, writer.captioner.family, config.train.trained_layers, config.train.lora)
+    differs = {key for key, tensor in old.state_dict().items() if not torch.equal(tensor, weights[key].cpu())}
     frozen = weights.keys() - trained
     return Reloaded(mode, texts, len(trained), len(differs & trained), len(frozen), len(differs & frozen))
 
@@ -327,7 +324,7 @@ CHECKS = (
     SmokeCheck(
         "captions are not empty",
         _captions,
-        "captioner.ref must be a LLaVA-1.5 checkpoint with its own chat template; see generate.decoding",
+        "captioner.ref must be a checkpoint with its own chat template; see generate.decoding",
     ),
     SmokeCheck(
         "h raises hallucination, by CLIP",

@@ -144,8 +144,8 @@ class CaptionerSettings(Section):
     """The initial captioner, m0."""
 
     ref: str = "miniworld:captioner"
-    """Hub id, local folder or URI of a LLaVA checkpoint; ``miniworld:captioner`` is a tiny model shipped with
-    jsfree."""
+    """Hub id, local folder or URI of a captioner of a supported family (docs/models.md); ``miniworld:captioner`` is a
+    tiny model shipped with jsfree."""
     revision: str | None = None
     """Branch, tag or commit of a hub model. ``null``: the latest commit when the run starts, which is recorded in
     ``models.commits``."""
@@ -153,7 +153,8 @@ class CaptionerSettings(Section):
     """Data type of the weights and of the arithmetic in generation and training."""
     preprocessing: Preprocessing = "crop"
     """Image preprocessing in generation, training, evaluation and serving. ``crop``: the center crop of the Hugging
-    Face processor; ``pad``: pad to a square with the mean color, as in the original LLaVA code."""
+    Face processor; ``pad``: pad to a square with the mean color, as in the original LLaVA code. Other families than
+    LLaVA have preprocessing of their own, and take ``crop``."""
     device_map: Annotated[DeviceMap, Placement()] = "single"
     """``single``: each replica uses one GPU; ``auto``: the layers are distributed over the GPUs that
     ``generate.resources.gpus`` reserves, for a model that does not fit on one GPU. Training shards the model over its

@@ -9,6 +9,7 @@ Shape suffixes: V vocabulary, W views of the image.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 
@@ -18,6 +19,7 @@ from jsfree.decoding.mixing import Geometric, M3id, Mixing, Probability, Vcd, ad
 from jsfree.decoding.requests import Caption, Request, completed_caption
 from jsfree.decoding.views import translations
 from jsfree.errors import DecodingError
+from jsfree.models.families.base import ImageInputs
 from jsfree.models.loading import Captioner
 
 
@@ -36,6 +38,7 @@ def decode(captioner: Captioner, request: Request, mixing: Mixing | None = None)
     noise = sampling.NoiseStream(request.noise_key, captioner.vocabulary)
     tokens: list[int] = []
     logps: list[float] = []
+    unconditional_logps: list[float] = []
     while True:
         conditional_WV, second_V = _path_logits(captioner, request, tokens, mixing)
         probs_V = mixture(conditional_WV, second_V, request.ratio, request.decoding, len(tokens), mixing)
@@ -47,7 +50,9 @@ def decode(captioner: Captioner, request: Request, mixing: Mixing | None = None)
             raise DecodingError(f"request {request.request_id!r}: no token has any probability")
         tokens.append(token)
         logps.append(math.log(_log_probs(conditional_WV)[:, token].exp().mean().item()))
-        caption = completed_caption(captioner, request, tokens, logps)
+        if mixing.uses_second(request.ratio) and mixing.noise_step is None:
+            unconditional_logps.append(float(_log_probs(second_V)[token]))
+        caption = completed_caption(captioner, request, tokens, logps, unconditional_logps)
         if caption is not None:
             return caption
 
@@ -66,14 +71,18 @@ def _path_logits(
     captioner: Captioner, request: Request, tokens: list[int], mixing: Mixing
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of the token after ``tokens``, float64: of the conditional path (W, V), and of the second path (V,)."""
-    with_image = [*captioner.prompt_ids(request.prompt, image=True), *tokens]
-    without_image = [*captioner.prompt_ids(request.prompt, image=False), *tokens]
-    views = [_translated(request.pixels, x, y) for x, y in translations(request.decoding.views)]
-    conditional_WV = torch.stack([_last_logits(captioner, with_image, captioner.batch([view])) for view in views])
+    assert request.image is not None
+    with_image = [*captioner.prompt_ids(request.prompt, request.image), *tokens]
+    without_image = [*captioner.prompt_ids(request.prompt, None), *tokens]
+    views = [
+        captioner.map_pixels(request.image, partial(_translated, x=x, y=y))
+        for x, y in translations(request.decoding.views)
+    ]
+    conditional_WV = torch.stack([_last_logits(captioner, with_image, view) for view in views])
     if mixing.noise_step is None:
         second_V = _last_logits(captioner, without_image, None)
     else:
-        noised = captioner.batch([add_diffusion_noise(request.pixels, mixing.noise_step)])
+        noised = captioner.map_pixels(request.image, partial(add_diffusion_noise, step=mixing.noise_step))
         second_V = _last_logits(captioner, with_image, noised)
     for logits in (conditional_WV, second_V):
         logits[..., list(captioner.suppressed_ids)] = -torch.inf
@@ -88,10 +97,11 @@ def _translated(pixels: torch.Tensor, x: int, y: int) -> torch.Tensor:
     return pixels[:, rows][:, :, columns]
 
 
-def _last_logits(captioner: Captioner, token_ids: list[int], pixels: torch.Tensor | None) -> torch.Tensor:
-    """Logits of the token after ``token_ids``, (V,) float64."""
+def _last_logits(captioner: Captioner, token_ids: list[int], image: ImageInputs | None) -> torch.Tensor:
+    """Logits of the token after ``token_ids``, (V,) float64; the model finds the positions of all tokens itself."""
     ids = torch.tensor([token_ids], device=captioner.device)
-    logits: torch.Tensor = captioner.model(input_ids=ids, pixel_values=pixels, use_cache=False).logits
+    arguments = {} if image is None else captioner.forward_arguments(token_ids, [image])
+    logits: torch.Tensor = captioner.model(input_ids=ids, use_cache=False, **arguments).logits
     return logits[0, -1].double()
 
 

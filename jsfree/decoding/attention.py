@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from jsfree.errors import ModelError
-
 if TYPE_CHECKING:
     import torch
 
@@ -23,17 +21,15 @@ NAME = "jsfree_paths"
 def install(captioner: Captioner) -> None:
     """Set a captioner's language model to attend through ``attend``.
 
-    Raises:
-        ModelError: it uses sliding-window attention, which ``KvCache`` does not support.
+    A language model whose layers have a sliding window is decoded as if it had none, which is exact as long as prefix
+    and caption fit into the window (``DualPathEngine.submit``).
     """
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-    if getattr(captioner.model.config.get_text_config(), "sliding_window", None):
-        raise ModelError("a captioner with sliding-window attention cannot be decoded", "use a model without it")
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    captioner.model.model.language_model.set_attn_implementation(NAME)
+    captioner.language_model.set_attn_implementation(NAME)
 
 
 def attend(

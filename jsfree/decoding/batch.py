@@ -148,6 +148,17 @@ class Batch:
         token_B[asking] = token_B[asking].masked_fill(logp_B.isnan(), sampling.NO_TOKEN)
         for caption, logp in zip(captions, logp_B.tolist(), strict=True):
             caption.logps.append(logp)
+        self._add_unconditional_logps(captions, token_B[asking])
+
+    def _add_unconditional_logps(self, captions: Sequence[ActiveCaption], token_B: torch.Tensor) -> None:
+        if self._mixing.noise_step is not None:  # the second path sees the noised image
+            return
+        having = [index for index, caption in enumerate(captions) if caption.second_row is not None]
+        rows = [[row] for index in having if (row := captions[index].second_row) is not None]
+        for index, logp in zip(
+            having, mixing.token_logps(self._logits_RV, rows, token_B[having]).tolist(), strict=True
+        ):
+            captions[index].unconditional_logps.append(logp)
 
     def next_token_probs(self, slots: Sequence[int]) -> torch.Tensor:
         """Distribution of the next token of the captions in some slots, (B, V)."""

@@ -95,6 +95,9 @@ class KvCache:
         # One length more, which is 0, for rows that read no prefix.
         self._image_lengths_I = torch.zeros(layout.image_prefixes + 1, dtype=torch.int64, device=device)
         self._text_lengths_K = torch.zeros(layout.text_prefixes + 1, dtype=torch.int64, device=device)
+        # Positions of the first own tokens, which differ from the lengths in models with M-RoPE.
+        self._image_positions_I = torch.zeros_like(self._image_lengths_I)
+        self._text_positions_K = torch.zeros_like(self._text_lengths_K)
         self._own_T = torch.arange(layout.own_tokens, device=device)
         self._image_P = torch.arange(layout.image_tokens, device=device)
         self._text_N = torch.arange(layout.text_prefixes * layout.text_tokens, device=device)
@@ -102,14 +105,19 @@ class KvCache:
         self.image_lengths = [0] * layout.image_prefixes
         """Tokens that each image prefix holds."""
 
-    def store_image_prefixes(self, first: int, prefilled: DynamicCache) -> None:
-        """Store the prefill of images and their prompts, of one length, from the prefix ``first`` on."""
+    def store_image_prefixes(self, first: int, prefilled: DynamicCache, next_position: int) -> None:
+        """Store the prefill of images and their prompts, of one length, from the prefix ``first`` on.
+
+        Args:
+            next_position: position of the token after each of them.
+        """
         length = prefilled.get_seq_length()
         for layer, keys_IHLD, values_IHLD in self._pair_layers(prefilled):
             end = first + len(keys_IHLD)
             layer.image_keys[first:end, :, :length] = keys_IHLD.nan_to_num()
             layer.image_values[first:end, :, :length] = values_IHLD.nan_to_num()
         self._image_lengths_I[first:end] = length
+        self._image_positions_I[first:end] = next_position
         self.image_lengths[first:end] = [length] * (end - first)
 
     def store_text_prefix(self, number: int, prefilled: DynamicCache) -> None:
@@ -119,7 +127,7 @@ class KvCache:
         for layer, keys_1HLD, values_1HLD in self._pair_layers(prefilled):
             layer.text_keys[:, start : start + length] = keys_1HLD[0].nan_to_num()
             layer.text_values[:, start : start + length] = values_1HLD[0].nan_to_num()
-        self._text_lengths_K[number] = length
+        self._text_lengths_K[number] = self._text_positions_K[number] = length
 
     def clear_rows(self, rows: Sequence[int]) -> None:
         """Set the rows' own keys and values to zero, so that NaN does not reach the next captions."""
@@ -150,7 +158,8 @@ class KvCache:
             text_mask_M11L=torch.cat((text_MN, own_RT[image_rows:]), dim=-1)[:, None, None],
         )
         self._steps = {step_rows.own_length_R.device: step}
-        return torch.cat((lengths_Q1, lengths_M1))[:, 0] + step_rows.own_length_R
+        first_R = torch.cat((self._image_positions_I[image_Q], self._text_positions_K[text_M]))
+        return first_R + step_rows.own_length_R
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, *_: object, **__: object

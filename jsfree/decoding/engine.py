@@ -31,6 +31,7 @@ from jsfree.decoding.requests import (
     Request,
     StepResult,
     check_prefix,
+    check_window,
     completed_caption,
     no_memory_error,
     no_token_error,
@@ -107,10 +108,12 @@ class DualPathEngine:
 
         Raises:
             DeviceError: it could never fit into memory. A request that does not fit at the moment waits.
+            DecodingError: image, prompt and caption exceed the model's sliding window.
             ValueError: it needs the second path or more views, which this engine's workload does not have, or its
                 prefix is invalid.
         """
         check_prefix(self.captioner, request)
+        check_window(self.captioner, request)
         self.check_fits(request)
         if self.mixing.uses_second(request.ratio) and not self._workload.dual_path_share:
             raise ValueError(f"request {request.request_id!r} has h = {request.ratio:g}; the engine has no second path")
@@ -295,7 +298,9 @@ class DualPathEngine:
             return
         caption.tokens.append(token)
         result.drawn.append((request.request_id, token))
-        completed = completed_caption(self.captioner, request, caption.tokens, caption.logps)
+        completed = completed_caption(
+            self.captioner, request, caption.tokens, caption.logps, caption.unconditional_logps
+        )
         if completed is not None:
             result.finished.append(completed)
             batch.free(slot)

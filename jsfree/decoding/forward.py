@@ -43,9 +43,9 @@ class Forward:
         if compiling == "cuda_graphs" and (device.type != "cuda" or len(set(devices.values())) > 1):
             raise DeviceError("'compile: cuda_graphs' needs a model on one GPU", "set 'generate.compile: none'")
         self.cache = KvCache(layout, device)
-        self._model = captioner.model
+        self._language_model, self._head = captioner.language_model, captioner.model.lm_head
         if device.type == "cpu":
-            _transpose_weights(self._model)
+            _transpose_weights(captioner.model)
         self._no_mask = torch.zeros(1, 1, 1, 1, device=device)  # transformers uses a mask of four axes unchanged
         self._coarse = compiling != "none" or device.type == "cuda"
         self._run: Callable[[Forward, torch.Tensor, Extent], torch.Tensor] = Forward._step
@@ -91,7 +91,7 @@ class Forward:
     def _step(self, table_4R: torch.Tensor, extent: Extent) -> torch.Tensor:
         token_R, own_length_R, prefix_R, reader_R = table_4R.unbind()
         position_R = self.cache.begin_step(StepRows(own_length_R, prefix_R, reader_R), extent)
-        hidden_R1C = self._model.model.language_model(
+        hidden_R1C = self._language_model(
             input_ids=token_R[:, None],
             position_ids=position_R[:, None],
             attention_mask=self._no_mask,
@@ -99,7 +99,7 @@ class Forward:
             use_cache=True,
             kv_cache=self.cache,
         ).last_hidden_state
-        logits_RV: torch.Tensor = self._model.lm_head(hidden_R1C[:, 0])
+        logits_RV: torch.Tensor = self._head(hidden_R1C[:, 0])
         return logits_RV.to(table_4R.device)
 
 

@@ -5,9 +5,10 @@ Shape suffixes: V vocabulary, W views of an image.
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,7 @@ from jsfree.decoding.mixing import add_diffusion_noise
 from jsfree.decoding.requests import Request
 from jsfree.decoding.views import views_of
 from jsfree.decoding.workload import Requirement
+from jsfree.models.families.base import ImageInputs, Prompt
 from jsfree.models.loading import Captioner
 
 if TYPE_CHECKING:
@@ -31,15 +33,8 @@ class Prefilled:
     cache: DynamicCache
     logits_WV: torch.Tensor
     """Logits of the token after each prefix: minus infinity for tokens that must not be drawn."""
-
-
-@dataclass
-class _Prompt:
-    """Token ids of a prompt, (1, length) each, and its prefill without image, which is made once."""
-
-    with_image: torch.Tensor
-    without_image: torch.Tensor
-    prefilled: Prefilled | None = None
+    next_position: int
+    """Position of the token after each prefix."""
 
 
 class Prefill:
@@ -47,52 +42,45 @@ class Prefill:
 
     def __init__(self, captioner: Captioner) -> None:
         self._captioner = captioner
-        self._prompts: OrderedDict[str, _Prompt] = OrderedDict()
-        self._lock = threading.Lock()  # a server calls requirement() from another thread
+        self._texts: OrderedDict[str, Prefilled] = OrderedDict()
 
     def requirement(self, request: Request) -> Requirement:
         """Tokens that a request takes at most. Thread-safe."""
-        prompt = self._prompt(request.prompt)
+        image = request.image
         return Requirement(
-            image_prefix=prompt.with_image.shape[1],
-            text_prefix=prompt.without_image.shape[1],
+            image_prefix=0 if image is None else len(self._captioner.prompt_ids(request.prompt, image)),
+            text_prefix=len(self._captioner.prompt_ids(request.prompt, None)),
             caption=request.decoding.max_new_tokens,
         )
 
     def image_prefix(self, request: Request) -> Prefilled:
         """Prefill the views of a request's image with its prompt."""
-        views = views_of(request.pixels, request.decoding.views)
-        return self._run(self._prompt(request.prompt).with_image, self._captioner.batch(list(views)))
+        assert request.image is not None
+        views = views_of(self._captioner, request.image, request.decoding.views)
+        return self._run(self._captioner.prompt(request.prompt, request.image), views)
 
     def noised_prefix(self, request: Request, noise_step: int) -> Prefilled:
         """Prefill a request's image, noised, with its prompt."""
-        noised = add_diffusion_noise(request.pixels, noise_step)
-        return self._run(self._prompt(request.prompt).with_image, self._captioner.batch([noised]))
+        assert request.image is not None
+        noised = self._captioner.map_pixels(request.image, partial(add_diffusion_noise, step=noise_step))
+        return self._run(self._captioner.prompt(request.prompt, request.image), [noised])
 
     def text_prefix(self, text: str) -> Prefilled:
         """Prefill a prompt without image, or return the cached prefill."""
-        prompt = self._prompt(text)
-        if prompt.prefilled is None:
-            prompt.prefilled = self._run(prompt.without_image, None)
-        return prompt.prefilled
+        if text not in self._texts:
+            self._texts[text] = self._run(self._captioner.prompt(text, None), [])
+            if len(self._texts) > CACHED_PROMPTS:  # a server meets any number of prompts
+                self._texts.popitem(last=False)
+        self._texts.move_to_end(text)
+        return self._texts[text]
 
-    def _run(self, ids: torch.Tensor, pixels: torch.Tensor | None) -> Prefilled:
+    def _run(self, prompt: Prompt, images: Sequence[ImageInputs]) -> Prefilled:
+        """Prefill a prompt with each of some images, or without any."""
         from transformers import DynamicCache
 
         model = self._captioner.model
         cache = DynamicCache(config=model.config.get_text_config())
-        ids = ids.to(self._captioner.device).expand(1 if pixels is None else len(pixels), -1)
-        output = model(input_ids=ids, pixel_values=pixels, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return Prefilled(cache, self._captioner.suppress(output.logits[:, -1]))
-
-    def _prompt(self, text: str) -> _Prompt:
-        with self._lock:
-            if text not in self._prompts:
-                with_image, without_image = (
-                    torch.tensor([self._captioner.prompt_ids(text, image=image)]) for image in (True, False)
-                )
-                self._prompts[text] = _Prompt(with_image, without_image)
-                if len(self._prompts) > CACHED_PROMPTS:  # a server meets any number of prompts
-                    self._prompts.popitem(last=False)
-            self._prompts.move_to_end(text)
-            return self._prompts[text]
+        ids = torch.tensor([prompt.ids], device=self._captioner.device).expand(max(1, len(images)), -1)
+        arguments = self._captioner.forward_arguments(prompt.ids, images) if images else {}
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **arguments)
+        return Prefilled(cache, self._captioner.suppress(output.logits[:, -1]), prompt.next_position)

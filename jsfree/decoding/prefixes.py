@@ -18,6 +18,7 @@ from jsfree.decoding.sampling import NoiseStream
 if TYPE_CHECKING:
     from jsfree.decoding.cache import KvCache
     from jsfree.decoding.prefill import Prefill
+    from jsfree.models.families.base import ImageInputs
 
 
 @dataclass
@@ -37,6 +38,8 @@ class ActiveCaption:
     tokens: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     """Log-probabilities of ``tokens``, if the request asks for them."""
+    unconditional_logps: list[float] = field(default_factory=list)
+    """The same of the unconditional path, if the caption has one."""
 
     @property
     def forced_token(self) -> int | None:
@@ -48,7 +51,7 @@ class ActiveCaption:
 class PrefilledImage:
     """An image whose views are prefilled with a prompt."""
 
-    pixels: torch.Tensor
+    image: ImageInputs | None
     prompt: str
     views: Views
     readers: list[int | None]
@@ -60,7 +63,7 @@ class PrefilledImage:
 
     def matches(self, request: Request) -> bool:
         """Whether its prefixes are those of a request."""
-        return self.pixels is request.pixels and self.prompt == request.prompt and self.views == request.decoding.views
+        return self.image is request.image and self.prompt == request.prompt and self.views == request.decoding.views
 
     @property
     def idle(self) -> bool:
@@ -102,10 +105,10 @@ class PrefilledImages:
         """The image of a request at ``number``; prefilled and stored there if it is not there yet."""
         if not self._serves(request, number):
             prefilled = prefill.image_prefix(request)
-            cache.store_image_prefixes(self.prefix(number), prefilled.cache)
+            cache.store_image_prefixes(self.prefix(number), prefilled.cache, prefilled.next_position)
             readers: list[int | None] = [None] * self._readers
             self._images[number] = PrefilledImage(
-                request.pixels, request.prompt, request.decoding.views, readers, prefilled.logits_WV
+                request.image, request.prompt, request.decoding.views, readers, prefilled.logits_WV
             )
         return self[number]
 
@@ -116,7 +119,7 @@ class PrefilledImages:
         image = self[number]
         if image.second_logits_V is None:
             prefilled = prefill.noised_prefix(request, noise_step)
-            cache.store_image_prefixes(self.noised_prefix(number), prefilled.cache)
+            cache.store_image_prefixes(self.noised_prefix(number), prefilled.cache, prefilled.next_position)
             image.second_logits_V = prefilled.logits_WV[0]
         return image.second_logits_V
 
@@ -134,8 +137,8 @@ class PrefilledImages:
         if None in self._images:
             return self._images.index(None)
         idle = [number for number in range(len(self._images)) if self[number].idle]
-        awaited = {id(other.pixels) for other in waiting if other is not request} if idle else set()
-        unused = [number for number in idle if id(self[number].pixels) not in awaited]
+        awaited = {id(other.image) for other in waiting if other is not request} if idle else set()
+        unused = [number for number in idle if id(self[number].image) not in awaited]
         # The lowest number: a step reads all prefixes up to the highest one in use.
         return min(unused or idle if force else unused, default=None)
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-
 from jsfree.config import Decoding
 from jsfree.errors import DecodingError, NoTokenError
+from jsfree.models.families.base import ImageInputs
+from jsfree.models.families.registry import window_of
 from jsfree.models.loading import Captioner
 
 Finish = Literal["stop", "length"]
@@ -20,9 +20,9 @@ class Request:
     """One caption to be decoded."""
 
     request_id: str
-    pixels: torch.Tensor
-    """The preprocessed image, (3, height, width), on the CPU. Requests with the same tensor object and the same prompt
-    share its prefill."""
+    image: ImageInputs | None
+    """The preprocessed image. Requests with the same object and the same prompt share its prefill. None for a request
+    whose image the engine does not read: at h = 1, without log-probabilities."""
     prompt: str
     ratio: float
     """Hallucination ratio h of Eq. 3."""
@@ -51,6 +51,8 @@ class Caption:
     logps: tuple[float, ...] | None = None
     """Natural logarithm of the probability that the conditional path gave each of ``token_ids``: at temperature 1,
     without truncation, over the tokens that may be drawn. None unless the request asked for it."""
+    unconditional_logps: tuple[float, ...] | None = None
+    """The same of the unconditional path; also None for a caption without one (h = 0)."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,32 @@ def no_token_error(request: Request, tokens: int) -> NoTokenError:
     )
 
 
+def check_window(captioner: Captioner, request: Request) -> None:
+    """Check that prompt and caption fit into the sliding window of a model that has one.
+
+    Beyond it the engine, which attends to all tokens, would not compute what the model does.
+
+    Raises:
+        DecodingError: they do not fit.
+    """
+    window = window_of(captioner.model.config)
+    if window is None:
+        return
+    prompt, longest = len(captioner.prompt_ids(request.prompt, request.image)), request.decoding.max_new_tokens
+    if prompt + longest > window:
+        raise DecodingError(
+            f"request {request.request_id!r}: image and prompt take {prompt} tokens and the caption up to {longest},"
+            f" more than the sliding window of {window} tokens of the model's layers",
+            f"set 'max_new_tokens' to {max(0, window - prompt)} or less",
+        )
+
+
 def completed_caption(
-    captioner: Captioner, request: Request, token_ids: Sequence[int], logps: Sequence[float]
+    captioner: Captioner,
+    request: Request,
+    token_ids: Sequence[int],
+    logps: Sequence[float],
+    unconditional_logps: Sequence[float] = (),
 ) -> Caption | None:
     """The caption if ``token_ids`` complete it, else None.
 
@@ -107,6 +133,7 @@ def completed_caption(
         request: the request of the caption.
         token_ids: tokens so far.
         logps: their log-probabilities; ignored unless the request asks for them.
+        unconditional_logps: those of the unconditional path; empty without one.
     """
     spelt = captioner.decode(token_ids) if request.decoding.stop else ""
     stop_index = min((spelt.index(stop) for stop in request.decoding.stop if stop in spelt), default=None)
@@ -117,4 +144,11 @@ def completed_caption(
     else:
         return None
     text = captioner.text(token_ids) if stop_index is None else spelt[:stop_index].lstrip()
-    return Caption(request.request_id, tuple(token_ids), text, finish, tuple(logps) if request.with_logps else None)
+    return Caption(
+        request.request_id,
+        tuple(token_ids),
+        text,
+        finish,
+        tuple(logps) if request.with_logps else None,
+        tuple(unconditional_logps) if request.with_logps and unconditional_logps else None,
+    )

@@ -6,11 +6,14 @@ A small object falls on the grid of patches differently in each view, so that a 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from jsfree.config import Views
+from jsfree.models.families.base import ImageInputs
+from jsfree.models.loading import Captioner
 
 LATTICE = 0.7548776662466927, 0.5698402909980532
 """Steps of the R2 sequence (M. Roberts, 2018), the two-dimensional counterpart of the golden ratio: 1 / g and 1 / g^2
@@ -35,15 +38,18 @@ def translations(views: Views) -> list[tuple[int, int]]:
     return found
 
 
-def views_of(pixels: torch.Tensor, views: Views) -> torch.Tensor:
-    """The views of a preprocessed image (3, height, width), (views, 3, height, width)."""
+def views_of(captioner: Captioner, image: ImageInputs, views: Views) -> list[ImageInputs]:
+    """The views of a preprocessed image; the first is the image itself."""
     if views.count == 1:
-        return pixels[None]
+        return [image]
+    return [
+        captioner.map_pixels(image, partial(_translate, right=x, down=y, most=views.shift))
+        for x, y in translations(views)
+    ]
+
+
+def _translate(pixels: torch.Tensor, right: int, down: int, most: int) -> torch.Tensor:
+    """Move pixels (3, height, width) by at most ``most``; those at the edge are repeated."""
     height, width = pixels.shape[1:]
-    padded = F.pad(pixels[None], (views.shift,) * 4, mode="replicate")[0]
-    return torch.stack(
-        [
-            padded[:, views.shift - y : views.shift - y + height, views.shift - x : views.shift - x + width]
-            for x, y in translations(views)
-        ]
-    )
+    padded = F.pad(pixels[None], (most,) * 4, mode="replicate")[0]
+    return padded[:, most - down : most - down + height, most - right : most - right + width]

@@ -12,8 +12,8 @@ from jsfree.dpo.lora import add_adapters
 from jsfree.dpo.policy import FLEX, PairModel
 from jsfree.dpo.trained import trained_names
 from jsfree.errors import ModelError
+from jsfree.models.families.registry import family_of
 from jsfree.models.loading import Captioner
-from jsfree.models.saving import hub_key
 
 
 def deepspeed_config(config: RunConfig, world: int) -> dict[str, Any]:
@@ -91,10 +91,10 @@ def adamw(model: torch.nn.Module, config: RunConfig, *, fused: bool) -> torch.op
     )
 
 
-def freeze_untrained(model: torch.nn.Module, trained_layers: int | None) -> None:
+def freeze_untrained(model: Any, trained_layers: int | None) -> None:
     """Set ``requires_grad`` for the trained parameters only; see ``trained_names``."""
-    parameters = {hub_key(name): parameter for name, parameter in model.named_parameters()}
-    trained = trained_names(parameters, trained_layers)
+    parameters = dict(model.named_parameters())
+    trained = trained_names(parameters, family_of(model.config), trained_layers)
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in trained)
 
@@ -109,7 +109,10 @@ def enable_gradient_checkpointing(model: Any) -> None:
     """
     dropout = {
         f"{part}.{name}": value
-        for part, settings in (("text_config", model.config.text_config), ("vision_config", model.config.vision_config))
+        for part, settings in (
+            ("text_config", model.config.get_text_config()),
+            ("vision_config", model.config.vision_config),
+        )
         for name, value in settings.to_dict().items()
         if name.endswith("dropout") and value
     }

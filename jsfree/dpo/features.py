@@ -1,14 +1,15 @@
 """A disk cache of the frozen vision tower's outputs (``train.cache_vision_features``).
 
-One file per image, ``features/<origin>/<image>.safetensors`` in the round's folder: the image's features in the
-model's dtype, (visual tokens, width). LLaVA-1.5 takes 1.2 MB an image (576 x 1,024 in bfloat16).
+One file per image, ``features/<origin>/<image>.safetensors`` in the round's folder: the tensors of an ``ImageInputs``
+with features in the model's dtype in place of pixels, and the text that stands for the image in a prompt. LLaVA-1.5
+takes 1.2 MB an image (576 x 1,024 in bfloat16).
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,13 +17,17 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from safetensors.torch import load, save
 
-from jsfree.dpo.batching import PairBatch, prefetch
+from jsfree.dpo.batching import prefetch
 from jsfree.dpo.pairs import Pairs, iterate
-from jsfree.dpo.reference_logps import LoadBatch, collective_device
+from jsfree.dpo.reference_logps import collective_device
+from jsfree.models.families.base import ImageInputs, Tensors, join_images, split_features
 from jsfree.run.folder import Folder
 from jsfree.schemas import SelectedPair
 
-TENSOR = "features"
+TEXT = "text"
+"""Key of the text, as bytes in UTF-8."""
+FORMAT = "2"
+"""Part of a cache's origin, so that files of earlier versions are not read."""
 SUFFIX = ".safetensors"
 FILE = re.compile(rf"([0-9a-f]{{32}}){re.escape(SUFFIX)}")
 DIGEST = "V16"
@@ -39,26 +44,28 @@ class VisionFeatures:
             folder: folder of all caches.
             origin: as of ``reference_logps.origin``; all of it but the pairs identifies the cache.
         """
-        key = "\0".join(f"{name}={value}" for name, value in sorted(origin.items()) if name != "pairs")
+        parts = {**origin, "format": FORMAT}
+        key = "\0".join(f"{name}={value}" for name, value in sorted(parts.items()) if name != "pairs")
         self.folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
 
-    def load(self, pair: SelectedPair) -> torch.Tensor:
-        """Read the features of a pair's image, (visual tokens, width). Thread-safe."""
-        return load(self.folder.read(_file_name(pair)))[TENSOR]
+    def load(self, pair: SelectedPair) -> ImageInputs:
+        """Read the features of a pair's image. Thread-safe."""
+        tensors = load(self.folder.read(_file_name(pair)))
+        return ImageInputs(tensors, bytes(tensors.pop(TEXT).tolist()).decode())
 
     def compute_missing(
         self,
         pairs: Pairs,
-        load_batch: LoadBatch,
-        forward: Callable[[torch.Tensor | None], torch.Tensor],
+        load_images: Callable[[Sequence[int]], list[ImageInputs]],
+        forward: Callable[[Tensors], Tensors],
         micro: int,
     ) -> None:
         """Compute the features that are not cached yet, split among all workers; every worker must call.
 
         Args:
             pairs: all pairs.
-            load_batch: builds a batch with pixels from positions in ``pairs``.
-            forward: the vision tower: pixels to features.
+            load_images: reads the images at some positions in ``pairs``.
+            forward: the vision tower.
             micro: images in one forward pass.
         """
         rank, world = dist.get_rank(), dist.get_world_size()
@@ -67,12 +74,15 @@ class VisionFeatures:
         positions = [missing[(rank + world * number) % len(missing)] for number in range(share)]
         parts = [positions[start : start + micro] for start in range(0, share, micro)]
 
-        def load_named(part: list[int]) -> tuple[list[str], PairBatch]:
-            return [_file_name(pairs[position]) for position in part], load_batch(part)
+        def load_named(part: list[int]) -> tuple[list[str], list[ImageInputs]]:
+            return [_file_name(pairs[position]) for position in part], load_images(part)
 
-        for names, batch in prefetch(load_named, parts):
-            for name, features in zip(names, forward(batch.pixels).cpu(), strict=True):
-                self.folder.write(name, save({TENSOR: features.contiguous()}))
+        for names, images in prefetch(load_named, parts):
+            features = {name: tensor.cpu() for name, tensor in forward(join_images(images)).items()}
+            for name, image in zip(names, split_features(features, images), strict=True):
+                text = torch.tensor(list(image.text.encode()), dtype=torch.uint8)
+                tensors = {key: tensor.contiguous() for key, tensor in image.tensors.items()}
+                self.folder.write(name, save({**tensors, TEXT: text}))
         dist.barrier()
         if rank == 0:
             self.folder.remove_partial_files()

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from jsfree.config import RunConfig
 from jsfree.dpo import reference_logps
-from jsfree.dpo.batching import PAIR, PairBatch, collate, epoch_order, micro_batches, prefetch
+from jsfree.dpo.batching import PAIR, PairBatch, collate, epoch_order, image_inputs, micro_batches, prefetch
 from jsfree.dpo.engine import gather_weights, start_engine
 from jsfree.dpo.features import VisionFeatures
 from jsfree.dpo.figures import Sums, add_sums, count_completions, mean_figures, peak_memory, sum_nll, sum_preference
@@ -32,6 +32,7 @@ from jsfree.dpo.step_log import Step
 from jsfree.dpo.validation import EarlyStopping
 from jsfree.errors import StageError
 from jsfree.models.contents import ADAPTER
+from jsfree.models.families.base import ImageInputs, Tensors, moved
 from jsfree.models.loading import DTYPES, load_captioner
 from jsfree.models.references import hub_model
 from jsfree.models.replacing import replace_folder
@@ -202,7 +203,7 @@ class Trainer:
         if self.config.train.cache_vision_features:
             # The vision tower is frozen, so policy and reference share the features.
             features = VisionFeatures(folders.features, origin)
-            features.compute_missing(pairs, self._load_batch, self._vision_features, self.micro)
+            features.compute_missing(pairs, self._load_images, self._vision_features, self.micro)
             self.features = features
 
         if self.config.train.objective == "nll":
@@ -327,10 +328,13 @@ class Trainer:
     def _to_device(self, batch: PairBatch) -> PairBatch:
         return batch.to(self.captioner.device, DTYPES[self.config.captioner.dtype])
 
-    def _vision_features(self, pixels: torch.Tensor | None) -> torch.Tensor:
-        assert pixels is not None
-        moved = pixels.to(self.captioner.device, DTYPES[self.config.captioner.dtype])
-        features: torch.Tensor = self.engine.module.vision_features(moved)
+    def _load_images(self, positions: Sequence[int]) -> list[ImageInputs]:
+        """The images of the pairs at some positions. Thread-safe."""
+        return image_inputs([self.pairs.table[position] for position in positions], self.captioner, self.config.source)
+
+    def _vision_features(self, images: Tensors) -> Tensors:
+        on_device = moved(images, self.captioner.device, DTYPES[self.config.captioner.dtype])
+        features: Tensors = self.engine.module.vision_features(on_device)
         return features
 
     def save_checkpoint(self, history: Sequence[Step], hooks: Hooks) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,13 @@ import torch
 from jsfree.config import Lora
 from jsfree.errors import ConfigError
 from jsfree.models.contents import CARD, write_checksums
+from jsfree.models.families.base import TOWER, Family
+from jsfree.models.families.registry import family_of
 from jsfree.models.hub import HubModel
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from transformers import LlavaForConditionalGeneration
+    from transformers import PreTrainedModel
 
 PREFIX = "base_model.model."
 """Prefix that peft adds to the parameter names of a wrapped model."""
@@ -26,8 +29,8 @@ SETTINGS = "adapter_config.json"
 """File name of peft's adapter configuration."""
 
 
-def peft_config(settings: Lora) -> LoraConfig:
-    """peft's configuration. The vision tower is excluded, since its layers have the same names."""
+def peft_config(settings: Lora, family: Family) -> LoraConfig:
+    """peft's configuration. The vision tower is excluded, since its layers may have the same names."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -35,11 +38,17 @@ def peft_config(settings: Lora) -> LoraConfig:
         lora_alpha=settings.alpha,
         lora_dropout=0.0,  # at step 0 the policy must equal the reference
         target_modules=list(settings.targets),
-        exclude_modules=r".*vision_tower.*",
+        exclude_modules=_tower_pattern(family),
     )
 
 
-def add_adapters(model: LlavaForConditionalGeneration, settings: Lora) -> None:
+def _tower_pattern(family: Family) -> str:
+    """Regular expression for the names of modules in the vision tower, without the projector."""
+    tower, projector = ("|".join(map(re.escape, parts)) for parts in (family.tower, family.projector))
+    return rf"(?!.*(?:{projector})).*(?:{tower}).*"
+
+
+def add_adapters(model: PreTrainedModel, settings: Lora) -> None:
     """Insert adapters into a model in place; only they require gradients.
 
     Raises:
@@ -47,8 +56,9 @@ def add_adapters(model: LlavaForConditionalGeneration, settings: Lora) -> None:
     """
     from peft import inject_adapter_in_model
 
+    family = family_of(model.config)
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    available = {name.split(".")[-1] for name in linear if "vision_tower" not in name and name != HEAD}
+    available = {name.split(".")[-1] for name in linear if family.part_of(name) != TOWER and name != HEAD}
     for target in settings.targets:
         if target not in available:
             raise ConfigError(
@@ -56,12 +66,12 @@ def add_adapters(model: LlavaForConditionalGeneration, settings: Lora) -> None:
                 f"choose from {', '.join(sorted(available))}",
             )
     model.requires_grad_(False)
-    inject_adapter_in_model(peft_config(settings), model)
+    inject_adapter_in_model(peft_config(settings, family), model)
 
 
 def merge_adapters(
     weights: Mapping[str, torch.Tensor],
-    model: LlavaForConditionalGeneration,
+    model: PreTrainedModel,
     settings: Lora,
     adapter: Path,
     base: HubModel | None = None,
@@ -77,7 +87,7 @@ def merge_adapters(
     """
     from peft import get_peft_model
 
-    wrapped: Any = get_peft_model(model, peft_config(settings), autocast_adapter_dtype=False)
+    wrapped: Any = get_peft_model(model, peft_config(settings, family_of(model.config)), autocast_adapter_dtype=False)
     wrapped.load_state_dict({PREFIX + name: tensor for name, tensor in weights.items()})
     wrapped.save_pretrained(str(adapter))
     _rewrite_config(adapter, base)

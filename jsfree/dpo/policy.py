@@ -1,6 +1,7 @@
 """The policy: maps a batch of pairs to the log-probabilities of their captions.
 
-Shape suffixes: B pairs (rows), L positions of a row, T completion tokens, V vocabulary, D width, N visual tokens.
+Shape suffixes: B pairs (rows), L positions of a row, T completion tokens, V vocabulary, D width, N visual tokens of all
+images.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from torch.utils.checkpoint import checkpoint
 
 from jsfree.dpo.batching import PairBatch, attention_mask, flex_mask
 from jsfree.errors import ModelError
+from jsfree.models.families.base import FEATURES, Tensors
+from jsfree.models.families.registry import family_of
 from jsfree.schemas import Role
 
 if TYPE_CHECKING:
-    from transformers import LlavaForConditionalGeneration
+    from transformers import PreTrainedModel
 
 FLEX = "flex_attention"
 HEAD_CHUNK = 1024
@@ -53,12 +56,13 @@ class CompletionHead(torch.nn.Linear):
 
 
 class PairModel(torch.nn.Module):
-    """The module that is trained: ``llava`` with a ``CompletionHead`` in place of its LM head."""
+    """The module that is trained: a captioner's model with a ``CompletionHead`` in place of its LM head."""
 
-    def __init__(self, llava: LlavaForConditionalGeneration) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.llava = llava
-        llava.lm_head = CompletionHead.of(llava.lm_head)
+        self.family = family_of(model.config)
+        self.llava: Any = model  # of any family; the name is part of the checkpoints of training
+        self.llava.lm_head = CompletionHead.of(self.llava.lm_head)
 
     def forward(self, batch: PairBatch) -> dict[Role, torch.Tensor]:
         """Summed log-probabilities of the captions of each row (Eq. 1-2) by role, float32.
@@ -76,44 +80,41 @@ class PairModel(torch.nn.Module):
         Raises:
             ModelError: the prompts' image tokens do not match the images' visual tokens in number.
         """
-        model: Any = self.llava.model
-        features_BND = batch.features if batch.features is not None else self.vision_features(batch.pixels)
-        visual_BND = model.multi_modal_projector(features_BND)
-        embedded_BLD = model.get_input_embeddings()(batch.ids_BL)
-        is_image_BL = batch.ids_BL == self.llava.config.image_token_index
-        if int(is_image_BL.sum()) != visual_BND.shape[0] * visual_BND.shape[1]:
+        visual = self.family.project(self.llava, {**batch.images, **self.vision_features(batch.images)})
+        embedded_BLD = self.llava.get_input_embeddings()(batch.ids_BL)
+        is_image_BL = batch.ids_BL == self.llava.config.image_token_id
+        if int(is_image_BL.sum()) != len(visual.embeddings):
             raise ModelError(
-                f"{int(is_image_BL.sum())} image tokens in the prompts, but {visual_BND.shape[0]} images of"
-                f" {visual_BND.shape[1]} visual tokens",
-                "give the processor the patch size of the vision tower",
+                f"{int(is_image_BL.sum())} image tokens in the prompts of {len(batch.ids_BL)} rows, but"
+                f" {len(visual.embeddings)} visual tokens of their images",
+                "use processor and model of one checkpoint",
             )
-        embedded_BLD = embedded_BLD.masked_scatter(is_image_BL[..., None], visual_BND.to(embedded_BLD.dtype))
-        hidden_BLD = model.language_model(
+        embedded_BLD = embedded_BLD.masked_scatter(is_image_BL[..., None], visual.embeddings.to(embedded_BLD.dtype))
+        hidden_BLD = self.family.language_model(self.llava)(
             inputs_embeds=embedded_BLD,
-            attention_mask=self._mask(batch.segments_BL, embedded_BLD.dtype),
-            position_ids=batch.positions_BL,
+            attention_mask=self._mask(batch.segments_BL, is_image_BL, embedded_BLD.dtype),
+            position_ids=batch.positions,
             use_cache=False,
+            **self.family.language_arguments(visual, is_image_BL),
         ).last_hidden_state
         logps_T: torch.Tensor = self.llava.lm_head(hidden_BLD[batch.rows_T, batch.columns_T], batch.targets_T)
         return logps_T
 
-    def _mask(self, segments_BL: torch.Tensor, dtype: torch.dtype) -> Any:
+    def _mask(self, segments_BL: torch.Tensor, is_image_BL: torch.Tensor, dtype: torch.dtype) -> Any:
         """The pairs' attention mask in the form that the language model's attention kernel takes."""
-        if self.llava.config.text_config._attn_implementation != FLEX:
-            return attention_mask(segments_BL, dtype)
+        blocks_BL = is_image_BL if self.family.has_image_blocks else None
+        if self.llava.config.get_text_config()._attn_implementation != FLEX:
+            return attention_mask(segments_BL, dtype, blocks_BL)
         from torch.nn.attention.flex_attention import create_block_mask
 
         rows, length = segments_BL.shape
-        return create_block_mask(flex_mask(segments_BL), rows, None, length, length, device=segments_BL.device)
+        return create_block_mask(
+            flex_mask(segments_BL, blocks_BL), rows, None, length, length, device=segments_BL.device
+        )
 
-    def vision_features(self, pixels: torch.Tensor | None) -> torch.Tensor:
-        """Features of images from the frozen vision tower, before the projector, (B, N, D)."""
-        assert pixels is not None
-        config = self.llava.config
-        layers = config.vision_feature_layer
+    def vision_features(self, images: Tensors) -> Tensors:
+        """Features of images from the frozen vision tower, before the projector; empty if ``images`` has them."""
+        if FEATURES in images:
+            return {}
         with torch.no_grad():
-            states = self.llava.model.vision_tower(pixels, output_hidden_states=True).hidden_states
-        selected = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
-        if config.vision_feature_select_strategy == "default":
-            selected = [state[:, 1:] for state in selected]  # without the class token
-        return torch.cat(selected, dim=-1)
+            return self.family.features(self.llava, images)

@@ -1,7 +1,7 @@
 """Names of the parameters that DPO trains: projector and language model, or its last layers. Pure.
 
-Names are those in the hub's weight files (``jsfree/models/saving.py: hub_key``). The vision tower is always frozen
-(paper, section 4.1); ``train.trained_layers`` freezes more, for GPUs that cannot hold the whole optimizer state.
+Names may be those of the hub's weight files or of transformers' parameters. The vision tower is always frozen (paper,
+section 4.1); ``train.trained_layers`` freezes more, for GPUs that cannot hold the whole optimizer state.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ from collections.abc import Collection
 
 from jsfree.config import Lora
 from jsfree.errors import ConfigError
+from jsfree.models.families.base import LANGUAGE, PROJECTOR, TOWER, Family
 
-LAYER = re.compile(r"language_model\.model\.layers\.(\d+)\.")
-VISION, PROJECTOR = "vision_tower.", "multi_modal_projector."
+LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 
-def trained_names(names: Collection[str], trained_layers: int | None, lora: Lora | None = None) -> set[str]:
+def trained_names(
+    names: Collection[str], family: Family, trained_layers: int | None, lora: Lora | None = None
+) -> set[str]:
     """Names of the parameters that training changes.
 
     Args:
         names: all parameters of the model.
+        family: the model's family.
         trained_layers: as in ``Train.trained_layers``; None trains all but the vision tower.
         lora: as in ``Train.lora``; gives the weights that adapters are merged into.
 
@@ -29,10 +32,12 @@ def trained_names(names: Collection[str], trained_layers: int | None, lora: Lora
     """
     if lora is not None:
         targets = tuple(f".{target}.weight" for target in lora.targets)
-        return {name for name in names if name.endswith(targets) and not name.startswith(VISION)}
+        return {name for name in names if name.endswith(targets) and family.part_of(name) != TOWER}
+    parts = {name: family.part_of(name) for name in names}
     if trained_layers is None:
-        return {name for name in names if not name.startswith(VISION)}
-    layers = {name: int(match[1]) for name in names if (match := LAYER.match(name))}
+        return {name for name, part in parts.items() if part != TOWER}
+    of_language = (name for name, part in parts.items() if part == LANGUAGE)
+    layers = {name: int(match[1]) for name in of_language if (match := LAYER.search(name))}
     count = 1 + max(layers.values(), default=-1)
     if trained_layers > count:
         raise ConfigError(
@@ -40,4 +45,4 @@ def trained_names(names: Collection[str], trained_layers: int | None, lora: Lora
             "lower it, or set it to null to train the whole language model",
         )
     first = count - trained_layers
-    return {name for name in names if name.startswith(PROJECTOR) or layers.get(name, -1) >= first}
+    return {name for name, part in parts.items() if part == PROJECTOR or layers.get(name, -1) >= first}

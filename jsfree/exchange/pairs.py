@@ -25,7 +25,7 @@ from jsfree.models.references import local_folder
 from jsfree.schemas import Decoded, ImageRef, Sample, StageOutput, error_row, sample_id
 
 if TYPE_CHECKING:
-    from transformers import LlavaProcessor
+    from transformers import ProcessorMixin
 
 
 def samples(records: Sequence[Preference | UnusableRecord]) -> StageOutput:
@@ -96,10 +96,16 @@ class CaptionTokens:
     """Tokenizes captions as a captioner would have generated them after a prompt, including the end token."""
 
     def __init__(self, folder: Path, max_tokens: int) -> None:
-        from transformers import LlavaProcessor
+        import transformers
+
+        from jsfree.models.families.base import vision_ids
+        from jsfree.models.families.registry import family_of
 
         try:
-            self._processor: LlavaProcessor = LlavaProcessor.from_pretrained(folder, local_files_only=True)
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            self._family = family_of(config)
+            processor_class = getattr(transformers, self._family.processor_class)
+            self._processor: ProcessorMixin = processor_class.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"no tokenizer can be loaded from {folder} ({' '.join(str(error).split())})", "fetch the model again"
@@ -108,8 +114,8 @@ class CaptionTokens:
         self._tokenizer: Any = tokenizer
         self._max_tokens = max_tokens
         self._end = _end_token(folder, tokenizer.eos_token_id)
-        image = tokenizer.convert_tokens_to_ids(self._processor.image_token)
-        self._special = {*tokenizer.all_special_ids, image, self._end} - {tokenizer.unk_token_id}
+        vision = vision_ids(self._family, config, self._processor)
+        self._special = {*tokenizer.all_special_ids, *vision, self._end} - {tokenizer.unk_token_id}
         self._prefix = lru_cache(1024)(self._prompt)
 
     def of(self, prompt: str, text: str) -> list[int]:
@@ -121,10 +127,10 @@ class CaptionTokens:
             RowError: ``special_token``, ``too_long``, or the prompt cannot be rendered.
         """
         prefix, before = self._prefix(prompt)
-        whole = self._ids(prefix + ("" if prefix[-1:].isspace() else " ") + text)
+        whole = prompts.tokenize(self._processor, prefix + ("" if prefix[-1:].isspace() else " ") + text)
         tokens = whole[len(before) :]
         if whole[: len(before)] != before:  # a token spans both prompt and caption
-            tokens = self._ids(text, add_special_tokens=False)
+            tokens = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         special = next((token for token in tokens if token in self._special), None)
         if special is not None:
             name = self._tokenizer.convert_ids_to_tokens(special)
@@ -137,13 +143,10 @@ class CaptionTokens:
 
     def _prompt(self, prompt: str) -> tuple[str, list[int]]:
         try:
-            rendered = prompts.conditional_prompt(self._processor, prompt)
+            rendered = prompts.conditional_prompt(self._processor, prompt, self._family.placeholder(self._processor))
         except ConfigError as error:
             raise RowError("image_marker", f"cannot be used: {error.problem}", error.remedy) from error
-        return rendered, self._ids(rendered)
-
-    def _ids(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
+        return rendered, prompts.tokenize(self._processor, rendered)
 
 
 def _end_token(folder: Path, own: int) -> int:

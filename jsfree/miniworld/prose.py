@@ -25,9 +25,9 @@ CONTINUED = 0.35
 """Probability that a sentence about one object is followed by one about the same object."""
 FILLED = 0.15
 """Probability that a caption contains a sentence that states nothing."""
-NOISE = CaptionNoise(padded=(1.0, 0.95, 0.85, 0.30, 0.05))
-"""Errors of the captions for pre-training. More captions of two mentions are padded than in the plain world: many words
-can begin the next sentence, so that greedy decoding, which compares each of them with the end, would end sooner."""
+NOISE = CaptionNoise(padded=(1.0, 1.0, 0.97, 0.75, 0.20))
+"""Errors of the captions for pre-training. More captions are padded than in the plain world: many words can begin the
+next sentence, so that greedy decoding, which compares each of them with the end, would end before it hallucinates."""
 NEAR, APART = 26.0, 10.0
 """Objects are near each other up to the distance ``NEAR`` of their centres; one is above, below or beside the other if
 the centres are at least ``APART`` apart in that direction and less in the other. In pixels."""

@@ -17,8 +17,8 @@ import torch
 from jsfree.config import ModelFiles
 from jsfree.errors import ModelError
 from jsfree.models.contents import CLIP
-from jsfree.models.references import local_folder
-from jsfree.uris import is_hub_syntax
+from jsfree.models.references import WEIGHTS, local_folder
+from jsfree.uris import PACKAGED, is_hub_syntax
 
 CONFIG = "open_clip_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.txt", "sentencepiece.model")
@@ -118,6 +118,27 @@ def clip_source(ref: str, pretrained: str | None) -> ClipSource:
         quick_gelu=bool(tag.get("quick_gelu", False)),
         preprocessing={key: tag[key] for key in PREPROCESSING if tag.get(key) is not None},
     )
+
+
+def known_settings(ref: str, pretrained: str | None) -> dict[str, Any] | None:
+    """The configuration of a model, open_clip's ``model_cfg``, as far as it is on this machine, without downloading it.
+
+    Returns:
+        None for a model elsewhere that open_clip does not list.
+
+    Raises:
+        ModelError: the tag does not exist, or the configuration does not describe a two-tower model.
+    """
+    import open_clip
+
+    source = clip_source(ref, pretrained).ref
+    repo = source.partition("@")[0]
+    for name, tag in open_clip.list_pretrained():
+        if open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "").rpartition("/")[0] == repo:
+            settings: dict[str, Any] | None = open_clip.get_model_config(name)
+            return settings
+    folder = WEIGHTS / repo.removeprefix(PACKAGED) if repo.startswith(PACKAGED) else Path(source).expanduser()
+    return model_settings(ref, folder) if folder.is_dir() else None
 
 
 def model_settings(ref: str, folder: Path) -> dict[str, Any]:

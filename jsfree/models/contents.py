@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jsfree.errors import ModelError
+from jsfree.models.families.refusals import require_type as require_supported
 
 CHECKSUMS = "checksums.json"
 CARD = "README.md"
@@ -38,13 +39,13 @@ class Kind:
         name: name in messages.
         weights: pattern of the weight files.
         parts: groups of other files; one file of each group is required.
-        model_type: required ``model_type`` in ``config.json``.
+        is_captioner: whether ``config.json`` must name a model of a supported family.
     """
 
     name: str
     weights: str
     parts: tuple[tuple[str, ...], ...]
-    model_type: str | None = None
+    is_captioner: bool = False
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -64,7 +65,7 @@ CAPTIONER = Kind(
         ("processor_config.json", "preprocessor_config.json"),
         ("tokenizer.json", "tokenizer.model"),
     ),
-    model_type="llava",
+    is_captioner=True,
 )
 CLIP = Kind("CLIP", "open_clip*.safetensors", (("open_clip_config.json",),))
 
@@ -89,19 +90,14 @@ def require(kind: Kind, where: str, names: Collection[str], read: Callable[[str]
 
 
 def require_type(kind: Kind, where: str, read: Callable[[str], bytes]) -> None:
-    """Check the model type in ``config.json``.
+    """Check that a captioner is of a supported family, by the model type in ``config.json``.
 
     Raises:
         ModelError: the model is of another type.
     """
-    if kind.model_type is None:
-        return
-    model_type = _read_json(read, "config.json", where).get("model_type")
-    if model_type != kind.model_type:
-        raise ModelError(
-            f"{kind.name} {where!r} is a model of type {model_type!r}",
-            f"use a LLaVA-1.5 checkpoint (type {kind.model_type!r}, such as llava-hf/llava-1.5-13b-hf)",
-        )
+    if kind.is_captioner:
+        model_type = _read_json(read, "config.json", where).get("model_type")
+        require_supported(model_type, f"{kind.name} {where!r}")
 
 
 def _require_weights(kind: Kind, where: str, names: Collection[str], read: Callable[[str], bytes] | None) -> None:

@@ -1,4 +1,4 @@
-"""Loads LLaVA captioners and their processors.
+"""Loads captioners and their processors.
 
 ``references`` resolves a model reference to a local folder. Weights are loaded from safetensors only, never from
 pickles, and no code from a model folder is executed.
@@ -6,9 +6,9 @@ pickles, and no code from a model folder is executed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,57 +20,114 @@ from jsfree.gpus import check_dtype, visible_gpu
 from jsfree.models import prompts
 from jsfree.models.clip import clip_source
 from jsfree.models.contents import CAPTIONER, CLIP
+from jsfree.models.families.base import Family, ImageInputs, Prompt, Tensors, join_images, moved, vision_ids
+from jsfree.models.families.registry import family_of, window_of
 from jsfree.models.padding import pad_to_square
-from jsfree.models.prompts import visual_tokens
 from jsfree.models.references import local_folder, look_up
 
 if TYPE_CHECKING:
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import PreTrainedModel, ProcessorMixin
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CACHED_PROMPTS = 1024
+BLANK_SIDE = 64
 
 
 @dataclass(frozen=True)
 class Captioner:
-    """A LLaVA model with its processor and the preprocessing of images and prompts."""
+    """An image-language model with its processor, its family and the preprocessing of images and prompts."""
 
-    model: LlavaForConditionalGeneration
-    processor: LlavaProcessor
+    model: PreTrainedModel
+    processor: ProcessorMixin
     preprocessing: Preprocessing = "crop"
+
+    @cached_property
+    def family(self) -> Family:
+        """What differs between families of models.
+
+        Raises:
+            ModelError: the model is of no supported family.
+        """
+        return family_of(self.model.config)
 
     @property
     def device(self) -> torch.device:
         device: torch.device = self.model.device
         return device
 
-    def pixels(self, image: Image.Image) -> torch.Tensor:
-        """Preprocess an RGB image to a tensor (3, height, width), float32 on the CPU. Thread-safe."""
-        processor = self.processor.image_processor
+    @property
+    def language_model(self) -> Any:
+        """The language model without its head."""
+        return self.family.language_model(self.model)
+
+    def inputs(self, image: Image.Image) -> ImageInputs:
+        """Preprocess an RGB image to tensors on the CPU. Thread-safe."""
         if self.preprocessing == "pad":
+            processor = self.processor.image_processor
             image = pad_to_square(image, self._mean_color, _resized_side(processor), processor.resample)
-        pixels: torch.Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
-        return pixels
+        return self.family.inputs(self.processor, self.model.config, image)
 
-    def batch(self, pixels: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Stack preprocessed images to (images, 3, height, width), on the device and in the dtype of the model."""
-        return torch.stack(list(pixels)).to(device=self.device, dtype=self.model.dtype)
-
-    def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Preprocess and stack RGB images."""
-        return self.batch([self.pixels(image) for image in images])
-
-    def prompt_ids(self, text: str, *, image: bool) -> list[int]:
-        """Tokenize a prompt. With ``image``, the image token is repeated once per visual token."""
-        if not image:
-            return list(self.processor.tokenizer(prompts.unconditional_prompt(self.processor, text))["input_ids"])
-        token = self.processor.image_token
-        rendered = prompts.conditional_prompt(self.processor, text).replace(token, token * self.image_tokens)
-        return list(self.processor.tokenizer(rendered)["input_ids"])
+    def map_pixels(self, image: ImageInputs, function: Callable[[torch.Tensor], torch.Tensor]) -> ImageInputs:
+        """Apply a function to the preprocessed pixels, (3, height, width), of each picture that the tower sees."""
+        return self.family.map_pixels(self.model.config, image, function)
 
     @cached_property
-    def image_tokens(self) -> int:
-        """Number of visual tokens per image (576 for LLaVA-1.5)."""
-        return visual_tokens(self.model.config)
+    def blank(self) -> ImageInputs:
+        """A small black image, preprocessed: a stand-in where the content does not matter."""
+        return self.inputs(Image.new("RGB", (BLANK_SIDE, BLANK_SIDE)))
+
+    def batch(self, images: Sequence[ImageInputs]) -> Tensors:
+        """Join preprocessed images, on the device and in the dtype of the model."""
+        return moved(join_images(images), self.device, self.model.dtype)
+
+    def forward_arguments(self, prompt: Sequence[int], images: Sequence[ImageInputs]) -> Tensors:
+        """Arguments of the model's forward, besides ``input_ids``, for several images with the same prompt."""
+        tokens = self.family.token_arguments(self.processor, prompt)
+        repeated = {name: tensor.expand(len(images), -1).to(self.device) for name, tensor in tokens.items()}
+        return self.batch(images) | repeated
+
+    def prompt_ids(self, text: str, image: ImageInputs | None) -> list[int]:
+        """Tokenize a prompt with an image, or without one."""
+        return list(self._prompts(text, None if image is None else image.text))
+
+    def prompt(self, text: str, image: ImageInputs | None) -> Prompt:
+        """Tokenize a prompt, and find the positions of its tokens."""
+        ids = self.prompt_ids(text, image)
+        if image is None:
+            return Prompt.of_text(ids)
+        return Prompt(ids, self.family.positions(self.model, self.processor, ids, image))
+
+    @cached_property
+    def _prompts(self) -> Callable[[str, str | None], list[int]]:
+        """Tokens of the latest prompts, by their text and that of the image."""
+
+        def tokenized(text: str, image: str | None) -> list[int]:
+            placeholder = self.family.placeholder(self.processor)
+            if image is None:
+                rendered = prompts.unconditional_prompt(self.processor, text)
+            else:
+                prompts.require_plain(text, self.vision_tokens)
+                rendered = prompts.conditional_prompt(self.processor, text, placeholder).replace(placeholder, image)
+            return prompts.tokenize(self.processor, rendered)
+
+        return lru_cache(CACHED_PROMPTS)(tokenized)
+
+    def longest_caption(self, prompt: Prompt) -> int:
+        """Most tokens of a caption after a prompt: within the context, and within a sliding window if there is one."""
+        context = int(self.model.config.get_text_config().max_position_embeddings)
+        window = window_of(self.model.config)
+        return min(context - prompt.next_position, context if window is None else window - len(prompt))
+
+    @cached_property
+    def vision_ids(self) -> frozenset[int]:
+        """Ids of the tokens that stand for images and videos, or for their begin and end."""
+        return vision_ids(self.family, self.model.config, self.processor)
+
+    @cached_property
+    def vision_tokens(self) -> tuple[str, ...]:
+        """The tokens of ``vision_ids``, which no text may contain."""
+        tokens = self.processor.tokenizer.convert_ids_to_tokens(sorted(self.vision_ids))
+        return tuple(token for token in tokens if token is not None)
 
     @cached_property
     def eos_ids(self) -> frozenset[int]:
@@ -84,14 +141,13 @@ class Captioner:
     def suppressed_ids(self) -> tuple[int, ...]:
         """Token ids that are never sampled, in ascending order.
 
-        These are the image token, the padding token, and ids without a token in the tokenizer: LLaVA-1.5's tokenizer
-        has 32,002 tokens, and the vocabulary of the model is padded to 32,064. Tokens that end a caption are not
-        included.
+        These are ``vision_ids``, the padding token, and ids without a token in the tokenizer: LLaVA-1.5's tokenizer has
+        32,002 tokens, and the vocabulary of the model is padded to 32,064. Tokens that end a caption are not included.
         """
         tokenizer = self.processor.tokenizer
         model_ids = set(range(self.vocabulary))
         undecodable = model_ids - set(tokenizer.get_vocab().values())
-        special = {self.model.config.image_token_index, tokenizer.pad_token_id}
+        special = self.vision_ids | {tokenizer.pad_token_id}
         return tuple(sorted((undecodable | (special & model_ids)) - self.eos_ids))
 
     def suppress(self, logits: torch.Tensor) -> torch.Tensor:
@@ -143,18 +199,25 @@ def load_captioner(
         files: settings of downloads; None: the defaults.
 
     Raises:
-        ModelError: the model does not exist, is gated, or is not a complete LLaVA checkpoint.
+        ModelError: the model does not exist, is gated, incomplete, or of no supported family.
     """
     if torch.device(device).type == "cuda":
         check_dtype(visible_gpu(1), dtype)
+    import transformers
     from safetensors import SafetensorError
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     path = local_folder(ref, CAPTIONER, files)
     try:
-        model, loaded = LlavaForConditionalGeneration.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+        family = family_of(config)
+        if preprocessing == "pad" and not family.pads_images:
+            raise ModelError(
+                f"captioner {ref!r}: images of {config.model_type!r} are not padded to squares",
+                "set 'captioner.preprocessing: crop', which is its own preprocessing",
+            )
+        model, loaded = getattr(transformers, family.model_class).from_pretrained(
             path,
             dtype=DTYPES[dtype],
             use_safetensors=True,
@@ -162,8 +225,8 @@ def load_captioner(
             output_loading_info=True,
             **({"device_map": "auto"} if device_map == "auto" else {}),
         )
-        processor = LlavaProcessor.from_pretrained(path, local_files_only=True)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        processor = getattr(transformers, family.processor_class).from_pretrained(path, local_files_only=True)
+    except (ImportError, OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ModelError(f"captioner {ref!r} cannot be loaded from {path}: {' '.join(str(error).split())}") from error
     # transformers initializes missing weights at random and only logs a warning.
     missing = sorted(loaded["missing_keys"])

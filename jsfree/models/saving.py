@@ -1,9 +1,9 @@
-"""Saves captioners in the format of the llava-hf checkpoints on the hub.
+"""Saves captioners in the format of their family's checkpoints on the hub.
 
-A published folder contains safetensors in the key layout of llava-hf, the configurations, processor, tokenizer and chat
+A published folder contains safetensors in the hub's key layout, the configurations, processor, tokenizer and chat
 template, so ``from_pretrained`` and vLLM can load it. ``checksums.json`` allows every node to verify its copy.
-``save_pretrained`` of transformers 5 is not used for the weights: it omits the level ``vision_model.`` of the vision
-tower, which other libraries expect.
+``save_pretrained`` of transformers 5 is not used for the weights: it omits the level ``vision_model.`` of LLaVA's
+vision tower, which other libraries expect.
 """
 
 from __future__ import annotations
@@ -16,44 +16,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from jsfree.errors import ModelError, StorageError
+from jsfree.errors import StorageError
 from jsfree.models.contents import write_checksums
+from jsfree.models.families.registry import family_of
 
 if TYPE_CHECKING:
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import PreTrainedModel, ProcessorMixin
 
-ARCHITECTURE = "LlavaForConditionalGeneration"
 TOKENIZER = "tokenizer_config.json"
+HEAD = "lm_head.weight"
 LOAD_OPTIONS = ("is_local", "local_files_only")
-# Prefixes of parameters in transformers 5 -> prefixes in llava-hf checkpoints.
-HUB_PREFIXES = {
-    "model.vision_tower.vision_model.": "vision_tower.vision_model.",
-    "model.vision_tower.": "vision_tower.vision_model.",
-    "model.multi_modal_projector.": "multi_modal_projector.",
-    "model.language_model.": "language_model.model.",
-    "lm_head.": "language_model.lm_head.",
-}
 
 
-def hub_key(name: str) -> str:
-    """Convert the name of a parameter to the key layout of llava-hf.
-
-    Raises:
-        ModelError: the parameter does not belong to a LLaVA model.
-    """
-    for prefix, published in HUB_PREFIXES.items():
-        if name.startswith(prefix):
-            return published + name.removeprefix(prefix)
-    raise ModelError(f"parameter {name!r} is not a parameter of a LLaVA model", "publish a LLaVA model")
-
-
-def _complete_config(model: LlavaForConditionalGeneration) -> Any:
+def _complete_config(model: PreTrainedModel) -> Any:
     """Return the configuration with ``architectures`` and ``dtype``.
 
     A model created from a configuration has neither; vLLM would then not recognize it as a generative model.
     """
     config = copy.deepcopy(model.config)
-    config.architectures = [ARCHITECTURE]
+    config.architectures = [family_of(config).model_class]
     config.dtype = model.dtype
     return config
 
@@ -66,8 +47,8 @@ def _remove_load_options(file: Path) -> None:
 
 
 def publish_captioner(
-    model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
     directory: str | Path,
     state_dict: Mapping[str, torch.Tensor] | None = None,
     max_shard_size: str = "5GB",
@@ -82,9 +63,12 @@ def publish_captioner(
     """
     from huggingface_hub import save_torch_state_dict
 
-    weights = model.state_dict() if state_dict is None else state_dict
+    weights = dict(model.state_dict() if state_dict is None else state_dict)
+    if model.config.tie_word_embeddings:
+        weights.pop(HEAD, None)  # it is the matrix of embeddings
     # Copies, because the tensors of a sharded engine are views of one buffer, which safetensors refuses.
-    published = {hub_key(name): tensor.detach().cpu().clone() for name, tensor in weights.items()}
+    copies = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+    published = family_of(model.config).hub_weights(model, copies)
     try:
         Path(directory).mkdir(parents=True, exist_ok=True)
         save_torch_state_dict(published, directory, max_shard_size=max_shard_size)

@@ -194,6 +194,7 @@ class CaptionTask:
     ) -> None:
         self.model, self.scenes, self.features, self.noise = model, scenes, features, noise
         self.language, self.processor = language, build_processor(language)
+        self.captioner = Captioner(model, self.processor)
         self.rng = random.Random(seed)
 
     def loss(self, rows: Sequence[int]) -> torch.Tensor:
@@ -250,7 +251,7 @@ class CaptionTask:
 
     @lru_cache(maxsize=4096)  # noqa: B019 - a task lives as long as the training
     def _prompt_ids(self, text: str, *, image: bool) -> list[int]:
-        return Captioner(self.model, self.processor).prompt_ids(text, image=image)
+        return self.captioner.prompt_ids(text, self.captioner.blank if image else None)
 
 
 def train_captioner(

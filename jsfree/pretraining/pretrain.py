@@ -31,7 +31,7 @@ class Budget:
     captioner_batch: int = 64
 
 
-PROSE_BUDGET = Budget(clip_scenes=12_000, clip_steps=400, captioner_scenes=16_000, captioner_steps=900)
+PROSE_BUDGET = Budget(clip_scenes=12_000, clip_steps=400, captioner_scenes=24_000, captioner_steps=2400)
 """That of the shipped weights of the prose world."""
 PLAIN_CLIP = "miniworld:clip"
 

@@ -127,10 +127,10 @@ def _use(config: RunConfig) -> str:
 
 ```python
 from PIL import Image
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 name = "."  # this folder, or its name on the hub
-model = LlavaForConditionalGeneration.from_pretrained(name)
+model = AutoModelForImageTextToText.from_pretrained(name)
 processor = AutoProcessor.from_pretrained(name)
 turn = [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": {prompt!r}}}]}}]
 prompt = processor.apply_chat_template(turn, add_generation_prompt=True)

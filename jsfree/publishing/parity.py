@@ -19,7 +19,7 @@ from jsfree.models.contents import ADAPTER
 from jsfree.models.loading import Captioner, load_captioner
 
 if TYPE_CHECKING:
-    from transformers import LlavaForConditionalGeneration
+    from transformers import PreTrainedModel
 
 PROJECTIONS = 7
 """Linear projections in a layer of the language model."""
@@ -107,11 +107,12 @@ def require_parity(measured: Parity, folder: str) -> None:
         )
 
 
-def _logits(model: LlavaForConditionalGeneration, captioner: Captioner, prompt: str) -> torch.Tensor:
+def _logits(model: PreTrainedModel, captioner: Captioner, prompt: str) -> torch.Tensor:
     """Logits of all positions of a prompt with an image, (L, V), float32 on the CPU."""
-    picture = Image.linear_gradient("L").convert("RGB")
-    ids = torch.tensor([captioner.prompt_ids(prompt, image=True)], device=captioner.device)
+    image = captioner.inputs(Image.linear_gradient("L").convert("RGB"))
+    ids = captioner.prompt_ids(prompt, image)
     with torch.inference_mode():
-        logits_1LV = model(input_ids=ids, pixel_values=captioner.pixel_values([picture])).logits
+        inputs = captioner.forward_arguments(ids, [image])
+        logits_1LV = model(input_ids=torch.tensor([ids], device=captioner.device), **inputs).logits
     logits_LV: torch.Tensor = logits_1LV[0].float().cpu()
     return logits_LV

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from jsfree.config import Lora
 from jsfree.dpo.policy import HEAD_CHUNK
-from jsfree.sizing.shapes import LlavaShape
+from jsfree.sizing.shapes import CaptionerShape
 
 FLOAT32 = 4
 
@@ -40,7 +40,7 @@ class Rows:
 
 
 def activation_bytes(
-    shape: LlavaShape, rows: Rows, width: int, *, checkpointing: bool, lora: Lora | None = None
+    shape: CaptionerShape, rows: Rows, width: int, *, checkpointing: bool, lora: Lora | None = None
 ) -> int:
     """Most bytes of activations at a time: in the head's backward pass, or when it enters the last layer.
 
@@ -60,7 +60,7 @@ def activation_bytes(
     return held + max(backward, head) + 2 * inputs + mask
 
 
-def _layer(shape: LlavaShape, width: int, lora: Lora | None) -> int:
+def _layer(shape: CaptionerShape, width: int, lora: Lora | None) -> int:
     """Bytes of one position in one layer."""
     hidden, keys, intermediate = shape.language.hidden, shape.language.kv, shape.language.intermediate
     norms = 2 * (FLOAT32 * hidden + (1 if lora else 2) * width * hidden)
@@ -73,7 +73,7 @@ def _layer_targets(targets: Sequence[str]) -> list[str]:
     return [target for target in targets if target.endswith("_proj")]
 
 
-def head_bytes(shape: LlavaShape, rows: Rows, width: int) -> int:
+def head_bytes(shape: CaptionerShape, rows: Rows, width: int) -> int:
     """Bytes of the head's backward pass: log-probabilities in float32, their gradients, and those of the logits."""
     chunk = min(HEAD_CHUNK, rows.count * rows.completion)
     return chunk * shape.vocabulary * (3 * FLOAT32 + (width if width < FLOAT32 else 0))

@@ -24,12 +24,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jsfree.config import Lora
 from jsfree.dpo.trained import trained_names
 from jsfree.models.contents import CAPTIONER, tensor_shapes
-from jsfree.models.prompts import visual_tokens
+from jsfree.models.families.base import Family, typical_image
+from jsfree.models.families.registry import family_of
 
 BYTES = {"float32": 4, "bfloat16": 2}
 OPTIMIZER_BYTES = 12
@@ -53,11 +53,18 @@ def count_parameters(folder: Path, trained_layers: int | None, lora: Lora | None
     shapes: dict[str, Sequence[int]] = {}
     for path in sorted(folder.glob(CAPTIONER.weights)):
         shapes |= tensor_shapes(path)
-    return parameters_of(shapes, trained_layers, lora)
+    return parameters_of(shapes, family_in(folder), trained_layers, lora)
+
+
+def family_in(folder: Path) -> Family:
+    """The family of the captioner in a local folder."""
+    from transformers import AutoConfig
+
+    return family_of(AutoConfig.from_pretrained(folder, local_files_only=True))
 
 
 def parameters_of(
-    shapes: Mapping[str, Sequence[int]], trained_layers: int | None, lora: Lora | None = None
+    shapes: Mapping[str, Sequence[int]], family: Family, trained_layers: int | None, lora: Lora | None = None
 ) -> Parameters:
     """Count parameters by the names and shapes of a captioner's tensors (``sizing.shapes.tensors``, or its files).
 
@@ -65,7 +72,7 @@ def parameters_of(
         ConfigError: the model has fewer layers than are to be trained.
     """
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    trained = trained_names(sizes, trained_layers, lora)
+    trained = trained_names(sizes, family, trained_layers, lora)
     if lora is not None:
         adapters = sum(lora.rank * sum(shapes[name]) for name in trained)
         return Parameters(sum(sizes.values()) + adapters, adapters)
@@ -84,13 +91,13 @@ def model_bytes(parameters: Parameters, dtype: str) -> int:
 
 
 def feature_bytes(folder: Path, dtype: str) -> int:
-    """Bytes of the vision tower's features of one image, of a captioner in a local folder."""
-    from transformers import LlavaConfig
+    """Bytes of the vision tower's features of a typical image, of a captioner in a local folder."""
+    import transformers
 
-    config: Any = LlavaConfig.from_pretrained(folder)
-    layers = config.vision_feature_layer
-    width = config.vision_config.hidden_size * (1 if isinstance(layers, int) else len(layers))
-    return int(BYTES[dtype] * visual_tokens(config) * width)
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    family = family_of(config)
+    processor = getattr(transformers, family.processor_class).from_pretrained(folder, local_files_only=True)
+    return BYTES[dtype] * family.feature_numbers(config, family.inputs(processor, config, typical_image()))
 
 
 def temporary_bytes(parameters: Parameters, zero_stage: int, dtype: str, checkpoints: int) -> int:

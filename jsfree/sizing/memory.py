@@ -15,7 +15,7 @@ from jsfree.errors import DeviceError
 from jsfree.sizing import footprint, shapes
 from jsfree.sizing.activations import FLOAT32, Rows, activation_bytes
 from jsfree.sizing.footprint import BYTES, Parameters
-from jsfree.sizing.shapes import LlavaShape
+from jsfree.sizing.shapes import CaptionerShape
 
 CUDA_BYTES = 1_500_000_000
 """CUDA context, kernels, and fragmentation of torch's allocator; an estimate."""
@@ -57,12 +57,12 @@ class Memory:
         return sum(self.held.values()) + max(self.transient.values(), default=0)
 
 
-def parameters(shape: LlavaShape, trained_layers: int | None = None, lora: Lora | None = None) -> Parameters:
+def parameters(shape: CaptionerShape, trained_layers: int | None = None, lora: Lora | None = None) -> Parameters:
     """Count the parameters of a captioner."""
-    return footprint.parameters_of(shapes.tensors(shape), trained_layers, lora)
+    return footprint.parameters_of(shapes.tensors(shape), shape.family, trained_layers, lora)
 
 
-def keys_of(shape: LlavaShape, dtype: str) -> KvSize:
+def keys_of(shape: CaptionerShape, dtype: str) -> KvSize:
     """The size of a token's keys and values."""
     heads = shape.language.kv_heads or shape.language.heads
     token = shapes.kv_bytes_per_token(shape, BYTES[dtype])
@@ -100,13 +100,13 @@ def _pairs(config: RunConfig, lengths: Lengths) -> Captioning:
     return Captioning("generate", Workload.for_pairs(config.generate), lengths.maximum)
 
 
-def generation(shape: LlavaShape, config: RunConfig, lengths: Lengths, slots: int | None = None) -> Memory:
+def generation(shape: CaptionerShape, config: RunConfig, lengths: Lengths, slots: int | None = None) -> Memory:
     """Memory of a replica of stage 1 that decodes ``slots`` captions of pairs together, without CLIP."""
     return memory_of(shape, config, lengths, _pairs(config, lengths), slots)
 
 
 def memory_of(
-    shape: LlavaShape, config: RunConfig, lengths: Lengths, captioning: Captioning, slots: int | None = None
+    shape: CaptionerShape, config: RunConfig, lengths: Lengths, captioning: Captioning, slots: int | None = None
 ) -> Memory:
     """Memory of a replica that decodes ``slots`` captions together in one way, without CLIP."""
     dtype, workload = config.captioner.dtype, captioning.workload
@@ -119,20 +119,20 @@ def memory_of(
     )
 
 
-def _prefill(shape: LlavaShape, lengths: Lengths, dtype: str) -> int:
+def _prefill(shape: CaptionerShape, lengths: Lengths, dtype: str) -> int:
     """Bytes of prefilling a view of an image and its prompt: its keys and values, and a layer's activations."""
     width, language = BYTES[dtype], shape.language
     layer = lengths.prefix * (width * (2 * language.hidden + 3 * language.intermediate) + FLOAT32 * language.hidden)
     return lengths.prefix * keys_of(shape, dtype).token_bytes + layer
 
 
-def _step(shape: LlavaShape, tokens: int, rows: int, dtype: str) -> int:
+def _step(shape: CaptionerShape, tokens: int, rows: int, dtype: str) -> int:
     """Bytes of a decoding step: logits, both paths' probabilities in float32, and a layer's keys and values."""
     logits = rows * shape.vocabulary * (BYTES[dtype] + 3 * FLOAT32)
     return logits + tokens * keys_of(shape, dtype).token_bytes // shape.language.layers
 
 
-def slots_that_fit(shape: LlavaShape, config: RunConfig, lengths: Lengths, memory: int, reserved: int = 0) -> int:
+def slots_that_fit(shape: CaptionerShape, config: RunConfig, lengths: Lengths, memory: int, reserved: int = 0) -> int:
     """Captions of pairs that a device with ``memory`` bytes decodes together, at most ``generate.slots``; 0 if none.
 
     Args:
@@ -142,7 +142,7 @@ def slots_that_fit(shape: LlavaShape, config: RunConfig, lengths: Lengths, memor
 
 
 def fitting_slots(
-    shape: LlavaShape, config: RunConfig, lengths: Lengths, memory: int, reserved: int = 0
+    shape: CaptionerShape, config: RunConfig, lengths: Lengths, memory: int, reserved: int = 0
 ) -> dict[str, int]:
     """``slots_that_fit`` for each way of decoding captions, by its section of the settings."""
     return {
@@ -151,7 +151,7 @@ def fitting_slots(
     }
 
 
-def _slots_of(shape: LlavaShape, config: RunConfig, lengths: Lengths, captioning: Captioning, memory: int) -> int:
+def _slots_of(shape: CaptionerShape, config: RunConfig, lengths: Lengths, captioning: Captioning, memory: int) -> int:
     """Captions that ``memory`` bytes are enough for, at most ``generate.slots``; 0 if none fits."""
     empty = memory_of(shape, config, lengths, captioning, slots=1)
     free = memory - CUDA_BYTES - empty.held["weights"] - max(empty.transient.values())
@@ -166,7 +166,7 @@ def _slots_of(shape: LlavaShape, config: RunConfig, lengths: Lengths, captioning
 
 
 def training(
-    shape: LlavaShape, train: Train, dtype: str, lengths: Lengths, *, captions: int = 2, on_cpu: bool = False
+    shape: CaptionerShape, train: Train, dtype: str, lengths: Lengths, *, captions: int = 2, on_cpu: bool = False
 ) -> Memory:
     """Memory of a worker of stage 4, with ``captions`` per pair of average length (``RunConfig.trained_captions``)."""
     counted = parameters(shape, train.trained_layers, train.lora)

@@ -9,15 +9,17 @@ of a GPU (``shares`` in its result), to be entered into its row of ``GPUS`` with
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jsfree.config import Resources, RunConfig
+from jsfree.config import ClipModel, Resources, RunConfig
 from jsfree.decoding.workload import Workload as DecodingWorkload
 from jsfree.errors import ConfigError
 from jsfree.sizing import memory
 from jsfree.sizing.footprint import BYTES
 from jsfree.sizing.memory import Lengths
-from jsfree.sizing.shapes import LlavaShape
+from jsfree.sizing.scorers import scorer_shape
+from jsfree.sizing.shapes import CaptionerShape
 from jsfree.sizing.workload import Workload
 
 GB, TERA = 1e9, 1e12
@@ -25,8 +27,6 @@ UTILISATION = 0.92
 """Share of the slots that hold a caption (docs/operations.md)."""
 READ_SHARE = 0.8
 """Share of the images held that a decoding step reads; the others wait for their next caption."""
-CLIP_FLOPS = 4e11
-"""Operations of ViT-L/14 at 336 pixels for an image and the sentences of two captions."""
 JUDGE_TOKENS = 2.0
 """Tokens of the questions about a caption's sentences (``score.judge: captioner``), per token of the caption."""
 JUDGE_COST = 4.0
@@ -122,7 +122,7 @@ def gpu_named(name: str) -> GpuKind:
 def stage_times(
     config: RunConfig,
     work: Workload,
-    shape: LlavaShape,
+    shape: CaptionerShape,
     lengths: Lengths,
     gpu: GpuKind | None,
     slots: int,
@@ -152,7 +152,7 @@ def stage_times(
 def _on_gpu(
     config: RunConfig,
     work: Workload,
-    shape: LlavaShape,
+    shape: CaptionerShape,
     lengths: Lengths,
     gpu: GpuKind,
     slots: int,
@@ -162,7 +162,7 @@ def _on_gpu(
     load = BYTES[config.captioner.dtype] * memory.parameters(shape).total / LOAD_BYTES_A_SECOND + START_SECONDS
     captioning = caption_seconds(config, work, shape, lengths, gpu, slots) if slots else None
     evaluating = _evaluation_seconds(config, work, shape, lengths, gpu, evaluation_slots) if evaluation_slots else None
-    by_captioner, scorers = config.score.judge == "captioner", len(config.clip.scorers)
+    by_captioner, scorers = config.score.judge == "captioner", config.clip.scorers
     scoring = (
         judge_seconds(work, shape, lengths, gpu) if by_captioner else score_seconds(work.images, config, gpu, scorers)
     )
@@ -190,7 +190,7 @@ def _timed(stage: str, what: str, resources: Resources, seconds: float | None, s
 
 
 def caption_seconds(
-    config: RunConfig, work: Workload, shape: LlavaShape, lengths: Lengths, gpu: GpuKind, slots: int
+    config: RunConfig, work: Workload, shape: CaptionerShape, lengths: Lengths, gpu: GpuKind, slots: int
 ) -> float:
     """Seconds that one replica takes for all pairs: prefills, and decoding steps that read weights, keys and values."""
     workload = DecodingWorkload.for_pairs(config.generate)
@@ -201,13 +201,13 @@ def caption_seconds(
 
 
 def _evaluation_seconds(
-    config: RunConfig, work: Workload, shape: LlavaShape, lengths: Lengths, gpu: GpuKind, slots: int
+    config: RunConfig, work: Workload, shape: CaptionerShape, lengths: Lengths, gpu: GpuKind, slots: int
 ) -> float:
     """The same for evaluation captions, one per image and by the conditional path, and their CLIP scores."""
     views = _evaluation_views(config)
     prefill = work.evaluated * views * _prefill_seconds(shape, lengths, gpu)
     steps = _steps_seconds(config, shape, lengths, gpu, slots, views, work.evaluated, views)
-    return prefill + steps + score_seconds(work.evaluated, config, gpu)
+    return prefill + steps + score_seconds(work.evaluated, config, gpu, [config.clip])
 
 
 def _evaluation_views(config: RunConfig) -> float:
@@ -216,13 +216,13 @@ def _evaluation_views(config: RunConfig) -> float:
     return sum(counts) / len(counts) if counts else 1.0
 
 
-def _prefill_seconds(shape: LlavaShape, lengths: Lengths, gpu: GpuKind) -> float:
+def _prefill_seconds(shape: CaptionerShape, lengths: Lengths, gpu: GpuKind) -> float:
     return 2 * memory.parameters(shape).total * lengths.prefix / (gpu.shares.prefill * gpu.flops)
 
 
 def _steps_seconds(
     config: RunConfig,
-    shape: LlavaShape,
+    shape: CaptionerShape,
     lengths: Lengths,
     gpu: GpuKind,
     slots: int,
@@ -238,13 +238,14 @@ def _steps_seconds(
     return steps * read / (gpu.shares.bandwidth * gpu.bandwidth)
 
 
-def score_seconds(images: int, config: RunConfig, gpu: GpuKind, scorers: int = 1) -> float:
-    """Seconds that one replica takes to score the captions of ``images``, by reading or by arithmetic."""
+def score_seconds(images: int, config: RunConfig, gpu: GpuKind, scorers: Sequence[ClipModel]) -> float:
+    """Seconds that one replica takes to score two captions of each image, by reading or by arithmetic."""
     reading = READ_SECONDS / max(1.0, config.score.resources.cpus)
-    return images * max(reading, scorers * CLIP_FLOPS / (gpu.shares.clip * gpu.flops))
+    operations = sum(scorer_shape(scorer).pair_flops for scorer in scorers)
+    return images * max(reading, operations / (gpu.shares.clip * gpu.flops))
 
 
-def judge_seconds(work: Workload, shape: LlavaShape, lengths: Lengths, gpu: GpuKind) -> float:
+def judge_seconds(work: Workload, shape: CaptionerShape, lengths: Lengths, gpu: GpuKind) -> float:
     """Seconds that one replica of the captioner takes to judge all sentences: it prefills images and questions."""
     positions = work.images * lengths.prefix + JUDGE_TOKENS * work.captions * lengths.caption
     return 2 * memory.parameters(shape).total * positions / (gpu.shares.prefill * gpu.flops)
@@ -259,7 +260,7 @@ def _scored(config: RunConfig, work: Workload) -> str:
     return f"{work.captions:,} captions, by {config.score.judge_name}"
 
 
-def train_seconds(config: RunConfig, work: Workload, shape: LlavaShape, lengths: Lengths, gpu: GpuKind) -> float:
+def train_seconds(config: RunConfig, work: Workload, shape: CaptionerShape, lengths: Lengths, gpu: GpuKind) -> float:
     """Seconds of one GPU for all rounds.
 
     Operations per position and weight: 2 forward, 2 (LoRA) or 4 backward, 2 for recomputation under checkpointing, and
@@ -297,7 +298,7 @@ def _on_cpu(config: RunConfig, work: Workload) -> dict[str, StageTime]:
     slowdowns = {
         "generate": 1 + VIEW_COST * (config.generate.decoding.views.count - 1),
         "evaluate": 1 + VIEW_COST * (_evaluation_views(config) - 1),
-        "score": JUDGE_COST if config.score.judge == "captioner" else 1.0,
+        "score": JUDGE_COST if config.score.judge == "captioner" else float(len(config.clip.scorers)),
     }
     rows = {}
     for stage, (count, what, resources, starts) in stages.items():

@@ -1,19 +1,20 @@
-"""The shapes of LLaVA-1.5 models, and what can be computed from them without weights.
+"""The shapes of captioners, and what can be computed from them without weights.
 
-``PUBLISHED`` holds the hyper-parameters of the llava-hf checkpoints. A ``LlavaShape`` determines the names and shapes
-of all tensors in the hub's files, the number of parameters, the visual tokens of an image and the KV cache's bytes per
-token; ``jsfree.sizing.footprint`` computes what training takes. Pure functions; only ``llava_config`` and ``shape_of``
-use transformers.
+A ``CaptionerShape`` has the names and shapes of all tensors in the hub's files, which give the number of parameters,
+and the sizes that memory and time depend on. ``LlavaShape`` computes them for LLaVA-1.5, of which ``PUBLISHED`` holds
+the hyper-parameters; ``ModelShape`` reads them from a model that transformers builds on the meta device.
+``jsfree.sizing.footprint`` computes what training takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from jsfree.errors import ModelError
+from jsfree.models.families.base import Family
+from jsfree.models.families.registry import FAMILIES, family_of
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig
@@ -34,15 +35,63 @@ class TransformerShape:
     kv_heads: int | None = None
     """Heads of keys and values (grouped-query attention); None if they are as many as ``heads``, as in LLaVA-1.5."""
 
+    head_width: int | None = None
+    """Width of an attention head; None if the heads share the hidden size."""
+
     @property
     def head(self) -> int:
         """Width of an attention head."""
-        return self.hidden // self.heads
+        return self.head_width or self.hidden // self.heads
 
     @property
     def kv(self) -> int:
         """Width of a layer's keys, and of its values."""
         return self.head * (self.kv_heads or self.heads)
+
+
+class CaptionerShape(Protocol):
+    """What memory and time depend on."""
+
+    @property
+    def family(self) -> Family:
+        """The family of the model."""
+
+    @property
+    def language(self) -> TransformerShape:
+        """The language model."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Width of the logits."""
+
+    @property
+    def context(self) -> int:
+        """Most positions."""
+
+    @property
+    def image_tokens(self) -> int:
+        """Image tokens of a typical image."""
+
+    @property
+    def feature_numbers(self) -> int:
+        """Numbers that the vision tower returns for a typical image."""
+
+    @property
+    def tensors(self) -> Mapping[str, Shape]:
+        """Names and shapes of all tensors of a checkpoint, in the hub's key layout."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The shape of a model of any supported family."""
+
+    family: Family
+    language: TransformerShape
+    vocabulary: int
+    context: int
+    image_tokens: int
+    feature_numbers: int
+    tensors: Mapping[str, Shape]
 
 
 @dataclass(frozen=True)
@@ -57,9 +106,24 @@ class LlavaShape:
     patch_size: int = 14
 
     @property
+    def family(self) -> Family:
+        """The family of the model."""
+        return FAMILIES["llava"]
+
+    @property
     def image_tokens(self) -> int:
         """Visual tokens of an image: its patches, without the class token (strategy ``default``)."""
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def feature_numbers(self) -> int:
+        """Numbers that the vision tower returns for an image."""
+        return self.image_tokens * self.vision.hidden
+
+    @property
+    def tensors(self) -> Mapping[str, Shape]:
+        """Names and shapes of all tensors of a checkpoint, in the key layout of the llava-hf repositories."""
+        return dict([*_vision_tensors(self), *_projector_tensors(self), *_language_tensors(self)])
 
 
 PUBLISHED = {
@@ -69,17 +133,17 @@ PUBLISHED = {
 IMAGE_TOKEN_ID, PAD_TOKEN_ID = 32000, 32001
 
 
-def tensors(shape: LlavaShape) -> dict[str, Shape]:
-    """Names and shapes of all tensors of a checkpoint, in the key layout of the llava-hf repositories."""
-    return dict([*_vision_tensors(shape), *_projector_tensors(shape), *_language_tensors(shape)])
+def tensors(shape: CaptionerShape) -> Mapping[str, Shape]:
+    """Names and shapes of all tensors of a checkpoint, in the hub's key layout."""
+    return shape.tensors
 
 
-def parameters(shape: LlavaShape) -> int:
+def parameters(shape: CaptionerShape) -> int:
     """Number of parameters."""
-    return sum(prod(tensor) for tensor in tensors(shape).values())
+    return sum(prod(tensor) for tensor in shape.tensors.values())
 
 
-def kv_bytes_per_token(shape: LlavaShape, bytes_per_number: int = BF16) -> int:
+def kv_bytes_per_token(shape: CaptionerShape, bytes_per_number: int = BF16) -> int:
     """Bytes of keys and values of one token, over all layers."""
     return 2 * shape.language.layers * shape.language.kv * bytes_per_number
 
@@ -110,36 +174,61 @@ def llava_config(shape: LlavaShape) -> LlavaConfig:
     )
 
 
-def shape_of(config: LlavaConfig) -> LlavaShape:
+def shape_of(config: Any, image_tokens: int = 0, feature_numbers: int = 0) -> CaptionerShape:
     """The shape of a checkpoint with a given configuration.
 
+    Args:
+        image_tokens: of a typical image, for models whose configuration does not tell.
+        feature_numbers: as ``CaptionerShape.feature_numbers``, likewise.
+
     Raises:
-        ModelError: its parts are not a CLIP tower and a Llama (or Mistral) model.
+        ModelError: it is of no supported family.
     """
-    language, vision = config.text_config, config.vision_config
-    if vision.model_type != "clip_vision_model" or language.model_type not in ("llama", "mistral"):
-        raise ModelError(
-            f"a LLaVA model of {vision.model_type!r} and {language.model_type!r} is not of the LLaVA-1.5 family"
-            " (clip_vision_model and llama), so its size cannot be computed",
-            "use a LLaVA-1.5 checkpoint",
-        )
-    return LlavaShape(
-        language=_stack(language, language.num_key_value_heads),
-        vision=_stack(vision, None),
-        vocabulary=language.vocab_size,
-        context=language.max_position_embeddings,
-        image_size=vision.image_size,
-        patch_size=vision.patch_size,
+    family, language = family_of(config), config.get_text_config()
+    if config.model_type == "llava":
+        vision = config.vision_config
+        if vision.model_type == "clip_vision_model" and language.model_type in ("llama", "mistral"):
+            return LlavaShape(
+                language=_stack(language, language.num_key_value_heads),
+                vision=_stack(vision, None),
+                vocabulary=language.vocab_size,
+                context=language.max_position_embeddings,
+                image_size=vision.image_size,
+                patch_size=vision.patch_size,
+            )
+    return ModelShape(
+        family,
+        _stack(language, language.num_key_value_heads),
+        language.vocab_size,
+        language.max_position_embeddings,
+        image_tokens,
+        feature_numbers,
+        _model_tensors(family, config),
     )
 
 
+def _model_tensors(family: Family, config: Any) -> Mapping[str, Shape]:
+    """Names and shapes of the tensors that a model of transformers would write, without allocating them."""
+    import torch
+    import transformers
+
+    with torch.device("meta"):
+        model = getattr(transformers, family.model_class)._from_config(config)
+    weights = dict(model.state_dict())
+    if config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    return {name: tuple(tensor.shape) for name, tensor in family.hub_weights(model, weights).items()}
+
+
 def _stack(config: Any, kv_heads: int | None) -> TransformerShape:
+    width = getattr(config, "head_dim", None)
     return TransformerShape(
         config.hidden_size,
         config.num_hidden_layers,
         config.num_attention_heads,
         config.intermediate_size,
         None if kv_heads == config.num_attention_heads else kv_heads,
+        None if width in (None, config.hidden_size // config.num_attention_heads) else width,
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from jsfree.schemas import Role, ScoredCandidate
-from jsfree.stages.sentences import sentences
+from jsfree.stages.sentences import sentences, word_spans
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sentence:
     """A sentence of a candidate.
 
@@ -25,15 +26,24 @@ class Sentence:
     """Log-probability of each token given the image and the tokens before it, in nats."""
     role: Role
     """The candidate that it is from."""
+    word_logps: Mapping[str, float]
+    """Log-probability of each word, that of its tokens together; of a word that occurs twice, the higher one."""
+    unconditional_word_logps: Mapping[str, float] = field(default_factory=dict)
+    """The same without the image; empty if it is not known."""
 
     @property
     def probability(self) -> float:
         """Geometric mean of the probabilities of its tokens, which does not depend on its length."""
-        return math.exp(sum(self.logps) / len(self.logps))
+        return math.exp(self.mean_logp)
+
+    @property
+    def mean_logp(self) -> float:
+        """Log-probability per token, in nats."""
+        return sum(self.logps) / len(self.logps)
 
 
 def split_candidate(candidate: ScoredCandidate) -> list[Sentence]:
-    """The sentences of a candidate, in order; those without a token or a cosine of their own are left out."""
+    """The sentences of a candidate, in order; those without a word or a cosine of their own are left out."""
     text, parts = candidate["text"], iter(candidate["sentences"])
     part = next(parts, None)
     result: list[Sentence] = []
@@ -49,11 +59,35 @@ def split_candidate(candidate: ScoredCandidate) -> list[Sentence]:
             offset = place + len(part["text"])
             part = next(parts, None)
         last = next((number for number in range(first, count) if candidate["ends"][number] > end), count)
-        if last > first and cosines:
-            tokens, logps = candidate["token_ids"][first:last], candidate["logps"][first:last]
-            result.append(Sentence(sentence, tuple(tokens), min(cosines), tuple(logps), candidate["role"]))
+        tokens, logps = candidate["token_ids"][first:last], candidate["logps"][first:last]
+        token_ends = [place - (end - len(sentence)) for place in candidate["ends"][first:last]]
+        words = word_logps(sentence, token_ends, logps)
+        if words and cosines:
+            without_image = word_logps(sentence, token_ends, (candidate["unconditional_logps"] or ())[first:last])
+            role = candidate["role"]
+            result.append(Sentence(sentence, tuple(tokens), min(cosines), tuple(logps), role, words, without_image))
             first = last
     return result
+
+
+def word_logps(text: str, ends: Sequence[int], logps: Sequence[float]) -> dict[str, float]:
+    """Log-probability of each word of a sentence: the sum over the tokens that contain a part of it.
+
+    Args:
+        text: the sentence.
+        ends: end of each token in ``text``, in characters; not positive for tokens before the sentence.
+        logps: log-probability of each token.
+    """
+    found: dict[str, float] = {}
+    for word, start, end in word_spans(text):
+        own = [
+            logp
+            for token_start, token_end, logp in zip([0, *ends], ends, logps, strict=False)
+            if token_start < end and token_end > start
+        ]
+        if own:
+            found[word] = max(found.get(word, -math.inf), sum(own))
+    return found
 
 
 def ending(candidate: ScoredCandidate) -> tuple[int, ...]:

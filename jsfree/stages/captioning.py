@@ -26,6 +26,7 @@ from jsfree.decoding.workload import Workload
 from jsfree.errors import NoTokenError, RowError
 from jsfree.images.decoding import load_image
 from jsfree.images.overlap import read_hashes, require_not_evaluated
+from jsfree.models.families.base import ImageInputs
 from jsfree.models.loading import Captioner, load_captioner
 from jsfree.schemas import ImageRef, Role, Sample, StageOutput
 from jsfree.stages.losers import continue_winner, loser_request, ratios_by_role
@@ -53,7 +54,7 @@ class ImageObserver(Protocol):
 class _Read:
     """An image prepared for the captioner and for the observer, and the hash of its file."""
 
-    pixels: torch.Tensor
+    inputs: ImageInputs
     sha256: str
     observed: torch.Tensor | None
 
@@ -76,8 +77,8 @@ class ImageReader:
         stage: str,
         output: StageOutput,
         observer: ImageObserver | None = None,
-    ) -> Iterator[tuple[Sample, torch.Tensor]]:
-        """Yield samples with their pixels, in order.
+    ) -> Iterator[tuple[Sample, ImageInputs]]:
+        """Yield samples with their preprocessed images, in order.
 
         Samples that cannot be read become error rows of ``output``. ``observer`` receives the same images.
         """
@@ -92,12 +93,12 @@ class ImageReader:
     def _read_image(self, image: ImageRef, limits: Source, observer: ImageObserver | None) -> _Read:
         loaded, sha256 = load_image(image, limits)
         require_not_evaluated(image, sha256, self._excluded)
-        return _Read(self._captioner.pixels(loaded), sha256, None if observer is None else observer.pixels(loaded))
+        return _Read(self._captioner.inputs(loaded), sha256, None if observer is None else observer.pixels(loaded))
 
     @staticmethod
     def _finish(
         sample: Sample, pending: Future[_Read], stage: str, output: StageOutput, observer: ImageObserver | None
-    ) -> Iterator[tuple[Sample, torch.Tensor]]:
+    ) -> Iterator[tuple[Sample, ImageInputs]]:
         try:
             read = pending.result()
         except RowError as error:
@@ -106,7 +107,7 @@ class ImageReader:
         if observer is not None and read.observed is not None:
             observer.receive(sample["sample_id"], read.observed)
         image = cast(ImageRef, {**sample["image"], "sha256": read.sha256})
-        yield cast(Sample, {**sample, "image": image}), read.pixels
+        yield cast(Sample, {**sample, "image": image}), read.inputs
 
 
 @dataclass
@@ -166,9 +167,9 @@ class PairGenerator:
         is_continued = self.config.generate.loser == "continuation"
 
         def requests() -> Iterator[Request]:
-            for sample, pixels in self._reader.read(samples, self.config.source, "pairs", output, observer):
+            for sample, image in self._reader.read(samples, self.config.source, "pairs", output, observer):
                 ratios = self._ratios(sample)
-                own = {role: self._request(sample, pixels, role, ratio) for role, ratio in ratios.items()}
+                own = {role: self._request(sample, image, role, ratio) for role, ratio in ratios.items()}
                 waiting = own.pop(schemas.HIGH) if is_continued else None
                 generating.append(_Generating(sample, ratios, tuple(own), waiting))
                 yield from own.values()
@@ -210,6 +211,7 @@ class PairGenerator:
                     **decoded[role],
                     "role": role,
                     "logps": list(caption.logps or ()),
+                    "unconditional_logps": list(caption.unconditional_logps or ()),
                     "ends": self._offsets.ends(caption.token_ids, caption.text),
                 }
                 for role, caption in captions.items()
@@ -220,20 +222,20 @@ class PairGenerator:
         """Hallucination ratio of each caption of a sample, by role."""
         return ratios_by_role(self.config.generate, self.config.seed, self.round_number, sample["sample_id"])
 
-    def _request(self, sample: Sample, pixels: torch.Tensor, role: Role, ratio: float) -> Request:
+    def _request(self, sample: Sample, image: ImageInputs, role: Role, ratio: float) -> Request:
         key = noise_key(self.config.seed, self.round_number, sample["sample_id"], role)
         settings = self.config.generate
         # Numbers instead of sample ids, because concurrent batches may contain the same sample.
         request = Request(
             f"{next(self._numbers)}",
-            pixels,
+            image,
             sample["prompt"],
             ratio,
             key,
             settings.decoding,
             with_logps=settings.samples > 0,
         )
-        return loser_request(request, settings) if role == schemas.HIGH else request
+        return loser_request(request, settings, self.captioner) if role == schemas.HIGH else request
 
 
 class CaptionWriter:
@@ -264,11 +266,11 @@ class CaptionWriter:
         read: list[Sample] = []
 
         def requests() -> Iterator[Request]:
-            for sample, pixels in self._reader.read(samples, self.config.evaluate.source, "captions", output, observer):
+            for sample, image in self._reader.read(samples, self.config.evaluate.source, "captions", output, observer):
                 read.append(sample)
                 key = noise_key(self.config.seed, 0, sample["sample_id"], self.mode)
                 ratio = 1.0 if self.decoding.contrast else 0.0
-                yield Request(f"{next(self._numbers)}", pixels, sample["prompt"], ratio, key, self.decoding)
+                yield Request(f"{next(self._numbers)}", image, sample["prompt"], ratio, key, self.decoding)
 
         captions = self._loop.decode(requests())
         for sample, caption in zip(read, captions, strict=True):

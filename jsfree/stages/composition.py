@@ -8,15 +8,17 @@ complete one, unlike by the mean cosine.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from jsfree.schemas import HIGH, Composed, Edit, Provenance, Role, ScoredCandidate
 from jsfree.stages.candidate_sentences import Sentence, ending, split_candidate
-from jsfree.stages.verification import Claims, Verifier, pool, sentence_logit
+from jsfree.stages.claims import Claims
+from jsfree.stages.sentences import refers_back
+from jsfree.stages.verification import Verifier, pool
 
 REPETITION = 0.5
 """Penalty of a sentence without a new claim; a certainly true claim counts as much."""
@@ -33,12 +35,13 @@ class VerifiedImage:
         captions: sentences of each candidate.
         endings: tokens that end each candidate; empty if it was truncated.
         logits: log-odds that each claim is true.
+        probabilities: maps a sentence to its claims and their probabilities (``Claims.probabilities``).
     """
 
     captions: Mapping[Role, Caption]
     endings: Mapping[Role, tuple[int, ...]]
-    logits: Mapping[int, float]
-    claims: Claims
+    logits: Mapping[str, float]
+    probabilities: Callable[[Sentence], Mapping[str, float]]
     verifier: Verifier
 
     @classmethod
@@ -47,28 +50,38 @@ class VerifiedImage:
         captions = {each["role"]: split_candidate(each) for each in candidates}
         pooled = pool((sentence for caption in captions.values() for sentence in caption), claims)
         logits = {claim: verifier.logit(*evidence) for claim, evidence in pooled.items()}
-        return cls(captions, {each["role"]: ending(each) for each in candidates}, logits, claims, verifier)
+        endings = {each["role"]: ending(each) for each in candidates}
+        return cls(captions, endings, logits, cache(claims.probabilities), verifier)
+
+    def claims(self, sentence: Sentence) -> tuple[str, ...]:
+        """The claims of a sentence, sorted."""
+        return tuple(sorted(self.probabilities(sentence)))
 
     def logit(self, sentence: Sentence) -> float:
-        """Log-odds that a sentence is true."""
-        return sentence_logit(sentence, self.logits, self.claims)
+        """Log-odds that a sentence is true: those of its least certain claim."""
+        return min(self.logits[claim] for claim in self.probabilities(sentence))
+
+    def own_logit(self, sentence: Sentence) -> float:
+        """The same, by the evidence of the sentence alone."""
+        probability = min(self.probabilities(sentence).values())
+        return self.verifier.logit(sentence.cosine, probability)
 
     def score(self, caption: Caption) -> float:
         """How much of the image a caption covers, minus its false and repeated sentences."""
-        total, made = 0.0, set[int]()
+        total, made = 0.0, set[str]()
         for sentence in caption:
-            new = set(self.claims(sentence)) - made
+            new = self.probabilities(sentence).keys() - made
             total += sum(_sigmoid(self.logits[claim]) - 0.5 for claim in new) if new else -REPETITION
             made |= new
         return total
 
-    def best_wordings(self) -> dict[tuple[int, ...], Sentence]:
-        """For each combination of claims, the sentence with the most evidence of its own."""
-        best: dict[tuple[int, ...], tuple[float, Sentence]] = {}
+    def best_wordings(self) -> dict[tuple[str, ...], Sentence]:
+        """For each combination of claims, the sentence with the most evidence of its own, without a pronoun."""
+        best: dict[tuple[str, ...], tuple[float, Sentence]] = {}
         for sentence in self._all_sentences():
-            own = self.verifier.logit(sentence.cosine, sentence.probability)
+            own = self.own_logit(sentence)
             key = self.claims(sentence)
-            if key not in best or own > best[key][0]:
+            if not refers_back(sentence.text) and (key not in best or own > best[key][0]):
                 best[key] = own, sentence
         return {key: sentence for key, (_, sentence) in best.items()}
 
@@ -140,8 +153,9 @@ def form_pair(
 def compose(image: VerifiedImage, bases: Mapping[Role, Caption]) -> Composed:
     """Compose the caption that covers most: a candidate without its false and repeated sentences, and what it omits.
 
-    Each kept sentence takes the wording with the most evidence. Missing true sentences of other candidates follow at
-    the end, the most certain first.
+    Each kept sentence takes the wording with the most evidence. True sentences of other candidates follow at the end if
+    at least half of their claims are missing. A sentence that begins with a pronoun is only kept after the
+    sentence that it followed.
 
     Args:
         image: the verified candidates.
@@ -151,13 +165,7 @@ def compose(image: VerifiedImage, bases: Mapping[Role, Caption]) -> Composed:
     cleaned = {role: _clean(image, caption, wordings) for role, caption in bases.items()}
     role = max(cleaned, key=lambda each: image.score(cleaned[each][0]))
     kept, edits = cleaned[role]
-    made = {claim for sentence in kept for claim in image.claims(sentence)}
-    added: Caption = []
-    for sentence in sorted(wordings.values(), key=lambda each: (-image.logit(each), each.text)):
-        claims = set(image.claims(sentence))
-        if claims - made and image.logit(sentence) > 0:
-            added.append(sentence)
-            made |= claims
+    added = _missing(image, kept, wordings.values())
     edits = [*edits, *(_edit(image, sentence, "added") for sentence in added)]
     sentences = [*kept, *added]
     tokens = [token for sentence in sentences for token in sentence.token_ids]
@@ -165,23 +173,47 @@ def compose(image: VerifiedImage, bases: Mapping[Role, Caption]) -> Composed:
     return Composed(role=role, text=text, token_ids=[*tokens, *image.endings[role]], edits=edits)
 
 
+def _missing(image: VerifiedImage, caption: Caption, wordings: Iterable[Sentence]) -> Caption:
+    """True sentences of whose claims a caption makes at most half.
+
+    Those that repeat the fewest claims come first, then the most certain ones.
+    """
+    made = {claim for sentence in caption for claim in image.claims(sentence)}
+    found: Caption = []
+    remaining = sorted(
+        (each for each in wordings if image.logit(each) > 0), key=lambda each: (-image.logit(each), each.text)
+    )
+    while remaining:
+        best = min(remaining, key=lambda each: len(made.intersection(image.claims(each))))
+        remaining.remove(best)
+        claims = set(image.claims(best))
+        if len(claims - made) >= max(1, len(claims & made)):
+            found.append(best)
+            made |= claims
+    return found
+
+
 def _clean(
-    image: VerifiedImage, caption: Caption, wordings: Mapping[tuple[int, ...], Sentence]
+    image: VerifiedImage, caption: Caption, wordings: Mapping[tuple[str, ...], Sentence]
 ) -> tuple[Caption, list[Edit]]:
     """A caption without false and repeated sentences, in the best wordings, and what was done to each sentence."""
     kept: Caption = []
     edits: list[Edit] = []
-    made: set[int] = set()
+    made: set[str] = set()
+    follows_kept = True
     for sentence in caption:
-        claims = image.claims(sentence)
+        claims, continues = image.claims(sentence), refers_back(sentence.text)
         if not set(claims) - made:
-            edits.append(_edit(image, sentence, "repeated"))
-        elif image.logit(sentence) < 0:
-            edits.append(_edit(image, sentence, "removed"))
+            action = "repeated"
+        elif image.logit(sentence) < 0 or (continues and not follows_kept):
+            action = "removed"
         else:
-            kept.append(wordings[claims])
-            edits.append(_edit(image, kept[-1], "kept"))
+            action = "kept"
+            kept.append(sentence if continues else wordings[claims])
             made |= set(claims)
+        if not continues:
+            follows_kept = action == "kept"
+        edits.append(_edit(image, kept[-1] if action == "kept" else sentence, action))
     return kept, edits
 
 
@@ -190,27 +222,38 @@ def _edit(image: VerifiedImage, sentence: Sentence, action: str) -> Edit:
 
 
 def _omit(image: VerifiedImage, caption: Caption, rng: np.random.Generator) -> tuple[Caption, Sentence] | None:
-    """The caption without one certain sentence that it says once, but never the first; and that sentence."""
-    counts = Counter(image.claims(sentence) for sentence in caption)
-    certain = [
+    """The caption without one certain sentence, but never the first; and that sentence.
+
+    The caption must lose by it: what the sentence says is said nowhere else, and no pronoun after it refers to it.
+    """
+    score = image.score(caption)
+    omissible = [
         number
-        for number, sentence in enumerate(caption)
-        if number and image.logit(sentence) > CERTAIN and counts[image.claims(sentence)] == 1
+        for number, (sentence, following) in enumerate(zip(caption, [*caption[1:], None], strict=True))
+        if number
+        and image.logit(sentence) > CERTAIN
+        and not (following and refers_back(following.text))
+        and image.score(_without(caption, number)) < score
     ]
-    if not certain:
+    if not omissible:
         return None
-    number = certain[int(rng.integers(len(certain)))]
-    return [*caption[:number], *caption[number + 1 :]], caption[number]
+    number = omissible[int(rng.integers(len(omissible)))]
+    return _without(caption, number), caption[number]
+
+
+def _without(caption: Caption, number: int) -> Caption:
+    return [*caption[:number], *caption[number + 1 :]]
 
 
 def _repeat(image: VerifiedImage, caption: Caption, rng: np.random.Generator) -> tuple[Caption, Sentence] | None:
     """The caption with one of its sentences, but never the first, said again later, in any wording; and that one."""
-    if len(caption) < 2:
+    repeatable = [number for number, each in enumerate(caption) if number and not refers_back(each.text)]
+    if not repeatable:
         return None
-    number = 1 + int(rng.integers(len(caption) - 1))
+    number = repeatable[int(rng.integers(len(repeatable)))]
     key = image.claims(caption[number])
-    wordings = [sentence for sentence in image._all_sentences() if image.claims(sentence) == key]
-    sentence = wordings[int(rng.integers(len(wordings)))]
+    same = [each for each in image._all_sentences() if image.claims(each) == key and not refers_back(each.text)]
+    sentence = same[int(rng.integers(len(same)))]
     position = number + 1 + int(rng.integers(len(caption) - number))
     return [*caption[:position], sentence, *caption[position:]], sentence
 

@@ -1,6 +1,6 @@
 """Selects preference pairs and composed captions from the candidates of a round (``select.strategy: coverage``).
 
-The scored shards are read several times, a part at a time: to count tokens, to fit the verifier (in the first round),
+The scored shards are read several times, a part at a time: to count words, to fit the verifier (in the first round),
 to score the pairs that each image gives, and to write those that are selected. Memory is independent of captions and
 images; per claim and per image, a few numbers are kept.
 """
@@ -29,10 +29,11 @@ from jsfree.run.sorting import RowSorter
 from jsfree.run.streaming import scan, scan_shard
 from jsfree.schemas import ScoredCandidate, ScoredCaption
 from jsfree.stages.candidate_sentences import Sentence, ending, split_candidate
+from jsfree.stages.claims import Claims, EmbedTexts, WordStatistics
 from jsfree.stages.composition import FormedPair, VerifiedImage, form_pair
 from jsfree.stages.pair_selection import PairChoice, PairColumns, choose_splits, count_pairs, required_columns
 from jsfree.stages.shard_selection import BUCKET_BYTES, write_selected
-from jsfree.stages.verification import Claims, Verifier, fit_verifier, pool, stack
+from jsfree.stages.verification import Verifier, fit_verifier, pool
 
 COLUMNS = ("sample_id", "candidates")
 PART_ROWS = 1024
@@ -50,8 +51,7 @@ class Verification:
 
     def write(self, folder: Folder) -> None:
         """Write ``verifier.json``."""
-        frequencies = {str(token): count for token, count in sorted(self.claims.frequencies.items())}
-        folder.write_json(VERIFIER, {**self.verifier.as_json(), "frequencies": frequencies})
+        folder.write_json(VERIFIER, {**self.verifier.as_json(), "claims": self.claims.as_json()})
 
     @classmethod
     def read(cls, folder: Folder) -> Verification:
@@ -59,10 +59,15 @@ class Verification:
 
         Raises:
             StorageError: it cannot be read.
+            StageError: an earlier version wrote it.
         """
         stored = folder.read_json(VERIFIER)
-        frequencies = {int(token): count for token, count in stored["frequencies"].items()}
-        return cls(Claims(frequencies), Verifier.from_json(stored))
+        if "claims" not in stored:
+            raise StageError(
+                f"{folder.uri}/{VERIFIER}: an earlier version wrote this verifier, whose claims are tokens, not words",
+                "continue with that version, or start a new run",
+            )
+        return cls(Claims.from_json(stored["claims"]), Verifier.from_json(stored))
 
 
 @dataclass(frozen=True)
@@ -101,18 +106,27 @@ class CandidateTable:
         return {row["sample_id"]: row["logps"] for row in rows}
 
 
-def fit(candidates: CandidateTable, settings: Select) -> Verification:
-    """Count the claims of a round's sentences and fit a verifier to their evidence.
+def fit(candidates: CandidateTable, settings: Select, embed: EmbedTexts | None = None) -> Verification:
+    """Find the claims of a round's sentences and fit a verifier to their evidence.
+
+    Args:
+        candidates: the candidates of the round.
+        settings: settings of the selection.
+        embed: maps words to embeddings, by which synonyms are found; None: every word is a claim of its own.
 
     Raises:
         StageError: there are too few claims, or the signals do not separate true and false ones.
         StorageError: a shard cannot be read.
     """
-    claims = Claims.count(sentence for image in candidates.sentences() for sentence in image)
-    evidence_NF = np.concatenate(
-        [stack(()), *(stack(list(pool(image, claims).values())) for image in candidates.sentences())]
-    )
-    return Verification(claims, fit_verifier(evidence_NF, settings.coverage.signals))
+    statistics = WordStatistics.count(sentence for image in candidates.sentences() for sentence in image)
+    claims = Claims.of(statistics, embed)
+    is_uncertain = statistics.is_uncertain(claims)
+    evidence = array("d")
+    for image in candidates.sentences():
+        for claim, signals in pool(image, claims).items():
+            if is_uncertain[claim]:
+                evidence.extend(signals)
+    return Verification(claims, fit_verifier(np.array(evidence).reshape(-1, 2), settings.coverage.signals))
 
 
 @dataclass(frozen=True)

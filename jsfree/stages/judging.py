@@ -18,8 +18,9 @@ import torch
 from jsfree.dpo.batching import PairBatch, pack
 from jsfree.dpo.policy import PairModel
 from jsfree.errors import ModelError
+from jsfree.models.families.base import ImageInputs, Prompt
 from jsfree.models.loading import DTYPES, Captioner
-from jsfree.models.prompts import conditional_prompt
+from jsfree.models.prompts import conditional_prompt, tokenize
 from jsfree.schemas import HIGH, LOW, Pair, Role, Sample, StageOutput, error_row
 from jsfree.stages.captioning import ImageReader, captioner_of
 from jsfree.stages.scoring import named_scores, no_sentence_error, scored_pair, texts_by_role
@@ -50,13 +51,13 @@ def answer_ids(captioner: Captioner, question: str) -> AnswerIds:
     Raises:
         ModelError: an answer is not a single token of its own, or both are the same token.
     """
-    rendered = conditional_prompt(captioner.processor, question)
+    rendered = conditional_prompt(captioner.processor, question, captioner.family.placeholder(captioner.processor))
     space = "" if rendered[-1:].isspace() else " "
     tokenizer = captioner.processor.tokenizer
-    prompt = list(tokenizer(rendered)["input_ids"])
+    prompt = tokenize(captioner.processor, rendered)
     found = []
     for answer in (YES, NO):
-        ids = list(tokenizer(f"{rendered}{space}{answer}")["input_ids"])
+        ids = tokenize(captioner.processor, f"{rendered}{space}{answer}")
         if len(ids) != len(prompt) + 1 or ids[:-1] != prompt or ids[-1] == tokenizer.unk_token_id:
             raise ModelError(
                 f"the captioner's tokenizer has no single token for the answer {answer!r} after the question"
@@ -76,8 +77,8 @@ class Questions:
     """Questions about one image in one row: the shared prefix, and the other tokens of each question."""
 
     sample_id: str
-    pixels: torch.Tensor
-    prefix: list[int]
+    image: ImageInputs
+    prefix: Prompt
     endings: dict[str, list[int]]
     """By the sentence asked about."""
 
@@ -112,7 +113,7 @@ class CaptionerJudge:
         usable: list[tuple[Pair, dict[Role, list[str]]]] = []
 
         def rows() -> Iterator[Questions]:
-            for sample, pixels in self._reader.read(pairs, self._config.source, "scored", output):
+            for sample, image in self._reader.read(pairs, self._config.source, "scored", output):
                 pair, of_roles = _split(sample)
                 empty = next((role for role in (LOW, HIGH) if not of_roles[role]), None)
                 if empty is not None:
@@ -121,7 +122,7 @@ class CaptionerJudge:
                     continue
                 usable.append((pair, of_roles))
                 distinct = dict.fromkeys(sentence for of_role in of_roles.values() for sentence in of_role)
-                yield from self._questions(pair, pixels, list(distinct))
+                yield from self._questions(pair, image, list(distinct))
 
         scores: dict[str, dict[str, float]] = {}
         for batch in batches(rows(), POSITIONS_AT_ONCE):
@@ -134,24 +135,29 @@ class CaptionerJudge:
             output.rows.append(scored_pair(pair, by_role))
         return output
 
-    def _questions(self, pair: Pair, pixels: torch.Tensor, about: Sequence[str]) -> Iterator[Questions]:
+    def _questions(self, pair: Pair, image: ImageInputs, about: Sequence[str]) -> Iterator[Questions]:
         """Lay the questions about an image out in as few rows as ``QUESTION_TOKENS`` allows."""
         template = self._config.score.question
-        image_token = self._captioner.processor.image_token  # an imported caption may spell it out
-        texts = [template.replace(SENTENCE, each.replace(image_token, "")) for each in about]
-        prompts = [self._captioner.prompt_ids(text, image=True) for text in texts]
+        texts = [template.replace(SENTENCE, self._without_vision_tokens(each)) for each in about]
+        prompts = [self._captioner.prompt_ids(text, image) for text in texts]
         shared = common_prefix(prompts)
-        prefix = prompts[0][:shared]
+        prefix = self._captioner.prompt(texts[0], image).first(shared)
         endings: dict[str, list[int]] = {}
         tokens = 0
         for sentence, prompt in zip(about, prompts, strict=True):
             ending = prompt[shared:]
             if endings and tokens + len(ending) + 1 > QUESTION_TOKENS:
-                yield Questions(pair["sample_id"], pixels, prefix, endings)
+                yield Questions(pair["sample_id"], image, prefix, endings)
                 endings, tokens = {}, 0
             endings[sentence] = ending
             tokens += len(ending) + 1
-        yield Questions(pair["sample_id"], pixels, prefix, endings)
+        yield Questions(pair["sample_id"], image, prefix, endings)
+
+    def _without_vision_tokens(self, sentence: str) -> str:
+        """A sentence without tokens that stand for an image, which an imported caption may spell out."""
+        for token in self._captioner.vision_tokens:
+            sentence = sentence.replace(token, "")
+        return sentence
 
     @torch.inference_mode()
     def _judge(self, rows: Sequence[Questions]) -> list[list[float]]:
@@ -160,9 +166,8 @@ class CaptionerJudge:
             {f"{number}": [*ending, self._answers.yes] for number, ending in enumerate(row.endings.values())}
             for row in rows
         ]
-        batch = pack([row.prefix for row in rows], endings)
+        batch = pack([row.prefix for row in rows], endings, [row.image for row in rows])
         answers, order = self._predict_answers(batch)
-        answers = replace(answers, pixels=torch.stack([row.pixels for row in rows]))
         logps_T = self._model.token_logps(answers.to(self._captioner.device, DTYPES[self._config.captioner.dtype]))
         yes_Q, no_Q = logps_T.double().cpu().chunk(2)
         found: list[list[float]] = [[] for _ in rows]

@@ -11,17 +11,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-
-import torch
+from functools import partial
 
 from jsfree.config import Generate
 from jsfree.decoding.mixing import add_diffusion_noise
 from jsfree.decoding.requests import Caption, Request
+from jsfree.models.loading import Captioner
 from jsfree.schemas import HIGH, LOW, SAMPLE, Role
 from jsfree.stages.ratios import draw_ratios
-
-NO_IMAGE = torch.empty(0)
-"""Pixels of a request at h = 1 without log-probabilities, whose image the engine does not read."""
 
 
 def ratios_by_role(settings: Generate, seed: int, round_number: int, sample_id: str) -> dict[Role, float]:
@@ -32,14 +29,16 @@ def ratios_by_role(settings: Generate, seed: int, round_number: int, sample_id: 
     return {LOW: pair.low, HIGH: high, **further}
 
 
-def loser_request(request: Request, settings: Generate) -> Request:
+def loser_request(request: Request, settings: Generate, captioner: Captioner) -> Request:
     """The request for the loser, given that of an ordinary caption with the loser's ratio and noise key."""
     if settings.loser == "noised_image":
-        return replace(request, pixels=add_diffusion_noise(request.pixels, settings.noise_step))
+        assert request.image is not None
+        noised = captioner.map_pixels(request.image, partial(add_diffusion_noise, step=settings.noise_step))
+        return replace(request, image=noised)
     if settings.loser == "bad_prompt":
         return replace(request, prompt=settings.bad_prompt)
     if settings.loser == "continuation" and not request.with_logps:
-        return replace(request, pixels=NO_IMAGE)  # the request waits for the winner, and its image need not
+        return replace(request, image=None)  # the request waits for the winner, and its image need not
     return request
 
 

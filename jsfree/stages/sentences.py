@@ -9,7 +9,10 @@ from collections.abc import Callable, Sequence
 _LIST_MARKER = re.compile(r"^\s*(?:[-*+•–—]|#{1,6}|\(?\d{1,3}[.)])(?=\s|$)\s*")
 # A full stop between blanks ("a dog . 3 cats ."), as in tokenized captions.
 _LONE_STOP = re.compile(r"(?<=\s[.!?])\s+")
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
+# Characters of scripts without blanks between words (kana, Han, Thai and related ones) count as words.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+(?:['’][^\W{_UNSPACED}]+)*")
+_PRONOUNS = frozenset({"it", "its", "they", "their", "them", "he", "his", "him", "she", "her", "hers"})
 # Split points in order of preference: after punctuation, before conjunctions, between words, between characters.
 _SPLIT_POINTS = (
     re.compile(r"(?<=[;:,])\s+|(?<=[；：，、])"),
@@ -37,7 +40,17 @@ def sentences(text: str) -> list[str]:
 
 def words(text: str) -> list[str]:
     """Split a text into words, case-folded and without punctuation."""
-    return _WORD.findall(text.casefold())
+    return [word for word, _, _ in word_spans(text)]
+
+
+def word_spans(text: str) -> list[tuple[str, int, int]]:
+    """The words of a text as in ``words``, each with its start and end in characters."""
+    return [(match.group().casefold(), match.start(), match.end()) for match in _WORD.finditer(text)]
+
+
+def refers_back(sentence: str) -> bool:
+    """Whether a sentence begins with an English pronoun, so that it is only understood after the one before it."""
+    return next(iter(words(sentence)), "") in _PRONOUNS
 
 
 def count_repeated(sentences: Sequence[str]) -> int:

@@ -1,11 +1,16 @@
 """Verifies the sentences of an image's candidates without labels: by CLIP and by the captioner's own likelihood.
 
-What a sentence claims is represented by tokens (``Claims``): the rarer a token, the more it says. The evidence for a
-claim is pooled over all candidates of the image: the highest cosine and the highest probability per token (geometric
-mean) among the sentences that make the claim. True claims recur in several wordings, of which one scores well, and
-hallucinated ones rarely do both. A mixture of two Gaussians with a common covariance, fitted to the evidence of all
-claims of a round by expectation-maximisation, maps evidence to log-odds, linearly. Gaussian tails are lighter than real
-ones, so the zero point is not that of the mixture, but the valley of the log-odds' density between its two means.
+The evidence for a claim (``claims.py``) is pooled over all candidates of the image: the highest cosine and the highest
+probability among the sentences that make the claim. True claims recur in several wordings, of which one scores well;
+hallucinated claims rarely do both. A mixture of two Gaussians, whose common covariance is diagonal, is fitted to the
+evidence of a round by expectation-maximisation and maps evidence to log-odds, linearly. The signals are treated as
+independent because a full covariance can make the weight of a signal negative, which is wrong for both of them. Claims
+that the captioner is nearly always certain of, such as the context of a scene, would be a third kind; they are left out
+of the fit.
+
+The zero point of the log-odds is halfway between that of the mixture and the valley of their density. The mixture lets
+more false claims pass, because the tails of real ones are heavier than Gaussian ones; the valley stops more true claims
+(docs/log.md).
 
 Shape suffixes: N claims, F = 2 signals (cosine, probability).
 """
@@ -13,8 +18,7 @@ Shape suffixes: N claims, F = 2 signals (cosine, probability).
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +27,7 @@ from numpy.typing import NDArray
 
 from jsfree.errors import StageError
 from jsfree.stages.candidate_sentences import Sentence
+from jsfree.stages.claims import Claims
 
 FloatArray = NDArray[np.float64]
 Signals = Literal["clip+likelihood", "clip", "likelihood"]
@@ -31,25 +36,8 @@ MIN_CLAIMS = 50
 """Fewest claims that a mixture is fitted to."""
 GRID = 512
 """Points at which the density of log-odds is evaluated."""
-
-
-class Claims:
-    """Maps sentences to what they claim: their rarest token, by the number of sentences of the round that have it."""
-
-    def __init__(self, frequencies: Mapping[int, int]) -> None:
-        self.frequencies = frequencies
-
-    @classmethod
-    def count(cls, sentences: Iterable[Sentence]) -> Claims:
-        """Count the tokens of all sentences of a round."""
-        counts: Counter[int] = Counter()
-        for sentence in sentences:
-            counts.update(set(sentence.token_ids))
-        return cls(counts)
-
-    def __call__(self, sentence: Sentence) -> tuple[int, ...]:
-        """The claims of a sentence; sentences with equal claims say the same."""
-        return (min(sentence.token_ids, key=lambda token: (self.frequencies.get(token, 0), token)),)
+VALLEY_WEIGHT = 0.5
+"""Where the zero point is between that of the mixture (0) and the valley of the log-odds' density (1)."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +61,13 @@ class Verifier:
         return cls((stored["weights"]["cosine"], stored["weights"]["probability"]), stored["bias"])
 
 
-def pool(sentences: Iterable[Sentence], claims: Claims) -> dict[int, tuple[float, float]]:
+def pool(sentences: Iterable[Sentence], claims: Claims) -> dict[str, tuple[float, float]]:
     """Evidence for each claim of an image: the highest cosine and probability among the sentences that make it."""
-    pooled: dict[int, tuple[float, float]] = {}
+    pooled: dict[str, tuple[float, float]] = {}
     for sentence in sentences:
-        for claim in claims(sentence):
-            cosine, probability = pooled.get(claim, (-math.inf, 0.0))
-            pooled[claim] = max(cosine, sentence.cosine), max(probability, sentence.probability)
+        for claim, probability in claims.probabilities(sentence).items():
+            cosine, highest = pooled.get(claim, (-math.inf, 0.0))
+            pooled[claim] = max(cosine, sentence.cosine), max(highest, probability)
     return pooled
 
 
@@ -99,9 +87,8 @@ def fit_verifier(evidence_NF: FloatArray, signals: Signals = "clip+likelihood") 
             f"{len(evidence_NF)} claims of sentences are too few to fit a verifier, which needs {MIN_CLAIMS}",
             "use more images, or 'select.strategy: gap'",
         )
-    mixture = _tied_mixture(evidence_NF[:, used])
-    agree = len(used) == 1 or np.corrcoef(evidence_NF[:, used].T)[0, 1] > 0
-    if not (agree and (mixture.weights_F > 0).all()):
+    mixture = _fit_mixture(evidence_NF[:, used])
+    if not (mixture.weights_F > 0).all():
         raise StageError(
             "CLIP's cosines and the captioner's probabilities do not separate the same two kinds of claims",
             "verify with one signal ('select.coverage.signals: clip'), or use 'select.strategy: gap'",
@@ -110,19 +97,20 @@ def fit_verifier(evidence_NF: FloatArray, signals: Signals = "clip+likelihood") 
     lower, upper = sorted(float(mean_F @ mixture.weights_F) + mixture.bias for mean_F in mixture.means)
     weights = np.zeros(2)
     weights[used] = mixture.weights_F
-    return Verifier((float(weights[0]), float(weights[1])), mixture.bias - valley(logits_N, lower, upper))
+    zero = VALLEY_WEIGHT * valley(logits_N, lower, upper)
+    return Verifier((float(weights[0]), float(weights[1])), mixture.bias - zero)
 
 
 class _Mixture(NamedTuple):
-    """Log-odds of two Gaussians with a common covariance, and their means, (F,) each."""
+    """Log-odds of two Gaussians with a common diagonal covariance, and their means, (F,) each."""
 
     weights_F: FloatArray
     bias: float
     means: tuple[FloatArray, FloatArray]
 
 
-def _tied_mixture(evidence_NF: FloatArray) -> _Mixture:
-    """Fit two Gaussians with a common covariance by expectation-maximisation."""
+def _fit_mixture(evidence_NF: FloatArray) -> _Mixture:
+    """Fit two Gaussians with a common diagonal covariance by expectation-maximisation."""
     mean_F, spread_F = evidence_NF.mean(0), evidence_NF.std(0) + 1e-12
     scaled_NF = (evidence_NF - mean_F) / spread_F
     total_N = scaled_NF.sum(1)
@@ -130,12 +118,8 @@ def _tied_mixture(evidence_NF: FloatArray) -> _Mixture:
     for _ in range(ITERATIONS):
         share = upper_N.mean()
         upper_F, lower_F = (weight_N @ scaled_NF / max(weight_N.sum(), 1e-12) for weight_N in (upper_N, 1 - upper_N))
-        centred = (
-            (weight_N[:, None] * (scaled_NF - middle_F)).T @ (scaled_NF - middle_F)
-            for weight_N, middle_F in ((upper_N, upper_F), (1 - upper_N, lower_F))
-        )
-        covariance_FF = sum(centred) / len(scaled_NF) + 1e-9 * np.eye(scaled_NF.shape[1])
-        weights_F = np.linalg.solve(covariance_FF, upper_F - lower_F)
+        variance_F = (upper_N @ (scaled_NF - upper_F) ** 2 + (1 - upper_N) @ (scaled_NF - lower_F) ** 2) / len(upper_N)
+        weights_F = (upper_F - lower_F) / (variance_F + 1e-9)
         bias = float(math.log(share / (1 - share)) - weights_F @ (upper_F + lower_F) / 2)
         upper_N = 1 / (1 + np.exp(-np.clip(scaled_NF @ weights_F + bias, -50, 50)))
         upper_N = np.clip(upper_N, 1e-9, 1 - 1e-9)
@@ -162,13 +146,3 @@ def valley(logits_N: FloatArray, lower: float, upper: float) -> float:
     depth_G = density_G / np.minimum(left_G, right_G)
     deepest = int(np.argmin(np.where((grid_G >= lower) & (grid_G <= upper), depth_G, np.inf)))
     return float(grid_G[deepest]) if depth_G[deepest] < 0.9 else 0.0
-
-
-def sentence_logit(sentence: Sentence, logits: Mapping[int, float], claims: Claims) -> float:
-    """Log-odds that a sentence is true: those of its least certain claim."""
-    return min(logits[claim] for claim in claims(sentence))
-
-
-def stack(evidence: Sequence[tuple[float, float]]) -> FloatArray:
-    """Evidence of claims as an array, (N, F)."""
-    return np.array(evidence, np.float64).reshape(-1, 2)

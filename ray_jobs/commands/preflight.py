@@ -22,10 +22,11 @@ from jsfree.images.sources import SourceSummary, images_per_round, summarize_sou
 from jsfree.models.contents import CAPTIONER
 from jsfree.run.run import Run
 from jsfree.run.stages import STAGES
-from jsfree.sizing import footprint, memory, rates, shapes, workload
+from jsfree.sizing import footprint, memory, rates, workload
 from jsfree.sizing.memory import Lengths
+from jsfree.sizing.published import published_shape
 from jsfree.sizing.rates import StageTime
-from jsfree.sizing.shapes import LlavaShape
+from jsfree.sizing.shapes import CaptionerShape
 from jsfree.sizing.workload import Workload
 from ray_jobs.cluster.capacity import ROUNDING
 from ray_jobs.cluster.machines import CLUSTER, Machines, stage_resources
@@ -118,7 +119,7 @@ def _sizes(
     train = config.train
     parameters = memory.parameters(shape, train.trained_layers, train.lora)
     dtype = config.captioner.dtype
-    features = footprint.BYTES[dtype] * shape.image_tokens * shape.vision.hidden
+    features = footprint.BYTES[dtype] * shape.feature_numbers
     needed = workload.disk_bytes(config, work, parameters, images.image_bytes, features)
     temporary = footprint.temporary_bytes(parameters, train.zero_stage, dtype, workload.max_checkpoints(config, work))
     yield from storage.check_disk_space(config, needed, temporary if "train" in machines.remaining else 0)
@@ -159,7 +160,7 @@ def plan(config: RunConfig, gpu: str | None) -> Preflight:
     return result
 
 
-def _slots(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> tuple[int, int]:
+def _slots(config: RunConfig, shape: CaptionerShape, lengths: Lengths, device: Device) -> tuple[int, int]:
     """Captions of pairs, and of the evaluation mode that takes most memory, that a device decodes together."""
     capacity = devices.generation_capacity(config, device)
     fitting = memory.fitting_slots(shape, config, lengths, capacity.bytes, capacity.reserved)
@@ -196,7 +197,7 @@ def with_gpus(config: RunConfig, gpus: int) -> RunConfig:
     return configuration.with_overrides(config, overrides)
 
 
-def _ways(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device) -> list[tuple[str, float, bool]]:
+def _ways(config: RunConfig, shape: CaptionerShape, lengths: Lengths, device: Device) -> list[tuple[str, float, bool]]:
     """The training modes with the memory of a worker, in GB, and whether it fits on the device."""
     available, dtype = devices.training_capacity(config, device), config.captioner.dtype
     captions = len(config.trained_captions)
@@ -208,13 +209,13 @@ def _ways(config: RunConfig, shape: LlavaShape, lengths: Lengths, device: Device
     return ways
 
 
-def _shape_without_weights(config: RunConfig) -> tuple[LlavaShape, Lengths]:
+def _shape_without_weights(config: RunConfig) -> tuple[CaptionerShape, Lengths]:
     """The captioner's shape: known for published models, read from the configuration of others."""
-    if config.captioner.ref in shapes.PUBLISHED:
-        shape = shapes.PUBLISHED[config.captioner.ref]
+    shape = published_shape(config.captioner.ref)
+    if shape is not None:
         return shape, models.estimated_lengths(config, shape)
     with models.described(config) as model:
-        return shapes.shape_of(model.config), models.lengths(config, model)
+        return models.captioner_shape(model), models.lengths(config, model)
 
 
 class _Models:
@@ -228,7 +229,7 @@ class _Models:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.shape: LlavaShape | None = None
+        self.shape: CaptionerShape | None = None
         self.lengths: Lengths | None = None
 
     def check(self) -> Iterator[Finding]:
@@ -243,11 +244,11 @@ class _Models:
         config, ref = self.config, self.config.captioner.versioned_ref
         if models.is_elsewhere(ref, CAPTIONER, config.models):
             yield models.unchecked("captioner", ref)
-            self.shape = shapes.PUBLISHED.get(config.captioner.ref)
+            self.shape = published_shape(config.captioner.ref)
             self.lengths = None if self.shape is None else models.estimated_lengths(config, self.shape)
             return
         with models.described(config) as model:
-            self.shape = shapes.shape_of(model.config)
+            self.shape = models.captioner_shape(model)
             yield from models.check_captioner(config, model)
             self.lengths = models.lengths(config, model)
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from jsfree.config import RunConfig
+from jsfree.gpus import device_of
+from jsfree.models.clip import load_clip
+from jsfree.models.clip_text import TextEncoder
 from jsfree.run.run import Manifest
 from jsfree.stages.coverage_selection import CandidateTable, CoverageSelection, Verification, fit
 from jsfree.stages.shard_selection import select_shards
+from ray_jobs.cluster.failures import unwrap_errors
 from ray_jobs.rounds import Round
 from ray_jobs.stages.score import needs_likelihoods
 
@@ -47,6 +57,34 @@ def _select_by_coverage(current: Round) -> dict[str, Any]:
     likelihoods = current.stage("likelihoods") if needs_likelihoods(config, current.number) else None
     candidates = CandidateTable(current.stage("scored"), likelihoods)
     is_first = current.number == 1
-    verification = fit(candidates, config.select) if is_first else Verification.read(current.run.stage(1, "selected"))
+    if is_first:
+        verification = fit(candidates, config.select, partial(_embed, current))
+    else:
+        verification = Verification.read(current.run.stage(1, "selected"))
     selection = CoverageSelection(candidates, verification, config.select, config.seed, current.number)
     return selection.write(current.stage("selected"), config.shard_rows)
+
+
+def _embed(current: Round, words: Sequence[str]) -> NDArray[np.float32]:
+    """CLIP embeddings of words: computed here, or on a node with GPUs if CLIP scores on GPUs."""
+    config, resources = current.config, current.config.score.resources
+    if not resources.gpus:
+        return _embed_words(config, words)
+    import ray
+
+    current.cluster.ensure()
+    # max_calls=1 ends the process, which frees the GPU memory that CUDA holds.
+    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1)(_embed_words)
+    with unwrap_errors("selected"):
+        vectors_WD: NDArray[np.float32] = ray.get(
+            task.options(accelerator_type=resources.accelerator_type).remote(config, words)
+        )
+    return vectors_WD
+
+
+def _embed_words(config: RunConfig, words: Sequence[str]) -> NDArray[np.float32]:
+    clip = config.clip
+    device = device_of(config.score.resources.gpus)
+    encoder = TextEncoder(load_clip(clip.versioned_ref, device, clip.pretrained, config.models))
+    vectors_WD: NDArray[np.float32] = encoder.encode(list(words))[0].numpy()
+    return vectors_WD

@@ -111,7 +111,7 @@ def test_a_request_is_refused_only_if_it_could_never_fit(clock):
 
 @pytest.fixture(scope="module")
 def request_of(captioner):
-    pixels = [captioner.pixels(world.draw(world.scene("development", index))) for index in range(6)]
+    pixels = [captioner.inputs(world.draw(world.scene("development", index))) for index in range(6)]
 
     def made(index: int, length: int, prompt: str = world.PROMPT) -> Request:
         key = noise_key(0, 1, str(index), "low")
@@ -160,7 +160,7 @@ def test_slots_are_restored_after_a_shortage_of_memory(captioner, request_of, cl
 def measured(captioner, monkeypatch, slots: list[float], length: int = 8) -> list[float]:
     """Set the budget to that of ``slots[0]`` captions, which the test may change."""
     one = DualPathEngine(captioner, Workload(1, dual_path_share=0.0))
-    pixels = captioner.pixels(world.draw(world.scene("development", 0)))
+    pixels = captioner.inputs(world.draw(world.scene("development", 0)))
     one.decode([Request("x", pixels, world.PROMPT, 0.0, 0, Decoding(max_new_tokens=length))])
     monkeypatch.setattr(engine, "kv_budget", lambda *_: slots[0] * one.layout.bytes)
     return slots
@@ -214,7 +214,7 @@ def test_a_request_without_memory_fails_after_some_time_and_decoding_continues(
 
 def test_a_long_request_does_not_reduce_the_slots_of_later_short_ones(captioner, request_of, clock, monkeypatch):
     tick(clock, monkeypatch)
-    tokens = 2 * (len(captioner.prompt_ids(world.PROMPT, image=True)) + 208)
+    tokens = 2 * (len(captioner.prompt_ids(world.PROMPT, captioner.blank)) + 208)
     decoder = DualPathEngine(
         captioner, Workload(8, dual_path_share=0.0), kv_cache_gib=tokens * kv_size(captioner).token_bytes / GIB
     )

@@ -25,6 +25,7 @@ from jsfree.decoding.workload import Workload
 from jsfree.errors import DecodingError, DeviceError
 from jsfree.miniworld import world
 from jsfree.models.loading import load_captioner
+from tests.support.images import spoiled
 
 PROMPT = "Describe image in detail."
 GRID = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -41,7 +42,7 @@ SETTINGS = (
 def request_of(captioner):
     @cache
     def pixels(index: int) -> torch.Tensor:
-        return captioner.pixels(world.draw(world.scene("development", index)))
+        return captioner.inputs(world.draw(world.scene("development", index)))
 
     def made(index: int, role: str, ratio: float, decoding: Decoding) -> Request:
         key = noise_key(0, 1, str(index), role)
@@ -207,7 +208,7 @@ def test_slots_are_refilled_when_captions_end(captioner, request_of):
 def test_an_image_is_prefilled_once_for_its_captions(captioner, request_of, monkeypatch):
     engine, prefilled = DualPathEngine(captioner, Workload(6, dual_path_share=0.5)), []
     real = engine._prefill._run
-    monkeypatch.setattr(engine._prefill, "_run", lambda ids, pixels: prefilled.append(pixels) or real(ids, pixels))
+    monkeypatch.setattr(engine._prefill, "_run", lambda ids, images: prefilled.append(images) or real(ids, images))
     for index in range(20):
         for role, ratio in (("low", 0.0), ("high", 0.5)):
             engine.submit(
@@ -215,15 +216,15 @@ def test_an_image_is_prefilled_once_for_its_captions(captioner, request_of, monk
             )
     while engine.active:
         engine.step()
-    assert sum(pixels is None for pixels in prefilled) == 1  # the prompt without image
-    assert sum(pixels is not None for pixels in prefilled) == 20
+    assert sum(not images for images in prefilled) == 1  # the prompt without image
+    assert sum(len(images) for images in prefilled) == 20
 
 
 def test_an_image_prefix_is_stored_once_for_both_captions_and_a_text_prefix_once_for_all(captioner, request_of):
     engine = DualPathEngine(captioner, Workload(8, dual_path_share=0.5, prompts=1))
     engine.decode([request_of(0, "low", 0.0, Decoding(max_new_tokens=32))])
     layout = engine.layout
-    image_prefix, text_prefix = (len(captioner.prompt_ids(PROMPT, image=image)) for image in (True, False))
+    image_prefix, text_prefix = (len(captioner.prompt_ids(PROMPT, image)) for image in (captioner.blank, None))
     assert layout.images == 7  # for 8 captions; 4 would do if siblings ended together
     assert layout.bytes == (7 * image_prefix + text_prefix + 12 * 32) * kv_size(captioner).token_bytes
 
@@ -244,9 +245,9 @@ def test_captions_with_different_prompts_wait_for_a_text_prefix(captioner, reque
 def test_h_1_needs_no_image_and_h_0_no_second_path(captioner, request_of, monkeypatch):
     engine = DualPathEngine(captioner, Workload(4))
     real, seen = engine._prefill._run, []
-    monkeypatch.setattr(engine._prefill, "_run", lambda ids, pixels: seen.append(pixels) or real(ids, pixels))
+    monkeypatch.setattr(engine._prefill, "_run", lambda ids, images: seen.append(images) or real(ids, images))
     engine.decode([request_of(0, "high", 1.0, Decoding(max_new_tokens=4))])
-    assert seen == [None]
+    assert seen == [[]]
     engine.decode([request_of(0, "low", 0.0, Decoding(max_new_tokens=4))])
     assert len(seen) == 2
     single = DualPathEngine(captioner, Workload(4, dual_path_share=0.0))
@@ -306,7 +307,7 @@ def test_requests_that_do_not_fit_together_are_decoded_in_turn(captioner, reques
         DualPathEngine(captioner, Workload(1, dual_path_share=0.0)).decode([each])[0]
         for each in (long_prompt, long_caption)
     ]
-    prompt, caption = (len(captioner.prompt_ids(each.prompt, image=True)) for each in (long_prompt, long_caption))
+    prompt, caption = (len(captioner.prompt_ids(each.prompt, captioner.blank)) for each in (long_prompt, long_caption))
     tokens = max(prompt + 16, caption + 80)
     engine = DualPathEngine(
         captioner, Workload(4, dual_path_share=0.0), kv_cache_gib=(tokens + 1) * kv_size(captioner).token_bytes / GIB
@@ -414,7 +415,7 @@ def test_a_caption_without_a_next_token_fails_alone(captioner, request_of, monke
     requests = [request_of(index, "high", 0.5 * (index % 3), Decoding(max_new_tokens=20)) for index in range(16)]
     alone = by_id(DualPathEngine(captioner, Workload(4)).decode(requests))
     longer = PROMPT + " Describe image in detail."  # what follows it in its place leaves a part of it there
-    requests[1] = replace(requests[1], pixels=requests[1].pixels * math.nan, prompt=longer)
+    requests[1] = replace(requests[1], image=spoiled(requests[1].image), prompt=longer)
     real, engine = Forward.__call__, DualPathEngine(captioner, Workload(4))
 
     def wrong(forward, rows):

@@ -40,7 +40,7 @@ def test_steps_are_compiled_for_every_layout(captioner, monkeypatch):
     settings.text_config.num_hidden_layers = 1
     tiny = replace(captioner, model=LlavaForConditionalGeneration._from_config(settings).eval())
     attention.install(tiny)
-    ids = torch.tensor([tiny.prompt_ids("Describe.", image=False)])
+    ids = torch.tensor([tiny.prompt_ids("Describe.", None)])
     layout, counts = replace(LAYOUT, group=kv_size(tiny).group), []
     for own in range(64, 64 + 3 * 32, 32):
         forward = Forward(tiny, replace(layout, own_tokens=own), "inductor")

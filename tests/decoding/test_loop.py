@@ -1,6 +1,5 @@
 """One engine for many callers: sharing, errors and the end of the loop."""
 
-import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +15,13 @@ from jsfree.decoding.sampling import noise_key
 from jsfree.decoding.workload import Workload
 from jsfree.errors import DecodingError, DeviceError, NoTokenError
 from jsfree.miniworld import world
+from tests.support.images import spoiled
 
 
 @pytest.fixture(scope="module")
 def batch_of(captioner):
     def made(name: str, count: int, length: int = 12) -> list[Request]:
-        pixels = [captioner.pixels(world.draw(world.scene("development", index))) for index in range(count)]
+        pixels = [captioner.inputs(world.draw(world.scene("development", index))) for index in range(count)]
         return [
             Request(
                 f"{name}/{index}",
@@ -111,7 +111,7 @@ def test_an_invalid_request_fails_alone(captioner, batch_of):
 
 def test_a_caption_without_a_token_fails_alone_and_decoding_continues(captioner, batch_of):
     requests = batch_of("x", 3)
-    requests[0] = replace(requests[0], pixels=requests[0].pixels * math.nan)
+    requests[0] = replace(requests[0], image=spoiled(requests[0].image))
     loop = DecodingLoop(DualPathEngine(captioner, Workload(4)))
     futures = loop.submit(requests)
     with pytest.raises(DecodingError, match="no token that may be drawn any probability"):

@@ -16,7 +16,7 @@ from jsfree.miniworld import world
 @pytest.fixture(scope="module")
 def whole(captioner) -> list[tuple[Request, Caption]]:
     """Requests without a prefix, with their captions."""
-    pixels = [captioner.pixels(world.draw(world.scene("development", index))) for index in range(3)]
+    pixels = [captioner.inputs(world.draw(world.scene("development", index))) for index in range(3)]
     requests = [
         Request(
             f"{number}",

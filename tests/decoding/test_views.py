@@ -17,13 +17,14 @@ from jsfree.decoding.views import translations, views_of
 from jsfree.decoding.workload import Workload
 from jsfree.errors import ConfigError
 from jsfree.miniworld import world
+from jsfree.models.families.base import ImageInputs
 
 THREE, FIVE = Views(count=3, shift=4), Views(count=5)
 
 
 @pytest.fixture(scope="module")
 def request_of(captioner):
-    pixels = [captioner.pixels(world.draw(world.scene("development", index))) for index in range(5)]
+    pixels = [captioner.inputs(world.draw(world.scene("development", index))) for index in range(5)]
 
     def made(index: int, role: str, ratio: float, prompt: str = world.PROMPT, **decoding) -> Request:
         key = noise_key(0, 1, str(index), role)
@@ -76,16 +77,16 @@ def test_log_probabilities_are_of_the_mean_over_views(captioner, request_of):
         requests, DualPathEngine(captioner, Workload(3, views=3)).decode(requests), strict=True
     ):
         expected = torch.zeros(len(caption.token_ids), dtype=torch.float64)
-        for view in views_of(request.pixels, THREE):
+        for view in views_of(captioner, request.image, THREE):
             expected += probabilities(captioner, view, request.prompt, caption.token_ids) / 3
         assert caption.logps == pytest.approx(expected.log().tolist(), abs=1e-4)
 
 
 @torch.inference_mode()
-def probabilities(captioner, pixels: torch.Tensor, prompt: str, tokens: tuple[int, ...]) -> torch.Tensor:
+def probabilities(captioner, image: ImageInputs, prompt: str, tokens: tuple[int, ...]) -> torch.Tensor:
     """Probability of each token by transformers' own forward."""
-    start = captioner.prompt_ids(prompt, image=True)
-    output = captioner.model(input_ids=torch.tensor([[*start, *tokens]]), pixel_values=pixels[None])
+    start = captioner.prompt_ids(prompt, captioner.blank)
+    output = captioner.model(input_ids=torch.tensor([[*start, *tokens]]), pixel_values=image.tensors["pixel_values"])
     logits = output.logits[0, len(start) - 1 : -1].double()
     logits[:, list(captioner.suppressed_ids)] = -torch.inf
     return torch.softmax(logits, -1)[range(len(tokens)), tokens]
@@ -94,17 +95,17 @@ def probabilities(captioner, pixels: torch.Tensor, prompt: str, tokens: tuple[in
 def test_each_view_is_prefilled_once_for_all_captions_of_an_image(captioner, request_of, monkeypatch):
     engine, prefilled = DualPathEngine(captioner, Workload(6, captions_per_image=3, views=3)), []
     real = engine._prefill._run
-    monkeypatch.setattr(engine._prefill, "_run", lambda ids, pixels: prefilled.append(pixels) or real(ids, pixels))
+    monkeypatch.setattr(engine._prefill, "_run", lambda ids, images: prefilled.append(images) or real(ids, images))
     engine.decode(
         [request_of(index, f"{n}", 0.0, views=THREE, max_new_tokens=5 + n) for index in range(4) for n in range(3)]
     )
-    assert [len(pixels) for pixels in prefilled] == [3] * 4
+    assert [len(images) for images in prefilled] == [3] * 4
 
 
 def test_the_memory_of_views_is_as_predicted(captioner, request_of):
     engine = DualPathEngine(captioner, Workload(8, dual_path_share=0.5, prompts=1, views=3))
     engine.decode([request_of(0, "low", 0.0, views=THREE, max_new_tokens=32)])
-    image_prefix, text_prefix = (len(captioner.prompt_ids(world.PROMPT, image=image)) for image in (True, False))
+    image_prefix, text_prefix = (len(captioner.prompt_ids(world.PROMPT, image)) for image in (captioner.blank, None))
     tokens = 3 * 7 * image_prefix + text_prefix + (3 * 8 + 4) * 32
     assert engine.layout.bytes == tokens * kv_size(captioner).token_bytes
     layer = engine._batch.forward.cache._layers[0]
@@ -122,10 +123,11 @@ def test_views_are_different_translations_within_the_shift_and_the_first_is_the_
         assert found[: count - 1] == translations(Views(count=max(count - 1, 1), shift=shift))[: count - 1]
 
 
-def test_a_view_is_the_image_moved_with_its_edge_repeated():
+def test_a_view_is_the_image_moved_with_its_edge_repeated(captioner):
     pixels = torch.arange(2 * 5 * 4, dtype=torch.float32).view(2, 5, 4)
-    views = Views(count=4, shift=3)
-    for (x, y), view in zip(translations(views), views_of(pixels, views), strict=True):
+    image, views = ImageInputs({"pixel_values": pixels[None]}, ""), Views(count=4, shift=3)
+    for (x, y), moved in zip(translations(views), views_of(captioner, image, views), strict=True):
+        (view,) = moved.tensors["pixel_values"]
         for row in range(5):
             for column in range(4):
                 source = pixels[:, min(max(row - y, 0), 4), min(max(column - x, 0), 3)]

@@ -27,12 +27,12 @@ def alone(captioner, pair, role):
     """Log-probability of one caption: one unpadded forward, summed token by token in float64."""
     from jsfree.images.decoding import load_image
 
-    prompt = captioner.prompt_ids(pair["prompt"], image=True)
+    prompt = captioner.prompt_ids(pair["prompt"], captioner.blank)
     tokens = pair[role]["token_ids"]
     image, _ = load_image(pair["image"], SMALL.source)
     with torch.no_grad():
         logits = captioner.model(
-            input_ids=torch.tensor([[*prompt, *tokens]]), pixel_values=captioner.pixel_values([image])
+            input_ids=torch.tensor([[*prompt, *tokens]]), **captioner.batch([captioner.inputs(image)])
         ).logits[0]
     logps = torch.log_softmax(logits.double(), -1)
     return sum(float(logps[len(prompt) - 1 + i, token]) for i, token in enumerate(tokens))
@@ -72,7 +72,7 @@ def test_the_objective_decides_which_captions_are_trained_on():
 
 
 def test_a_pair_longer_than_the_context_is_refused(captioner, pairs):
-    prefix = len(captioner.prompt_ids(pairs[0]["prompt"], image=True))
+    prefix = len(captioner.prompt_ids(pairs[0]["prompt"], captioner.blank))
     long = {**pairs[1]["rejected"], "token_ids": [5] * (512 - prefix)}
     check_context_length([pairs[0], {**pairs[1], "rejected": long}], captioner)
     long["token_ids"].append(5)

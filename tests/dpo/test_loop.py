@@ -17,8 +17,8 @@ from jsfree.dpo.loop import Folders, Hooks, Models, split_held_out, train
 from jsfree.dpo.pairs import PairTable
 from jsfree.errors import ConfigError, StageError
 from jsfree.images.sources import training_samples
+from jsfree.models.families.llava import hub_key
 from jsfree.models.loading import load_captioner
-from jsfree.models.saving import hub_key
 from jsfree.run.folder import Folder, shard_name
 from jsfree.stages.captioning import PairGenerator
 

@@ -7,12 +7,13 @@ import torch
 
 from jsfree.config import build
 from jsfree.dpo import policy as policies
-from jsfree.dpo.batching import PADDING, attention_mask, collate, flex_mask
+from jsfree.dpo.batching import PADDING, attention_mask, collate, flex_mask, image_inputs
 from jsfree.dpo.loss import Lengths, PairLogps, preference_loss
 from jsfree.dpo.policy import CompletionHead, PairModel
 from jsfree.errors import ModelError
 from jsfree.images.decoding import load_image
 from jsfree.images.sources import training_samples
+from jsfree.models.families.base import split_features
 from jsfree.models.loading import load_captioner
 from jsfree.stages.captioning import PairGenerator
 
@@ -29,11 +30,11 @@ def apart(captioner, pairs) -> PairLogps:
     """Each caption in a row of its own, unpadded, with the model's own forward and head."""
     sums = {"chosen": [], "rejected": []}
     for pair in pairs:
-        prompt = captioner.prompt_ids(pair["prompt"], image=True)
-        pixels = captioner.pixel_values([load_image(pair["image"], SMALL.source)[0]])
+        prompt = captioner.prompt_ids(pair["prompt"], captioner.blank)
+        image = captioner.batch([captioner.inputs(load_image(pair["image"], SMALL.source)[0])])
         for role, found in sums.items():
             tokens = list(pair[role]["token_ids"])
-            logits = captioner.model(input_ids=torch.tensor([[*prompt, *tokens]]), pixel_values=pixels).logits[0]
+            logits = captioner.model(input_ids=torch.tensor([[*prompt, *tokens]]), **image).logits[0]
             logps = torch.log_softmax(logits[len(prompt) - 1 : -1].float(), -1)
             found.append(logps[range(len(tokens)), tokens].sum())
     return PairLogps(torch.stack(sums["chosen"]), torch.stack(sums["rejected"]))
@@ -141,14 +142,17 @@ def test_chunked_logits_give_the_same_log_probabilities_and_gradients(captioner,
 def test_features_give_the_same_result_as_pixels(captioner, pairs):
     model, batch = PairModel(captioner.model), placed(captioner, pairs)
     with torch.no_grad():
-        features = model.vision_features(batch.pixels)
-        again = collate(pairs, captioner, SMALL.source, list(features))
-        assert again.pixels is None
+        images = image_inputs(pairs, captioner, SMALL.source)
+        again = collate(pairs, captioner, SMALL.source, split_features(model.vision_features(batch.images), images))
+        assert again.images.keys() == {"features"}
         assert torch.equal(model(again)["chosen"], model(batch)["chosen"])
 
 
 def test_a_prompt_with_another_number_of_image_tokens_is_refused(captioner, pairs):
     batch = placed(captioner, pairs)
     batch.ids_BL[0, batch.ids_BL[0] == captioner.model.config.image_token_index] = 5
-    with torch.no_grad(), pytest.raises(ModelError, match="image tokens in the prompts, but 6 images of"):
+    with (
+        torch.no_grad(),
+        pytest.raises(ModelError, match="image tokens in the prompts of 6 rows, but 96 visual tokens"),
+    ):
         PairModel(captioner.model)(batch)

@@ -124,12 +124,12 @@ def test_every_noun_belongs_to_one_object():
     assert set(SYNONYMS) <= set(OBJECTS)
 
 
-def test_noisy_captions_hallucinate_as_often_as_plain_ones_and_are_short():
+def test_noisy_captions_hallucinate_more_often_than_plain_ones_and_are_short():
     rng, plain_rng = random.Random(0), random.Random(0)
     counts = [count_caption(scene, prose.noisy_caption(scene, rng)) for scene in SCENES]
     plain = [count_caption(scene, world.noisy_caption(scene, plain_rng)) for scene in SCENES]
     absent, plain_absent = (mean(count.hallucinated > 0 for count in each) for each in (counts, plain))
-    assert absent == pytest.approx(plain_absent, abs=0.06)
+    assert 0.05 < absent - plain_absent < 0.2
     assert mean(count.words for count in counts) < 40
     assert all(count.duplicates == 0 for count in counts)
 

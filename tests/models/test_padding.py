@@ -36,6 +36,10 @@ print(json.dumps([peak(size) for size in [(64, 64), (12_000, 120), (120, 12_000)
 """
 
 
+def pixels_of(captioner: Captioner, image: Image.Image) -> torch.Tensor:
+    return captioner.inputs(image).tensors["pixel_values"]
+
+
 def picture(width: int, height: int) -> Image.Image:
     """Blocks with sharp edges, so that a shift by a fraction of a pixel is detected."""
     noise = np.random.default_rng(width).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
@@ -73,8 +77,8 @@ def test_captioner_pixels_match_padding_before_scaling(captioner: Captioner, siz
     square = Image.new("RGB", (side, side), filling)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     levels = 0.5 * 255  # the processor divides by 255, subtracts the mean and divides by the standard deviation of 0.5
-    assert ((padding.pixels(image) - captioner.pixels(square)).abs() * levels).max() < 2.01
-    assert padding.pixels(image).dtype == torch.float32
+    assert ((pixels_of(padding, image) - pixels_of(captioner, square)).abs() * levels).max() < 2.01
+    assert pixels_of(padding, image).dtype == torch.float32
 
 
 def test_padding_a_thin_strip_does_not_allocate_the_full_square():

@@ -13,6 +13,7 @@ from jsfree.errors import ModelError
 from jsfree.evaluation.miniworld import count_caption
 from jsfree.miniworld import questions, world
 from jsfree.models.clip import load_clip
+from jsfree.models.families.llava import visual_tokens
 from jsfree.models.loading import load_captioner
 from jsfree.models.references import WEIGHTS
 from jsfree.pretraining import captioner as captioner_training
@@ -44,11 +45,11 @@ def clip():
 
 def captions(captioner, scenes):
     """Greedy captions by transformers' own ``generate``."""
-    ids = torch.tensor([captioner.prompt_ids(world.PROMPT, image=True)] * len(scenes))
+    ids = torch.tensor([captioner.prompt_ids(world.PROMPT, captioner.blank)] * len(scenes))
     made = captioner.model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        pixel_values=captioner.pixel_values([world.draw(scene) for scene in scenes]),
+        **captioner.batch([captioner.inputs(each) for each in [world.draw(scene) for scene in scenes]]),
         do_sample=False,
         max_new_tokens=80,
     )
@@ -77,8 +78,8 @@ def test_the_seed_answers_questions_better_than_chance_and_not_perfectly(caption
         present = {item.name for item in scene.objects}
         absent = next(name for name in (*world.CONTEXTS[scene.context], *world.OBJECTS) if name not in present)
         for name, is_present in ((scene.objects[0].name, True), (absent, False)):
-            prompt = captioner.prompt_ids(questions.existence_question(name), image=True)
-            pixels = captioner.pixel_values([world.draw(scene)])
+            prompt = captioner.prompt_ids(questions.existence_question(name), captioner.blank)
+            pixels = captioner.batch([captioner.inputs(world.draw(scene))])["pixel_values"]
             with torch.no_grad():
                 logits = captioner.model(input_ids=torch.tensor([prompt]), pixel_values=pixels).logits[0, -1]
             verdicts[is_present].append(bool(logits[yes] > logits[no]) == is_present)
@@ -134,11 +135,11 @@ def test_shipped_files_have_the_hubs_layout_and_are_small():
 
 
 def test_prompt_is_that_of_llava(captioner):
-    ids = captioner.prompt_ids(world.PROMPT, image=True)
-    assert ids.count(captioner.model.config.image_token_index) == captioner.image_tokens
-    text = captioner.processor.tokenizer.decode(ids).replace("<image>" * captioner.image_tokens, "<image>")
+    ids = captioner.prompt_ids(world.PROMPT, captioner.blank)
+    assert ids.count(captioner.model.config.image_token_index) == visual_tokens(captioner.model.config)
+    text = captioner.processor.tokenizer.decode(ids).replace("<image>" * 16, "<image>")
     assert text == f"<s>USER: <image>\n{world.PROMPT} ASSISTANT:"
-    assert captioner.prompt_ids("x", image=False)[0] == captioner.processor.tokenizer.bos_token_id
+    assert captioner.prompt_ids("x", None)[0] == captioner.processor.tokenizer.bos_token_id
 
 
 def test_captioner_has_clips_vision_tower(captioner, clip):
@@ -193,4 +194,4 @@ def test_short_pretraining_reduces_the_loss_and_is_reproducible(tmp_path: Path):
     for file in ("clip/open_clip_model.safetensors", "captioner/model.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert load_clip(str(tmp_path / "a" / "clip")).context_length == PLAIN.clip_context
-    assert load_captioner(str(tmp_path / "a" / "captioner")).image_tokens == captioner_training.PATCHES
+    assert visual_tokens(load_captioner(str(tmp_path / "a" / "captioner")).model.config) == captioner_training.PATCHES

@@ -111,11 +111,11 @@ def test_shipped_weights_are_small_stored_in_half_precision_and_computed_in_floa
 def captions(captioner, sample):
     """Captions of ``SCENES`` by transformers' own ``generate``."""
     torch.manual_seed(0)
-    ids = torch.tensor([captioner.prompt_ids(world.PROMPT, image=True)] * len(SCENES))
+    ids = torch.tensor([captioner.prompt_ids(world.PROMPT, captioner.blank)] * len(SCENES))
     made = captioner.model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        pixel_values=captioner.pixel_values([world.draw(scene) for scene in SCENES]),
+        **captioner.batch([captioner.inputs(each) for each in [world.draw(scene) for scene in SCENES]]),
         do_sample=sample,
         top_k=0,
         max_new_tokens=100,

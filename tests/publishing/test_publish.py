@@ -75,7 +75,7 @@ def test_a_model_is_saved_reproducibly_and_loads_in_transformers(captioner, tmp_
     turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe image in detail."}]}]
     prompt = processor.apply_chat_template(turn, add_generation_prompt=True)
     inputs = processor(images=Image.new("RGB", (64, 64), "red"), text=prompt, return_tensors="pt")
-    assert inputs["input_ids"][0].tolist() == captioner.prompt_ids("Describe image in detail.", image=True)
+    assert inputs["input_ids"][0].tolist() == captioner.prompt_ids("Describe image in detail.", captioner.blank)
     with torch.no_grad():
         assert torch.equal(model.eval()(**inputs).logits, captioner.model(**inputs).logits)
 

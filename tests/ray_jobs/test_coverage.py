@@ -1,6 +1,7 @@
 """Two rounds by ``select.strategy: coverage``: what each round verifies with, and what is made again on resumption."""
 
 import io
+from statistics import fmean
 
 import pytest
 from rich.console import Console
@@ -21,7 +22,7 @@ SETTINGS = {
     "score": {"with_generation": True, "resources": {"replicas": 1}},
     "evaluate": {"source": {"count": 20}, "modes": {"greedy": {}}, "bootstrap": 100},
     "select": {"strategy": "coverage", "first": 2, "last": 10},
-    "train": {"objective": "dpo+nll", "sft_weight": 4, "pairs_per_step": 16, "epochs": 1},
+    "train": {"objective": "dpo+nll", "sft_weight": 4, "pairs_per_step": 16, "epochs": 2, "learning_rate": 8e-4},
 }
 
 
@@ -71,7 +72,8 @@ def test_every_selected_pair_has_a_target_and_its_provenance(run, number):
 
 def test_training_logs_the_nll_of_the_targets(run):
     steps = run.stage(1, "train").read_json("steps.json")
-    assert steps[-1]["nll"] < steps[0]["nll"]
+    first, second = steps[: len(steps) // 2], steps[len(steps) // 2 :]  # epochs of nearly the same pairs
+    assert fmean(step["nll"] for step in second) < 0.95 * fmean(step["nll"] for step in first)
     assert steps[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
 
 

@@ -78,7 +78,7 @@ def client(server):
 
 def expected(captioner, index: int) -> str:
     picture = world.draw(world.scene("development", index))
-    request = Request("x", captioner.pixels(picture), world.PROMPT, 0.0, 0, Decoding(temperature=0))
+    request = Request("x", captioner.inputs(picture), world.PROMPT, 0.0, 0, Decoding(temperature=0))
     return algorithm1.decode(captioner, request).text
 
 

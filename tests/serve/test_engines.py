@@ -52,7 +52,7 @@ def test_served_captions_are_the_mean_of_the_configured_views(captioner, finishe
         answer = asyncio.run(served.caption(question(0, temperature=0.0, top_p=1.0)))
     finally:
         served.close()
-    pixels = captioner.pixels(world.draw(world.scene("development", 0)))
+    pixels = captioner.inputs(world.draw(world.scene("development", 0)))
     decoding = Decoding(temperature=0, max_new_tokens=40, views=Views(count=3))
     expected = algorithm1.decode(captioner, Request("x", pixels, world.PROMPT, 0.0, 0, decoding))
     assert [choice.text for choice in answer.choices] == [expected.text]
@@ -130,7 +130,7 @@ def test_a_loop_without_progress_is_unhealthy(captioner):
 
     async def ask_and_wait() -> None:
         picture = world.draw(world.scene("development", 0))
-        request = Request("x", captioner.pixels(picture), world.PROMPT, 0.0, 0, Decoding(max_new_tokens=2))
+        request = Request("x", captioner.inputs(picture), world.PROMPT, 0.0, 0, Decoding(max_new_tokens=2))
         (future,) = loop.submit([request])
         await asyncio.sleep(1.2)
         assert "not advanced" in loop.problem()

@@ -1,12 +1,12 @@
 """Size estimates, against the files of a real model and the figures in the shipped configurations."""
 
 import pytest
-from PIL import Image
 
 from jsfree import config
 from jsfree.config import Lora
 from jsfree.dpo.lora import add_adapters
 from jsfree.dpo.policy import PairModel
+from jsfree.models.families.registry import FAMILIES
 from jsfree.models.loading import load_captioner
 from jsfree.models.references import WEIGHTS
 from jsfree.sizing import footprint, shapes
@@ -18,7 +18,9 @@ GB = 1e9
 
 
 def published(name: str, trained_layers: int | None = None) -> Parameters:
-    return footprint.parameters_of(shapes.tensors(shapes.PUBLISHED[f"llava-hf/{name}-hf"]), trained_layers)
+    return footprint.parameters_of(
+        shapes.tensors(shapes.PUBLISHED[f"llava-hf/{name}-hf"]), FAMILIES["llava"], trained_layers
+    )
 
 
 @pytest.mark.parametrize("trained_layers", [None, 0, 2])
@@ -68,7 +70,7 @@ def test_the_maximum_of_checkpoints_depends_on_steps_interval_and_keep(steps, ev
 
 def test_the_size_of_image_features_matches_the_stored_features(captioner):
     model = PairModel(captioner.model)
-    features = model.vision_features(captioner.pixel_values([Image.new("RGB", (64, 64))]))
+    features = model.vision_features(captioner.batch([captioner.blank]))["features"]
     assert footprint.feature_bytes(WEIGHTS / "captioner", "float32") == features.nbytes
 
 

@@ -9,6 +9,7 @@ import torch
 from jsfree.config import RunConfig, build
 from jsfree.errors import ConfigError, DeviceError
 from jsfree.gpus import Gpu
+from jsfree.models.families.registry import FAMILIES
 from jsfree.run.folder import Folder
 from jsfree.sizing import footprint, shapes
 from jsfree.sizing.disks import DiskRequirement
@@ -23,7 +24,7 @@ def settings(**train) -> RunConfig:
 
 
 def test_a_model_whose_state_exceeds_the_gpu_is_refused():
-    whole, some = footprint.parameters_of(LLAVA, None), footprint.parameters_of(LLAVA, 4)
+    whole, some = (footprint.parameters_of(LLAVA, FAMILIES["llava"], layers) for layers in (None, 4))
     with pytest.raises(DeviceError, match=r"6\.76 of 7\.06 billion .* 149 GB .* A100-SXM4-80GB has 85 GB; .*layers"):
         check_memory(A100, whole, settings())
     check_memory(A100, some, settings(trained_layers=4))

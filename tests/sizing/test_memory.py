@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import torch
 
 from jsfree import config as configuration
 from jsfree.checks.devices import Device, check_generation
@@ -27,8 +26,8 @@ def test_the_predicted_generation_memory_matches_the_engine_layout(captioner, vi
     config = configuration.build({"generate": settings}, where="test")
     prompt, decoding = config.prompt, config.generate.decoding
     engine = DualPathEngine(captioner, Workload(8, dual_path_share=0.5, prompts=1, views=views))
-    engine.decode([Request("one", torch.zeros(3, 64, 64), prompt, 0.5, (0, 0), decoding)])
-    with_image, without = (len(captioner.prompt_ids(prompt, image=image)) for image in (True, False))
+    engine.decode([Request("one", captioner.blank, prompt, 0.5, (0, 0), decoding)])
+    with_image, without = (len(captioner.prompt_ids(prompt, image)) for image in (captioner.blank, None))
     predicted = memory.generation(
         shape_of(captioner.model.config), config, Lengths(with_image, without, 20, decoding.max_new_tokens)
     )

@@ -17,7 +17,7 @@ def candidate(pieces: list[str], sentences: list[tuple[str, float]], finish: str
     tokens = list(range(100, 100 + len(pieces)))
     logps = [-float(number) for number in range(len(pieces))]
     return {
-        "role": "low", "text": text, "token_ids": tokens, "logps": logps, "ends": ends,
+        "role": "low", "text": text, "token_ids": tokens, "logps": logps, "unconditional_logps": [], "ends": ends,
         "finish": finish, "sentences": scored, "ratio": 0.0,
     }  # fmt: skip
 
@@ -30,6 +30,26 @@ def test_every_token_but_the_ending_belongs_to_a_sentence():
     assert second.logps == (-3.0, -4.0, -5.0, -6.0)
     assert second.probability == pytest.approx(math.exp(-4.5))
     assert ending(given) == (107,)
+
+
+def test_a_word_has_the_log_probability_of_all_its_tokens():
+    given = candidate(
+        ["1.", " A", " re", "frig", "er", "ator", " and", " a", " CUP", "."],
+        [("A refrigerator and a CUP.", 0.5)],
+        "length",
+    )
+    (sentence,) = split_candidate(given)
+    assert sentence.word_logps == {"a": -1.0, "refrigerator": -14.0, "and": -6.0, "cup": -8.0}
+    assert sentence.unconditional_word_logps == {}
+    given["unconditional_logps"] = [2 * logp for logp in given["logps"]]
+    (sentence,) = split_candidate(given)
+    assert sentence.unconditional_word_logps == {"a": -2.0, "refrigerator": -28.0, "and": -12.0, "cup": -16.0}
+
+
+def test_characters_of_scripts_without_blanks_are_words():
+    given = candidate(["\u732b", "\u3068\u72ac", "\u3002"], [("\u732b\u3068\u72ac\u3002", 0.5)], "length")
+    (sentence,) = split_candidate(given)
+    assert sentence.word_logps == {"\u732b": 0.0, "\u3068": -1.0, "\u72ac": -1.0}
 
 
 def test_list_markers_belong_to_the_sentence_after_them():

@@ -1,6 +1,5 @@
 """The captioning stages keep the order of rows, turn bad images into error rows, and run the baselines."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -17,6 +16,7 @@ from jsfree.errors import ConfigError
 from jsfree.images.decoding import load_image
 from jsfree.miniworld import world
 from jsfree.stages.captioning import CaptionWriter, PairGenerator
+from tests.support.images import spoiled
 
 SMALL = {"generate": {"decoding": {"max_new_tokens": 12}, "slots": 6}}
 
@@ -101,7 +101,7 @@ def test_an_image_without_a_valid_token_is_one_error_row(monkeypatch):
 
     def submit_spoilt(engine, request):
         spoils = request.noise_key in spoilt
-        submit(engine, replace(request, pixels=request.pixels * math.nan) if spoils else request)
+        submit(engine, replace(request, image=spoiled(request.image)) if spoils else request)
 
     monkeypatch.setattr(DualPathEngine, "submit", submit_spoilt)
     for stage in (generator, writer):
@@ -118,7 +118,7 @@ def test_published_baselines_match_the_reference_decoder(captioner, kind):
     rows = CaptionWriter(settings, "miniworld:captioner", "m0", kind)([sample(index) for index in range(3)]).rows
     mode = settings.evaluate.modes[kind]
     for index, row in enumerate(rows):
-        pixels = captioner.pixels(world.draw(world.scene("development", index)))
+        pixels = captioner.inputs(world.draw(world.scene("development", index)))
         key = noise_key(settings.seed, 0, row["sample_id"], kind)
         request = Request("x", pixels, world.PROMPT, 1.0, key, mode)
         expected = algorithm1.decode(captioner, request, contrastive_mixing(mode.contrast))
@@ -132,7 +132,7 @@ def test_views_are_passed_on_to_pairs_and_evaluation_captions(captioner):
     settings = config.load(None, [f"{key}.{each}" for key in keys for each in (views, length)])
     (pair,) = PairGenerator(settings, "miniworld:captioner", 1)([sample(0)]).rows
     (row,) = CaptionWriter(settings, "miniworld:captioner", "m0", "greedy")([sample(0)]).rows
-    pixels = captioner.pixels(world.draw(world.scene("development", 0)))
+    pixels = captioner.inputs(world.draw(world.scene("development", 0)))
     generated, mode = settings.generate.decoding, settings.evaluate.modes["greedy"]
     for written, ratio, key, decoding in (
         (pair["low"], pair["low"]["ratio"], (1, "low"), generated),
@@ -152,10 +152,11 @@ LOSERS = {
 }
 
 
-def literal_loser(captioner, settings, row, pixels):
+def literal_loser(captioner, settings, row, image):
     """The loser of a row by Algorithm 1."""
     generate = settings.generate
-    shown = add_diffusion_noise(pixels, 700) if generate.loser == "noised_image" else pixels
+    noised = captioner.map_pixels(image, lambda canvas: add_diffusion_noise(canvas, 700))
+    shown = noised if generate.loser == "noised_image" else image
     prompt = "What color is the cup?" if generate.loser == "bad_prompt" else row["prompt"]
     low = row["low"]["token_ids"]
     is_continued = generate.loser == "continuation"
@@ -181,8 +182,8 @@ def test_losers_of_published_baselines_match_the_reference_decoder(captioner, na
     for row, plain in zip(rows, PairGenerator(ordinary, "miniworld:captioner", 1)(samples).rows, strict=True):
         assert row["low"] == plain["low"]
         assert row["prompt"] == plain["prompt"]
-        pixels = captioner.pixels(load_image(row["image"], settings.source).image)
-        request, expected = literal_loser(captioner, settings, row, pixels)
+        image = captioner.inputs(load_image(row["image"], settings.source).image)
+        request, expected = literal_loser(captioner, settings, row, image)
         assert (row["high"]["ratio"], tuple(row["high"]["token_ids"])) == (request.ratio, expected.token_ids)
         if "samples" in name:
             assert [each["role"] for each in row["candidates"]] == ["low", "high", "sample-1", "sample-2"]
@@ -200,7 +201,7 @@ def test_a_loser_that_cannot_follow_its_winner_is_one_error_row(monkeypatch):
 
     def submit_spoilt(engine, request):
         spoils = request.noise_key == spoilt
-        submit(engine, replace(request, pixels=request.pixels * math.nan) if spoils else request)
+        submit(engine, replace(request, image=spoiled(request.image)) if spoils else request)
 
     monkeypatch.setattr(DualPathEngine, "submit", submit_spoilt)
     output = generator(samples)

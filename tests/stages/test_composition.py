@@ -4,29 +4,29 @@ import numpy as np
 import pytest
 
 from jsfree.stages.candidate_sentences import Sentence
+from jsfree.stages.claims import Claims
 from jsfree.stages.composition import VerifiedImage, compose, form_pair
-from jsfree.stages.verification import Claims, Verifier
+from jsfree.stages.verification import Verifier
+from tests.support.sentences import said
 
-RARE = {"scene": 5, "cup": 2, "bus": 3, "cow": 1, "dog": 1}
-TOKENS = {name: number for number, name in enumerate(RARE, 10)}
+RARE = {"scene": 4, "cup": 2, "bus": 3, "cow": 1, "dog": 1, "hat": 1}
+CLAIMS = Claims({noun: noun for noun in RARE}, {**RARE, "a": 99, "b": 99, "it": 50, "is": 60, "red": 40})
 END = (2,)
 LOGIT = Verifier((10.0, 0.0), 0.0)  # log-odds are ten times the cosine
 
 
 def sentence(noun: str, cosine: float, wording: str = "a", role: str = "low") -> Sentence:
-    return Sentence(f"{wording} {noun}.", (ord(wording), TOKENS[noun]), cosine, (-1.0, -1.0), role)
+    return said(wording, *noun.split("+"), cosine=cosine, role=role)
 
 
 def image(**captions) -> VerifiedImage:
-    """An image with these captions; the claim of a sentence is its noun, with the log-odds of its best cosine."""
-    frequencies = {TOKENS[noun]: count for noun, count in RARE.items()}
-    claims = Claims({**frequencies, ord("a"): 99, ord("b"): 99})
+    """An image with these captions; a claim has the log-odds of its best cosine."""
     logits = {}
     for caption in captions.values():
         for each in caption:
-            (claim,) = claims(each)
-            logits[claim] = max(logits.get(claim, -99.0), 10 * each.cosine)
-    return VerifiedImage(captions, dict.fromkeys(captions, END), logits, claims, LOGIT)
+            for claim in CLAIMS(each):
+                logits[claim] = max(logits.get(claim, -99.0), 10 * each.cosine)
+    return VerifiedImage(captions, dict.fromkeys(captions, END), logits, CLAIMS.probabilities, LOGIT)
 
 
 def nouns(text: str) -> list[str]:
@@ -56,7 +56,7 @@ def test_the_composed_caption_keeps_true_sentences_and_adds_missing_ones():
     assert target["text"].endswith("b cup.")  # the wording with more evidence
     assert [edit["action"] for edit in target["edits"]] == ["kept", "kept", "kept", "added"]
     assert target["token_ids"][-1:] == list(END)
-    assert target["token_ids"][:2] == [ord("a"), TOKENS["scene"]]
+    assert target["token_ids"][:2] == list(sentence("scene", 3).token_ids)
 
 
 def test_edits_name_every_sentence_that_was_left_out():
@@ -125,7 +125,7 @@ def test_a_repetition_says_a_sentence_again_later(seed):
 def test_truncated_candidates_are_not_used():
     low, high = [sentence("scene", 3), sentence("cup", 3)], [sentence("cow", -3)]
     verified = image(low=low, high=high)
-    cut = VerifiedImage(verified.captions, {"low": (), "high": END}, verified.logits, verified.claims, LOGIT)
+    cut = VerifiedImage(verified.captions, {"low": (), "high": END}, verified.logits, verified.probabilities, LOGIT)
     assert pair_of(cut) is None
     kept = pair_of(cut, keep_truncated=True)
     assert kept is not None
@@ -135,3 +135,50 @@ def test_truncated_candidates_are_not_used():
 def test_an_image_without_two_captions_to_tell_apart_gives_no_pair():
     low = [sentence("scene", 3)]
     assert pair_of(image(low=low, high=low)) is None
+
+
+def test_a_sentence_is_as_certain_as_its_least_certain_claim():
+    verified = image(low=[sentence("cup", 3), sentence("cow", -3), sentence("cup+cow", -4)])
+    assert verified.logit(sentence("cup+cow", 9)) == pytest.approx(-30.0)
+    assert compose(verified, {"low": verified.captions["low"]})["text"] == "a cup."
+
+
+def added_to(low: list[Sentence], other: list[Sentence]) -> list[str]:
+    target = compose(image(low=low, high=other), {"low": low})
+    return [edit["text"] for edit in target["edits"] if edit["action"] == "added"]
+
+
+def test_a_sentence_is_added_if_at_least_half_of_it_is_new():
+    low = [sentence("scene", 3), sentence("cup", 3), sentence("bus", 3)]
+    assert added_to(low, [sentence("cup+bus+dog", 3)]) == []
+    assert added_to(low, [sentence("cup+dog", 3)]) == ["a cup dog."]
+    assert added_to(low, [sentence("cup+cow+hat", 3)]) == ["a cup cow hat."]
+
+
+def test_sentences_that_repeat_less_are_added_first():
+    low = [sentence("scene", 3), sentence("cup", 3)]
+    assert added_to(low, [sentence("cup+dog", 5), sentence("dog", 2), sentence("hat", 1)]) == ["a dog.", "a hat."]
+
+
+IT = said("it", "is", "red", cosine=3.0)
+
+
+def test_a_pronoun_is_kept_with_the_sentence_that_it_follows():
+    low = [sentence("scene", 3), sentence("cow", -3), IT, sentence("cup", 3), said("it", "is", "hat", cosine=3.0)]
+    target = compose(image(low=low), {"low": low})
+    assert target["text"] == "a scene. a cup. it is hat."
+
+
+def test_a_sentence_with_a_pronoun_is_not_added():
+    low = [sentence("scene", 3)]
+    target = compose(image(low=low, high=[sentence("cup", 3), said("it", "is", "hat", cosine=3.0)]), {"low": low})
+    assert target["text"] == "a scene. a cup."
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_edit_separates_a_pronoun_from_its_sentence(seed):
+    low = [sentence("scene", 3), sentence("cup", 3), IT, sentence("bus", 3)]
+    omitted = pair_of(image(low=low), seed, edited=1.0)
+    assert omitted.provenance["sentence"] in ("a bus.", "it is red.")
+    repeated = pair_of(image(low=low), seed, edited=1.0, repeated=1.0)
+    assert repeated.provenance["sentence"] in ("a cup.", "a bus.")

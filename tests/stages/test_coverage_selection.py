@@ -31,7 +31,8 @@ def candidate(rng: random.Random, role: str, said: list[str], truth: set[str]) -
         scored.append({"text": parts[-1], "score": rng.gauss(0.5 if is_true else 0.2, 0.08)})
     return {
         "role": role, "ratio": 0.5 if role == "high" else 0.0, "text": text, "token_ids": [*tokens, TOKENS["END"]],
-        "finish": "stop", "logps": [*logps, -0.1], "ends": [*ends, len(text)], "sentences": scored,
+        "finish": "stop", "logps": [*logps, -0.1], "unconditional_logps": [], "ends": [*ends, len(text)],
+        "sentences": scored,
     }  # fmt: skip
 
 
@@ -157,7 +158,7 @@ def test_a_later_round_verifies_with_the_stored_verifier_and_the_likelihood_of_m
     target = Folder(str(tmp_path / "first"))
     select(scored, target)
     verification = Verification.read(target)
-    assert verification.claims.frequencies == fit(CandidateTable(scored), SETTINGS).claims.frequencies
+    assert verification == fit(CandidateTable(scored), SETTINGS)
     likelihoods = Folder(str(tmp_path / "likelihoods"))
     for number, (start, end) in enumerate([(0, 1), (1, 50), (50, 50), (50, 119)]):  # the last image has none
         found = [

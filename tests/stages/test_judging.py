@@ -29,8 +29,8 @@ def judge():
 
 def asked_alone(captioner, pair, sentence) -> float:
     """p(yes) / (p(yes) + p(no)) by a forward pass for one question, with the answers' tokens written out."""
-    ids = captioner.prompt_ids(f"Is this true? {sentence}", image=True)
-    pixels = captioner.pixel_values([load_image(pair["image"], SETTINGS.source).image])
+    ids = captioner.prompt_ids(f"Is this true? {sentence}", captioner.blank)
+    pixels = captioner.batch([captioner.inputs(load_image(pair["image"], SETTINGS.source).image)])["pixel_values"]
     with torch.no_grad():
         logits = captioner.model(input_ids=torch.tensor([ids]), pixel_values=pixels).logits[0, -1].double()
     yes, no = (captioner.processor.tokenizer.convert_tokens_to_ids(f"\u0120{answer}") for answer in ("Yes", "No"))
@@ -68,8 +68,8 @@ def test_rows_fit_the_table_of_scored_pairs(pairs, judge):
 def test_the_image_is_prefilled_once_for_all_questions_about_it(pairs, judge, captioner):
     (row,) = judge(pairs[:1]).rows
     asked = {each["text"] for caption in row["candidates"] for each in caption["sentences"]}
-    visual = captioner.image_tokens
-    whole = sum(len(captioner.prompt_ids(f"Is this true? {each}", image=True)) + 1 for each in asked)
+    visual = 16
+    whole = sum(len(captioner.prompt_ids(f"Is this true? {each}", captioner.blank)) + 1 for each in asked)
     assert len(asked) > 3
     assert visual < judge(pairs[:1]).tokens <= whole - visual * (len(asked) - 1)
 
@@ -104,11 +104,12 @@ class Tokenizer:
     """A tokenizer of characters, with some words as single tokens."""
 
     unk_token_id = 0
+    bos_token = None
 
     def __init__(self, **words):
         self._words = words
 
-    def __call__(self, text):
+    def __call__(self, text, **_):
         head, _, last = text.rpartition(" ")
         if last in self._words:
             return {"input_ids": [*map(ord, head), self._words[last]]}
@@ -125,7 +126,7 @@ class Tokenizer:
 )
 def test_a_tokenizer_without_tokens_for_the_answers_is_refused(captioner, words, message, monkeypatch):
     monkeypatch.setattr(captioner.processor, "tokenizer", Tokenizer(**words))
-    monkeypatch.setattr(judging, "conditional_prompt", lambda _, question: f"USER: <image> {question} ASSISTANT:")
+    monkeypatch.setattr(judging, "conditional_prompt", lambda _, question, __: f"USER: <image> {question} ASSISTANT:")
     with pytest.raises(ModelError, match=message):
         answer_ids(captioner, "Is it?")
 

@@ -47,8 +47,8 @@ def test_log_probabilities_equal_those_of_separate_forward_passes(rows, captione
 
 
 def alone(captioner, row, tokens) -> list[float]:
-    prompt = captioner.prompt_ids(row["prompt"], image=True)
-    pixels = captioner.pixel_values([load_image(row["image"], SETTINGS.source).image])
+    prompt = captioner.prompt_ids(row["prompt"], captioner.blank)
+    pixels = captioner.batch([captioner.inputs(load_image(row["image"], SETTINGS.source).image)])["pixel_values"]
     with torch.no_grad():
         logits = captioner.model(input_ids=torch.tensor([[*prompt, *tokens]]), pixel_values=pixels).logits[0].double()
     logits[:, list(captioner.suppressed_ids)] = -torch.inf
@@ -61,3 +61,14 @@ def test_an_unreadable_image_becomes_an_error_row(rows):
     output = LikelihoodScorer(SETTINGS, "miniworld:captioner")([rows[0], broken, rows[2]])
     assert [row["sample_id"] for row in output.rows] == [rows[0]["sample_id"], rows[2]["sample_id"]]
     assert [error["sample_id"] for error in output.errors] == [rows[1]["sample_id"]]
+
+
+def test_log_probabilities_are_over_the_views_that_the_captions_were_decoded_with():
+    overrides = ["source.count=4", "generate.samples=1", "generate.decoding.max_new_tokens=12"]
+    settings = config.load(None, [*overrides, "generate.decoding.views={count: 3, shift: 4}"])
+    rows = PairGenerator(settings, "miniworld:captioner", 1)(training_samples(settings, 1)).rows
+    (found, *_), one_view = LikelihoodScorer(settings, "miniworld:captioner")(rows).rows, config.load(None, overrides)
+    for candidate, logps in zip(rows[0]["candidates"], found["logps"], strict=True):
+        assert logps == pytest.approx(candidate["logps"], abs=1e-4)
+    (other, *_) = LikelihoodScorer(one_view, "miniworld:captioner")(rows).rows
+    assert other["logps"][0] != pytest.approx(found["logps"][0], abs=1e-2)

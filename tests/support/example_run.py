@@ -178,7 +178,10 @@ def _candidate(role: str, caption: dict[str, Any], scene: world.Scene, rng: rand
     if caption["finish"] == "stop":
         tokens, logps, ends = [*tokens, END], [*logps, -0.05], [*ends, len(text)]
     kept = {key: caption[key] for key in ("ratio", "text", "finish", "sentences")}
-    return {"role": role, **kept, "token_ids": tokens, "logps": logps, "ends": ends}
+    without_image = [] if role != "high" else [logp - 1.0 for logp in logps]
+    return {
+        "role": role, **kept, "token_ids": tokens, "logps": logps, "unconditional_logps": without_image, "ends": ends
+    }  # fmt: skip
 
 
 def _only(row: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:

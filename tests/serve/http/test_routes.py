@@ -73,14 +73,14 @@ def test_a_greedy_caption_equals_the_oracle(client, finished_run):
     decoding = Decoding(temperature=0, max_new_tokens=60)
     for model, captioner in (("before", finished_run.before), ("after", finished_run.after)):
         picture = world.draw(world.scene("development", 3))
-        request = Request("x", captioner.pixels(picture), world.PROMPT, 0.0, 0, decoding)
+        request = Request("x", captioner.inputs(picture), world.PROMPT, 0.0, 0, decoding)
         expected = algorithm1.decode(captioner, request)
         answer = ask(client, model=model, url=scene_url(3), max_tokens=60)
         assert answer["model"] == model
         assert said(answer) == [expected.text]
         assert answer["choices"][0]["finish_reason"] == expected.finish
         assert expected.finish == ("stop" if model == "before" else "length")
-        prompt_tokens = len(captioner.prompt_ids(world.PROMPT, image=True))
+        prompt_tokens = len(captioner.prompt_ids(world.PROMPT, captioner.blank))
         written = len(expected.token_ids)
         assert answer["usage"] == {
             "prompt_tokens": prompt_tokens,

@@ -1,0 +1,1 @@
+"""Tiny models of every supported family: real classes of transformers, random weights, a tokenizer built here."""
