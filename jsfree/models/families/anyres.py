@@ -19,6 +19,7 @@ SIZES = "image_sizes"
 class AnyResolution(Family):
     """What both families have in common."""
 
+    hub_tower: ClassVar[str] = "vision_tower.vision_model."
     projector: ClassVar[tuple[str, ...]] = ("multi_modal_projector.", "image_newline")
     image_arguments: ClassVar[tuple[str, ...]] = (PIXELS, SIZES)
 

@@ -112,6 +112,9 @@ class Family:
     """Parts of the names of the vision tower's parameters, in transformers and in files of weights."""
     projector: ClassVar[tuple[str, ...]] = ("multi_modal_projector.",)
     """Parts of the names of the projector's parameters; they take precedence over ``tower``."""
+    hub_tower: ClassVar[str] = "vision_tower."
+    """Beginning of the names of the vision tower's parameters in checkpoints on the hub, if it is ``vision_tower.`` in
+    those that transformers writes. Transformers omits the level ``vision_model.``, which other programs expect."""
     vision_ids: ClassVar[tuple[str, ...]] = ("image_token_id",)
     """Attributes of configuration or processor with ids of tokens that stand for vision."""
     image_arguments: ClassVar[tuple[str, ...]] = (PIXELS,)
@@ -210,7 +213,12 @@ class Family:
         """Weights in the key layout of the family's checkpoints on the hub, given by the names of the parameters."""
         from transformers.core_model_loading import revert_weight_conversion
 
-        return dict(revert_weight_conversion(model, weights))
+        return {self._hub_key(name): tensor for name, tensor in revert_weight_conversion(model, weights).items()}
+
+    def _hub_key(self, name: str) -> str:
+        if not name.startswith("vision_tower.") or name.startswith(self.hub_tower):
+            return name
+        return self.hub_tower + name.removeprefix("vision_tower.")
 
     def language_arguments(self, visual: Visual, is_image_BL: torch.Tensor) -> dict[str, Any]:
         """Further arguments of the language model for a batch with images."""

@@ -19,6 +19,7 @@ class Gemma3(Family):
 
     model_class = "Gemma3ForConditionalGeneration"
     processor_class = "Gemma3Processor"
+    hub_tower: ClassVar[str] = "vision_tower.vision_model."
     vision_ids: ClassVar[tuple[str, ...]] = ("image_token_id", "boi_token_index", "eoi_token_index")
     image_options: ClassVar[dict[str, bool]] = {"do_pan_and_scan": False}
     has_image_blocks: ClassVar[bool] = True

@@ -99,9 +99,9 @@ def packing(captioner: Captioner) -> Packing:
     features = split_features(pairs.vision_features(captioner.batch(images)), images)
     with torch.no_grad():
         cached = _flat(pairs(_packed(captioner, features, captions)))
-    apart = max(float((gradients[name] - each).norm() / each.norm()) for name, each in wanted.items())
-    if gradients.keys() != wanted.keys():
-        apart = float("inf")
+    apart = float("inf")
+    if gradients.keys() == wanted.keys():
+        apart = max(float((gradients[name] - each).norm() / each.norm()) for name, each in wanted.items())
     return Packing(
         _distance(found, expected),
         apart,
