@@ -1,10 +1,13 @@
 """What a second scorer adds on MiniWorld: how often pairs are ordered rightly by each CLIP model and by both.
 
-    python benchmarks/second_scorer.py --run runs/miniworld-plain --second runs/weights/clip
+    jsfree run --config configs/miniworld-plain.yaml
+    python -c "from pathlib import Path; from jsfree.pretraining.pretrain import Budget, pretrain_clip;
+               pretrain_clip(Path('runs/second/clip'), 1, None, Budget(clip_scenes=12_000, clip_steps=400))"
+    python benchmarks/second_scorer.py --run runs/miniworld-plain --second runs/second/clip
 
-Scores stored pairs of a run's first round with the run's scorer and with a second one (such as that of
-``jsfree miniworld pretrain --seed 1``), selects as the stage ``select`` does, and counts with the truth of the scenes
-whether the chosen caption names fewer absent objects than the rejected one. The result is written to
+The second command pre-trains a CLIP of another seed, in 3 minutes of CPU time. Stored pairs of the run's first round
+are scored with the run's scorer and the second one and selected as the stage ``select`` does. The truth of the scenes
+tells whether the chosen caption names fewer absent objects than the rejected one. The result is written to
 ``benchmarks/results/second_scorer_<date>_<hardware>.json`` and printed as the last line.
 """
 

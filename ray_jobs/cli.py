@@ -281,7 +281,7 @@ def serve(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Serve the first and the last model of a run with an OpenAI-compatible HTTP API."""
+    """Serve m0 and the result of a run with an OpenAI-compatible HTTP API."""
     set_log_level(debug)
     from ray_jobs.commands import serve as serve_models
 
@@ -301,7 +301,10 @@ def publish(
         str,
         typer.Option("--to", metavar="TARGET", help="hf://owner/name or hf://owner/name@branch, a folder or a URI."),
     ],
-    number: Annotated[int | None, typer.Option("--round", help="Number of the round. Default: the last.")] = None,
+    number: Annotated[
+        int | None,
+        typer.Option("--round", help="Number of the round. Default: the last, or the last good one (rounds_stop)."),
+    ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list files and problems.")] = False,
     as_json: AsJson = False,

@@ -660,9 +660,9 @@ class RoundsStop(Section):
     ``low_clip_sentences``: fraction of sentences with a low CLIP cosine, which must not rise."""
     max_loss: Annotated[float, Field(ge=0)] = 0.0
     """Largest change of ``metric`` in the wrong direction, in its own units: a cosine, or a fraction of sentences."""
-    max_lost_words: Fraction = 0.1
+    max_lost_words: Fraction = 0.05
     """Largest decrease of the number of words, as a fraction."""
-    max_added_repeats: Annotated[float, Field(ge=0)] = 0.1
+    max_added_repeats: Annotated[float, Field(ge=0)] = 0.05
     """Largest increase of repeated sentences per caption."""
     max_added_truncated: Fraction = 0.05
     """Largest increase of the fraction of captions that are truncated at ``max_new_tokens``."""

@@ -298,7 +298,7 @@ def _on_cpu(config: RunConfig, work: Workload) -> dict[str, StageTime]:
     slowdowns = {
         "generate": 1 + VIEW_COST * (config.generate.decoding.views.count - 1),
         "evaluate": 1 + VIEW_COST * (_evaluation_views(config) - 1),
-        "score": JUDGE_COST if config.score.judge == "captioner" else 1.0,
+        "score": JUDGE_COST if config.score.judge == "captioner" else float(len(config.clip.scorers)),
     }
     rows = {}
     for stage, (count, what, resources, starts) in stages.items():

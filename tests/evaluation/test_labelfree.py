@@ -58,6 +58,16 @@ def test_a_tenth_of_the_sentences_is_below_the_threshold():
     assert labelfree.summarise(rows, low)["low_clip_sentences"]["value"] == pytest.approx(0.1)
 
 
+def test_the_same_sentences_are_low_with_a_scorer_of_another_scale():
+    scores = np.random.default_rng(1).normal(0.25, 0.03, 400).tolist()
+    shares = []
+    for scale in (1.0, 0.3):
+        low = labelfree.low_score_threshold([caption("A cup.", scores=[scale * score]) for score in scores[:200]])
+        after = [caption("A cup.", scores=[scale * (score - 0.01)]) for score in scores[200:]]
+        shares.append(labelfree.summarise(after, low, 50)["low_clip_sentences"]["value"])
+    assert shares[0] == shares[1] > 0
+
+
 def test_jackknife_of_distinct_bigrams_equals_leaving_captions_out():
     captions = [labelfree.bigrams(text) for text in ("a b c", "a b d", "e f g h", "", "a b c d")]
     interval = labelfree.distinct_share(captions)

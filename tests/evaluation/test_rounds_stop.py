@@ -128,16 +128,16 @@ def test_quality_may_be_the_share_of_low_sentences():
 def test_a_verdict_names_the_metric_its_interval_and_the_limit():
     verdict = rounds_stop.judge(3, "greedy", changed(repeated_sentences=around(0.31, 0.06)), RoundsStop())
     assert str(verdict) == (
-        "m3 is worse than m2 in greedy captions: Repeated sentences +0.31 (+0.25 to +0.37; limit +0.10)"
+        "m3 is worse than m2 in greedy captions: Repeated sentences +0.31 (+0.25 to +0.37; limit +0.05)"
     )
     assert verdict.as_json() == {
         "worse_round": 3,
         "last_good_round": 2,
         "mode": "greedy",
-        "reasons": ["Repeated sentences +0.31 (+0.25 to +0.37; limit +0.10)"],
+        "reasons": ["Repeated sentences +0.31 (+0.25 to +0.37; limit +0.05)"],
     }
     fewer = rounds_stop.judge(2, "greedy", changed(words=around(-0.25, 0.02)), RoundsStop())
-    assert "Words −25.0 % (−27.0 to −23.0; limit −10.0)" in str(fewer)
+    assert "Words −25.0 % (−27.0 to −23.0; limit −5.0)" in str(fewer)
 
 
 BAD = changed(words=around(-0.5))

@@ -52,3 +52,14 @@ def test_shades_increase_with_the_cosine():
     )
     assert [piece.shade for piece in pieces] == [1, 3, 5]
     assert [piece.label for piece in pieces] == ["5.0", "50.0", "100.0"]
+
+
+def test_shades_do_not_depend_on_the_scale_of_the_scorer():
+    """SigLIP's cosines are smaller than CLIP's and begin elsewhere."""
+    cosines = np.random.default_rng(0).normal(0.25, 0.03, 500)
+    classes = []
+    for scores in (cosines, 0.3 * cosines + 0.02):
+        sentences = [{"text": "A cup.", "score": float(score)} for score in scores]
+        classes.append([piece.shade for piece in scenes.shaded(sentences, scenes.shade_edges(scores))])
+    assert classes[0] == classes[1]
+    assert Counter(classes[0]) == dict.fromkeys(range(1, 6), 100)

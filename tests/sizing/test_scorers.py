@@ -8,6 +8,8 @@ from jsfree.checks import devices, models
 from jsfree.errors import ModelError
 from jsfree.sizing import rates
 from jsfree.sizing.scorers import TYPICAL, scorer_shape, shape_of
+from jsfree.sizing.workload import workload_of
+from tests.sizing.test_memory import LENGTHS, LLAVA
 from tests.support import tiny_clips
 
 
@@ -85,3 +87,12 @@ def test_preflight_shows_size_context_and_kind(tmp_path):
     (tmp_path / "clip" / "tokenizer_config.json").unlink()
     with pytest.raises(ModelError, match="has no tokenizer"):
         list(models.check_clip(config.RunConfig(), clip(str(folder))))
+
+
+def test_two_scorers_take_twice_the_time_on_cpus():
+    seconds = []
+    for second in (None, {"ref": "a/b"}):
+        settings = config.build({"clip": {"second": second}}, where="test")
+        times = rates.stage_times(settings, workload_of(settings, 10**6), LLAVA, LENGTHS, None, slots=0)
+        seconds.append(next(time.seconds for time in times if time.stage == "score"))
+    assert seconds[1] == pytest.approx(2 * seconds[0], rel=0.02)  # the start of a replica is the same

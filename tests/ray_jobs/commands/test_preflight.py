@@ -94,7 +94,7 @@ def small_vocabulary(folder: Path, _) -> dict:
 
 
 def another_model(folder: Path, _) -> dict:
-    return edited(folder, "config.json", model_type="qwen2_vl")
+    return edited(folder, "config.json", model_type="mllama")
 
 
 def clip_without_description(_, tmp_path) -> dict:
@@ -157,7 +157,7 @@ BROKEN = {
     "a tensor missing": (without_a_tensor, "first multi_modal_projector.linear_2.bias", "publish it again"),
     "no chat template": (without_a_template, "no chat template", "llava-hf"),
     "small vocabulary": (small_vocabulary, "the language model 20", "one checkpoint"),
-    "another model": (another_model, "'qwen2_vl'", ""),
+    "another model": (another_model, "reads images by cross-attention", "supported family"),
     "CLIP not described": (clip_without_description, "does not describe a CLIP model", ""),
     "prompt too long": (
         settings(generate={"decoding": {"max_new_tokens": 600}}),
