@@ -92,29 +92,21 @@ def pixel_values(pixels: NDArray[np.uint8]) -> torch.Tensor:
 
 
 class DenseHeads(nn.Module):
-    """Classifiers of each patch on the hidden states that LLaVA reads; used in training only."""
+    """Classifiers of each patch on the hidden states that a captioner reads; used in training only."""
 
-    def __init__(self, vision_tower: Any) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         sizes = (len(OBJECTS), len(COLOURS), len(POSITIONS))
-        self.heads = nn.ModuleList(nn.Linear(WIDTH, 1 + size) for size in sizes)
-        self._hidden_BGD: torch.Tensor | None = None
-        vision_tower.transformer.resblocks[READ_LAYER].register_forward_hook(self._keep)
+        self.heads = nn.ModuleList(nn.Linear(width, 1 + size) for size in sizes)
 
-    def loss(self, targets_BKG: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of the vision tower's last forward pass, with a lower weight for background patches."""
-        if self._hidden_BGD is None:
-            raise RuntimeError("the vision tower has not run yet")
-        hidden_BGD = self._hidden_BGD[:, 1:]
+    def loss(self, hidden_BGD: torch.Tensor, targets_BKG: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy over the patches, with a lower weight for those of the background."""
         weight_BG = torch.where(targets_BKG[:, 0] > 0, 1.0, 0.15)
         losses_BG = torch.zeros_like(weight_BG)
         for head, target_BG in zip(self.heads, targets_BKG.unbind(1), strict=True):
             logits_BVG = head(hidden_BGD).transpose(1, 2)
             losses_BG = losses_BG + F.cross_entropy(logits_BVG, target_BG, reduction="none")
         return (losses_BG * weight_BG).sum() / weight_BG.sum()
-
-    def _keep(self, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-        self._hidden_BGD = output
 
 
 def sentence_truth(
@@ -189,7 +181,9 @@ def train_clip(scenes: SceneTable, steps: int, batch: int, seed: int = 0, progre
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     model, sentences = build_clip(), sentence_table()
-    heads = DenseHeads(model.visual)
+    heads, hidden = DenseHeads(WIDTH), list[torch.Tensor]()
+    read_layer = model.visual.transformer.resblocks[READ_LAYER]
+    handle = read_layer.register_forward_hook(lambda *call: hidden.append(call[2]))
     named = [*model.named_parameters(), *heads.named_parameters(prefix="heads")]
     optimiser = Optimiser(named, steps, MATRIX_RATE, OTHER_RATE)
     token_ids = clip_tokenizer()(list(sentences.texts), padding="max_length", return_tensors="pt").input_ids
@@ -204,9 +198,10 @@ def train_clip(scenes: SceneTable, steps: int, batch: int, seed: int = 0, progre
         image_BD = model.encode_image(pixel_values(scenes.pixels[rows]), normalize=True)
         text_TD = model.encode_text(token_ids[chosen], normalize=True)
         logits_BT = model.logit_scale.exp() * image_BD @ text_TD.T + model.logit_bias
-        dense = heads.loss(torch.from_numpy(scenes.patches[rows]).flatten(2))
+        dense = heads.loss(hidden.pop()[:, 1:], torch.from_numpy(scenes.patches[rows]).flatten(2))
         loss = sigmoid_loss(logits_BT, truth_BT, hard_BT) + dense
         optimiser.step(loss)
         if progress is not None:
             progress("clip", step + 1, steps, loss.item())
+    handle.remove()
     return model.eval()

@@ -2,8 +2,10 @@
 
     jsfree miniworld pretrain --out weights
     jsfree miniworld pretrain --world prose --out weights
+    jsfree miniworld pretrain --family qwen3_vl --out weights
 
-The models of the prose world share the vision tower of ``miniworld:clip``, since both worlds have the same images.
+The models of the prose world share the vision tower of ``miniworld:clip``, since both worlds have the same images. The
+captioner of the family Qwen3-VL has a tower of its own, and is scored by ``miniworld:clip``.
 
 The same seed on the same machine and thread count gives the same weights.
 """
@@ -11,10 +13,16 @@ The same seed on the same machine and thread count gives the same weights.
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsfree.miniworld import world
 from jsfree.pretraining.languages import PLAIN, PROSE, Language
 from jsfree.pretraining.optimisation import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from jsfree.models.loading import Captioner
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +37,14 @@ class Budget:
     captioner_scenes: int = 30_000
     captioner_steps: int = 1600
     captioner_batch: int = 64
+    tower_scenes: int = 40_000
+    tower_steps: int = 2400
+    tower_batch: int = 96
 
 
 PROSE_BUDGET = Budget(clip_scenes=12_000, clip_steps=400, captioner_scenes=24_000, captioner_steps=2400)
 """That of the shipped weights of the prose world."""
+QWEN_BUDGET = Budget(captioner_scenes=24_000)
 PLAIN_CLIP = "miniworld:clip"
 
 
@@ -70,6 +82,31 @@ def pretrain_prose(
     with torch.random.fork_rng(devices=[]):
         pretrain_prose_clip(out / "prose-clip", seed, progress, budget)
         pretrain_captioner(out / "prose-captioner", PLAIN_CLIP, seed, progress, budget, PROSE)
+
+
+def pretrain_qwen(
+    out_dir: str | Path, seed: int = 0, progress: Progress | None = None, budget: Budget | None = None
+) -> None:
+    """Pre-train a Qwen3-VL captioner of the plain world, tower first, and write ``out_dir/qwen-captioner``.
+
+    Args:
+        out_dir, seed, progress, budget: as for :func:`pretrain`.
+    """
+    import torch
+
+    from jsfree.models.loading import Captioner
+    from jsfree.pretraining import qwen
+    from jsfree.pretraining.tables import scene_table
+
+    budget, progress = budget or QWEN_BUDGET, progress or _log
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        processor = qwen.build_processor()
+        captioner = Captioner(qwen.build_captioner(processor), processor)
+        table = scene_table(_scenes(budget.tower_scenes), qwen.PATCH)
+        qwen.train_tower(captioner, table, budget.tower_steps, budget.tower_batch, seed, progress)
+        directory = Path(out_dir) / "qwen-captioner"
+        _train_and_publish(captioner, directory, seed, progress, budget, PLAIN, "", torch.float16)
 
 
 def pretrain_clip(directory: Path, seed: int, progress: Progress | None, budget: Budget) -> None:
@@ -114,23 +151,36 @@ def pretrain_captioner(
     import torch
 
     from jsfree.models.clip import load_clip
-    from jsfree.models.saving import publish_captioner
-    from jsfree.pretraining import captioner as captioner_training
-    from jsfree.pretraining import clip as clip_training
-    from jsfree.pretraining.tables import scene_table
+    from jsfree.models.loading import Captioner
+    from jsfree.pretraining import llava
 
-    dtype = torch.float32 if language is PLAIN else torch.float16
-    scenes = _scenes(budget.captioner_scenes)
-    pixels = scene_table(scenes, clip_training.PATCH).pixels
     torch.manual_seed(seed)
-    model = captioner_training.build_captioner(load_clip(str(clip)).model, language)
-    features = captioner_training.vision_features(model, pixels)
-    task = captioner_training.CaptionTask(model, scenes, features, seed, language=language)
-    captioner_training.train_captioner(
-        model, task, budget.captioner_steps, budget.captioner_batch, seed, progress or _log
-    )
-    weights = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
-    publish_captioner(model, captioner_training.build_processor(language), directory, weights)
+    model = llava.build_captioner(load_clip(str(clip)).model, language)
+    captioner = Captioner(model, llava.build_processor(language))
+    dtype = torch.float32 if language is PLAIN else torch.float16
+    _train_and_publish(captioner, directory, seed, progress or _log, budget, language, " ", dtype)
+
+
+def _train_and_publish(
+    captioner: "Captioner",
+    directory: Path,
+    seed: int,
+    progress: Progress,
+    budget: Budget,
+    language: Language,
+    reply_start: str,
+    dtype: "torch.dtype",
+) -> None:
+    """Train projector and language model of ``captioner``, and write it into ``directory`` in ``dtype``."""
+    from jsfree.models.saving import publish_captioner
+    from jsfree.pretraining.captioner import CaptionTask, tower_features, train_captioner
+
+    scenes = _scenes(budget.captioner_scenes)
+    images = tower_features(captioner, scenes)
+    task = CaptionTask(captioner, scenes, images, seed, language=language, reply_start=reply_start)
+    train_captioner(task, budget.captioner_steps, budget.captioner_batch, seed, progress)
+    weights = {name: tensor.to(dtype) for name, tensor in captioner.model.state_dict().items()}
+    publish_captioner(captioner.model, captioner.processor, directory, weights)
 
 
 def _simpler(scenes: list[world.Scene]) -> list[world.Scene]:

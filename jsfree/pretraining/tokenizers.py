@@ -1,4 +1,4 @@
-"""MiniWorld's two byte-level BPE tokenizers: the captioner's and CLIP's.
+"""MiniWorld's byte-level BPE tokenizers: those of the captioners and CLIP's.
 
 They encode any text; every word of MiniWorld's captions is one token.
 """
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 IMAGE_TOKEN = "<image>"
 # LLaVA-1.5's template from the llava-hf checkpoints, for one round of conversation.
-CHAT_TEMPLATE = (
+LLAVA_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}USER: {% else %}ASSISTANT: {% endif %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}<image>\n{% endfor %}"
@@ -23,6 +23,22 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
+# Qwen3-VL's template (Instruct), for turns without a system message.
+QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QWEN_VISION = {
+    "image_token": "<|image_pad|>",
+    "video_token": "<|video_pad|>",
+    "vision_start_token": "<|vision_start|>",
+    "vision_end_token": "<|vision_end|>",
+}
+"""Tokens of Qwen-VL's tokenizers by the attribute under which the processor looks for them."""
 
 
 def captioner_tokenizer(language: Language = PLAIN) -> "PreTrainedTokenizerFast":
@@ -41,6 +57,26 @@ def captioner_tokenizer(language: Language = PLAIN) -> "PreTrainedTokenizerFast"
         eos_token="</s>",
         pad_token="<pad>",
         extra_special_tokens={"image_token": IMAGE_TOKEN},
+        padding_side="left",
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def qwen_tokenizer(language: Language = PLAIN) -> "PreTrainedTokenizerFast":
+    """A tokenizer with Qwen-VL's conventions: no token at the start, ``<|im_end|>`` ends captions."""
+    from transformers import PreTrainedTokenizerFast
+
+    pad, start, end = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+    words = [*language.sentences(), *language.questions()]
+    # Sentences follow a line break, or a blank within a caption.
+    texts = ["user\n", "assistant\n", world.PROMPT, *words, *(f" {text}" for text in words)]
+    bpe = _byte_level_bpe(texts, [pad, start, end, *QWEN_VISION.values()], lowercase=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token=end,
+        pad_token=pad,
+        extra_special_tokens={**QWEN_VISION, "turn_start_token": start},
         padding_side="left",
         model_max_length=512,
         clean_up_tokenization_spaces=False,

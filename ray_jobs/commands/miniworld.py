@@ -1,7 +1,7 @@
 """``jsfree miniworld``: MiniWorld's pictures and weights."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -30,20 +30,32 @@ def show(
 @app.command("pretrain")
 def pretrain(
     out: Annotated[
-        Path, typer.Option(help="Folder to write captioner/ and clip/ into; with --world prose, prose-captioner/...")
+        Path,
+        typer.Option(
+            help="Folder to write into: captioner/ and clip/, or prose-captioner/ and prose-clip/, or qwen-captioner/."
+        ),
     ] = Path("runs/weights"),
     world: Annotated[
         World, typer.Option(help="Captions to learn from: plain, one sentence an object, or prose.")
     ] = "plain",
+    family: Annotated[
+        Literal["llava", "qwen3_vl"],
+        typer.Option(help="Model family of the captioner; qwen3_vl only for --world plain."),
+    ] = "llava",
     seed: Annotated[int, typer.Option(help="Seed of the initial weights and the order of the data.")] = 0,
     debug: Debug = False,
 ) -> None:
-    """Train the tiny CLIP and the tiny LLaVA: both from scratch, or for prose on the plain CLIP's vision tower."""
+    """Train the tiny CLIP and the tiny LLaVA: both from scratch, or for prose on the plain CLIP's vision tower.
+
+    With --family qwen3_vl only a tiny Qwen3-VL captioner is trained.
+    """
     set_log_level(debug)
-    from jsfree.pretraining.pretrain import pretrain, pretrain_prose
+    if family != "llava" and world != "plain":
+        raise typer.BadParameter(f"captions of the world {world!r} are learnt by a LLaVA only", param_hint="--family")
+    from jsfree.pretraining.pretrain import pretrain, pretrain_prose, pretrain_qwen
     from ray_jobs.commands.console import Reporter
 
     reporter = Reporter()
-    train = pretrain_prose if world == "prose" else pretrain
+    train = pretrain_qwen if family == "qwen3_vl" else pretrain_prose if world == "prose" else pretrain
     train(out, seed=seed, progress=reporter.parts())
     reporter.say(f"Weights: {out}")

@@ -16,9 +16,8 @@ from jsfree.models.clip import load_clip
 from jsfree.models.families.llava import visual_tokens
 from jsfree.models.loading import load_captioner
 from jsfree.models.references import WEIGHTS
-from jsfree.pretraining import captioner as captioner_training
 from jsfree.pretraining import clip as clip_training
-from jsfree.pretraining import tokenizers
+from jsfree.pretraining import llava, tokenizers
 from jsfree.pretraining.languages import PLAIN
 from jsfree.pretraining.pretrain import Budget, pretrain
 from jsfree.pretraining.tables import scene_table, sentence_table
@@ -143,20 +142,20 @@ def test_prompt_is_that_of_llava(captioner):
 
 
 def test_captioner_has_clips_vision_tower(captioner, clip):
-    captioner_training.copy_vision_tower(clip.model.visual, captioner.model.model.vision_tower)
+    llava.copy_vision_tower(clip.model.visual, captioner.model.model.vision_tower)
     ours = captioner.model.model.vision_tower.state_dict()
-    theirs = captioner_training.vision_weights(clip.model.visual)
+    theirs = llava.vision_weights(clip.model.visual)
     shipped = load_captioner("miniworld:captioner").model.model.vision_tower.state_dict()
     assert len(ours) == len(theirs)
     assert all(torch.equal(ours[name], shipped[name]) for name in ours)
 
 
 def test_a_wrongly_copied_vision_tower_is_refused(clip, monkeypatch):
-    spoiled = captioner_training.vision_weights(clip.model.visual)
+    spoiled = llava.vision_weights(clip.model.visual)
     spoiled["pre_layrnorm.weight"] = spoiled["pre_layrnorm.weight"] * 1.5
-    monkeypatch.setattr(captioner_training, "vision_weights", lambda visual: spoiled)
+    monkeypatch.setattr(llava, "vision_weights", lambda visual: spoiled)
     with pytest.raises(ModelError, match="differs from CLIP's"):
-        captioner_training.build_captioner(clip.model)
+        llava.build_captioner(clip.model)
 
 
 def test_sentence_truth_matches_the_scenes():
@@ -194,4 +193,4 @@ def test_short_pretraining_reduces_the_loss_and_is_reproducible(tmp_path: Path):
     for file in ("clip/open_clip_model.safetensors", "captioner/model.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert load_clip(str(tmp_path / "a" / "clip")).context_length == PLAIN.clip_context
-    assert visual_tokens(load_captioner(str(tmp_path / "a" / "captioner")).model.config) == captioner_training.PATCHES
+    assert visual_tokens(load_captioner(str(tmp_path / "a" / "captioner")).model.config) == llava.PATCHES
