@@ -134,8 +134,8 @@ def _positions(prompts: Sequence[Prompt], length: int) -> torch.Tensor:
     for prompt in prompts:
         following = prompt.next_position + torch.arange(length - len(prompt))
         rows.append(torch.cat([prompt.positions, following.expand(len(prompt.positions), -1)], 1))
-    positions_ABL = torch.stack(rows, 1)
-    return positions_ABL[0] if len(positions_ABL) == 1 else positions_ABL
+    found = torch.stack(rows, 1)
+    return found[0] if len(found) == 1 else found
 
 
 def train_captioner(
