@@ -39,7 +39,7 @@ class CoverageView:
 
 def verifier_formula(verifier: Mapping[str, Any], score: str = "CLIP cosine") -> str:
     """The log-odds that a verifier gives to a claim, as a sum; empty if it is unknown."""
-    signals = {"cosine": score, "probability": "probability per token"}
+    signals = {"cosine": score, "probability": "probability"}
     weights = [(signals.get(name, name), weight) for name, weight in verifier.get("weights", {}).items() if weight]
     terms = [(weight, f"{abs(weight):.2f} × {signal}") for signal, weight in weights]
     if not terms:

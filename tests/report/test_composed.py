@@ -125,10 +125,10 @@ def test_the_round_names_verifier_and_numbers_of_pairs(run, html):
     first, second = (Page(section(html, f"round-{number}")).words for number in (1, 2))
     facts = run.manifest(1, "selected").facts
     weights = facts["verifier"]["weights"]
-    assert f"{weights['cosine']:.2f} × CLIP cosine + {weights['probability']:.2f} × probability per token −" in first
+    assert f"{weights['cosine']:.2f} × CLIP cosine + {weights['probability']:.2f} × probability −" in first
     assert f"Of 120 images, {facts['kept']} are trained on; in {facts['edited']} of these" in first
     assert f"Images without a pair: {facts['unformed']}; without log-probabilities under m0: 0." in first
-    assert "fitted without labels to the sentences of this round" in first
+    assert "fitted without labels to the claims of this round" in first
     assert "fitted without labels in round 1 and are unchanged" in second
     assert f"ratios in {100 * facts['inverted_share']:.1f} % of the 120 images" in first
 
@@ -182,7 +182,7 @@ def test_a_training_by_nll_alone_has_no_panels_of_preferences(tmp_path):
         ({}, ""),
         (
             {"weights": {"cosine": 2.0, "probability": 3.5}, "bias": -1.25},
-            "2.00 × CLIP cosine + 3.50 × probability per token − 1.25",
+            "2.00 × CLIP cosine + 3.50 × probability − 1.25",
         ),
         ({"weights": {"cosine": 2.0, "probability": 0.0}, "bias": 0.5}, "2.00 × CLIP cosine + 0.50"),
     ],
