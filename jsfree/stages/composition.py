@@ -78,14 +78,15 @@ class VerifiedImage:
     def best_wordings(self) -> dict[tuple[str, ...], Sentence]:
         """For each combination of claims, the sentence with the most evidence of its own, without a pronoun."""
         best: dict[tuple[str, ...], tuple[float, Sentence]] = {}
-        for sentence in self._all_sentences():
+        for sentence in self.all_sentences():
             own = self.own_logit(sentence)
             key = self.claims(sentence)
             if not refers_back(sentence.text) and (key not in best or own > best[key][0]):
                 best[key] = own, sentence
         return {key: sentence for key, (_, sentence) in best.items()}
 
-    def _all_sentences(self) -> Iterator[Sentence]:
+    def all_sentences(self) -> Iterator[Sentence]:
+        """The sentences of all candidates."""
         for caption in self.captions.values():
             yield from caption
 
@@ -154,8 +155,8 @@ def compose(image: VerifiedImage, bases: Mapping[Role, Caption]) -> Composed:
     """Compose the caption that covers most: a candidate without its false and repeated sentences, and what it omits.
 
     Each kept sentence takes the wording with the most evidence. True sentences of other candidates follow at the end if
-    at least half of their claims are missing. A sentence that begins with a pronoun is only kept after the
-    sentence that it followed.
+    at least half of their claims are missing. A sentence that begins with a pronoun is only kept after the one that it
+    followed.
 
     Args:
         image: the verified candidates.
@@ -174,7 +175,7 @@ def compose(image: VerifiedImage, bases: Mapping[Role, Caption]) -> Composed:
 
 
 def _missing(image: VerifiedImage, caption: Caption, wordings: Iterable[Sentence]) -> Caption:
-    """True sentences of whose claims a caption makes at most half.
+    """True sentences that a caption lacks: it makes at most half of the claims of each.
 
     Those that repeat the fewest claims come first, then the most certain ones.
     """
@@ -252,7 +253,7 @@ def _repeat(image: VerifiedImage, caption: Caption, rng: np.random.Generator) ->
         return None
     number = repeatable[int(rng.integers(len(repeatable)))]
     key = image.claims(caption[number])
-    same = [each for each in image._all_sentences() if image.claims(each) == key and not refers_back(each.text)]
+    same = [each for each in image.all_sentences() if image.claims(each) == key and not refers_back(each.text)]
     sentence = same[int(rng.integers(len(same)))]
     position = number + 1 + int(rng.integers(len(caption) - number))
     return [*caption[:position], sentence, *caption[position:]], sentence
