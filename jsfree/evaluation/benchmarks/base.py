@@ -152,6 +152,14 @@ class Suite(ABC):
             SourceError: a file is missing or wrong, or an answer refers to nothing in it.
         """
 
+    def details_document(self, result: Mapping[str, Any]) -> Any:
+        """The content of ``--details``: the layout of the original program where it writes a file.
+
+        Args:
+            result: the content of the suite's result file.
+        """
+        return result["details"]
+
 
 def prompts_hash(prompts: Sequence[str]) -> str:
     """Short hash of the distinct prompts of a suite, in sorted order."""
