@@ -13,8 +13,8 @@ from jsfree.errors import JsfreeError, JudgeError, RowError
 from jsfree.judge.client import AttemptError, JudgeClient, ServedModel
 from jsfree.judge.limits import Ledger, RateLimiter, backoff
 from jsfree.judge.prompts import Prompt
-from jsfree.judge.questions import Question, content_key
 from jsfree.judge.replies import ErrorKind, Reply, ReplyError
+from jsfree.judge.requests import JudgeRequest, content_key
 from jsfree.judge.settings import JudgeSettings, read_prices
 from jsfree.judge.store import Claim, ReplyStore
 from jsfree.judge.tally import Tally, cost_record, summary
@@ -33,7 +33,7 @@ class JudgementError:
         text: the reply, if there is one.
     """
 
-    question_id: str
+    request_id: str
     kind: ErrorKind
     message: str
     text: str = ""
@@ -43,7 +43,7 @@ class JudgementError:
 class Judgement(Generic[T]):
     """The parsed reply to a question, or the error in its place."""
 
-    question_id: str
+    request_id: str
     value: T | None
     error: JudgementError | None = None
 
@@ -65,7 +65,7 @@ class Judge:
         self.tally = Tally()
         self.report = report or (lambda _: None)
 
-    def ask(self, questions: Iterable[Question], parse: Callable[[str], T]) -> list[Judgement[T]]:
+    def ask(self, questions: Iterable[JudgeRequest], parse: Callable[[str], T]) -> list[Judgement[T]]:
         """Ask questions, which are read one by one as they are sent, and parse the replies.
 
         Args:
@@ -125,7 +125,7 @@ class _Session:
         self.settled = asyncio.Event()
         self.rng = random.Random()
 
-    async def run(self, questions: Iterator[Question], parse: Callable[[str], T]) -> list[Judgement[T]]:
+    async def run(self, questions: Iterator[JudgeRequest], parse: Callable[[str], T]) -> list[Judgement[T]]:
         results: dict[int, Judgement[T]] = {}
         numbered = enumerate(questions)
         async with self.client:
@@ -136,7 +136,7 @@ class _Session:
         return [results[number] for number in sorted(results)]
 
     async def _work(
-        self, questions: Iterator[tuple[int, Question]], parse: Callable[[str], T], results: dict[int, Judgement[T]]
+        self, questions: Iterator[tuple[int, JudgeRequest]], parse: Callable[[str], T], results: dict[int, Judgement[T]]
     ) -> None:
         while not self.stopped:
             try:
@@ -151,7 +151,7 @@ class _Session:
         self.stopped = self.stopped or error
         self.settled.set()
 
-    async def _judge(self, question: Question, parse: Callable[[str], T]) -> Judgement[T]:
+    async def _judge(self, question: JudgeRequest, parse: Callable[[str], T]) -> Judgement[T]:
         tally = self.judge.tally
         tally.asked += 1
         try:
@@ -164,16 +164,16 @@ class _Session:
         try:
             if reply.is_refused:
                 raise ReplyError("the judge refused to answer")
-            return Judgement(question.question_id, parse(reply.text))
+            return Judgement(question.request_id, parse(reply.text))
         except ReplyError as error:
             return self._failed(question, reply.problem(), error.problem, reply.refusal or reply.text)
 
-    def _failed(self, question: Question, kind: ErrorKind, message: str, text: str = "") -> Judgement[T]:
+    def _failed(self, question: JudgeRequest, kind: ErrorKind, message: str, text: str = "") -> Judgement[T]:
         self.judge.tally.errors[kind] += 1
-        error = JudgementError(question.question_id, kind, message, self.client.without_key(text))
-        return Judgement(question.question_id, None, error)
+        error = JudgementError(question.request_id, kind, message, self.client.without_key(text))
+        return Judgement(question.request_id, None, error)
 
-    async def _reply(self, question: Question) -> Reply:
+    async def _reply(self, question: JudgeRequest) -> Reply:
         """The stored reply, or a new one, which is stored."""
         store, content = self.judge.store, question.content(self.settings)
         key = content_key(content)
@@ -188,7 +188,7 @@ class _Session:
         self.judge.tally.cached += 1
         return reply
 
-    async def _attempts(self, question: Question, claim: Claim) -> Reply:
+    async def _attempts(self, question: JudgeRequest, claim: Claim) -> Reply:
         """Send a question until it succeeds or cannot.
 
         Raises:
@@ -218,12 +218,12 @@ class _Session:
                 raise
         raise AssertionError("unreachable: 'attempts' is at least 1")
 
-    def _bound(self, question: Question) -> tuple[int, float]:
+    def _bound(self, question: JudgeRequest) -> tuple[int, float]:
         """Upper bounds of the tokens and the cost of a request."""
         prompt = question.token_bound(self.settings)
         return prompt + self.settings.max_tokens, self.judge.ledger.cost(prompt, self.settings.max_tokens)
 
-    async def _reserve(self, question: Question) -> None:
+    async def _reserve(self, question: JudgeRequest) -> None:
         """Wait until the budget and the rate limits allow a request, and count it as in flight.
 
         Raises:
@@ -253,7 +253,7 @@ class _Session:
             self._settle(cost)
             raise self.stopped
 
-    async def _send(self, question: Question, messages: list[dict[str, Any]]) -> Reply:
+    async def _send(self, question: JudgeRequest, messages: list[dict[str, Any]]) -> Reply:
         """Send a reserved question once, and settle its reservation."""
         ledger, tally = self.judge.ledger, self.judge.tally
         tokens, bound = self._bound(question)

@@ -13,8 +13,8 @@ import pytest
 
 from jsfree.errors import JudgeError
 from jsfree.judge.judging import Judge
-from jsfree.judge.questions import Question
 from jsfree.judge.replies import ReplyError, json_object
+from jsfree.judge.requests import JudgeRequest
 from jsfree.judge.settings import JudgeSettings
 from jsfree.judge.simulated import Fault, SimulatedJudge
 from tests.support import ROOT
@@ -35,7 +35,7 @@ def parse(text):
 
 
 def questions(count):
-    return [Question(f"q{number}", f"question {number:03d} of the run") for number in range(count)]
+    return [JudgeRequest(f"q{number}", f"question {number:03d} of the run") for number in range(count)]
 
 
 def first(*faults):
@@ -58,9 +58,9 @@ def ask(tmp_path):
 
 
 def test_replies_come_in_the_order_of_the_questions_with_their_images(ask):
-    asked = [Question("a", "1234"), Question("b", "123", (PNG, PNG)), Question("c", "12", role="system")]
+    asked = [JudgeRequest("a", "1234"), JudgeRequest("b", "123", (PNG, PNG)), JudgeRequest("c", "12", role="system")]
     judge, replies = ask(asked)
-    assert [(reply.question_id, reply.value) for reply in replies] == [("a", (4, 0)), ("b", (3, 2)), ("c", (2, 0))]
+    assert [(reply.request_id, reply.value) for reply in replies] == [("a", (4, 0)), ("b", (3, 2)), ("c", (2, 0))]
     assert (judge.tally.asked, judge.tally.paid, judge.tally.cached) == (3, 3, 0)
     assert judge.tally.models == {"simulated-judge": 3}
 
@@ -76,7 +76,7 @@ def test_a_second_run_costs_nothing_and_says_so(ask):
 
 def test_a_question_that_occurs_twice_is_paid_once(ask):
     server = SimulatedJudge(length_answer, latency=0.02)
-    judge, replies = ask([Question(str(number), "same") for number in range(8)], server)
+    judge, replies = ask([JudgeRequest(str(number), "same") for number in range(8)], server)
     assert server.paid == {"same": 1}
     assert {reply.value for reply in replies} == {(4, 0)}
     assert (judge.tally.paid, judge.tally.cached) == (1, 7)
@@ -151,7 +151,7 @@ def test_a_question_without_a_judgement_becomes_a_counted_error_row(ask, fault, 
     server = SimulatedJudge(length_answer, fault=first(fault))
     judge, replies = ask(questions(3), server, concurrency=1)
     assert [reply.value is None for reply in replies] == [True, False, False]
-    assert (replies[0].error.question_id, replies[0].error.kind) == ("q0", kind)
+    assert (replies[0].error.request_id, replies[0].error.kind) == ("q0", kind)
     assert re.search(message, replies[0].error.message)
     assert judge.tally.errors == {kind: 1}
     assert len(server.received) == 3
@@ -161,7 +161,7 @@ def test_a_question_without_a_judgement_becomes_a_counted_error_row(ask, fault, 
 
 
 def test_an_image_of_an_unknown_format_is_an_error_row(ask):
-    judge, replies = ask([Question("a", "x", (b"BM bitmap",)), Question("b", "y")])
+    judge, replies = ask([JudgeRequest("a", "x", (b"BM bitmap",)), JudgeRequest("b", "y")])
     assert (replies[0].error.kind, replies[1].value) == ("undecodable", (1, 0))
     assert judge.tally.attempts == judge.tally.paid == 1
 
@@ -272,10 +272,10 @@ def test_the_end_of_a_model_is_read_from_the_list_of_models(ask, tmp_path):
 RUN = """
 import json, sys
 from jsfree.judge.judging import Judge
-from jsfree.judge.questions import Question
+from jsfree.judge.requests import JudgeRequest
 from jsfree.judge.settings import JudgeSettings
 judge = Judge(JudgeSettings(url=sys.argv[1], cache=sys.argv[2], concurrency=4, backoff=0.01, model="simulated-judge"))
-replies = judge.ask([Question(f"q{number}", f"question {number:03d}") for number in range(int(sys.argv[3]))], json.loads)
+replies = judge.ask([JudgeRequest("", f"question {number:03d}") for number in range(int(sys.argv[3]))], json.loads)
 print(json.dumps([len(replies), judge.tally.cached, judge.tally.paid, judge.tally.interrupted]))
 """
 

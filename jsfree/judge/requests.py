@@ -22,17 +22,17 @@ SIGNATURES = {
 
 
 @dataclass(frozen=True)
-class Question:
+class JudgeRequest:
     """One request to a judge.
 
     Args:
-        question_id: identifies it among the questions of a run.
+        request_id: identifies it among the questions of a run.
         text: the filled prompt.
         images: encoded images (PNG, JPEG, GIF or WebP) that precede the text.
         role: who says the text; images require ``user``.
     """
 
-    question_id: str
+    request_id: str
     text: str
     images: tuple[bytes, ...] = field(default=(), repr=False)
     role: Literal["user", "system"] = "user"
@@ -56,7 +56,7 @@ class Question:
                 return f"data:{media_type};base64,{base64.b64encode(image).decode()}"
         raise RowError(
             "undecodable",
-            f"the image of question {self.question_id!r} is not PNG, JPEG, GIF or WebP",
+            f"the image of question {self.request_id!r} is not PNG, JPEG, GIF or WebP",
             "convert it to one of them",
         )
 
