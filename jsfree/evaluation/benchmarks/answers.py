@@ -19,16 +19,27 @@ def read_answers(path: str | Path, questions: Sequence[Question] = ()) -> list[A
     """Read a file of answers. Each has a text, and the id of its image, of its question, or of both.
 
     Args:
-        questions: the suite's questions, which give the images of answers that have only a question's id.
+        questions: the suite's questions, which give the images of answers that have only a question's id. As many
+            answers without any id are taken to be in the order of the questions.
 
     Raises:
         SourceError: the file cannot be read, or a record is wrong; the message names its line and key.
     """
     images = {question.question_id: question.image["id"] for question in questions}
-    answers = [_answer(record, place, images) for place, record in _records(Path(path))]
+    records = list(_records(Path(path)))
+    if len(records) == len(questions):
+        records = [(place, _with_id(record, each)) for (place, record), each in zip(records, questions, strict=True)]
+    answers = [_answer(record, place, images) for place, record in records]
     if not answers:
         raise SourceError(f"{path} holds no answers", 'write one JSON object a line: {"image_id": ..., "caption": ...}')
     return answers
+
+
+def _with_id(record: Any, question: Question) -> Any:
+    """A record with the id of a question if it has none."""
+    if not isinstance(record, dict) or any(key in record for key in (*IMAGE_KEYS, *QUESTION_KEYS)):
+        return record
+    return {"question_id": question.question_id, **record}
 
 
 def _answer(record: Any, place: str, images: Mapping[str, str]) -> Answer:

@@ -126,10 +126,13 @@ class Suite(ABC):
     """The files it reads."""
     measures: ClassVar[tuple[Measure, ...]]
     """Its metrics, the most important first."""
-    generation: ClassVar[Generation]
-    """The decoding that its protocol prescribes."""
     describes_images: ClassVar[bool] = True
     """Whether answers are captions; their length and repetition are then reported too."""
+
+    @property
+    @abstractmethod
+    def generation(self) -> Generation:
+        """The decoding that its protocol prescribes."""
 
     @property
     @abstractmethod

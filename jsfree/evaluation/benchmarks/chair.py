@@ -60,7 +60,7 @@ class Chair(Suite):
             ratio("words", "responses"),
         ),
     )
-    generation: ClassVar[Generation] = Generation(max_new_tokens=512)
+    generation = Generation(max_new_tokens=512)
 
     @property
     def protocol(self) -> Mapping[str, Any]:
@@ -109,5 +109,5 @@ class Chair(Suite):
 
     def details_document(self, result: Mapping[str, Any]) -> Any:
         """The layout of the original's ``hallucination_words_*.json``."""
-        names = {"CHAIRs": "CHAIRs", "CHAIRi": "CHAIRi", "recall": "Recall", "tokens": "Len"}
+        names = {"CHAIRs": "CHAIRs", "CHAIRi": "CHAIRi", "Recall": "recall", "Len": "tokens"}
         return {"overall_metrics": overall_metrics(result, names), "sentences": result["details"]}

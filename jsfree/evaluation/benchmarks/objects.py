@@ -46,6 +46,7 @@ class CheckedAnswer:
             "correct": len(self.correct),
             "truth": len(self.truth),
             "words": len(self.words),
+            "blanks": self.answer.text.count(" ") + 1,
         }
         return CountRow(self.answer.image_id, counts)
 
@@ -76,5 +77,5 @@ def original_id(image_id: str) -> int | str:
 
 
 def overall_metrics(result: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Values of a result's metrics under the names of the original's file, without intervals."""
-    return {original: result["metrics"][name]["value"] for name, original in names.items()}
+    """Values of a result's metrics without intervals, by the original's names; ``names`` maps those to ours."""
+    return {original: result["metrics"][name]["value"] for original, name in names.items()}
