@@ -35,7 +35,7 @@ def cohen_kappa(
         ConfigError: the sequences are empty or have different lengths, or weighted labels are not numbers.
     """
     _check(first, second)
-    labels = sorted(set(first) | set(second), key=lambda label: (str(type(label)), label))  # type: ignore[arg-type, return-value]
+    labels = sorted(set(first) | set(second), key=lambda label: (str(type(label)), label))
     numbers = {label: number for number, label in enumerate(labels)}
     joint = np.zeros((len(labels), len(labels)))
     for one, other in zip(first, second, strict=True):
