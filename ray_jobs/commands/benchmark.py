@@ -4,6 +4,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -56,6 +57,9 @@ def benchmark(
     extractor: Annotated[str, typer.Option("--extractor", help="halbench: words or objects.")] = "words",
     beams: Annotated[int, typer.Option("--beams", min=1, help="halbench: beams; 1 decodes by the engine.")] = 3,
     views: Annotated[int, typer.Option("--views", min=1, help="Views of each image that decoding averages.")] = 1,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Limit of an answer. Default: the protocol's.")
+    ] = None,
     details: Annotated[
         Path | None, typer.Option("--details", metavar="FILE", help="Write what was found in each answer.")
     ] = None,
@@ -78,7 +82,7 @@ def benchmark(
     if answers is not None:
         results = {suite.name: {answers.stem: _score_file(suite, folder, answers)} for suite in built}
     else:
-        results = _score_models(built, folder, run, models or [], views, settings or [], console)
+        results = _score_models(built, folder, run, models or [], views, max_new_tokens, settings or [], console)
     if details is not None:
         _write_details(details, built, results)
     if as_json:
@@ -90,8 +94,7 @@ def benchmark(
 
 def _score_file(suite: Suite, data: Path, path: Path) -> dict[str, Any]:
     """Score a file of answers."""
-    known = all(requirement.find(data) for requirement in suite.requirements)
-    questions = suite.questions(data) if known else ()
+    questions = suite.known_questions(data)
     answers = read_answers(path, questions)
     measured = suite.score(data, answers)
     return Result(suite, path.stem, answers, measured, {"file": str(path)}, len(questions) or len(answers)).as_json()
@@ -103,6 +106,7 @@ def _score_models(
     run: str | None,
     refs: Sequence[str],
     views: int,
+    max_new_tokens: int | None,
     settings: Sequence[str],
     console: Console,
 ) -> dict[str, dict[str, Any]]:
@@ -116,7 +120,8 @@ def _score_models(
     with answering_session(config, models, Reporter(console)) as current:
         for suite in suites:
             asked = questions[suite.name]
-            answered = answer_questions(current, suite.name, asked, suite.generation, views, models)
+            generation = replace(suite.generation, max_new_tokens=max_new_tokens or suite.generation.max_new_tokens)
+            answered = answer_questions(current, suite.name, asked, generation, views, models)
             tables: dict[str, CountTable] = {}
             results[suite.name] = {}
             for each in answered:
