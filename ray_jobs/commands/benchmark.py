@@ -20,7 +20,7 @@ from jsfree.evaluation.benchmarks.registry import BUILDERS, SuiteOptions, build
 from jsfree.evaluation.benchmarks.results import Result
 from jsfree.run.folder import Folder
 from jsfree.run.run import CONFIG, Run
-from ray_jobs.commands.benchmark_tables import requirements_table, results_table
+from ray_jobs.commands.benchmark_tables import heading, requirements_table, results_table
 from ray_jobs.commands.options import AsJson, Debug, Settings, set_log_level
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def benchmark(
         typer.echo(json.dumps(_single(_without_details(results)), indent=2))
         return
     for suite in built:
+        console.print(heading(suite, results[suite.name]), soft_wrap=True)
         console.print(results_table(suite, results[suite.name]))
 
 
