@@ -227,6 +227,16 @@ def test_the_image_token_as_the_only_one_that_is_not_drawn(monkeypatch, name):
     assert drawn(BUILDERS[name]())
 
 
+def test_a_token_of_vision_that_the_configuration_does_not_name():
+    """That of Qwen3-VL does not name the padding of vision, which is in the tokenizers of all Qwen models."""
+    captioner = BUILDERS["Qwen3-VL"]()
+    captioner.processor.tokenizer.add_tokens(["<|vision_pad|>"], special_tokens=True)
+    padding = captioner.processor.tokenizer.convert_tokens_to_ids("<|vision_pad|>")
+    assert padding < captioner.vocabulary
+    assert padding in captioner.suppressed_ids
+    assert "<|vision_pad|>" in captioner.vision_tokens
+
+
 @pytest.mark.parametrize("name", [MROPE, "Gemma 3"])
 def test_a_prompt_from_which_only_the_placeholder_is_deleted(monkeypatch, name):
     captioner = BUILDERS[name]()

@@ -74,7 +74,7 @@ def llava_siglip() -> Captioner:
         chat_template=chatml("<image>\n"),
     )
     config = LlavaConfig(
-        vision_config=SiglipVisionConfig(**tower_sizes(32, 8)),
+        vision_config=SiglipVisionConfig(**tower_sizes(32, 8), vision_use_head=False),
         text_config=Qwen2Config(**text_sizes(tokenizer)),
         image_token_index=tokenizer.image_token_id,
         vision_feature_layer=-2,
@@ -177,7 +177,7 @@ def llava_onevision() -> Captioner:
         chat_template=chatml("<image>\n"),
     )
     config = LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(**tower_sizes(16, 4)),
+        vision_config=SiglipVisionConfig(**tower_sizes(16, 4), vision_use_head=False),
         text_config=Qwen2Config(**text_sizes(tokenizer)),
         image_token_index=tokenizer.image_token_id,
         video_token_index=tokenizer.video_token_id,

@@ -47,8 +47,8 @@ def loss_of(logps: dict[Role, torch.Tensor], rows: Sequence[int]) -> torch.Tenso
     return (weights * (logps["rejected"] - logps["chosen"])).mean()
 
 
-def by_one_process(name: str) -> tuple[dict[str, torch.Tensor], float]:
-    """Weights after the step on all pairs, and the loss before it."""
+def by_one_process(name: str) -> dict[str, torch.Tensor]:
+    """Weights after the step on all pairs."""
     from jsfree.dpo.engine import freeze_untrained
     from jsfree.dpo.policy import PairModel
 
@@ -61,8 +61,7 @@ def by_one_process(name: str) -> tuple[dict[str, torch.Tensor], float]:
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter -= parameter.grad
-    weights = {key.removeprefix("llava."): tensor for key, tensor in model.state_dict().items()}
-    return weights, float(loss.detach())
+    return {key.removeprefix("llava."): tensor for key, tensor in model.state_dict().items()}
 
 
 def by_two_workers(names: Sequence[str], folder: Path) -> None:
