@@ -4,10 +4,10 @@
     make effect-all        the default with several views, over four rounds, from another m0, and in the prose world
 
 Measured on test scenes 3000 to 4999, which were not used to choose any setting (docs/log.md). ``--views 3 5`` also
-decodes with 3 and 5 views, from both models; ``--rounds 4`` runs four rounds; stages of a finished run are taken from
-it. ``--weights`` repeats it from another m0, made by ``jsfree miniworld pretrain --seed 1 --out FOLDER``. The result is
-written to ``benchmarks/results/effect_<date>_<hardware>.json`` and printed as the last line. Finished runs are not
-repeated; the date is that of the newest run.
+decodes with 3 and 5 views, from both models, and with ``--view-modes greedy`` only greedily; ``--rounds 4`` runs four
+rounds; stages of a finished run are taken from it. ``--weights`` repeats it from another m0, made by ``jsfree miniworld
+pretrain --seed 1 --out FOLDER``. The result is written to ``benchmarks/results/effect_<date>_<hardware>.json`` and
+printed as the last line. Finished runs are not repeated; the date is that of the newest run.
 
 Changes are paired: scenes are resampled, with the captions of both models and of all seeds. The CPU time of a loop is
 that of generating, scoring, selecting and training, without evaluation and the start of workers.
@@ -48,6 +48,7 @@ COMPARED = ["default", "plain", "paper"]
 """Settings of one world, measured if none is named."""
 FIRST, SCENES = 3000, 2000
 RESAMPLES = 2000
+TEMPERATURES = {"greedy": 0, "sampled": 1}
 RELATIVE = ("response_hallucination", "mention_hallucination", "duplicates", "invented", "misnamed")
 """Metrics whose change is relative to m0; that of the others is a difference."""
 LOOP = ("pairs", "scored", "likelihoods", "selected", "train")
@@ -79,6 +80,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=COMPARED)
     parser.add_argument("--views", type=int, nargs="+", default=[], help="also decode with these numbers of views")
+    parser.add_argument("--view-modes", nargs="+", choices=list(TEMPERATURES), default=list(TEMPERATURES))
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--scenes", type=int, default=SCENES, help=f"test scenes from {FIRST} on (default {SCENES})")
     parser.add_argument("--weights", type=Path, help="folder with captioner/ and clip/ of another pre-training")
@@ -97,8 +99,9 @@ def loop(name: str, file: str, seed: int, arguments: argparse.Namespace) -> Run:
         *(
             f"evaluate.modes.{mode}{f'-{count}-views' if count > 1 else ''}="
             f"{{temperature: {temperature}, views: {{count: {count}}}}}"
-            for mode, temperature in (("greedy", 0), ("sampled", 1))
+            for mode, temperature in TEMPERATURES.items()
             for count in (1, *arguments.views)
+            if count == 1 or mode in arguments.view_modes
         ),
         f"seed={seed}",
         f"evaluate.source.first={FIRST}",

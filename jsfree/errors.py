@@ -14,6 +14,7 @@
     +-- ServeError      a server cannot start, or a replica does not decode   (exit code 1)
     +-- DecodingError   captions cannot be decoded, now or any more           (exit code 1)
     |   +-- NoTokenError    all tokens of a caption have probability zero     (exit code 1)
+    +-- JudgeError      a judge cannot be asked, or its budget is spent       (exit code 1)
     +-- RowError        one sample cannot be used; becomes a row of ``errors/``
 
 An error has a problem (what is wrong, and in which file, row or key) and a remedy (what to do). Its text joins them
@@ -98,6 +99,10 @@ class DecodingError(JsfreeError):
 
 class NoTokenError(DecodingError):
     """All tokens that can be drawn have probability zero; other captions are not affected."""
+
+
+class JudgeError(JsfreeError):
+    """A judge cannot be asked further: the key is refused, the server does not reply, or the budget is spent."""
 
 
 class RowError(JsfreeError):

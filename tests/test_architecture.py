@@ -22,7 +22,7 @@ LAYERS = (
     {"schemas", "gpus", "schedules", "texts", "uris"},
     {"config"},
     {"run", "miniworld"},
-    {"images", "models"},
+    {"images", "models", "judge"},
     {"decoding", "dpo", "pretraining"},
     {"stages", "sizing"},
     {"evaluation", "exchange"},

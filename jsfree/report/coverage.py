@@ -17,8 +17,9 @@ from jsfree.report import tables
 class CoverageView:
     """The verifier as a formula, and numbers of images, formatted.
 
-    ``edited`` counts the pairs whose rejected caption is an edit of the chosen one; ``unformed`` the images without a
-    pair; ``without_likelihood`` those whose log-probabilities under m0 are missing.
+    ``edited`` counts the pairs whose rejected caption is an edit of the chosen one; ``open_ended`` those whose composed
+    caption has no end token; ``unformed`` the images without a pair; ``without_likelihood`` those whose
+    log-probabilities under m0 are missing.
     """
 
     verifier: str
@@ -27,13 +28,15 @@ class CoverageView:
     images: str
     kept: str
     edited: str
+    open_ended: str
     unformed: str
     without_likelihood: str
 
     @classmethod
     def of(cls, number: int, facts: Mapping[str, Any], score: str) -> CoverageView:
         """Describe round ``number`` from the facts of its selection; ``score`` names the score of a sentence."""
-        counts = (facts.get(name, 0) for name in ("pairs", "kept", "edited", "unformed", "without_likelihood"))
+        names = ("pairs", "kept", "edited", "open_ended", "unformed", "without_likelihood")
+        counts = (facts.get(name, 0) for name in names)
         return cls(verifier_formula(facts.get("verifier", {}), score), number == 1, *map(tables.whole, counts))
 
 

@@ -3,6 +3,10 @@
 A caption is scored by what it covers: each claim that it makes for the first time counts by how likely it is true, and
 each sentence that makes no new claim counts as a repetition. So a short caption of true sentences scores lower than a
 complete one, unlike by the mean cosine.
+
+A composed caption can lack true claims: those that are only made in one sentence with a false one, or that are not
+certain enough. Where it then ended, a model would learn to say less. So it has its end token with the probability that
+it is complete.
 """
 
 from __future__ import annotations
@@ -75,6 +79,11 @@ class VerifiedImage:
             made |= new
         return total
 
+    def completeness(self, caption: Caption) -> float:
+        """The probability that a caption is complete: that no claim which only other captions make is true."""
+        made = {claim for sentence in caption for claim in self.probabilities(sentence)}
+        return math.prod(_sigmoid(-logit) for claim, logit in self.logits.items() if claim not in made)
+
     def best_wordings(self) -> dict[tuple[str, ...], Sentence]:
         """For each combination of claims, the sentence with the most evidence of its own, without a pronoun."""
         best: dict[tuple[str, ...], tuple[float, Sentence]] = {}
@@ -99,12 +108,14 @@ class FormedPair:
         chosen: the candidate that covers most, unedited.
         rejected: sentences of the rejected caption: another candidate, or the chosen one with an error.
         gap: score of ``chosen`` - score of ``rejected``.
+        ends: whether the composed caption has its end token.
     """
 
     chosen: Role
     rejected: Caption
     gap: float
     target: Composed
+    ends: bool
     provenance: Provenance
 
     @property
@@ -133,13 +144,13 @@ def form_pair(
     if not eligible:
         return None
     chosen = max(eligible, key=lambda role: image.score(eligible[role]))
-    target = compose(image, eligible)
     wants_edit, wants_repetition = rng.random() < edited, rng.random() < repeated
+    target, ends = compose(image, eligible, rng)
     score = image.score(eligible[chosen])
     high = usable.get(HIGH)
     if not wants_edit and high and image.score(high) < score:
         provenance = Provenance(chosen=chosen, rejected=HIGH, edit="none", sentence="")
-        return FormedPair(chosen, high, score - image.score(high), target, provenance)
+        return FormedPair(chosen, high, score - image.score(high), target, ends, provenance)
     edits = [_repeat, _omit] if wants_repetition else [_omit, _repeat]
     for edit in edits:
         made = edit(image, eligible[chosen], rng)
@@ -147,11 +158,11 @@ def form_pair(
             rejected, sentence = made
             name = "repeated" if edit is _repeat else "omitted"
             provenance = Provenance(chosen=chosen, rejected=chosen, edit=name, sentence=sentence.text)
-            return FormedPair(chosen, rejected, score - image.score(rejected), target, provenance)
+            return FormedPair(chosen, rejected, score - image.score(rejected), target, ends, provenance)
     return None
 
 
-def compose(image: VerifiedImage, bases: Mapping[Role, Caption]) -> Composed:
+def compose(image: VerifiedImage, bases: Mapping[Role, Caption], rng: np.random.Generator) -> tuple[Composed, bool]:
     """Compose the caption that covers most: a candidate without its false and repeated sentences, and what it omits.
 
     Each kept sentence takes the wording with the most evidence. True sentences of other candidates follow at the end if
@@ -161,6 +172,10 @@ def compose(image: VerifiedImage, bases: Mapping[Role, Caption]) -> Composed:
     Args:
         image: the verified candidates.
         bases: the candidates that the composed caption may be based on.
+        rng: decides about the end token.
+
+    Returns:
+        The caption, and whether it has its end token.
     """
     wordings = image.best_wordings()
     cleaned = {role: _clean(image, caption, wordings) for role, caption in bases.items()}
@@ -171,7 +186,9 @@ def compose(image: VerifiedImage, bases: Mapping[Role, Caption]) -> Composed:
     sentences = [*kept, *added]
     tokens = [token for sentence in sentences for token in sentence.token_ids]
     text = " ".join(sentence.text for sentence in sentences)
-    return Composed(role=role, text=text, token_ids=[*tokens, *image.endings[role]], edits=edits)
+    ends = rng.random() < image.completeness(sentences)
+    ending_ids = image.endings[role] if ends else ()
+    return Composed(role=role, text=text, token_ids=[*tokens, *ending_ids], edits=edits), ends
 
 
 def _missing(image: VerifiedImage, caption: Caption, wordings: Iterable[Sentence]) -> Caption:

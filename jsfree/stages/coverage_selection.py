@@ -146,8 +146,9 @@ class CoverageSelection:
         ``gap``. Pairs whose rejected caption is an edit of the chosen one follow; their split is 0.
 
         Returns:
-            The facts of ``PairChoice`` about stored pairs and splits, and ``edited`` (kept pairs), ``unformed`` (images
-            without a pair), ``without_likelihood``, and the ``verifier``.
+            The facts of ``PairChoice`` about stored pairs and splits, and ``edited`` and ``open_ended`` (kept pairs
+            whose composed caption has no end token), ``unformed`` (images without a pair), ``without_likelihood``, and
+            the ``verifier``.
 
         Raises:
             StageError: no pair remains.
@@ -189,7 +190,7 @@ class CoverageSelection:
     def _choose(self) -> PairChoice:
         """Form all pairs, keeping only their gaps, and choose among them."""
         ids: list[pa.Array] = []
-        gaps, edited = array("d"), array("b")
+        gaps, edited, open_ended = array("d"), array("b"), array("b")
         missing = 0
         images = self.candidates.images()
         while part := list(islice(images, PART_ROWS)):
@@ -198,20 +199,23 @@ class CoverageSelection:
             for pair in starmap(self.form, part):
                 gaps.append(math.nan if pair is None else pair.gap)
                 edited.append(pair is not None and pair.is_edited)
+                open_ended.append(pair is not None and not pair.ends)
         gap_N, edited_N = np.array(gaps), np.array(edited, bool)
         sample_ids = pa.chunked_array(ids, pa.large_string()).combine_chunks()
         unedited = np.flatnonzero(~np.isnan(gap_N) & ~edited_N)
         choice = choose_splits(unedited, gap_N, sample_ids, self.settings, self.seed)
         further = np.flatnonzero(edited_N)
+        indices = np.concatenate([choice.indices, further])
         facts = {
             **choice.facts,
-            "kept": len(choice.ranks) + len(further),
+            "kept": len(indices),
             "edited": len(further),
+            "open_ended": int(np.array(open_ended, bool)[indices].sum()),
             "unformed": int(np.isnan(gap_N).sum()) - missing,
             "without_likelihood": missing,
         }
         return PairChoice(
-            indices=np.concatenate([choice.indices, further]),
+            indices=indices,
             ranks=np.concatenate([choice.ranks, len(unedited) + np.arange(len(further))]),
             splits=np.concatenate([choice.splits, np.zeros(len(further), np.int64)]),
             gaps=np.concatenate([choice.gaps, gap_N[further]]),

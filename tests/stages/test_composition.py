@@ -5,7 +5,8 @@ import pytest
 
 from jsfree.stages.candidate_sentences import Sentence
 from jsfree.stages.claims import Claims
-from jsfree.stages.composition import VerifiedImage, compose, form_pair
+from jsfree.stages.composition import VerifiedImage, form_pair
+from jsfree.stages.composition import compose as compose_randomly
 from jsfree.stages.verification import Verifier
 from tests.support.sentences import said
 
@@ -27,6 +28,10 @@ def image(**captions) -> VerifiedImage:
             for claim in CLAIMS(each):
                 logits[claim] = max(logits.get(claim, -99.0), 10 * each.cosine)
     return VerifiedImage(captions, dict.fromkeys(captions, END), logits, CLAIMS.probabilities, LOGIT)
+
+
+def compose(verified, bases, seed=0):
+    return compose_randomly(verified, bases, np.random.default_rng(seed))[0]
 
 
 def nouns(text: str) -> list[str]:
@@ -57,6 +62,22 @@ def test_the_composed_caption_keeps_true_sentences_and_adds_missing_ones():
     assert [edit["action"] for edit in target["edits"]] == ["kept", "kept", "kept", "added"]
     assert target["token_ids"][-1:] == list(END)
     assert target["token_ids"][:2] == list(sentence("scene", 3).token_ids)
+
+
+@pytest.mark.parametrize(("cosine", "expected"), [(-3.0, 1.0), (0.0, 0.5), (np.log(3) / 10, 0.25), (3.0, 0.0)])
+def test_a_composed_caption_ends_as_often_as_it_is_complete(cosine, expected):
+    base = [sentence("scene", 3), sentence("cup", 3)]
+    # The only other claim is made together with a false one, so it can never be added.
+    other = [sentence("dog+cow", cosine, role="sample-1")]
+    logits = {"scene": 30.0, "cup": 30.0, "dog": 10 * cosine, "cow": -30.0}
+    verified = VerifiedImage(
+        {"low": base, "sample-1": other}, dict.fromkeys(("low", "sample-1"), END), logits, CLAIMS.probabilities, LOGIT
+    )
+    composed = [compose_randomly(verified, {"low": base}, np.random.default_rng(seed)) for seed in range(400)]
+    without_end = [token for each in base for token in each.token_ids]
+    for caption, ends in composed:
+        assert caption["token_ids"] == without_end + list(END) * ends
+    assert np.mean([ends for _, ends in composed]) == pytest.approx(expected, abs=0.08)
 
 
 def test_edits_name_every_sentence_that_was_left_out():
