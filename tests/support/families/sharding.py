@@ -60,15 +60,15 @@ def by_one_process(name: str) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.grad is not None:
-                parameter -= parameter.grad
+                parameter.sub_(parameter.grad)
     return {key.removeprefix("llava."): tensor for key, tensor in model.state_dict().items()}
 
 
 def by_two_workers(names: Sequence[str], folder: Path) -> None:
     """Write ``NAME.safetensors`` with the weights after a step, for the step with pixels and with cached features."""
-    import torch.multiprocessing as multiprocessing
+    from torch.multiprocessing.spawn import spawn
 
-    multiprocessing.spawn(_work, (tuple(names), folder), nprocs=WORLD)  # type: ignore[no-untyped-call]
+    spawn(_work, (tuple(names), folder), nprocs=WORLD)  # type: ignore[no-untyped-call]
 
 
 def file_of(folder: Path, name: str, cached: bool) -> Path:
