@@ -1,0 +1,1 @@
+"""Prompts of the suites with a judge, one text file for each version."""
