@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import jsfree
@@ -71,6 +71,7 @@ class Result:
                 "not_scored": len(self.measured.errors),
             },
             "sums": table.sums(),
+            "described_metrics": [asdict(measure.metric) for measure in measures_of(self.suite)],
             "metrics": measured_json(table, measures_of(self.suite), self.resamples),
             "groups": self._groups(),
             "differences": self._differences(table),
