@@ -119,7 +119,7 @@ def fit(candidates: CandidateTable, settings: Select, embed: EmbedTexts | None =
         StorageError: a shard cannot be read.
     """
     statistics = WordStatistics.count(sentence for image in candidates.sentences() for sentence in image)
-    claims = Claims.of(statistics, embed)
+    claims = Claims.of(statistics, candidates.sentences(), embed)
     is_uncertain = statistics.is_uncertain(claims)
     evidence = array("d")
     for image in candidates.sentences():
