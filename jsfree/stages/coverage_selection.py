@@ -160,6 +160,7 @@ class CoverageSelection:
         if not len(choice.ranks):
             raise StageError(
                 f"no pair is left to train on: of {facts['pairs']} images, {facts['unformed']} give no pair of captions"
+                " (all are truncated, or no sentence is verified)"
                 f" and {facts['without_likelihood']} have no log-probabilities under m0",
                 "use more images, raise 'generate.decoding.max_new_tokens', or set 'select.keep_truncated'",
             )
