@@ -85,10 +85,15 @@ def benchmark(
         results = _score_models(built, folder, run, models or [], views, max_new_tokens, settings or [], console)
     if details is not None:
         _write_details(details, built, results)
+    _print(built, results, console, as_json=as_json)
+
+
+def _print(suites: Sequence[Suite], results: Mapping[str, Any], console: Console, *, as_json: bool) -> None:
+    """Print results as tables, or without their details as JSON."""
     if as_json:
         typer.echo(json.dumps(_single(_without_details(results)), indent=2))
         return
-    for suite in built:
+    for suite in suites:
         console.print(heading(suite, results[suite.name]), soft_wrap=True)
         console.print(results_table(suite, results[suite.name]))
 
