@@ -116,3 +116,20 @@ def test_scores_and_claims_that_lack_the_form_are_refused():
         parse_claims('{"said": []}')
     with pytest.raises(ReplyError, match=r"said\[1\] is not an object with a text 'element' and a boolean 'shown'"):
         parse_claims('{"said": [{"element": "a", "shown": true}, {"element": "b", "shown": "yes"}], "seen": []}')
+
+
+def test_a_second_judge_is_compared_with_the_first(tmp_path, data):
+    def harsh(text, images):
+        return MiniWorldTruth(SCENES[:6])(text, images)  # it does not know the other half of the images
+
+    with SimulatedJudge(MiniWorldTruth(SCENES)).serve() as one, SimulatedJudge(harsh, model="harsh").serve() as two:
+        judges = [
+            Judge(JudgeSettings(url=url, model=model, cache=str(tmp_path / "cache")))
+            for url, model in ((one, "simulated-judge"), (two, "harsh"))
+        ]
+        measured = IC(judges[0], "claims", judges[1]).score(data, captions())
+    agreement = measured.judge["agreement"]
+    assert agreement["claim_precision"]["answers"] == agreement["claim_recall"]["answers"] == 6
+    assert agreement["claim_recall"]["pearson"] == pytest.approx(1)
+    assert measured.judge["second"]["model"] == "harsh"
+    assert [error["kind"] for error in measured.errors] == ["unparsable"] * 6
