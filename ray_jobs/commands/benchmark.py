@@ -27,6 +27,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DEFAULT_RUN = "runs/benchmark"
+Judges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--judge", metavar="FILE", help="ic, mmhal: YAML settings of the judge; a second one shows how they agree."
+    ),
+]
+Budget = Annotated[
+    float | None, typer.Option("--budget", min=0, help="Maximum cost of a judge, in the currency of its price table.")
+]
+Scoring = Annotated[str, typer.Option("--scoring", help="pope: original, vcd, lmms-eval or vlmevalkit.")]
+Details = Annotated[Path | None, typer.Option("--details", metavar="FILE", help="Write what was found in each answer.")]
+Vectors = Annotated[
+    str | None,
+    typer.Option("--vectors", metavar="NAME", help="amber: spaCy model or file of vectors. Default: no similarities."),
+]
 
 
 def benchmark(
@@ -55,10 +70,12 @@ def benchmark(
     stack: Annotated[str, typer.Option("--stack", help="chair: original, lemmas or lmms-eval.")] = "original",
     extractor: Annotated[str, typer.Option("--extractor", help="halbench: words or objects.")] = "words",
     beams: Annotated[int, typer.Option("--beams", min=1, help="halbench: beams; 1 decodes by the engine.")] = 3,
+    judges: Judges = None,
+    budget: Budget = None,
+    scoring: Scoring = "original",
+    vectors: Vectors = None,
     views: Annotated[int, typer.Option("--views", min=1, help="Views of each image that decoding averages.")] = 1,
-    details: Annotated[
-        Path | None, typer.Option("--details", metavar="FILE", help="Write what was found in each answer.")
-    ] = None,
+    details: Details = None,
     settings: Settings = None,
     listing: Annotated[bool, typer.Option("--list", help="List what each suite needs, and what --data lacks.")] = False,
     as_json: AsJson = False,
@@ -72,7 +89,7 @@ def benchmark(
     if listing:
         console.print(requirements_table([build(name, SuiteOptions()) for name in suites or BUILDERS], data))
         return
-    options = SuiteOptions(vocabulary, stack, extractor, beams)
+    options = SuiteOptions(vocabulary, stack, extractor, beams, tuple(judges or ()), budget, scoring, vectors)
     built = [build(name, options) for name in _required(suites, "SUITE")]
     folder = _required(data, "--data, the folder of the suites' files,")
     if answers is not None:
@@ -86,6 +103,8 @@ def benchmark(
         return
     for suite in built:
         console.print(results_table(suite, results[suite.name]))
+        for note in dict.fromkeys(note for result in results[suite.name].values() for note in result["notes"]):
+            console.print(f"- {note}", highlight=False, markup=False)
 
 
 def _score_file(suite: Suite, data: Path, path: Path) -> dict[str, Any]:
