@@ -43,6 +43,7 @@ SETTINGS = {
     "plain": "miniworld-plain.yaml",
     "paper": "miniworld-paper.yaml",
     "prose": "miniworld-prose.yaml",
+    "qwen": "miniworld-qwen.yaml",
 }
 COMPARED = ["default", "plain", "paper"]
 """Settings of one world, measured if none is named."""
@@ -119,7 +120,7 @@ def loop(name: str, file: str, seed: int, arguments: argparse.Namespace) -> Run:
 def _suffix(arguments: argparse.Namespace, *, with_models: bool = True) -> str:
     """Marks results, or runs of the same models, that differ from the usual ones."""
     parts = [
-        "prose" if with_models and arguments.settings == ["prose"] else "",
+        arguments.settings[0] if with_models and arguments.settings in (["prose"], ["qwen"]) else "",
         arguments.weights.name if with_models and arguments.weights else "",
         "views" if arguments.views else "",
         f"{arguments.rounds}-rounds" if arguments.rounds > 1 else "",

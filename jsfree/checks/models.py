@@ -98,8 +98,7 @@ def _read(folder: Path) -> tuple[PreTrainedConfig, ProcessorMixin]:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    family = family_of(config)
-    return config, getattr(transformers, family.processor_class).from_pretrained(folder, local_files_only=True)
+    return config, family_of(config).load_processor(folder)
 
 
 def is_elsewhere(ref: str, kind: Kind, files: ModelFiles) -> bool:

@@ -104,8 +104,7 @@ class CaptionTokens:
         try:
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
             self._family = family_of(config)
-            processor_class = getattr(transformers, self._family.processor_class)
-            self._processor: ProcessorMixin = processor_class.from_pretrained(folder, local_files_only=True)
+            self._processor: ProcessorMixin = self._family.load_processor(folder)
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"no tokenizer can be loaded from {folder} ({' '.join(str(error).split())})", "fetch the model again"

@@ -225,7 +225,7 @@ def load_captioner(
             output_loading_info=True,
             **({"device_map": "auto"} if device_map == "auto" else {}),
         )
-        processor = getattr(transformers, family.processor_class).from_pretrained(path, local_files_only=True)
+        processor = family.load_processor(path)
     except (ImportError, OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ModelError(f"captioner {ref!r} cannot be loaded from {path}: {' '.join(str(error).split())}") from error
     # transformers initializes missing weights at random and only logs a warning.

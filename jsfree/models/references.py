@@ -1,7 +1,7 @@
 """Resolves model references to local folders.
 
-- ``miniworld:captioner`` and ``miniworld:clip``, ``miniworld:prose-captioner`` and ``miniworld:prose-clip``: the tiny
-models shipped with jsfree.
+- ``miniworld:captioner`` and ``miniworld:clip``, ``miniworld:prose-captioner`` and ``miniworld:prose-clip``,
+``miniworld:qwen-captioner``: the tiny models shipped with jsfree.
 - A local folder, which is used in place.
 - ``s3://...``, ``gs://...`` or any other fsspec URI of a folder, for example a model in a run: downloaded once per
 node.

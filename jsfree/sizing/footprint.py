@@ -96,7 +96,7 @@ def feature_bytes(folder: Path, dtype: str) -> int:
 
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     family = family_of(config)
-    processor = getattr(transformers, family.processor_class).from_pretrained(folder, local_files_only=True)
+    processor = family.load_processor(folder)
     return BYTES[dtype] * family.feature_numbers(config, family.inputs(processor, config, typical_image()))
 
 

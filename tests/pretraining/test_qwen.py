@@ -5,22 +5,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
+from jsfree import config as configuration
 from jsfree.errors import ModelError
+from jsfree.evaluation.miniworld import count_caption
+from jsfree.images.sources import evaluation_samples
 from jsfree.miniworld import world
+from jsfree.miniworld.world import scene_from_id
 from jsfree.models.families.base import PROJECTOR, TOWER, split_features
 from jsfree.models.loading import Captioner, load_captioner
+from jsfree.models.references import WEIGHTS
 from jsfree.pretraining import qwen
 from jsfree.pretraining.captioner import CaptionTask, tower_features, train_captioner
 from jsfree.pretraining.pretrain import Budget, pretrain_qwen
 from jsfree.pretraining.tables import scene_table
+from jsfree.stages.captioning import CaptionWriter
 from ray_jobs.cli import app
 
 TINY = Budget(
     captioner_scenes=48, captioner_steps=6, captioner_batch=16, tower_scenes=48, tower_steps=6, tower_batch=16
 )
+REF = "miniworld:qwen-captioner"
 SCENES = [world.scene("development", index) for index in range(4)]
 
 
@@ -125,6 +133,29 @@ def test_short_pretraining_reduces_the_loss_is_reproducible_and_loads_by_automat
     with torch.no_grad():
         logits = ours.model(input_ids=torch.tensor([ids]), **ours.forward_arguments(ids, [image])).logits
         torch.testing.assert_close(model(**theirs).logits, logits)
+
+
+def test_shipped_weights_are_small_stored_in_half_precision_and_computed_in_float32():
+    assert sum(file.stat().st_size for file in (WEIGHTS / "qwen-captioner").iterdir()) < 10e6
+    with safe_open(WEIGHTS / "qwen-captioner" / "model.safetensors", "pt") as weights:
+        assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.float16}  # noqa: SIM118
+    assert load_captioner(REF).model.dtype == torch.float32
+
+
+def test_the_seed_sees_most_objects_and_hallucinates_when_sampled():
+    source = ["evaluate.source.split=development", "evaluate.source.first=0", "evaluate.source.count=40"]
+    config = configuration.load(Path("configs/miniworld-qwen.yaml"), source)
+    samples = list(evaluation_samples(config))
+    counts = {
+        mode: [
+            count_caption(scene_from_id(row["image"]["id"]), row["text"])
+            for row in CaptionWriter(config, REF, "m0", mode)(samples).rows
+        ]
+        for mode in ("greedy", "sampled")
+    }
+    recall = sum(c.distinct_correct for c in counts["greedy"]) / sum(c.truth_objects for c in counts["greedy"])
+    assert recall > 0.8
+    assert 0.4 < np.mean([count.hallucinated > 0 for count in counts["sampled"]]) < 0.9
 
 
 def test_the_command_refuses_another_family_for_prose(tmp_path: Path):

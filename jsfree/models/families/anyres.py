@@ -6,12 +6,13 @@ together, cropped to the image's aspect ratio, and each row ends with a trained 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 
-from jsfree.models.families.base import FEATURES, PIXELS, Family, ImageInputs, Visual
+from jsfree.models.families.base import FEATURES, PIXELS, Family, ImageInputs, Tensors, Visual
 
 SIZES = "image_sizes"
 
@@ -36,6 +37,10 @@ class AnyResolution(Family):
             rows, columns = _grid(config, image.tensors[SIZES][0])
             mapped.append(_cut(function(_assemble(pixels[1:], rows, columns)), rows, columns))
         return ImageInputs({**image.tensors, PIXELS: torch.cat(mapped)}, image.text)
+
+    def features(self, model: Any, tensors: Mapping[str, torch.Tensor]) -> Tensors:
+        with _without_packing(model.model):
+            return super().features(model, tensors)
 
     def project(self, model: Any, tensors: Mapping[str, torch.Tensor]) -> Visual:
         sizes = tensors[SIZES]
@@ -70,6 +75,20 @@ class LlavaOnevision(AnyResolution):
 
     def packing(self, config: Any) -> dict[str, Any]:
         return {"vision_aspect_ratio": config.vision_aspect_ratio}
+
+
+@contextmanager
+def _without_packing(model: Any) -> Iterator[None]:
+    """Let ``get_image_features`` return its features unpacked.
+
+    Packing reads ``image_newline``, which ZeRO-3 gathers during the engine's forward only, while the features that are
+    cached on disk are computed before the first one.
+    """
+    model.pack_image_features = lambda image_features, *_, **__: (image_features, None)
+    try:
+        yield
+    finally:
+        del model.pack_image_features
 
 
 def _grid(config: Any, size: torch.Tensor) -> tuple[int, int]:

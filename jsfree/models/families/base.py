@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -108,6 +109,8 @@ class Family:
     model_class: ClassVar[str]
     """Class of transformers that generates text."""
     processor_class: ClassVar[str]
+    tower_types: ClassVar[tuple[str, ...]] = ()
+    """Types of vision towers that models of the family may have; empty where all have the same."""
     tower: ClassVar[tuple[str, ...]] = ("vision_tower.",)
     """Parts of the names of the vision tower's parameters, in transformers and in files of weights."""
     projector: ClassVar[tuple[str, ...]] = ("multi_modal_projector.",)
@@ -117,6 +120,8 @@ class Family:
     those that transformers writes. Transformers omits the level ``vision_model.``, which other programs expect."""
     vision_ids: ClassVar[tuple[str, ...]] = ("image_token_id",)
     """Attributes of configuration or processor with ids of tokens that stand for vision."""
+    vision_tokens: ClassVar[tuple[str, ...]] = ()
+    """Further tokens that stand for vision, whose ids neither configuration nor processor has."""
     image_arguments: ClassVar[tuple[str, ...]] = (PIXELS,)
     """Outputs of the image processor that the model takes."""
     image_options: ClassVar[Mapping[str, Any]] = {}
@@ -131,6 +136,18 @@ class Family:
         if any(part in name for part in self.projector):
             return PROJECTOR
         return TOWER if any(part in name for part in self.tower) else LANGUAGE
+
+    def load_processor(self, folder: Path) -> Any:
+        """Load the processor from a folder.
+
+        Raises:
+            ModelError: a package that it requires is not installed.
+            OSError: a file is missing.
+            ValueError: a file is damaged.
+        """
+        import transformers
+
+        return getattr(transformers, self.processor_class).from_pretrained(folder, local_files_only=True)
 
     def inputs(self, processor: Any, config: Any, image: Image.Image) -> ImageInputs:
         """Preprocess an RGB image. Thread-safe."""
@@ -232,6 +249,8 @@ def vision_ids(family: Family, config: Any, processor: Any) -> frozenset[int]:
         for owner in (config, processor):
             ids = getattr(owner, name, None)
             found |= set(ids) if isinstance(ids, list | tuple) else {ids}
+    vocabulary = processor.tokenizer.get_vocab() if family.vision_tokens else {}
+    found |= {vocabulary.get(token) for token in family.vision_tokens}
     return frozenset(token for token in found if token is not None)
 
 

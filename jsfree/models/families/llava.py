@@ -9,6 +9,7 @@ from jsfree.errors import ModelError
 from jsfree.models.families.base import Family, Tensors
 
 TOWERS_WITH_CLASS_TOKEN = ("clip_vision_model",)
+TOWERS = (*TOWERS_WITH_CLASS_TOKEN, "siglip_vision_model")
 HUB_PREFIXES = {
     "model.vision_tower.vision_model.": "vision_tower.vision_model.",
     "model.vision_tower.": "vision_tower.vision_model.",
@@ -25,6 +26,7 @@ class Llava(Family):
 
     model_class = "LlavaForConditionalGeneration"
     processor_class = "LlavaProcessor"
+    tower_types: ClassVar[tuple[str, ...]] = TOWERS
     pads_images: ClassVar[bool] = True
 
     def image_text(self, processor: Any, config: Any, outputs: Mapping[str, Any]) -> str:

@@ -40,6 +40,7 @@ class Qwen2VL(Family):
         "vision_end_token_id",
         "vision_token_id",
     )
+    vision_tokens: ClassVar[tuple[str, ...]] = ("<|vision_pad|>",)
     image_arguments: ClassVar[tuple[str, ...]] = (PIXELS, GRID)
 
     def inputs(self, processor: Any, config: Any, image: Image.Image) -> ImageInputs:

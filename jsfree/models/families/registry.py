@@ -34,11 +34,18 @@ def family_of(config: Any) -> Family:
     """The family of a configuration of transformers.
 
     Raises:
-        ModelError: as ``require_type`` and ``require_exact``.
+        ModelError: as ``require_type`` and ``require_exact``, or its vision tower is of another type.
     """
     require_type(config.model_type, "the model")
     require_exact(config)
-    return FAMILIES[config.model_type]
+    family = FAMILIES[config.model_type]
+    if family.tower_types and config.vision_config.model_type not in family.tower_types:
+        raise ModelError(
+            f"the model has a vision tower of type {config.vision_config.model_type!r}, which jsfree does not"
+            f" support in models of type {config.model_type!r}",
+            f"use a model whose tower is of type {' or '.join(family.tower_types)}",
+        )
+    return family
 
 
 def require_exact(config: Any) -> None:

@@ -1,6 +1,7 @@
 """Every family against transformers' full forward: captions, packed rows, prompts, published models.
 
-The figures of all families are in ``docs/models.md``, made by ``make families``.
+``test_traps.py`` shows that these checks notice faults which raise no error. The figures of all families are in
+``docs/models.md``, made by ``make families``.
 """
 
 from functools import cache
@@ -8,8 +9,6 @@ from functools import cache
 import pytest
 import torch
 
-from jsfree.models.families import gemma3, qwen_vl
-from jsfree.models.families.base import Prompt
 from jsfree.models.loading import Captioner
 from tests.support.families import checks
 from tests.support.families.builders import BUILDERS
@@ -36,7 +35,9 @@ built = cache(lambda name: BUILDERS[name]())
 def test_the_engine_decodes_the_captions_of_algorithm_1(name):
     """Images of different sizes, h = 0, 0.3 and 1, one view and three, in fewer slots than captions."""
     images = 3 if name == FAST else 10
-    assert checks.engine_agreement(built(name), images) == checks.Agreement(6 * images, 6 * images)
+    agreement = checks.engine_agreement(built(name), images)
+    assert agreement.identical == agreement.captions == 6 * images
+    assert agreement.distinct > agreement.captions / 3
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -68,47 +69,12 @@ def test_a_published_model_gives_the_same_logits(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_tokens_of_vision_are_never_drawn_and_not_allowed_in_prompts(name):
+def test_tokens_of_vision_are_not_allowed_in_captions_and_prompts(name):
     captioner = built(name)
-    image = captioner.inputs(checks.picture(0))
-    expanded = set(captioner.processor.tokenizer(image.text, add_special_tokens=False)["input_ids"])
-    special = set(captioner.processor.tokenizer.all_special_ids)
-    assert captioner.model.config.image_token_id in expanded
-    assert (expanded & special) - captioner.eos_ids <= set(captioner.suppressed_ids)
-    assert len(captioner.vision_tokens) == len(captioner.vision_ids) >= 1
-
-
-def test_captions_that_start_at_the_length_of_the_prompt_are_wrong_for_mrope(monkeypatch):
-    """A guard of the tests themselves: the position that LLaVA uses changes captions and log-probabilities."""
-    monkeypatch.setattr(Prompt, "next_position", property(len))
-    agreement = checks.engine_agreement(built(FAST), 2)
-    assert agreement.identical < agreement.captions
-    assert checks.packing(BUILDERS[FAST]()).sums > 1e-2
-
-
-def test_positions_on_one_axis_are_wrong_for_mrope(monkeypatch):
-    monkeypatch.setattr(
-        qwen_vl.Qwen2VL, "positions", lambda *arguments: torch.arange(len(arguments[3]))[None].expand(3, -1)
-    )
-    assert checks.packing(BUILDERS[FAST]()).sums > 1e-2
-
-
-def test_without_token_types_the_logits_are_not_those_of_the_processor(monkeypatch):
-    """Qwen2.5-VL then counts positions on one axis, and raises nothing."""
-    monkeypatch.setattr(qwen_vl.Qwen2VL, "token_arguments", lambda *_: {})
-    assert checks.prompts(built(FAST)).logits > 1e-2
-
-
-@pytest.mark.slow
-def test_deepstack_changes_the_log_probabilities_of_training(monkeypatch):
-    monkeypatch.setattr(qwen_vl.Qwen3VL, "language_arguments", lambda *_: {})
-    assert checks.packing(BUILDERS["Qwen3-VL"]()).sums > 1e-2
-
-
-@pytest.mark.slow
-def test_the_image_block_changes_the_log_probabilities_of_training(monkeypatch):
-    monkeypatch.setattr(gemma3.Gemma3, "has_image_blocks", False)
-    assert checks.packing(BUILDERS["Gemma 3"]()).sums > 1e-2
+    of_vision = checks.vision_ids(captioner)
+    assert captioner.model.config.image_token_id in of_vision
+    assert of_vision <= set(captioner.suppressed_ids)
+    assert len(captioner.vision_tokens) == len(captioner.vision_ids) >= len(of_vision)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,8 +4,9 @@ import pytest
 
 from jsfree.errors import ConfigError, ModelError
 from jsfree.models.prompts import unconditional_prompt
-from tests.support.families.builders import BUILDERS, chatml
+from tests.support.families.builders import BUILDERS
 from tests.support.families.checks import PROMPT, picture
+from tests.support.families.templates import chatml
 
 SWITCH = (
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}"

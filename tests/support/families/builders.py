@@ -5,42 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from jsfree.models.loading import Captioner
-from tests.support.families.parts import LAYERS, SPREAD, captioner_of, text_sizes, tower_sizes
+from tests.support.families.parts import HEAD_WIDTH, LAYERS, SPREAD, WIDTH, captioner_of, text_sizes, tower_sizes
+from tests.support.families.templates import (
+    CHAT,
+    GEMMA_TEMPLATE,
+    IDEFICS_TEMPLATE,
+    LLAVA_TEMPLATE,
+    QWEN_SYSTEM,
+    chatml,
+)
 from tests.support.families.tokenizer import tokenizer_of
 
-LLAVA_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'].upper() }}: "
-    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{{ ' ' }}{% endfor %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
-CHATML_TEMPLATE = (
-    "{SYSTEM}{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{IMAGE}{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-QWEN_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-GEMMA_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<start_of_turn>user\n"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<start_of_image>"
-    "{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}<end_of_turn>\n{% endfor %}"
-    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
-)
-IDEFICS_TEMPLATE = (
-    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
-    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-CHAT = ("<|im_start|>", "<|im_end|>")
 GRIDS = [[16, 32], [32, 16], [32, 32], [16, 48]]
 """Resolutions (height, width) of the tiles together, for tiles of 16 pixels."""
-
-
-def chatml(image: str, system: str = "") -> str:
-    """A ChatML template that writes ``image`` for an image."""
-    return CHATML_TEMPLATE.replace("{IMAGE}", image).replace("{SYSTEM}", system)
 
 
 def llava_clip() -> Captioner:
@@ -94,7 +74,7 @@ def llava_siglip() -> Captioner:
         chat_template=chatml("<image>\n"),
     )
     config = LlavaConfig(
-        vision_config=SiglipVisionConfig(**tower_sizes(32, 8)),
+        vision_config=SiglipVisionConfig(**tower_sizes(32, 8), vision_use_head=False),
         text_config=Qwen2Config(**text_sizes(tokenizer)),
         image_token_index=tokenizer.image_token_id,
         vision_feature_layer=-2,
@@ -197,7 +177,7 @@ def llava_onevision() -> Captioner:
         chat_template=chatml("<image>\n"),
     )
     config = LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(**tower_sizes(16, 4)),
+        vision_config=SiglipVisionConfig(**tower_sizes(16, 4), vision_use_head=False),
         text_config=Qwen2Config(**text_sizes(tokenizer)),
         image_token_index=tokenizer.image_token_id,
         video_token_index=tokenizer.video_token_id,
@@ -238,7 +218,7 @@ def _qwen_ids(tokenizer: Any) -> dict[str, int]:
 
 
 def _qwen_text(tokenizer: Any, **further: Any) -> dict[str, Any]:
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3], **further}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6], **further}
     return {**text_sizes(tokenizer), "bos_token_id": None, "rope_parameters": rope}
 
 
@@ -247,7 +227,7 @@ def qwen2_vl() -> Captioner:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
     processor = _qwen_processor(Qwen2VLProcessor, 4)
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "patch_size": 4}
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": WIDTH, "num_heads": 2, "patch_size": 4}
     config = Qwen2VLConfig(
         vision_config=vision, text_config=_qwen_text(processor.tokenizer), **_qwen_ids(processor.tokenizer)
     )
@@ -263,7 +243,7 @@ def qwen2_5_vl() -> Captioner:
         "depth": 2,
         "hidden_size": 32,
         "intermediate_size": 48,
-        "out_hidden_size": 64,
+        "out_hidden_size": WIDTH,
         "num_heads": 2,
         "patch_size": 4,
         "window_size": 16,
@@ -284,21 +264,21 @@ def qwen3_vl() -> Captioner:
         "depth": 3,
         "hidden_size": 32,
         "intermediate_size": 48,
-        "out_hidden_size": 64,
+        "out_hidden_size": WIDTH,
         "num_heads": 2,
         "patch_size": 4,
         "num_position_embeddings": 64,
         "deepstack_visual_indexes": [0, 1],
     }
-    text = {**_qwen_text(processor.tokenizer, mrope_interleaved=True), "head_dim": 16}
+    text = {**_qwen_text(processor.tokenizer, mrope_interleaved=True), "head_dim": HEAD_WIDTH}
     config = Qwen3VLConfig(
         vision_config=vision, text_config=text, tie_word_embeddings=True, **_qwen_ids(processor.tokenizer)
     )
     return captioner_of(Qwen3VLForConditionalGeneration, config, processor)
 
 
-def gemma3() -> Captioner:
-    """Gemma 3: images of 16 tokens; one layer with a window, one without."""
+def gemma3(window: int = 128) -> Captioner:
+    """Gemma 3: images of 16 tokens; one layer with a window (tokens), one without."""
     from transformers import (
         Gemma3Config,
         Gemma3ForConditionalGeneration,
@@ -319,9 +299,9 @@ def gemma3() -> Captioner:
     text = Gemma3TextConfig(
         **text_sizes(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
-        head_dim=16,
-        query_pre_attn_scalar=16,
-        sliding_window=128,
+        head_dim=HEAD_WIDTH,
+        query_pre_attn_scalar=HEAD_WIDTH,
+        sliding_window=window,
         layer_types=["sliding_attention", "full_attention"][:LAYERS],
     )
     config = Gemma3Config(
@@ -333,37 +313,70 @@ def gemma3() -> Captioner:
         image_token_index=tokenizer.image_token_id,
         initializer_range=SPREAD,
     )
-    return captioner_of(Gemma3ForConditionalGeneration, config, processor)
+    captioner = captioner_of(Gemma3ForConditionalGeneration, config, processor)
+    language = captioner.language_model
+    with torch.no_grad():
+        # The embeddings are the head's too, and scaled up by the root of the width: each token would predict itself.
+        language.embed_tokens.weight /= WIDTH**0.5
+        language.norm.weight += WIDTH**0.5 - 1
+    return captioner
+
+
+def _idefics_tokenizer() -> Any:
+    rows = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
+    marks = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
+    return tokenizer_of({"image_token": "<image>", "video_token": "<video>"}, (*marks, *rows, *CHAT))
+
+
+def _idefics_sizes(tokenizer: Any) -> dict[str, Any]:
+    """Arguments of the configuration: 64 patches, of which the connector makes 16 tokens."""
+    from transformers import LlamaConfig
+
+    return {
+        "vision_config": tower_sizes(32, 4),
+        "text_config": LlamaConfig(**text_sizes(tokenizer)),
+        "scale_factor": 2,
+        "image_token_id": tokenizer.image_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": False,
+    }
 
 
 def idefics3() -> Captioner:
-    """Idefics3 with one tile: 64 patches, of which the connector makes 16 tokens."""
-    from transformers import (
-        Idefics3Config,
-        Idefics3ForConditionalGeneration,
-        Idefics3ImageProcessor,
-        Idefics3Processor,
-        LlamaConfig,
-    )
+    """Idefics3 with one tile."""
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessor, Idefics3Processor
 
-    rows = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
-    marks = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
-    tokenizer = tokenizer_of({"image_token": "<image>"}, (*marks, *rows, *CHAT))
+    tokenizer = _idefics_tokenizer()
     processor = Idefics3Processor(
         Idefics3ImageProcessor(size={"longest_edge": 32}, max_image_size={"longest_edge": 32}),
         tokenizer,
         image_seq_len=16,
         chat_template=IDEFICS_TEMPLATE,
     )
-    config = Idefics3Config(
-        vision_config=tower_sizes(32, 4),
-        text_config=LlamaConfig(**text_sizes(tokenizer)),
-        scale_factor=2,
-        image_token_id=tokenizer.image_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=False,
+    return captioner_of(Idefics3ForConditionalGeneration, Idefics3Config(**_idefics_sizes(tokenizer)), processor)
+
+
+def smolvlm() -> Captioner:
+    """SmolVLM 2 with one tile."""
+    from transformers import (
+        SmolVLMConfig,
+        SmolVLMForConditionalGeneration,
+        SmolVLMImageProcessor,
+        SmolVLMProcessor,
+        SmolVLMVideoProcessor,
     )
-    return captioner_of(Idefics3ForConditionalGeneration, config, processor)
+
+    tokenizer = _idefics_tokenizer()
+    sizes = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32}}
+    sampling = {"max_frames": 4, "fps": 1, "video_size": {"longest_edge": 32}}
+    processor = SmolVLMProcessor(
+        SmolVLMImageProcessor(**sizes),
+        tokenizer,
+        SmolVLMVideoProcessor(**sizes, video_sampling=sampling),
+        image_seq_len=16,
+        chat_template=IDEFICS_TEMPLATE,
+    )
+    return captioner_of(SmolVLMForConditionalGeneration, SmolVLMConfig(**_idefics_sizes(tokenizer)), processor)
 
 
 BUILDERS: dict[str, Callable[[], Captioner]] = {
@@ -377,5 +390,6 @@ BUILDERS: dict[str, Callable[[], Captioner]] = {
     "Qwen3-VL": qwen3_vl,
     "Gemma 3": gemma3,
     "Idefics3": idefics3,
+    "SmolVLM 2": smolvlm,
 }
 """What makes a captioner of each family, by its name."""

@@ -24,6 +24,8 @@ from jsfree.dpo.policy import PairModel
 from jsfree.models.families.base import TOWER, ImageInputs, split_features
 from jsfree.models.loading import Captioner
 from jsfree.models.saving import publish_captioner
+from tests.support.families.templates import CHAT
+from tests.support.families.tokenizer import END, PAD
 
 PROMPT = "Describe the image."
 SIZES = ((60, 40), (33, 70), (48, 48), (90, 30), (24, 64), (70, 60), (40, 41), (32, 96), (64, 32), (52, 75))
@@ -31,6 +33,8 @@ RATIOS = (0.0, 0.3, 1.0)
 VIEWS = (Views(), Views(count=3, shift=3))
 TOKENS = 5
 ROLES = ("chosen", "rejected")
+OF_TEXT = {PAD, END, *CHAT, "<s>", "<bos>", "<start_of_turn>", "<end_of_turn>", "<end_of_utterance>"}
+"""Special tokens that do not stand for images or videos."""
 
 
 def picture(number: int) -> Image.Image:
@@ -46,6 +50,8 @@ class Agreement:
 
     identical: int
     captions: int
+    distinct: int
+    """Different captions of Algorithm 1: where there are few, faults may not change any."""
 
 
 def engine_agreement(captioner: Captioner, images: int = 10) -> Agreement:
@@ -65,7 +71,8 @@ def engine_agreement(captioner: Captioner, images: int = 10) -> Agreement:
     literal = [algorithm1.decode(captioner, request) for request in requests]
     own = Captioner(copy.deepcopy(captioner.model), captioner.processor)  # the oracle's attention stays transformers'
     decoded = DualPathEngine(own, Workload(7, views=3, captions_per_image=3)).decode(requests)
-    return Agreement(sum(one == other for one, other in zip(decoded, literal, strict=True)), len(literal))
+    identical = sum(one == other for one, other in zip(decoded, literal, strict=True))
+    return Agreement(identical, len(literal), len({caption.token_ids for caption in literal}))
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,12 @@ def packing(captioner: Captioner) -> Packing:
         _distance(cached, found),
         any(family.part_of(name) == "projector" for name in gradients),
     )
+
+
+def vision_ids(captioner: Captioner) -> set[int]:
+    """Ids of all special tokens of a tokenizer but those of text and conversations."""
+    added = captioner.processor.tokenizer.added_tokens_decoder
+    return {number for number, token in added.items() if token.special and token.content not in OF_TEXT}
 
 
 def _distance(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:

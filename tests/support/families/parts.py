@@ -10,7 +10,9 @@ from jsfree.models.loading import Captioner
 
 SPREAD = 0.25
 """Standard deviation of random weights: large enough that a wrong position or mask changes captions."""
-WIDTH, LAYERS, HEADS, KV_HEADS = 64, 2, 4, 2
+WIDTH, LAYERS, HEADS, KV_HEADS = 128, 2, 4, 2
+HEAD_WIDTH = WIDTH // HEADS
+"""vLLM decodes no narrower heads on CPUs than these."""
 UNUSED = 5
 """Ids of the vocabulary without a token."""
 
