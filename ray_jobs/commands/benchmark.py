@@ -4,6 +4,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -19,7 +20,7 @@ from jsfree.evaluation.benchmarks.registry import BUILDERS, SuiteOptions, build
 from jsfree.evaluation.benchmarks.results import Result
 from jsfree.run.folder import Folder
 from jsfree.run.run import CONFIG, Run
-from ray_jobs.commands.benchmark_tables import requirements_table, results_table
+from ray_jobs.commands.benchmark_tables import heading, requirements_table, results_table
 from ray_jobs.commands.options import AsJson, Debug, Settings, set_log_level
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DEFAULT_RUN = "runs/benchmark"
+Answers = Annotated[
+    Path | None, typer.Option("--answers", metavar="FILE", help="Score these answers; no model is loaded.")
+]
+Data = Annotated[Path | None, typer.Option("--data", metavar="FOLDER", help="Folder with the suites' files.")]
 Judges = Annotated[
     list[str] | None,
     typer.Option(
@@ -37,6 +42,9 @@ Budget = Annotated[
     float | None, typer.Option("--budget", min=0, help="Maximum cost of a judge, in the currency of its price table.")
 ]
 Scoring = Annotated[str, typer.Option("--scoring", help="pope: original, vcd, lmms-eval or vlmevalkit.")]
+MaxNewTokens = Annotated[
+    int | None, typer.Option("--max-new-tokens", min=1, help="Limit of an answer. Default: the protocol's.")
+]
 Details = Annotated[Path | None, typer.Option("--details", metavar="FILE", help="Write what was found in each answer.")]
 Vectors = Annotated[
     str | None,
@@ -58,12 +66,8 @@ def benchmark(
             "--model", metavar="REF", help="Hub id or folder of a model, in place of a run's. Can be repeated."
         ),
     ] = None,
-    answers: Annotated[
-        Path | None, typer.Option("--answers", metavar="FILE", help="Score these answers; no model is loaded.")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="FOLDER", help="Folder with the suites' files.")
-    ] = None,
+    answers: Answers = None,
+    data: Data = None,
     vocabulary: Annotated[
         str | None, typer.Option("--vocabulary", metavar="FILE", help="Object words. Default: the built-in ones.")
     ] = None,
@@ -75,6 +79,7 @@ def benchmark(
     scoring: Scoring = "original",
     vectors: Vectors = None,
     views: Annotated[int, typer.Option("--views", min=1, help="Views of each image that decoding averages.")] = 1,
+    max_new_tokens: MaxNewTokens = None,
     details: Details = None,
     settings: Settings = None,
     listing: Annotated[bool, typer.Option("--list", help="List what each suite needs, and what --data lacks.")] = False,
@@ -95,13 +100,14 @@ def benchmark(
     if answers is not None:
         results = {suite.name: {answers.stem: _score_file(suite, folder, answers)} for suite in built}
     else:
-        results = _score_models(built, folder, run, models or [], views, settings or [], console)
+        results = _score_models(built, folder, run, models or [], views, max_new_tokens, settings or [], console)
     if details is not None:
         _write_details(details, built, results)
     if as_json:
         typer.echo(json.dumps(_single(_without_details(results)), indent=2))
         return
     for suite in built:
+        console.print(heading(suite, results[suite.name]), soft_wrap=True)
         console.print(results_table(suite, results[suite.name]))
         for note in dict.fromkeys(note for result in results[suite.name].values() for note in result["notes"]):
             console.print(f"- {note}", highlight=False, markup=False)
@@ -109,8 +115,7 @@ def benchmark(
 
 def _score_file(suite: Suite, data: Path, path: Path) -> dict[str, Any]:
     """Score a file of answers."""
-    known = all(requirement.find(data) for requirement in suite.requirements)
-    questions = suite.questions(data) if known else ()
+    questions = suite.known_questions(data)
     answers = read_answers(path, questions)
     measured = suite.score(data, answers)
     return Result(suite, path.stem, answers, measured, {"file": str(path)}, len(questions) or len(answers)).as_json()
@@ -122,6 +127,7 @@ def _score_models(
     run: str | None,
     refs: Sequence[str],
     views: int,
+    max_new_tokens: int | None,
     settings: Sequence[str],
     console: Console,
 ) -> dict[str, dict[str, Any]]:
@@ -135,7 +141,8 @@ def _score_models(
     with answering_session(config, models, Reporter(console)) as current:
         for suite in suites:
             asked = questions[suite.name]
-            answered = answer_questions(current, suite.name, asked, suite.generation, views, models)
+            generation = replace(suite.generation, max_new_tokens=max_new_tokens or suite.generation.max_new_tokens)
+            answered = answer_questions(current, suite.name, asked, generation, views, models)
             tables: dict[str, CountTable] = {}
             results[suite.name] = {}
             for each in answered:

@@ -16,14 +16,17 @@ from jsfree.evaluation.metrics import Metric
 SIGNIFICANT = 0.05
 
 
+def heading(suite: Suite, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """What a table of results shows."""
+    counts = next(iter(results.values()))["counts"]
+    note = "; * differs from the first model (p < 0.05, paired)" if len(results) > 1 else ""
+    answers = f"{counts['answers']} answers about {counts['images']} images"
+    return f"{suite.title}: {answers}; %, counts per answer, 95 % intervals{note}"
+
+
 def results_table(suite: Suite, results: Mapping[str, Mapping[str, Any]]) -> Table:
     """The metrics of models; a star marks those that differ from the first model (p < 0.05, paired)."""
-    counts = next(iter(results.values()))["counts"]
-    table = Table(
-        title=f"{suite.title}: {counts['answers']} answers about {counts['images']} images; %, counts per answer,"
-        " 95 % intervals; * differs from the first (p < 0.05)",
-        title_justify="left",
-    )
+    table = Table()
     table.add_column("", no_wrap=True)
     for model in results:
         table.add_column(model, justify="right")

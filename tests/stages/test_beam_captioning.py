@@ -20,6 +20,7 @@ def samples(config):
     return list(evaluation_samples(config))
 
 
+@pytest.mark.slow
 def test_one_beam_writes_what_the_engine_decodes_greedily(config, samples):
     by_engine = CaptionWriter(config, "miniworld:captioner", "m0", "greedy")(samples).rows
     by_beam = BeamCaptionWriter(config, "miniworld:captioner", "m0", "greedy", beams=1)(samples).rows
@@ -28,13 +29,14 @@ def test_one_beam_writes_what_the_engine_decodes_greedily(config, samples):
     assert [row["finish"] for row in by_beam] == [row["finish"] for row in by_engine]
 
 
+@pytest.mark.slow
 def test_beams_find_captions_that_the_model_finds_at_least_as_probable(config, samples):
     def logp(writer, row, image):
         ids = writer.captioner.prompt_ids(row["prompt"], image)
         whole = torch.tensor([[*ids, *row["token_ids"]]])
         with torch.inference_mode():
             logits = writer.captioner.model(input_ids=whole, **writer.captioner.batch([image])).logits
-        logps = torch.log_softmax(writer.captioner.suppress(logits.float()), -1)
+            logps = torch.log_softmax(writer.captioner.suppress(logits.float()), -1)
         return sum(logps[0, len(ids) + n - 1, token].item() for n, token in enumerate(row["token_ids"]))
 
     from jsfree.images.decoding import load_image

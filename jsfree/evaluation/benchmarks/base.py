@@ -28,13 +28,15 @@ class Requirement:
         name: its path relative to the data folder; alternatives are separated by ``|``.
         meaning: what it holds.
         origin: where users get it.
-        optional: whether the suite can be scored without it.
+        optional: whether answers can be scored without it.
+        for_questions: whether it is needed to ask the questions, though not to score answers.
     """
 
     name: str
     meaning: str
     origin: str
     optional: bool = False
+    for_questions: bool = False
 
     def find(self, data: Path) -> Path | None:
         """The first alternative that exists in the data folder; None if there is none."""
@@ -146,6 +148,15 @@ class Suite(ABC):
         Raises:
             SourceError: a file is missing or wrong; the message names file, line and key.
         """
+
+    def known_questions(self, data: Path) -> Sequence[Question]:
+        """The questions, or none if the data folder lacks a file that only asking needs.
+
+        Raises:
+            SourceError: another file is missing or wrong.
+        """
+        for_questions = [requirement for requirement in self.requirements if requirement.for_questions]
+        return self.questions(data) if all(requirement.find(data) for requirement in for_questions) else ()
 
     @abstractmethod
     def score(self, data: Path, answers: Sequence[Answer]) -> Measured:

@@ -13,8 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from jsfree.evaluation.benchmarks.base import Answer, Generation, Measured, Question, Suite, prompts_hash
-from jsfree.evaluation.benchmarks.coco import IMAGES, REQUIREMENTS, read_annotations, require_images, validation_images
+from jsfree.evaluation.benchmarks.base import Answer, Generation, Measured, Question, Suite
+from jsfree.evaluation.benchmarks.coco import (
+    IMAGES,
+    PROMPT_FILE,
+    REQUIREMENTS,
+    read_annotations,
+    require_images,
+    validation_images,
+)
 from jsfree.evaluation.benchmarks.measuring import Measure, ratio
 from jsfree.evaluation.benchmarks.nouns import CaptionLemmas, singular
 from jsfree.evaluation.benchmarks.objects import CheckedAnswer, overall_metrics
@@ -42,7 +49,7 @@ class Chair(Suite):
     name: ClassVar[str] = "chair"
     title: ClassVar[str] = "CHAIR"
     source: ClassVar[str] = "Rohrbach et al. 2018, arXiv 1809.02156"
-    requirements = (*REQUIREMENTS, IMAGES)
+    requirements = (*REQUIREMENTS, IMAGES, PROMPT_FILE)
     measures = (
         Measure(
             Metric("CHAIRs", "CHAIRs", "captions with a hallucinated object", "lower"),
@@ -70,7 +77,6 @@ class Chair(Suite):
             "stack_is": STACKS[self.stack],
             "vocabulary": self.vocabulary.name,
             "vocabulary_hash": self.vocabulary.fingerprint,
-            "prompts_hash": prompts_hash([PROMPT]),
         }
 
     @cached_property
@@ -85,7 +91,9 @@ class Chair(Suite):
 
     def questions(self, data: Path) -> Sequence[Question]:
         """The request to describe each validation image whose file is in the data folder."""
-        return [Question(image["id"], image, PROMPT) for image in validation_images(data)]
+        path = PROMPT_FILE.find(data)
+        prompt = PROMPT if path is None else path.read_text(encoding="utf-8").strip()
+        return [Question(image["id"], image, prompt) for image in validation_images(data)]
 
     def score(self, data: Path, answers: Sequence[Answer]) -> Measured:
         """Compare the mentions of each caption with the objects of its image; an image may have several captions."""

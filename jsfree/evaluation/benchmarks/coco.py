@@ -27,8 +27,13 @@ TRAINING = (
 )
 REQUIREMENTS = (*VALIDATION, *TRAINING)
 IMAGES = Requirement(
-    "val2014", "images to caption; all that are here are used", "val2014.zip of cocodataset.org", optional=True
+    "val2014",
+    "images to caption; all that are here are used",
+    "val2014.zip of cocodataset.org",
+    optional=True,
+    for_questions=True,
 )
+PROMPT_FILE = Requirement("prompt.txt", "the request, in place of the suite's own", "your own", optional=True)
 
 
 @dataclass

@@ -35,6 +35,7 @@ QUESTIONS = Requirement(
     "300 questions with their images (63,537,348 bytes, sha256 e89c705f...)",
     "eval/data of the repository RLHF-V/RLHF-V or RLHF-V/RLAIF-V",
     optional=True,
+    for_questions=True,
 )
 _RESP = ratio("hallucinated_responses", "responses_with_objects")
 _RECALL = ratio("correct", "truth")
