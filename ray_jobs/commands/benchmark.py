@@ -28,6 +28,28 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DEFAULT_RUN = "runs/benchmark"
+Answers = Annotated[
+    Path | None, typer.Option("--answers", metavar="FILE", help="Score these answers; no model is loaded.")
+]
+Data = Annotated[Path | None, typer.Option("--data", metavar="FOLDER", help="Folder with the suites' files.")]
+Judges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--judge", metavar="FILE", help="ic, mmhal: YAML settings of the judge; a second one shows how they agree."
+    ),
+]
+Budget = Annotated[
+    float | None, typer.Option("--budget", min=0, help="Maximum cost of a judge, in the currency of its price table.")
+]
+Scoring = Annotated[str, typer.Option("--scoring", help="pope: original, vcd, lmms-eval or vlmevalkit.")]
+MaxNewTokens = Annotated[
+    int | None, typer.Option("--max-new-tokens", min=1, help="Limit of an answer. Default: the protocol's.")
+]
+Details = Annotated[Path | None, typer.Option("--details", metavar="FILE", help="Write what was found in each answer.")]
+Vectors = Annotated[
+    str | None,
+    typer.Option("--vectors", metavar="NAME", help="amber: spaCy model or file of vectors. Default: no similarities."),
+]
 
 
 def benchmark(
@@ -44,25 +66,21 @@ def benchmark(
             "--model", metavar="REF", help="Hub id or folder of a model, in place of a run's. Can be repeated."
         ),
     ] = None,
-    answers: Annotated[
-        Path | None, typer.Option("--answers", metavar="FILE", help="Score these answers; no model is loaded.")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="FOLDER", help="Folder with the suites' files.")
-    ] = None,
+    answers: Answers = None,
+    data: Data = None,
     vocabulary: Annotated[
         str | None, typer.Option("--vocabulary", metavar="FILE", help="Object words. Default: the built-in ones.")
     ] = None,
     stack: Annotated[str, typer.Option("--stack", help="chair: original, lemmas or lmms-eval.")] = "original",
     extractor: Annotated[str, typer.Option("--extractor", help="halbench: words or objects.")] = "words",
     beams: Annotated[int, typer.Option("--beams", min=1, help="halbench: beams; 1 decodes by the engine.")] = 3,
+    judges: Judges = None,
+    budget: Budget = None,
+    scoring: Scoring = "original",
+    vectors: Vectors = None,
     views: Annotated[int, typer.Option("--views", min=1, help="Views of each image that decoding averages.")] = 1,
-    max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", min=1, help="Limit of an answer. Default: the protocol's.")
-    ] = None,
-    details: Annotated[
-        Path | None, typer.Option("--details", metavar="FILE", help="Write what was found in each answer.")
-    ] = None,
+    max_new_tokens: MaxNewTokens = None,
+    details: Details = None,
     settings: Settings = None,
     listing: Annotated[bool, typer.Option("--list", help="List what each suite needs, and what --data lacks.")] = False,
     as_json: AsJson = False,
@@ -76,7 +94,7 @@ def benchmark(
     if listing:
         console.print(requirements_table([build(name, SuiteOptions()) for name in suites or BUILDERS], data))
         return
-    options = SuiteOptions(vocabulary, stack, extractor, beams)
+    options = SuiteOptions(vocabulary, stack, extractor, beams, tuple(judges or ()), budget, scoring, vectors)
     built = [build(name, options) for name in _required(suites, "SUITE")]
     folder = _required(data, "--data, the folder of the suites' files,")
     if answers is not None:
@@ -96,6 +114,8 @@ def _print(suites: Sequence[Suite], results: Mapping[str, Any], console: Console
     for suite in suites:
         console.print(heading(suite, results[suite.name]), soft_wrap=True)
         console.print(results_table(suite, results[suite.name]))
+        for note in dict.fromkeys(note for result in results[suite.name].values() for note in result["notes"]):
+            console.print(f"- {note}", highlight=False, markup=False)
 
 
 def _score_file(suite: Suite, data: Path, path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from jsfree.evaluation.benchmarks.base import Answer, Question
 
 IMAGE_KEYS = ("image_id", "image")
 QUESTION_KEYS = ("question_id", "id")
-TEXT_KEYS = ("caption", "text", "answer", "response")
+TEXT_KEYS = ("caption", "text", "answer", "response", "model_answer")
 
 
 def read_answers(path: str | Path, questions: Sequence[Question] = ()) -> list[Answer]:
