@@ -90,10 +90,16 @@ class Chair(Suite):
         return self.vocabulary.read(self._base_forms(tokenize(caption)))
 
     def questions(self, data: Path) -> Sequence[Question]:
-        """The request to describe each validation image whose file is in the data folder."""
+        """The request to describe each validation image whose file is in the data folder.
+
+        Raises:
+            SourceError: a file is missing or wrong, or the vocabulary lacks an annotated category.
+        """
         path = PROMPT_FILE.find(data)
         prompt = PROMPT if path is None else path.read_text(encoding="utf-8").strip()
-        return [Question(image["id"], image, prompt) for image in validation_images(data)]
+        questions = [Question(image["id"], image, prompt) for image in validation_images(data)]
+        read_annotations(data, {each.image["id"] for each in questions}).require_categories(self.vocabulary)
+        return questions
 
     def score(self, data: Path, answers: Sequence[Answer]) -> Measured:
         """Compare the mentions of each caption with the objects of its image; an image may have several captions."""

@@ -55,6 +55,20 @@ class Annotations:
         """Ids of the images that are listed in a file."""
         return self.categories.keys() | self.captions.keys()
 
+    def require_categories(self, vocabulary: Vocabulary) -> None:
+        """Check that the vocabulary has every annotated category.
+
+        Raises:
+            SourceError: it lacks one.
+        """
+        unknown = {name for names in self.categories.values() for name in names} - vocabulary.categories_by_word.keys()
+        if unknown:
+            raise SourceError(
+                f"objects of the category {min(unknown)!r} are annotated, which the {vocabulary.name} vocabulary lacks",
+                "name a vocabulary with a line for each category: --vocabulary FILE ('jsfree miniworld export' writes"
+                " MiniWorld's as synonyms.txt)",
+            )
+
     def truth(self, vocabulary: Vocabulary, words: Callable[[str], Collection[str]]) -> dict[str, frozenset[str]]:
         """The categories that are in each image: those annotated, and those that a reference caption names.
 
@@ -62,13 +76,9 @@ class Annotations:
             words: returns the categories that a caption names.
 
         Raises:
-            SourceError: an annotated category is not in the vocabulary.
+            SourceError: as ``require_categories``.
         """
-        unknown = {name for names in self.categories.values() for name in names} - vocabulary.categories_by_word.keys()
-        if unknown:
-            raise SourceError(
-                f"{vocabulary.name} has no category {min(unknown)!r}, which is annotated", "add a line for it"
-            )
+        self.require_categories(vocabulary)
         by_word = vocabulary.categories_by_word
         return {
             image: frozenset(by_word[name] for name in self.categories.get(image, ())).union(

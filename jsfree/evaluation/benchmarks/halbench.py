@@ -120,9 +120,11 @@ class HalBench(Suite):
         """The questions of the published file, with their images.
 
         Raises:
-            SourceError: the file is missing, or a line is wrong.
+            SourceError: the file is missing, a line is wrong, or the vocabulary lacks an annotated category.
         """
-        return list(_questions(QUESTIONS.require(data)))
+        questions = list(_questions(QUESTIONS.require(data)))
+        read_annotations(data, {each.image["id"] for each in questions}).require_categories(self.vocabulary)
+        return questions
 
     def score(self, data: Path, answers: Sequence[Answer]) -> Measured:
         """Compare the objects of each answer with those of its image."""

@@ -118,6 +118,7 @@ def test_words_count_every_mention_and_objects_each_once(data):
 
 
 def test_the_question_file(tmp_path):
+    write_coco(tmp_path, {7: [], 9: []}, {7: [], 9: []})
     png = b"\x89PNG..."
     lines = [
         {"org_idx": 0, "image_id": 7, "question": "What is this?", "image": base64.b64encode(png).decode()},
