@@ -6,6 +6,7 @@ together, cropped to the image's aspect ratio, and each row ends with a trained 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -15,6 +16,8 @@ import torch
 from jsfree.models.families.base import FEATURES, PIXELS, Family, ImageInputs, Tensors, Visual
 
 SIZES = "image_sizes"
+REPLACING = threading.Lock()
+"""Held while a method of a model is replaced."""
 
 
 class AnyResolution(Family):
@@ -46,8 +49,9 @@ class AnyResolution(Family):
         sizes = tensors[SIZES]
         tiles = [1 + rows * columns for rows, columns in (_grid(model.config, size) for size in sizes)]
         projected = torch.split(model.model.multi_modal_projector(tensors[FEATURES]), tiles)
-        packed, _ = model.model.pack_image_features(
-            projected, sizes, image_newline=model.model.image_newline, **self.packing(model.config)
+        # The class's method: another thread may have replaced the model's (``_without_packing``).
+        packed, _ = type(model.model).pack_image_features(
+            model.model, projected, sizes, image_newline=model.model.image_newline, **self.packing(model.config)
         )
         return Visual(torch.cat(packed))
 
@@ -79,16 +83,17 @@ class LlavaOnevision(AnyResolution):
 
 @contextmanager
 def _without_packing(model: Any) -> Iterator[None]:
-    """Let ``get_image_features`` return its features unpacked.
+    """Let ``get_image_features`` return its features unpacked; one thread at a time.
 
     Packing reads ``image_newline``, which ZeRO-3 gathers during the engine's forward only, while the features that are
     cached on disk are computed before the first one.
     """
-    model.pack_image_features = lambda image_features, *_, **__: (image_features, None)
-    try:
-        yield
-    finally:
-        del model.pack_image_features
+    with REPLACING:
+        model.pack_image_features = lambda image_features, *_, **__: (image_features, None)
+        try:
+            yield
+        finally:
+            del model.pack_image_features
 
 
 def _grid(config: Any, size: torch.Tensor) -> tuple[int, int]:

@@ -10,6 +10,7 @@ D width.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,15 +195,19 @@ class Family:
         """Outputs of the frozen vision tower that each of ``projectors`` reads, rows first.
 
         They are taken from transformers' own computation of an image's features, so that they are what it would use.
+        Thread-safe.
 
         Args:
             tensors: as of ``join_images``.
         """
         read: list[torch.Tensor] = []
-        hooks = [
-            module.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
-            for module in self.projectors(model)
-        ]
+        caller = threading.get_ident()
+
+        def keep(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            if threading.get_ident() == caller:  # other threads' calls of the same model run this hook too
+                read.append(inputs[0])
+
+        hooks = [module.register_forward_pre_hook(keep) for module in self.projectors(model)]
         try:
             model.model.get_image_features(**tensors)
         finally:
