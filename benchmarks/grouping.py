@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -189,7 +189,10 @@ def is_absent(scene: world.Scene, text: str, *, high: bool) -> bool | None:
 def groupings(statements: Sequence[Statement], embed: EmbedTexts) -> dict[str, Grouping]:
     """Every way to map a sentence to its claims."""
     statistics = WordStatistics.count(statement.sentence for statement in statements)
-    apart, merged = Claims.of(statistics), Claims.of(statistics, embed)
+    images: dict[int, list[Sentence]] = defaultdict(list)
+    for statement in statements:
+        images[statement.image].append(statement.sentence)
+    apart, merged = Claims.of(statistics), Claims.of(statistics, images.values(), embed)
     limit = RARE_SHARE * len(statements)
     rare = {word: word for word, count in statistics.frequencies.items() if count < limit}
     found: dict[str, Grouping] = {"none": lambda each: {each.sentence.text: each.sentence.probability}}

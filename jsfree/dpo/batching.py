@@ -198,9 +198,16 @@ def require_context(pair: SelectedPair, prompt: Prompt, captioner: Captioner, ro
     """Check that a pair fits into the model's context, and into its sliding window; pairs are never truncated.
 
     Raises:
-        StageError: a caption with its image and prompt does not fit.
+        StageError: a caption with its image and prompt does not fit, or has no tokens.
     """
-    caption, longest = max(len(tokens_of(pair, role)) for role in roles), captioner.longest_caption(prompt)
+    lengths = {role: len(tokens_of(pair, role)) for role in roles}
+    empty = [role for role, length in lengths.items() if not length]
+    if empty:
+        raise StageError(
+            f"pair {pair['sample_id']}: its {empty[0]} caption has no tokens, not even that of its end",
+            "repeat the run from select (--restart select), or report this, since jsfree writes no such pairs",
+        )
+    caption, longest = max(lengths.values()), captioner.longest_caption(prompt)
     if caption > longest:
         raise StageError(
             f"pair {pair['sample_id']}: image and prompt take {prompt.next_position} positions and a caption {caption},"

@@ -1,9 +1,10 @@
 """What sentences claim: their specific words that depend on the image, with synonyms as one claim.
 
-A word that few of a round's sentences contain says something specific, and a word whose probability changes without the
-image says something about the image; mostly both name objects. Each such word is a claim of its sentence, so a sentence
-about several objects makes several claims. Two words are one claim if their CLIP text embeddings are similar, so that a
-sentence about a sofa supports one about a couch.
+A word that few of a round's sentences contain says something specific, and a word whose probability changes without
+the image says something about the image; mostly both name objects. Each such word is a claim of its sentence, so a
+sentence about several objects makes several claims. Two words are one claim if their CLIP text embeddings are similar
+and captions of one image use them in place of each other, so that a sentence about a sofa supports one about a couch.
+Embeddings alone would merge words for things that are often together, such as a trumpet and a stage.
 
 Shape suffixes: W words, D embedding width.
 """
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jsfree.schemas import HIGH
 from jsfree.stages.candidate_sentences import Sentence
 
 RARE_SHARE = 0.05
@@ -33,6 +35,10 @@ WORD_WEIGHT = 0.25
 SIMILARITY = 0.7
 """Cosine, after subtracting the mean embedding, above which two words are one claim. Without the subtraction the
 embeddings of any two words are similar."""
+
+IN_PLACE = 2.0
+"""How many times more often than in the same caption, and than in any caption, one word must be said in the other
+captions of an image in which the other word is said, so that they are synonyms."""
 
 EmbedTexts = Callable[[Sequence[str]], NDArray[np.float32]]
 """Maps texts to embeddings, (W, D)."""
@@ -105,12 +111,21 @@ class Claims:
     frequencies: Mapping[str, int]
 
     @classmethod
-    def of(cls, statistics: WordStatistics, embed: EmbedTexts | None = None) -> Claims:
-        """The claims of a round; without ``embed``, synonyms are different claims."""
+    def of(
+        cls, statistics: WordStatistics, images: Iterable[Iterable[Sentence]] = (), embed: EmbedTexts | None = None
+    ) -> Claims:
+        """The claims of a round.
+
+        Args:
+            statistics: of all sentences of the round.
+            images: the sentences of each image, from which synonyms are found.
+            embed: maps words to embeddings; without it, synonyms are different claims.
+        """
         words = statistics.specific_words()
         by_word = dict(zip(words, words, strict=True))
         if embed is not None and words:
-            by_word |= merge_similar(words, embed(words))
+            similar = similar_words(words, embed(words))
+            by_word |= merge(similar, Substitutions.count(images, similar).are_synonyms)
         return cls(by_word, dict(statistics.frequencies))
 
     def __call__(self, sentence: Sentence) -> tuple[str, ...]:
@@ -145,10 +160,8 @@ class Claims:
         return cls(stored["by_word"], stored["frequencies"])
 
 
-def merge_similar(words: Sequence[str], vectors_WD: NDArray[np.float32]) -> dict[str, str]:
-    """Find words that are similar to one before them, and return the first such word of each.
-
-    A word that is itself replaced replaces no other.
+def similar_words(words: Sequence[str], vectors_WD: NDArray[np.float32]) -> dict[str, list[str]]:
+    """For each word that has some, the words before it with similar embeddings, in their order.
 
     Args:
         words: the words, the most frequent first.
@@ -156,14 +169,71 @@ def merge_similar(words: Sequence[str], vectors_WD: NDArray[np.float32]) -> dict
     """
     centred_WD = vectors_WD - vectors_WD.mean(0)
     centred_WD /= np.linalg.norm(centred_WD, axis=1, keepdims=True) + 1e-12
-    kept: list[int] = []
-    kept_WD = np.empty_like(centred_WD)
-    merged: dict[str, str] = {}
+    similar: dict[str, list[str]] = {}
     for number, word in enumerate(words):
-        similar = np.flatnonzero(kept_WD[: len(kept)] @ centred_WD[number] > SIMILARITY)
-        if len(similar):
-            merged[word] = words[kept[int(similar[0])]]
-        else:
-            kept_WD[len(kept)] = centred_WD[number]
-            kept.append(number)
+        found = np.flatnonzero(centred_WD[:number] @ centred_WD[number] > SIMILARITY)
+        if len(found):
+            similar[word] = [words[int(index)] for index in found]
+    return similar
+
+
+def merge(similar: Mapping[str, Sequence[str]], are_synonyms: Callable[[str, str], bool]) -> dict[str, str]:
+    """For each word with a synonym among its similar words, the first one; a word that is itself replaced is none."""
+    merged: dict[str, str] = {}
+    for word, others in similar.items():
+        synonym = next((other for other in others if other not in merged and are_synonyms(word, other)), None)
+        if synonym is not None:
+            merged[word] = synonym
     return merged
+
+
+@dataclass
+class Substitutions:
+    """How often similar words are said in the same captions, and in other captions of the same images.
+
+    Captions at the high ratio are left out, since they also say what is not in the image. Keys are a word and a similar
+    one; numbers are sums over the captions that contain the word.
+    """
+
+    captions: int = 0
+    containing: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """Number of captions that contain the word."""
+    beside: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
+    """1 if the caption has a sentence with the similar word but without the word."""
+    instead: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
+    """Share of the image's other captions that contain the similar word."""
+
+    @classmethod
+    def count(cls, images: Iterable[Iterable[Sentence]], similar: Mapping[str, Sequence[str]]) -> Substitutions:
+        """Count in the sentences of each image; ``similar`` maps words to similar ones."""
+        counted = cls()
+        involved = {*similar, *(other for others in similar.values() for other in others)}
+        for sentences in images if similar else ():
+            captions: dict[str, list[set[str]]] = defaultdict(list)
+            for sentence in sentences:
+                if sentence.role != HIGH:
+                    captions[sentence.role].append(involved.intersection(sentence.word_logps))
+            counted._add(list(captions.values()), similar)
+        return counted
+
+    def _add(self, captions: Sequence[Sequence[set[str]]], similar: Mapping[str, Sequence[str]]) -> None:
+        """Add the captions of an image, each the words of its sentences."""
+        said = [set[str]().union(*caption) for caption in captions]
+        self.captions += len(said)
+        for number, (caption, words) in enumerate(zip(captions, said, strict=True)):
+            others = said[:number] + said[number + 1 :]
+            for word in words:
+                self.containing[word] += 1
+                for other in similar.get(word, ()):
+                    pair = word, other
+                    self.beside[pair] += any(other in sentence and word not in sentence for sentence in caption)
+                    self.instead[pair] += sum(other in each for each in others) / max(1, len(others))
+
+    def are_synonyms(self, word: str, other: str) -> bool:
+        """Whether ``other`` is said of the images of which ``word`` is said, but not beside it."""
+        if not self.containing.get(word):
+            return False
+        pair = word, other
+        beside, instead = (counts.get(pair, 0.0) / self.containing[word] for counts in (self.beside, self.instead))
+        anywhere = self.containing.get(other, 0) / self.captions
+        return instead > IN_PLACE * max(beside, anywhere)

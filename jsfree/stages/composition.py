@@ -127,7 +127,7 @@ class FormedPair:
 def form_pair(
     image: VerifiedImage, *, edited: float, repeated: float, keep_truncated: bool, rng: np.random.Generator
 ) -> FormedPair | None:
-    """Form the preference pair of an image; None if no candidate can be chosen or rejected.
+    """Form the preference pair of an image; None if no candidate can be chosen or rejected, or no sentence is true.
 
     The candidate with the highest hallucination ratio is rejected if it scores lower than the chosen one. Otherwise,
     and for a share of the images, the rejected caption is an edit of the chosen one.
@@ -146,6 +146,8 @@ def form_pair(
     chosen = max(eligible, key=lambda role: image.score(eligible[role]))
     wants_edit, wants_repetition = rng.random() < edited, rng.random() < repeated
     target, ends = compose(image, eligible, rng)
+    if not target["text"]:
+        return None
     score = image.score(eligible[chosen])
     high = usable.get(HIGH)
     if not wants_edit and high and image.score(high) < score:

@@ -119,7 +119,7 @@ def fit(candidates: CandidateTable, settings: Select, embed: EmbedTexts | None =
         StorageError: a shard cannot be read.
     """
     statistics = WordStatistics.count(sentence for image in candidates.sentences() for sentence in image)
-    claims = Claims.of(statistics, embed)
+    claims = Claims.of(statistics, candidates.sentences(), embed)
     is_uncertain = statistics.is_uncertain(claims)
     evidence = array("d")
     for image in candidates.sentences():
@@ -160,6 +160,7 @@ class CoverageSelection:
         if not len(choice.ranks):
             raise StageError(
                 f"no pair is left to train on: of {facts['pairs']} images, {facts['unformed']} give no pair of captions"
+                " (all are truncated, or no sentence is verified)"
                 f" and {facts['without_likelihood']} have no log-probabilities under m0",
                 "use more images, raise 'generate.decoding.max_new_tokens', or set 'select.keep_truncated'",
             )

@@ -80,6 +80,12 @@ def test_a_pair_longer_than_the_context_is_refused(captioner, pairs):
         check_context_length([pairs[0], {**pairs[1], "rejected": long}], captioner)
 
 
+def test_a_caption_without_tokens_is_refused(captioner, pairs):
+    empty = {**pairs[1], "rejected": {**pairs[1]["rejected"], "token_ids": []}}
+    with pytest.raises(StageError, match=rf"{pairs[1]['sample_id']}: its rejected caption has no tokens"):
+        collate([pairs[0], empty], captioner, SMALL.source)
+
+
 def test_the_end_token_belongs_to_the_completion(captioner, pairs):
     batch = collate(pairs[:1], captioner, SMALL.source)
     assert batch.targets_T[: batch.lengths["chosen"][0]].tolist() == pairs[0]["chosen"]["token_ids"]

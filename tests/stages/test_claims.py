@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from jsfree.stages.claims import Claims, WordStatistics, merge_similar
+from jsfree.stages.claims import Claims, Substitutions, WordStatistics, merge, similar_words
 from tests.support.sentences import said
 
 COUNTS = {"a": 90, "is": 80, "near": 40, "cup": 3, "dog": 2, "couch": 2, "sofa": 4}
@@ -80,21 +80,73 @@ def test_synonyms_are_one_claim_with_the_higher_probability():
     assert claims(said("a", "couch")) == claims(said("a", "sofa"))
 
 
-def test_a_word_is_replaced_by_the_most_frequent_similar_one():
-    """Embeddings share a large component, which must not make all words similar."""
+def test_words_are_similar_to_more_frequent_ones_whatever_all_embeddings_share():
     directions = np.eye(4, 8)
     common = 5 * np.eye(8)[7]
     vectors = common + np.array([directions[0], directions[1], directions[0] + 0.1, directions[2], directions[3]])
     words = ["sofa", "cup", "couch", "dog", "cow"]
-    assert merge_similar(words, vectors.astype(np.float32)) == {"couch": "sofa"}
+    assert similar_words(words, vectors.astype(np.float32)) == {"couch": ["sofa"]}
 
 
 def test_a_word_that_is_replaced_replaces_no_other():
-    """Similar to its neighbours but not to each other: a chain does not become one claim."""
-    angles = np.radians([0, 40, 80, 180, 220, 260])
-    vectors = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
-    merged = merge_similar(["a", "b", "c", "d", "e", "f"], vectors - vectors.mean(0))
-    assert merged == {"b": "a", "e": "d"}
+    """A chain of similar words does not become one claim."""
+    similar = {"b": ["a"], "c": ["b"], "d": ["b", "a"]}
+    assert merge(similar, lambda word, other: True) == {"b": "a", "d": "a"}
+    assert merge(similar, lambda word, other: (word, other) != ("b", "a")) == {"c": "b", "d": "b"}
+
+
+def captions(*texts: str, high: str = "") -> list:
+    """The sentences of an image's captions, each of which ends with a full stop."""
+    roles = {f"sample-{number}": text for number, text in enumerate(texts)} | {"high": high}
+    return [
+        said(*sentence.split(), role=role)
+        for role, text in roles.items()
+        for sentence in text.split(".")
+        if sentence.strip()
+    ]
+
+
+ELSEWHERE = [captions("a cow.", "a cow.", high="a lamp.")] * 20
+
+
+@pytest.mark.parametrize(
+    ("words", "image", "expected"),
+    [
+        (("couch", "sofa"), captions("a couch. a cup.", "a sofa. a cup.", "a sofa."), True),
+        (("trumpet", "stage"), captions("a stage. a trumpet.", "a trumpet. a stage.", "a stage."), False),
+        (("teddy", "bear"), captions("a teddy bear. a cup.", "a bear.", "a teddy bear."), True),
+        (("couch", "sofa"), captions("a couch.", "a cup.", high="a sofa."), False),
+        (("couch", "sofa"), captions("a couch."), False),
+    ],
+    ids=["in place of each other", "together", "a compound", "only at the high ratio", "one caption"],
+)
+def test_synonyms_are_said_in_place_of_each_other(words, image, expected):
+    word, other = words
+    assert Substitutions.count([image, *ELSEWHERE], {word: [other]}).are_synonyms(word, other) == expected
+
+
+def test_a_word_that_many_captions_contain_is_no_synonym_of_one_that_few_do():
+    """Both rooms are said of the image once, by mistake, but one of them is said of half of all images."""
+    image = captions("a bedroom.", "a kitchen.", "a bedroom.", "a bedroom.", "a bedroom.")
+    kitchens = [captions("a kitchen.", "a kitchen.")] * 20
+    counted = Substitutions.count([image, *ELSEWHERE, *kitchens], {"bedroom": ["kitchen"]})
+    assert not counted.are_synonyms("bedroom", "kitchen")
+
+
+def test_similar_words_are_one_claim_only_where_they_replace_each_other():
+    sofas = [captions("a sofa.", "a couch.")] * 3
+    stages = [captions("a stage. a trumpet.", "a stage. a trumpet.")] * 4
+    images = [*sofas, *stages, *ELSEWHERE * 4]
+    statistics = WordStatistics.count(sentence for image in images for sentence in image)
+
+    def embed(words):
+        kinds = {"sofa": 0, "couch": 0, "stage": 1, "trumpet": 1}
+        return np.eye(12, dtype=np.float32)[[kinds.get(word, 2 + number) for number, word in enumerate(words)]]
+
+    found = Claims.of(statistics, images, embed).by_word
+    assert {word: found[word] for word in ("sofa", "couch", "stage", "trumpet")} == {
+        "sofa": "couch", "couch": "couch", "stage": "stage", "trumpet": "trumpet"
+    }  # fmt: skip
 
 
 def test_only_specific_words_are_embedded():
@@ -105,7 +157,7 @@ def test_only_specific_words_are_embedded():
         asked.append(list(words))
         return np.eye(len(words), 5, dtype=np.float32)
 
-    assert Claims.of(statistics, embed).by_word == {"cup": "cup", "dog": "dog"}
+    assert Claims.of(statistics, embed=embed).by_word == {"cup": "cup", "dog": "dog"}
     assert asked == [["cup", "dog"]]
 
 

@@ -80,6 +80,13 @@ def test_a_composed_caption_ends_as_often_as_it_is_complete(cosine, expected):
     assert np.mean([ends for _, ends in composed]) == pytest.approx(expected, abs=0.08)
 
 
+def test_an_image_without_a_true_sentence_gives_no_pair():
+    """Its composed caption would be empty."""
+    low, high = [sentence("cow", -3), sentence("dog", -3)], [sentence("bus", -3)]
+    assert pair_of(image(low=low, high=high)) is None
+    assert pair_of(image(low=[*low, sentence("cup", 3)], high=high)) is not None
+
+
 def test_edits_name_every_sentence_that_was_left_out():
     low = [sentence("scene", 3), sentence("cow", -3), sentence("cup", 2), sentence("cup", 2)]
     target = compose(image(low=low), {"low": low})
