@@ -32,6 +32,7 @@ from jsfree.uris import has_scheme
 from ray_jobs.cluster.jobs import prepare_for_job
 from ray_jobs.commands import miniworld
 from ray_jobs.commands.ablate import ablate
+from ray_jobs.commands.benchmark import benchmark
 from ray_jobs.commands.metrics_table import show_metrics
 from ray_jobs.commands.options import (
     AsJson,
@@ -204,6 +205,7 @@ def report(run: ExistingRun, as_json: AsJson = False, debug: Debug = False) -> N
 
 
 app.command(rich_help_panel=RUN)(ablate)
+app.command(rich_help_panel=RUN)(benchmark)
 
 
 @app.command(rich_help_panel=DATA)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -164,8 +165,30 @@ def read_prices(path: str) -> PriceTable:
     Raises:
         ConfigError: the file cannot be read or is no price table.
     """
-    try:
-        content = Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", "correct 'judge.prices'") from error
+    content = _read_file(path, "correct 'judge.prices'")
     return validate(PriceTable, read_mapping(content, path), path)
+
+
+def read_settings(path: str | None, overrides: Mapping[str, Any] | None = None) -> JudgeSettings:
+    """Read the settings of a judge from a YAML file, with or without the key ``judge`` around them.
+
+    Args:
+        path: None for the defaults.
+        overrides: values by key that replace those of the file; None is ignored.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown, or a value is invalid.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = read_mapping(_read_file(path, "correct the path of the judge's settings"), path)
+        values = values["judge"] if set(values) == {"judge"} and isinstance(values["judge"], dict) else values
+    values |= {key: value for key, value in (overrides or {}).items() if value is not None}
+    return validate(JudgeSettings, values, path or "judge")
+
+
+def _read_file(path: str, remedy: str) -> bytes:
+    try:
+        return Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", remedy) from error

@@ -13,6 +13,7 @@ from jsfree.evaluation.metrics import LABEL_FREE, TRUTH
 from jsfree.evaluation.rounds_stop import good_rounds, stop_of
 from jsfree.images.overlap import measure_overlap
 from jsfree.report import by_round, galleries, reading, sections, summary, tables
+from jsfree.report.benchmarks import benchmark_views
 from jsfree.report.composed import composed_gallery
 from jsfree.report.scenes import SHADES
 from jsfree.report.stop_rule import stop_view
@@ -75,6 +76,7 @@ def _content(run: Run) -> dict[str, Any]:
         "stopped": stop_of(run),
         "scenes_known": scenes_known,
         "label_free": label_free,
+        "benchmarks": benchmark_views(run),
         "summary": summary.summarise(truth, label_free),
         "overlap": measure_overlap(run, done[-1] if done else 0),
         "excluded_kind": EVALUATION_IMAGE,

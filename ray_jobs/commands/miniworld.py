@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from jsfree.miniworld.exporting import Layout
 from jsfree.miniworld.wording import World
 from ray_jobs.commands.options import Debug, set_log_level
 
@@ -25,6 +26,24 @@ def show(
 
     picture_sheet(split, count, out, world)
     typer.echo(f"{count} scenes: {out}")
+
+
+@app.command("export")
+def export(
+    layout: Annotated[Layout, typer.Option(help="Files of CHAIR and Object HalBench (coco), POPE or AMBER.")],
+    out: Annotated[Path, typer.Option(help="New or empty folder to write into.")],
+    split: Annotated[str, typer.Option(help="pretrain, unlabelled, development or test.")] = "test",
+    first: Annotated[int, typer.Option(min=0, help="Index of the first scene.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 600,
+    world: Annotated[World, typer.Option(help="Reference captions: plain or prose.")] = "plain",
+    debug: Debug = False,
+) -> None:
+    """Write scenes with their truth in the layout of a benchmark."""
+    set_log_level(debug)
+    from jsfree.miniworld.exporting import export_scenes
+
+    written = export_scenes(layout, split, first, count, out, world)
+    typer.echo(f"{', '.join(f'{number} {what}' for what, number in written.items())}: {out}")
 
 
 @app.command("pretrain")

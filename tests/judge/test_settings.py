@@ -4,7 +4,7 @@ import pytest
 
 from jsfree.config.loading import validate
 from jsfree.errors import ConfigError
-from jsfree.judge.settings import JudgeSettings, Price, read_prices
+from jsfree.judge.settings import JudgeSettings, Price, read_prices, read_settings
 
 TABLE = """\
 currency: USD
@@ -66,3 +66,15 @@ def test_price_tables_are_read_and_missing_models_are_named(tmp_path):
         read_prices(str(path))
     with pytest.raises(ConfigError, match=r"missing\.yaml: No such file"):
         read_prices(str(tmp_path / "missing.yaml"))
+
+
+def test_settings_are_read_with_or_without_their_section(tmp_path):
+    path = tmp_path / "judge.yaml"
+    for text in ("model: m\nconcurrency: 3\n", "judge:\n  model: m\n  concurrency: 3\n"):
+        path.write_text(text, encoding="utf-8")
+        read = read_settings(str(path), {"concurrency": 5, "budget": None})
+        assert (read.model, read.concurrency, read.revision) == ("m", 5, None)
+    assert read_settings(None) == JudgeSettings()
+    path.write_text("judge: {modl: m}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"judge\.yaml.*did you mean 'model'"):
+        read_settings(str(path))

@@ -28,13 +28,15 @@ class Requirement:
         name: its path relative to the data folder; alternatives are separated by ``|``.
         meaning: what it holds.
         origin: where users get it.
-        optional: whether the suite can be scored without it.
+        optional: whether answers can be scored without it.
+        for_questions: whether it is needed to ask the questions, though not to score answers.
     """
 
     name: str
     meaning: str
     origin: str
     optional: bool = False
+    for_questions: bool = False
 
     def find(self, data: Path) -> Path | None:
         """The first alternative that exists in the data folder; None if there is none."""
@@ -126,10 +128,13 @@ class Suite(ABC):
     """The files it reads."""
     measures: ClassVar[tuple[Measure, ...]]
     """Its metrics, the most important first."""
-    generation: ClassVar[Generation]
-    """The decoding that its protocol prescribes."""
     describes_images: ClassVar[bool] = True
     """Whether answers are captions; their length and repetition are then reported too."""
+
+    @property
+    @abstractmethod
+    def generation(self) -> Generation:
+        """The decoding that its protocol prescribes."""
 
     @property
     @abstractmethod
@@ -144,6 +149,15 @@ class Suite(ABC):
             SourceError: a file is missing or wrong; the message names file, line and key.
         """
 
+    def known_questions(self, data: Path) -> Sequence[Question]:
+        """The questions, or none if the data folder lacks a file that only asking needs.
+
+        Raises:
+            SourceError: another file is missing or wrong.
+        """
+        for_questions = [requirement for requirement in self.requirements if requirement.for_questions]
+        return self.questions(data) if all(requirement.find(data) for requirement in for_questions) else ()
+
     @abstractmethod
     def score(self, data: Path, answers: Sequence[Answer]) -> Measured:
         """Score answers; those of images or questions that the data do not have are errors.
@@ -151,6 +165,14 @@ class Suite(ABC):
         Raises:
             SourceError: a file is missing or wrong, or an answer refers to nothing in it.
         """
+
+    def details_document(self, result: Mapping[str, Any]) -> Any:
+        """The content of ``--details``: the layout of the original program where it writes a file.
+
+        Args:
+            result: the content of the suite's result file.
+        """
+        return result["details"]
 
 
 def prompts_hash(prompts: Sequence[str]) -> str:

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from jsfree.errors import SourceError
+from jsfree.evaluation.benchmarks.agreement import with_second_judge
 from jsfree.evaluation.benchmarks.base import Answer, Generation, Measured, Question, Requirement, Suite, prompts_hash
 from jsfree.evaluation.benchmarks.judged import error_rows, prompt, unknown_row
 from jsfree.evaluation.benchmarks.measuring import CountRow, Measure, harmonic_mean, ratio
@@ -118,10 +119,12 @@ class IC(Suite):
     Args:
         judge: analyses and scores.
         form: the paper's scores, claims, or both.
+        second: another judge, whose agreement with the first is reported.
     """
 
     judge: Judge
     form: Form = "both"
+    second: Judge | None = None
 
     name: ClassVar[str] = "ic"
     title: ClassVar[str] = "IC"
@@ -176,6 +179,12 @@ class IC(Suite):
             SourceError: an image cannot be read.
             JudgeError: the judge stopped; run it again, its replies are stored.
         """
+        measured = self._score(data, answers)
+        if self.second is None:
+            return measured
+        return with_second_judge(measured, replace(self, judge=self.second, second=None).score(data, answers))
+
+    def _score(self, data: Path, answers: Sequence[Answer]) -> Measured:
         paths = {question.image["id"]: Path(str(question.image["uri"])) for question in self.questions(data)}
         known = [answer for answer in answers if answer.image_id in paths]
         counts: dict[str, dict[str, float]] = {answer.question_id: {} for answer in known}
@@ -191,7 +200,10 @@ class IC(Suite):
             [{"question_id": name, **detail} for name, detail in details.items()],
             errors,
             self.judge.record(*self.prompts),
-            [f"Judged by {self.judge.settings.model}: scores of other judges, prompts or images do not compare."],
+            [
+                f"Judged by {self.judge.settings.model}: scores of other judges, prompts or images do not compare.",
+                f"Judge: {self.judge.summary()}.",
+            ],
         )
 
     def _score_aspect(

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from jsfree.evaluation.benchmarks.agreement import with_second_judge
 from jsfree.evaluation.benchmarks.base import Answer, Generation, Measured, Question, Requirement, Suite, prompts_hash
 from jsfree.evaluation.benchmarks.judged import error_rows, prompt, unknown_row
 from jsfree.evaluation.benchmarks.measuring import CountRow, Measure, ratio
@@ -46,11 +47,13 @@ class MMHal(Suite):
 
     Args:
         judge: rates the answers.
+        second: another judge, whose agreement with the first is reported.
         rating_prompt: with the placeholders ``contents``, ``question``, ``reference`` and ``answer``. The published
             prompt can be passed here.
     """
 
     judge: Judge
+    second: Judge | None = None
     rating_prompt: Prompt = field(default_factory=lambda: prompt("mmhal_rating"))
 
     name: ClassVar[str] = "mmhal"
@@ -115,13 +118,26 @@ class MMHal(Suite):
         return read_records(self.requirements[0].require(data), KEYS)
 
     def score(self, data: Path, answers: Sequence[Answer]) -> Measured:
-        """Let the judge rate the answers.
+        """Let the judge rate the answers, which have the ids of their questions or, as in files of MMHal, of images.
 
         Raises:
             SourceError: the data file is missing or wrong.
             JudgeError: the judge stopped; run it again, its replies are stored.
         """
+        measured = self._score(data, answers)
+        if self.second is None:
+            return measured
+        return with_second_judge(measured, replace(self, judge=self.second, second=None).score(data, answers))
+
+    def _score(self, data: Path, answers: Sequence[Answer]) -> Measured:
         items = {str(number): record.values for number, record in enumerate(self._items(data))}
+        numbers = {str(item["image_id"]): number for number, item in items.items()}
+        answers = [
+            each
+            if each.question_id in items
+            else replace(each, question_id=numbers.get(each.image_id, each.question_id))
+            for each in answers
+        ]
         known = [answer for answer in answers if answer.question_id in items]
         requests = (self._request(items[answer.question_id], answer) for answer in known)
         judgements = self.judge.ask(requests, lambda reply: (parse_rating(reply), reply))
@@ -154,6 +170,7 @@ class MMHal(Suite):
 
     def _notes(self, count: int, questions: Sequence[str]) -> list[str]:
         notes = [f"{count} questions (hash {prompts_hash(questions)}), judged by {self.judge.settings.model}."]
+        notes.append(f"Judge: {self.judge.summary()}.")
         if count != 96:
             notes.append("MMHal-Bench has 96 questions: these are others, and the types may be wrong.")
         if self.rating_prompt == prompt("mmhal_rating"):

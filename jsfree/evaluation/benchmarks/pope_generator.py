@@ -1,18 +1,24 @@
 """Generates POPE's questions from the annotated objects of images, as arXiv 2305.10355 (section 4) describes.
 
 The random draws differ from those of the published files, which cannot be reproduced from the annotations alone.
+
+    python -m jsfree.evaluation.benchmarks.pope_generator instances_val2014.json FOLDER
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
-from jsfree.errors import ConfigError
-from jsfree.evaluation.benchmarks.pope import Kind
+from jsfree.errors import ConfigError, SourceError
+from jsfree.evaluation.benchmarks.coco import read_json
+from jsfree.evaluation.benchmarks.pope import KINDS, Kind
 
 TEMPLATE = "Is there a {} in the image?"
 VOWELS = "aeiou"
@@ -96,3 +102,49 @@ class _AbsentObjects:
         if self.kind == "popular":
             return max(choices, key=lambda name: self.frequency[name])
         return max(choices, key=lambda name: self.together[present, name])
+
+
+def objects_by_file(path: Path) -> dict[str, set[str]]:
+    """Names of the annotated categories by image file, from a file of COCO instances.
+
+    Raises:
+        SourceError: the file cannot be read, or lacks a key.
+    """
+    content = read_json(path)
+    try:
+        names = {category["id"]: str(category["name"]) for category in content["categories"]}
+        files = {image["id"]: str(image["file_name"]) for image in content["images"]}
+        objects: dict[str, set[str]] = {name: set() for name in files.values()}
+        for annotation in content["annotations"]:
+            objects[files[annotation["image_id"]]].add(names[annotation["category_id"]])
+    except (KeyError, TypeError) as error:
+        raise SourceError(
+            f"{path} lacks {error}", "name a file of COCO instances, such as instances_val2014.json"
+        ) from error
+    return objects
+
+
+def write_questions(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write questions as a file of POPE, one JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def main() -> None:
+    """Write the three files of questions for a file of COCO instances."""
+    parser = argparse.ArgumentParser(description="Generate POPE's questions from COCO instances.")
+    parser.add_argument("instances", type=Path, help="such as instances_val2014.json")
+    parser.add_argument("folder", type=Path, help="where coco_pope_random.json, ... are written")
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--original-article", action="store_true", help="repeat the original's error ('imange')")
+    options = parser.parse_args()
+    objects = objects_by_file(options.instances)
+    for kind in KINDS:
+        repaired = not options.original_article
+        records = generate_questions(objects, kind, images=options.images, seed=options.seed, repaired=repaired)
+        write_questions(options.folder / f"coco_pope_{kind}.json", records)
+
+
+if __name__ == "__main__":
+    main()

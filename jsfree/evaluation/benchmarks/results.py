@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import jsfree
@@ -41,11 +41,6 @@ class Result:
     resamples: int = RESAMPLES
 
     @property
-    def measures(self) -> tuple[Measure, ...]:
-        """The suite's metrics, and those of captions."""
-        return (*self.suite.measures, *(CAPTION_MEASURES if self.suite.describes_images else ()))
-
-    @property
     def rows(self) -> list[CountRow]:
         """The suite's counts, and those of captions."""
         captions = map(caption_row, self.answers) if self.suite.describes_images else ()
@@ -76,7 +71,8 @@ class Result:
                 "not_scored": len(self.measured.errors),
             },
             "sums": table.sums(),
-            "metrics": measured_json(table, self.measures, self.resamples),
+            "described_metrics": [asdict(measure.metric) for measure in measures_of(self.suite)],
+            "metrics": measured_json(table, measures_of(self.suite), self.resamples),
             "groups": self._groups(),
             "differences": self._differences(table),
             "errors": [dict(error) for error in self.measured.errors],
@@ -95,10 +91,15 @@ class Result:
         return {
             other: {
                 name: _as_json(difference._asdict())
-                for name, difference in differences(table, before, self.measures, self.resamples).items()
+                for name, difference in differences(table, before, measures_of(self.suite), self.resamples).items()
             }
             for other, before in self.compared.items()
         }
+
+
+def measures_of(suite: Suite) -> tuple[Measure, ...]:
+    """The metrics of a suite, and those of captions if its answers are captions."""
+    return (*suite.measures, *(CAPTION_MEASURES if suite.describes_images else ()))
 
 
 def caption_row(answer: Answer) -> CountRow:

@@ -10,7 +10,7 @@ from jsfree.evaluation import miniworld
 from jsfree.evaluation.benchmarks.base import Answer
 from jsfree.evaluation.benchmarks.ic import IC, parse_claims, parse_score
 from jsfree.evaluation.benchmarks.measuring import CountTable, measure
-from jsfree.evaluation.benchmarks.miniworld_judge import MiniWorldTruth
+from jsfree.evaluation.benchmarks.miniworld_judge import MiniWorldTruth, random_faults
 from jsfree.judge.judging import Judge
 from jsfree.judge.replies import ReplyError
 from jsfree.judge.settings import JudgeSettings
@@ -37,7 +37,9 @@ def run(tmp_path, data):
     def score(answers, form="both", fault=None):
         server = SimulatedJudge(MiniWorldTruth(SCENES), fault=fault or (lambda number, text: None))
         with server.serve() as url:
-            settings = JudgeSettings(url=url, model="simulated-judge", cache=str(tmp_path / "cache"), concurrency=2)
+            settings = JudgeSettings(
+                url=url, model="simulated-judge", cache=str(tmp_path / "cache"), concurrency=2, backoff=0.01
+            )
             suite = IC(Judge(settings), form)
             measured = suite.score(data, answers)
         values = measure(CountTable.of(measured.rows), suite.measures)
@@ -116,3 +118,28 @@ def test_scores_and_claims_that_lack_the_form_are_refused():
         parse_claims('{"said": []}')
     with pytest.raises(ReplyError, match=r"said\[1\] is not an object with a text 'element' and a boolean 'shown'"):
         parse_claims('{"said": [{"element": "a", "shown": true}, {"element": "b", "shown": "yes"}], "seen": []}')
+
+
+def test_a_second_judge_is_compared_with_the_first(tmp_path, data):
+    def harsh(text, images):
+        return MiniWorldTruth(SCENES[:6])(text, images)  # it does not know the other half of the images
+
+    with SimulatedJudge(MiniWorldTruth(SCENES)).serve() as one, SimulatedJudge(harsh, model="harsh").serve() as two:
+        judges = [
+            Judge(JudgeSettings(url=url, model=model, cache=str(tmp_path / "cache")))
+            for url, model in ((one, "simulated-judge"), (two, "harsh"))
+        ]
+        measured = IC(judges[0], "claims", judges[1]).score(data, captions())
+    agreement = measured.judge["agreement"]
+    assert agreement["claim_precision"]["answers"] == agreement["claim_recall"]["answers"] == 6
+    assert agreement["claim_recall"]["pearson"] == pytest.approx(1)
+    assert measured.judge["second"]["model"] == "harsh"
+    assert [error["kind"] for error in measured.errors] == ["unparsable"] * 6
+
+
+def test_a_server_that_fails_at_random_delays_the_run_only(run):
+    faults = random_faults({Fault.SERVER_ERROR: 0.2, Fault.RATE_LIMIT: 0.2}, seed=1)
+    assert {faults(number, "") for number in range(50)} == {Fault.SERVER_ERROR, Fault.RATE_LIMIT, None}
+    measured, _ = run(captions()[:6], "claims", fault=faults)
+    assert measured.errors == []
+    assert measured.judge["replies"]["attempts"] > measured.judge["replies"]["paid"] == 6

@@ -95,3 +95,14 @@ def test_questions_keep_their_order(data):
     questions = MMHal(None).questions(data)
     assert [question.question_id for question in questions] == [str(number) for number in range(16)]
     assert questions[3].image["uri"].endswith("images/3.jpg")
+
+
+def test_answers_by_image_as_in_files_of_mmhal(data):
+    def answer(text, images):
+        return "Rating: 4"
+
+    with SimulatedJudge(answer).serve() as url:
+        judge = Judge(JudgeSettings(url=url, model="simulated-judge", cache=str(data / "cache")))
+        measured = MMHal(judge).score(data, [Answer("image5", "image5", "A cup."), Answer("other", "other", "A cup.")])
+    assert [detail["question_id"] for detail in measured.details] == ["5"]
+    assert [error["sample_id"] for error in measured.errors] == ["other"]

@@ -9,7 +9,12 @@ from jsfree.errors import ConfigError, SourceError
 from jsfree.evaluation.benchmarks.base import Answer
 from jsfree.evaluation.benchmarks.measuring import CountTable, measure
 from jsfree.evaluation.benchmarks.pope import SCORINGS, Pope
-from jsfree.evaluation.benchmarks.pope_generator import generate_questions, question_text
+from jsfree.evaluation.benchmarks.pope_generator import (
+    generate_questions,
+    objects_by_file,
+    question_text,
+    write_questions,
+)
 from jsfree.miniworld.world import scene
 
 READ = [  # answer, label, then how each scoring reads it
@@ -152,3 +157,23 @@ def test_the_article_is_repaired_or_as_in_the_original():
 def test_too_few_images_are_an_error():
     with pytest.raises(ConfigError, match="1 images have 3 or more annotated categories, not 2; ask for fewer"):
         generate_questions({"a": ["x", "y", "z"], "b": ["x"]}, "random", images=2)
+
+
+def test_questions_are_generated_from_a_file_of_instances(tmp_path):
+    instances = {
+        "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "b.jpg"}],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(("cup", "dog", "car", "bus", "owl"))],
+        "annotations": [{"image_id": 7, "category_id": number} for number in (0, 0, 1)]
+        + [{"image_id": 8, "category_id": 2}],
+    }
+    path = tmp_path / "instances_val2014.json"
+    path.write_text(json.dumps(instances), encoding="utf-8")
+    objects = objects_by_file(path)
+    assert objects == {"a.jpg": {"cup", "dog"}, "b.jpg": {"car"}}
+    objects["b.jpg"] |= {"bus", "owl"}
+    write_questions(tmp_path / "coco_pope_popular.json", generate_questions(objects, "popular", images=2, pairs=2))
+    assert len(Pope(("popular",)).questions(tmp_path)) == 8
+    del instances["annotations"][0]["category_id"]
+    path.write_text(json.dumps(instances), encoding="utf-8")
+    with pytest.raises(SourceError, match="lacks 'category_id'"):
+        objects_by_file(path)

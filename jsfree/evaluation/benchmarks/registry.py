@@ -1,0 +1,115 @@
+"""The benchmarks by name, and how each is built from options."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from jsfree.errors import ConfigError
+from jsfree.evaluation.benchmarks import vocabulary
+from jsfree.evaluation.benchmarks.amber import Amber
+from jsfree.evaluation.benchmarks.base import Suite
+from jsfree.evaluation.benchmarks.chair import STACKS, Chair, Stack
+from jsfree.evaluation.benchmarks.halbench import EXTRACTORS, Extractor, HalBench
+from jsfree.evaluation.benchmarks.ic import IC
+from jsfree.evaluation.benchmarks.mmhal import MMHal
+from jsfree.evaluation.benchmarks.pope import SCORINGS, Pope, Scoring
+from jsfree.judge.judging import Judge
+from jsfree.judge.settings import read_settings
+
+
+@dataclass(frozen=True)
+class SuiteOptions:
+    """Options of all suites; a suite uses those that concern it.
+
+    Args:
+        vocabulary: file of object words; None: the built-in ones.
+        stack: implementation of CHAIR.
+        extractor: how Object HalBench finds objects in answers.
+        beams: beams of Object HalBench.
+        judges: files with the settings of the judge of IC and MMHal-Bench, and of a second one whose agreement with it
+            is reported; without any, the default judge.
+        budget: maximum cost of each judge; None: that of its settings.
+        scoring: how answers to POPE are read.
+        vectors: word vectors of AMBER; None leaves similarities out.
+    """
+
+    vocabulary: str | None = None
+    stack: str = "original"
+    extractor: str = "words"
+    beams: int = 3
+    judges: tuple[str, ...] = ()
+    budget: float | None = None
+    scoring: str = "original"
+    vectors: str | None = None
+
+
+def _chair(options: SuiteOptions) -> Suite:
+    stack: Stack = _choice("--stack", options.stack, STACKS)
+    return Chair(vocabulary.load(options.vocabulary), stack)
+
+
+def _halbench(options: SuiteOptions) -> Suite:
+    extractor: Extractor = _choice("--extractor", options.extractor, EXTRACTORS)
+    return HalBench(vocabulary.load(options.vocabulary, all_phrases=True), extractor, options.beams)
+
+
+def _pope(options: SuiteOptions) -> Suite:
+    scoring: Scoring = _choice("--scoring", options.scoring, SCORINGS)
+    return Pope(scoring=scoring)
+
+
+def _amber(options: SuiteOptions) -> Suite:
+    return Amber(vectors=options.vectors)
+
+
+def _mmhal(options: SuiteOptions) -> Suite:
+    return MMHal(*_judges(options))
+
+
+def _ic(options: SuiteOptions) -> Suite:
+    judge, second = _judges(options)
+    return IC(judge, second=second)
+
+
+def _judges(options: SuiteOptions) -> tuple[Judge, Judge | None]:
+    """The judge, and the second one if there is one.
+
+    Raises:
+        ConfigError: there are more, or the settings of one are wrong.
+    """
+    if len(options.judges) > 2:
+        raise ConfigError(f"{len(options.judges)} judges are named", "name one, or two to see how they agree")
+    report = logging.getLogger(__name__).info
+    judges = [Judge(read_settings(path, {"budget": options.budget}), report) for path in options.judges or (None,)]
+    return judges[0], judges[1] if len(judges) > 1 else None
+
+
+BUILDERS: dict[str, tuple[type[Suite], Callable[[SuiteOptions], Suite]]] = {
+    Chair.name: (Chair, _chair),
+    HalBench.name: (HalBench, _halbench),
+    Pope.name: (Pope, _pope),
+    Amber.name: (Amber, _amber),
+    MMHal.name: (MMHal, _mmhal),
+    IC.name: (IC, _ic),
+}
+"""The class of each suite, and the function that builds it."""
+
+
+def build(name: str, options: SuiteOptions) -> Suite:
+    """Build a suite.
+
+    Raises:
+        ConfigError: there is no such suite, or an option is wrong.
+        SourceError: the vocabulary cannot be read.
+    """
+    return BUILDERS[_choice("SUITE", name, BUILDERS)][1](options)
+
+
+def _choice(option: str, value: str, known: Iterable[str]) -> Any:
+    names = list(known)
+    if value not in names:
+        raise ConfigError(f"{option} {value!r} is unknown", f"choose from {', '.join(names)}")
+    return value
