@@ -64,7 +64,7 @@ scaling: setup ## measure how generation scales: here, and simulated on 16 nodes
 	$(BIN)/python benchmarks/scaling.py
 
 interop: setup $(INTEROP)/.synced ## compare captions by jsfree, transformers and vLLM (in a separate environment)
-	$(BIN)/python benchmarks/interop.py --peers $(INTEROP)/bin/python
+	PYTHONPATH=. $(BIN)/python benchmarks/interop.py --peers $(INTEROP)/bin/python
 
 # The versions of the lock file, with vLLM built for CPUs instead of the package vllm, and without jsfree.
 $(INTEROP)/.synced: uv.lock benchmarks/interop-requirements.txt | $(UV)

