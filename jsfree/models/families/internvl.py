@@ -16,4 +16,5 @@ class InternVL(Family):
     model_class = "InternVLForConditionalGeneration"
     processor_class = "InternVLProcessor"
     vision_ids: ClassVar[tuple[str, ...]] = ("image_token_id", "image_token_ids", "video_token_id", "video_token_ids")
+    vision_tokens: ClassVar[tuple[str, ...]] = ("<video>",)
     image_options: ClassVar[dict[str, bool]] = {"crop_to_patches": False}
