@@ -134,8 +134,8 @@ def bigrams(text: str) -> list[tuple[str, str]]:
     return list(pairwise(words(text)))
 
 
-def distinct_share(captions: Sequence[Sequence[tuple[str, ...]]]) -> Interval:
-    """Different n-grams over all n-grams, with the jackknife's normal interval over captions.
+def distinct_share(captions: Sequence[Sequence[tuple[str, str]]]) -> Interval:
+    """Different bigrams over all bigrams, with the jackknife's normal interval over captions.
 
     A bootstrap draws captions twice, which alone makes a corpus less varied: its whole interval would be below the
     value. The jackknife leaves one caption out at a time, and needs only the bigrams that no other caption has.

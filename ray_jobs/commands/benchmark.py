@@ -5,6 +5,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -12,6 +13,8 @@ import typer
 from rich.console import Console
 
 from jsfree import config as configuration
+from jsfree.checks.findings import Verdict
+from jsfree.checks.judge import check_judge
 from jsfree.errors import ConfigError, StorageError
 from jsfree.evaluation.benchmarks.answers import read_answers
 from jsfree.evaluation.benchmarks.base import Suite
@@ -140,6 +143,7 @@ def _score_models(
     from ray_jobs.commands.console import Reporter
     from ray_jobs.stages.answering import answer_questions, answering_session
 
+    report_on_judges(suites, console)
     questions = {suite.name: suite.questions(data) for suite in suites}
     config, models = _models(run, refs, settings)
     results: dict[str, dict[str, Any]] = {}
@@ -159,6 +163,18 @@ def _score_models(
                 results[suite.name][each.model] = result.as_json()
                 current.run.folder.write_json(f"{each.model}/{suite.name}.json", results[suite.name][each.model])
     return results
+
+
+def report_on_judges(suites: Sequence[Suite], console: Console) -> None:
+    """Print what is wrong with the judges, or worth knowing, before captions are made for them.
+
+    It does not stop the command: replies may be stored already.
+    """
+    for settings in dict.fromkeys(judge.settings for suite in suites for judge in suite.judges):
+        for finding in check_judge(settings, datetime.now(UTC).date()):
+            if finding.verdict is not Verdict.OK:
+                text = f"{finding.verdict}: judge {finding.name}: {finding.found}"
+                console.print(f"{text}; {finding.remedy}" if finding.remedy else text, highlight=False, markup=False)
 
 
 def _models(

@@ -36,11 +36,11 @@ def require_equal(caption: Caption, expected: Caption) -> None:
     """Require equal captions, and log-probabilities that differ by rounding only."""
     without = {"logps": None, "unconditional_logps": None}
     assert replace(caption, **without) == replace(expected, **without)
-    assert caption.logps == pytest.approx(expected.logps, abs=1e-4)
+    assert caption.logps == pytest.approx(expected.logps, abs=1e-5)
     if expected.unconditional_logps is None:
         assert caption.unconditional_logps is None
     else:
-        assert caption.unconditional_logps == pytest.approx(expected.unconditional_logps, abs=1e-4)
+        assert caption.unconditional_logps == pytest.approx(expected.unconditional_logps, abs=1e-5)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])

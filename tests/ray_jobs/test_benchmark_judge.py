@@ -3,13 +3,18 @@
 import json
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from jsfree.errors import ConfigError
+from jsfree.evaluation.benchmarks.ic import IC
 from jsfree.evaluation.benchmarks.miniworld_judge import MiniWorldTruth
+from jsfree.judge.judging import Judge
+from jsfree.judge.settings import JudgeSettings
 from jsfree.judge.simulated import SimulatedJudge
 from jsfree.miniworld.world import png_bytes, scene, true_caption
 from ray_jobs.cli import app
+from ray_jobs.commands.benchmark import report_on_judges
 
 SCENES = [scene("development", number) for number in range(4)]
 
@@ -51,6 +56,17 @@ def test_ic_by_a_judge_and_a_second_run_that_costs_nothing(data):
         done = run(*arguments)
     assert done.exit_code == 0, done.output
     assert "nothing was paid" in " ".join(done.output.split())
+
+
+def test_a_model_that_the_judges_server_does_not_have_is_reported_before_captions_are_made(tmp_path):
+    console = Console(record=True, width=300)
+    with SimulatedJudge(MiniWorldTruth(SCENES)).serve() as url:
+        settings = {"url": url, "revision": "r1", "cache": str(tmp_path)}
+        served, missing = (Judge(JudgeSettings(model=name, **settings)) for name in ("simulated-judge", "other"))
+        report_on_judges([IC(served), IC(served, second=missing)], console)
+    lines = console.export_text().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("fails: judge other at http")
 
 
 def test_pope_from_files(tmp_path):

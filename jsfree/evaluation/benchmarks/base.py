@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from jsfree.errors import SourceError
 from jsfree.evaluation.benchmarks.measuring import CountRow, Measure
+from jsfree.judge.judging import Judge
 from jsfree.schemas import ErrorRow, ImageRef
 
 
@@ -135,6 +136,11 @@ class Suite(ABC):
     @abstractmethod
     def generation(self) -> Generation:
         """The decoding that its protocol prescribes."""
+
+    @property
+    def judges(self) -> tuple[Judge, ...]:
+        """The judges that it asks."""
+        return ()
 
     @property
     @abstractmethod

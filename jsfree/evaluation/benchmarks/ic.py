@@ -146,6 +146,10 @@ class IC(Suite):
         return {"scores": scores, "claims": claims, "both": (*scores, *claims)}[self.form]
 
     @property
+    def judges(self) -> tuple[Judge, ...]:
+        return (self.judge,) if self.second is None else (self.judge, self.second)
+
+    @property
     def protocol(self) -> Mapping[str, Any]:
         """The form, the scale and the prompts."""
         return {

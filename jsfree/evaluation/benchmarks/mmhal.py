@@ -88,6 +88,10 @@ class MMHal(Suite):
     describes_images: ClassVar[bool] = False
 
     @property
+    def judges(self) -> tuple[Judge, ...]:
+        return (self.judge,) if self.second is None else (self.judge, self.second)
+
+    @property
     def protocol(self) -> Mapping[str, Any]:
         """The prompt, the scale, and the rule for replies without a rating."""
         return {

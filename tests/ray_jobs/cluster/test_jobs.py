@@ -218,8 +218,9 @@ def test_the_upload_is_small_and_complete(tmp_path):
     with zipfile.ZipFile(tmp_path / "package.zip") as package:
         names = set(package.namelist())
         sizes = {each.filename: each.compress_size for each in package.infolist()}
-    assert sum(size for name, size in sizes.items() if not name.startswith("jsfree/miniworld/weights/")) < 4 * 2**20
-    assert sum(sizes.values()) < 30 * 2**20  # Ray accepts 100 MiB
+    second_family = "jsfree/miniworld/weights/qwen-captioner/"  # tests/pretraining/test_qwen.py limits its size
+    assert sum(size for name, size in sizes.items() if not name.startswith(second_family)) < 25 * 2**20
+    assert sum(size for name, size in sizes.items() if "/weights/" not in name) < 3 * 2**20
     packages = [path for name in ("jsfree", "ray_jobs", "serve") for path in (ROOT / name).rglob("*")]
     files = {path.relative_to(ROOT).as_posix() for path in [*packages, *(ROOT / "configs").glob("*")] if path.is_file()}
     assert {name for name in files if "__pycache__" not in name} <= names
