@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from jsfree.config import Views
-from jsfree.decoding.requests import Request
+from jsfree.decoding.requests import Request, TokenLogp
 from jsfree.decoding.sampling import NoiseStream
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class ActiveCaption:
     """Log-probabilities of ``tokens``, if the request asks for them."""
     unconditional_logps: list[float] = field(default_factory=list)
     """The same of the unconditional path, if the caption has one."""
+    token_logps: list[TokenLogp] = field(default_factory=list)
+    """Those of the distribution that was drawn from, if the request asks for them."""
 
     @property
     def forced_token(self) -> int | None:
