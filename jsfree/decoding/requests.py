@@ -11,6 +11,7 @@ from jsfree.errors import DecodingError, NoTokenError
 from jsfree.models.families.base import ImageInputs
 from jsfree.models.families.registry import window_of
 from jsfree.models.loading import Captioner
+from jsfree.models.prompts import ChatPrompt
 
 Finish = Literal["stop", "length"]
 
@@ -23,7 +24,7 @@ class Request:
     image: ImageInputs | None
     """The preprocessed image. Requests with the same object and the same prompt share its prefill. None for a request
     whose image the engine does not read: at h = 1, without log-probabilities."""
-    prompt: str
+    prompt: ChatPrompt
     ratio: float
     """Hallucination ratio h of Eq. 3."""
     noise_key: int
