@@ -74,7 +74,7 @@ def test_characters_of_several_byte_level_tokens_are_sent_whole(name):
     assert b"".join(texts.text(token).content for token in ids).decode() == captioner.decode(ids)
 
 
-@pytest.mark.parametrize("stops", [["red b"], [" red"], ["box.", "x"], [" red box"]])
+@pytest.mark.parametrize("stops", [["red b"], [" red"], ["box.", "zebra"], [" red box"]])
 def test_a_stop_string_is_held_back(sentencepiece, stops):
     ids = spelt(sentencepiece, "▁a", "▁red", "▁a", "▁red", "▁box", ".")
     parts, whole = streamed(sentencepiece, ids, stops), sentencepiece.decode(ids)
