@@ -746,6 +746,12 @@ class Serve(Section):
     """Maximum time for a request, in seconds. It then fails with status 408, and its slots are freed."""
     drain_s: Annotated[float, Field(gt=0)] = 30
     """Seconds that a replica which is to end has for its requests in progress; it takes no new ones."""
+    body_timeout_s: Annotated[float, Field(gt=0)] = 10
+    """Maximum time in which the body of a request must arrive, in seconds. Requests whose body is arriving do not
+    count towards ``max_requests``."""
+    max_body_memory: Positive = 134_217_728
+    """Maximum total size of the bodies of concurrent requests, in bytes. Further bodies are rejected with status
+    429."""
     stall_s: Annotated[float, Field(gt=0)] = 120
     """Seconds without decoding progress after which a replica is considered unhealthy and is replaced."""
     max_new_tokens: Positive = 512
