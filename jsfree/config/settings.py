@@ -703,6 +703,12 @@ class Serve(Section):
     """Maximum concurrent requests. Further requests are rejected with status 429 before their body is read."""
     request_timeout_s: Annotated[float, Field(gt=0)] = 120
     """Maximum time for a request, in seconds. It then fails with status 408, and its slots are freed."""
+    body_timeout_s: Annotated[float, Field(gt=0)] = 10
+    """Maximum time in which the body of a request must arrive, in seconds. Requests whose body is arriving do not
+    count towards ``max_requests``."""
+    max_body_memory: Positive = 134_217_728
+    """Maximum total size of the bodies of concurrent requests, in bytes. Further bodies are rejected with status
+    429."""
     stall_s: Annotated[float, Field(gt=0)] = 120
     """Seconds without decoding progress after which a replica is considered unhealthy and is replaced."""
     max_new_tokens: Positive = 512
