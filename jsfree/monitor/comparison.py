@@ -207,9 +207,9 @@ def paired_differences(
     if not pairs_N2K:
         return {}
     first_NK, second_NK = np.moveaxis(np.asarray(pairs_N2K, np.float64), 1, 0)
-    both_ND, size = np.concatenate((first_NK, second_NK), 1), first_NK.shape[1]
+    both_NC, size = np.concatenate((first_NK, second_NK), 1), first_NK.shape[1]
 
     def difference(of: Statistic) -> Statistic:
-        return lambda sums_RD: of(sums_RD[:, size:]) - of(sums_RD[:, :size])
+        return lambda sums_RC: of(sums_RC[:, size:]) - of(sums_RC[:, :size])
 
-    return {name: bootstrap(both_ND, difference(of)) for name, of in statistics.items()}
+    return {name: bootstrap(both_NC, difference(of)) for name, of in statistics.items()}
