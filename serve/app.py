@@ -33,6 +33,7 @@ from jsfree.run.locations import require_base_from_here
 from jsfree.run.run import Run
 from serve.http import routes as api
 from serve.http.protocol import AFTER, BEFORE, Answer, Part, Question, Refusal, RunModel, ScoredSentence
+from serve.keys import KeySource
 from serve.replicas import Replicas, ScorerReplicas
 
 log = logging.getLogger(__name__)
@@ -126,26 +127,30 @@ class Http:
         config: RunConfig,
         models: list[RunModel],
         deployments: dict[str, DeploymentHandle[Any]],
+        keys: KeySource,
         scorer: DeploymentHandle[Any] | None,
     ) -> None:
         self._config = config
+        self._keys = keys
         self._models = models
         self._scorer = None if scorer is None else ScorerReplicas(scorer)
         self._replicas = {role: Replicas(handle) for role, handle in deployments.items()}
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return api.create_app(self._models, self._replicas, self._config.serve, self._config.prompt, self._scorer)
+        settings, prompt = self._config.serve, self._config.prompt
+        return api.create_app(self._models, self._replicas, settings, prompt, self._keys, self._scorer)
 
 
 def build(arguments: Arguments) -> ray_serve.Application:
     """The application that serves a run.
 
     Raises:
-        ConfigError: an override is invalid, or does not concern serving.
+        ConfigError: an override is invalid, does not concern serving, or keys are missing or unreadable.
         RunError: the folder holds no run, or the run has no trained model yet.
         ModelError: one of the models is missing.
     """
-    return bind(*configured(arguments))
+    config, models = configured(arguments)
+    return bind(config, models, KeySource.configured(config.serve))
 
 
 def configured(arguments: Arguments) -> tuple[RunConfig, list[RunModel]]:
@@ -162,7 +167,9 @@ def configured(arguments: Arguments) -> tuple[RunConfig, list[RunModel]]:
     return config, models
 
 
-def bind(config: RunConfig, models: list[RunModel], failures: Queue | None = None) -> ray_serve.Application:
+def bind(
+    config: RunConfig, models: list[RunModel], keys: KeySource, failures: Queue | None = None
+) -> ray_serve.Application:
     """The application for models; ``failures`` receives the errors of replicas that do not start."""
     serve = config.serve
     deployments = {}
@@ -175,7 +182,7 @@ def bind(config: RunConfig, models: list[RunModel], failures: Queue | None = Non
         scorer = _deployment(ScorerReplica, (config, serve.scorer.gpus), "clip", serve.scorer, serve)
     return _bind(
         Http,
-        (config, models, deployments, scorer),
+        (config, models, deployments, keys, scorer),
         name="http",
         graceful_shutdown_timeout_s=serve.drain_s,
         # Requests beyond our own limit are refused by the application, in OpenAI's format, never by Serve.

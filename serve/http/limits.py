@@ -67,7 +67,7 @@ class Guard:
             return
         body = Body()
         try:
-            _check_headers(scope)
+            check_headers(scope)
             if scope["method"] in ("GET", "HEAD", "OPTIONS"):
                 await self._app(scope, receive, send)
             elif await self._arrives(body, scope, receive):
@@ -143,7 +143,7 @@ class Guard:
         return errors.invalid(f"the body is larger than {limit} bytes; send a smaller image", None, "too_large", 413)
 
 
-def _check_headers(scope: Scope) -> None:
+def check_headers(scope: Scope) -> None:
     """Check the length of a request's URL and headers.
 
     Raises:

@@ -15,11 +15,12 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 
 from jsfree.config import Serve
-from serve.http import errors, questions, responses, schema, streaming
+from serve.http import errors, operations, questions, responses, schema, streaming
 from serve.http.compare import Comparer
 from serve.http.errors import ApiError
-from serve.http.limits import Guard
+from serve.http.metrics import Metrics
 from serve.http.protocol import Answer, CaptionModel, Question, Refusal, RunModel, Scorer
+from serve.keys import NO_KEYS, KeySource
 
 HEALTH_SECONDS = 5.0
 
@@ -29,6 +30,7 @@ def create_app(
     replicas: Mapping[str, CaptionModel],
     settings: Serve,
     prompt: str,
+    keys: KeySource = NO_KEYS,
     scorer: Scorer | None = None,
 ) -> FastAPI:
     """The application.
@@ -37,6 +39,7 @@ def create_app(
         models: the models that are served, in the order of their rounds.
         replicas: the interface to each model, by role.
         prompt: the default prompt of ``/v1/compare``.
+        keys: the keys that requests must have; without any, only this machine is answered.
         scorer: scores the sentences of comparisons; None: they have no scores.
     """
     app = FastAPI(title="jsfree", docs_url=None, redoc_url=None, openapi_url=None)
@@ -50,8 +53,10 @@ def create_app(
         ("/healthz", api.health),
     ):
         app.add_api_route(path, route, methods=["GET", "HEAD"])
+    metrics = Metrics()
+    operations.add_routes(app, metrics, api.health)
     errors.install(app)
-    app.add_middleware(Guard, settings=settings)
+    operations.add_middleware(app, settings, metrics, keys)
     return app
 
 

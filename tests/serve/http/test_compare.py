@@ -19,7 +19,7 @@ from tests.support.asking import scene_url
 def scored(finished_run, engines):
     config = finished_run.run.config
     scorer = SentenceScorer(config)
-    app = api.create_app(served_models(finished_run.run), engines, config.serve, config.prompt, scorer)
+    app = api.create_app(served_models(finished_run.run), engines, config.serve, config.prompt, scorer=scorer)
     with TestClient(app) as client:
         yield client
     scorer.close()
@@ -51,7 +51,9 @@ def test_a_missing_clip_model_leaves_the_scores_out(finished_run, engines, monke
 
     monkeypatch.setattr("serve.engines.clip.ClipScorer", missing)
     config = configuration.with_overrides(finished_run.run.config, [])
-    app = api.create_app(served_models(finished_run.run), engines, config.serve, config.prompt, SentenceScorer(config))
+    app = api.create_app(
+        served_models(finished_run.run), engines, config.serve, config.prompt, scorer=SentenceScorer(config)
+    )
     with TestClient(app) as client:
         compared = client.post("/v1/compare", json={"image": scene_url(3), "max_tokens": 12}).json()
     assert {caption["score"] for caption in compared["captions"]} == {None}
