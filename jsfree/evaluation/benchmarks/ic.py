@@ -129,6 +129,7 @@ class IC(Suite):
     name: ClassVar[str] = "ic"
     title: ClassVar[str] = "IC"
     source: ClassVar[str] = "arXiv 2411.17760; its images and prompts are not public"
+    folders: ClassVar[tuple[str, ...]] = ("ic",)
     requirements: ClassVar[tuple[Requirement, ...]] = (
         Requirement(".", "folders of images, one for each category", "your own images"),
     )

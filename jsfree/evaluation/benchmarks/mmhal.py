@@ -59,6 +59,7 @@ class MMHal(Suite):
     name: ClassVar[str] = "mmhal"
     title: ClassVar[str] = "MMHal-Bench"
     source: ClassVar[str] = "Sun et al. 2023, arXiv 2309.14525; informativeness as in RLAIF-V, arXiv 2405.17220"
+    folders: ClassVar[tuple[str, ...]] = ("mmhal",)
     requirements: ClassVar[tuple[Requirement, ...]] = (
         Requirement(
             "response_template.json|mmhal-bench.json",
