@@ -106,9 +106,9 @@ def benchmark(
         else:
             from ray_jobs.commands.benchmark_models import find_models, measure_models
 
-            config, measured = find_models(run, models or [], settings or [])
+            measured = find_models(run, models or [], settings or [])
             questions = _questions(built, folder, console, skips=suites == [ALL])
-            results, stopped = measure_models(questions, folder, config, measured, views, max_new_tokens, console)
+            results, stopped = measure_models(questions, folder, measured, views, max_new_tokens, console)
             built = [suite for suite in built if suite.name in results]
     if details is not None:
         _write_details(details, built, results)

@@ -4,7 +4,7 @@ models."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from jsfree.checks.findings import Verdict
 from jsfree.checks.judge import check_judge
 from jsfree.errors import ConfigError, JudgeError
 from jsfree.evaluation.benchmarks.base import Question, Suite
+from jsfree.evaluation.benchmarks.contamination import TrainedImages, keys_of
 from jsfree.evaluation.benchmarks.measuring import CountTable
 from jsfree.evaluation.benchmarks.results import Result
 from jsfree.run.folder import Folder
@@ -27,11 +28,22 @@ from ray_jobs.rounds import Model, Round
 from ray_jobs.stages.answering import answer_questions, answering_session, models_of
 
 
+@dataclass(frozen=True)
+class Models:
+    """The models to measure, the seed first, and a configuration.
+
+    ``trained`` has the images that the rounds of their run trained on; it is None for other models.
+    """
+
+    config: configuration.RunConfig
+    models: list[Model]
+    trained: TrainedImages | None = None
+
+
 def measure_models(
     asked: Sequence[tuple[Suite, Sequence[Question]]],
     data: Path,
-    config: configuration.RunConfig,
-    models: Sequence[Model],
+    measured: Models,
     views: int,
     max_new_tokens: int | None,
     console: Console,
@@ -43,10 +55,12 @@ def measure_models(
     report_on_judges([suite for suite, _ in asked], console)
     results: dict[str, dict[str, Any]] = {}
     stopped = None
-    with answering_session(config, models, Reporter(console)) as current:
+    with answering_session(measured.config, measured.models, Reporter(console)) as current:
         for suite, questions in asked:
             try:
-                results[suite.name] = _measure(current, suite, questions, data, models, views, max_new_tokens)
+                results[suite.name] = _measure(
+                    current, suite, questions, suite.folder(data), measured, views, max_new_tokens
+                )
             except JudgeError as error:
                 stopped = stopped or error
     return results, stopped
@@ -56,21 +70,27 @@ def _measure(
     current: Round,
     suite: Suite,
     questions: Sequence[Question],
-    data: Path,
-    models: Sequence[Model],
+    folder: Path,
+    measured: Models,
     views: int,
     max_new_tokens: int | None,
 ) -> dict[str, Any]:
     """Results of a suite by model."""
-    folder = suite.folder(data)
     generation = replace(suite.generation, max_new_tokens=max_new_tokens or suite.generation.max_new_tokens)
     tables: dict[str, CountTable] = {}
     results: dict[str, Any] = {}
-    for each in answer_questions(current, suite.name, questions, generation, views, models):
+    for each in answer_questions(current, suite.name, questions, generation, views, measured.models):
         answers = suite.as_answers(folder, each.answers)
-        measured = suite.score(folder, answers)
         result = Result(
-            suite, each.model, answers, measured, each.generation, len(questions), each.failed, dict(tables)
+            suite,
+            each.model,
+            answers,
+            suite.score(folder, answers),
+            each.generation,
+            len(questions),
+            each.failed,
+            dict(tables),
+            None if measured.trained is None else measured.trained.find(keys_of(suite, questions, answers)),
         )
         tables[each.model] = CountTable.of(result.rows)
         results[each.model] = result.as_json()
@@ -90,10 +110,8 @@ def report_on_judges(suites: Sequence[Suite], console: Console) -> None:
                 console.print(f"{text}; {finding.remedy}" if finding.remedy else text, highlight=False, markup=False)
 
 
-def find_models(
-    run: str | None, names: Sequence[str], settings: Sequence[str]
-) -> tuple[configuration.RunConfig, list[Model]]:
-    """The configuration, and the models to measure, the seed first.
+def find_models(run: str | None, names: Sequence[str], settings: Sequence[str]) -> Models:
+    """The models to measure.
 
     Raises:
         ConfigError: no model is named, or the run has no such model.
@@ -107,16 +125,15 @@ def find_models(
     folder = {"run": run or DEFAULT_RUN}
     configs = [configuration.load(None, settings, {**folder, "captioner.ref": name}) for name in names]
     seeds = [seed_model(config) for config in configs]
-    return configs[0], [Model(f"m{number}", seed.ref, seed.fingerprint) for number, seed in enumerate(seeds)]
+    return Models(configs[0], [Model(f"m{number}", seed.ref, seed.fingerprint) for number, seed in enumerate(seeds)])
 
 
-def _models_of_run(
-    run: Run, names: Sequence[str], settings: Sequence[str]
-) -> tuple[configuration.RunConfig, list[Model]]:
+def _models_of_run(run: Run, names: Sequence[str], settings: Sequence[str]) -> Models:
     known = models_of(run, seed_model(run.config))
     unknown = set(names) - {model.name for model in known}
     if unknown:
         have = ", ".join(model.name for model in known)
         raise ConfigError(f"--model {min(unknown)}: {run.folder.uri} has {have}", "name some of them, or omit --run")
     config = configuration.with_overrides(run.config, settings)
-    return config, [model for model in known if not names or model is known[0] or model.name in names]
+    chosen = [model for model in known if not names or model is known[0] or model.name in names]
+    return Models(config, chosen, TrainedImages.of_run(run))

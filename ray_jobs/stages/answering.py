@@ -40,7 +40,7 @@ from ray_jobs.stages.evaluate import decoding_key
 from ray_jobs.stages.generate import shards_in_flight, write_samples
 
 EVALUATION = "evaluation"
-ANSWER_COLUMNS = ("sample_id", "image.id", "text", "finish")
+ANSWER_COLUMNS = ("sample_id", "image.id", "image.sha256", "text", "finish")
 
 
 class EvaluationRun(Run):
@@ -199,7 +199,12 @@ def _digest(questions: Sequence[Question]) -> str:
 def _read(current: Round, name: str, questions: Sequence[Question]) -> list[Answer]:
     """The answers of a finished stage, in the order of the questions; failed ones are missing."""
     found = {
-        row["sample_id"]: Answer(row["sample_id"], row["image"]["id"], row["text"], {"finish": row["finish"]})
+        row["sample_id"]: Answer(
+            row["sample_id"],
+            row["image"]["id"],
+            row["text"],
+            {"finish": row["finish"], "sha256": row["image"]["sha256"]},
+        )
         for table in scan(current.stage(name), schemas.CAPTIONS, ANSWER_COLUMNS)
         for row in table.to_pylist()
     }

@@ -131,6 +131,8 @@ class Suite(ABC):
     """Its metrics, the most important first."""
     describes_images: ClassVar[bool] = True
     """Whether answers are captions; their length and repetition are then reported too."""
+    has_coco_ids: ClassVar[bool] = False
+    """Whether ids of images are COCO's numbers."""
     folders: ClassVar[tuple[str, ...]] = ()
     """Subfolders of a folder with the files of several suites, in which this one's are looked for."""
 

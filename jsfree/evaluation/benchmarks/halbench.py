@@ -72,6 +72,7 @@ class HalBench(Suite):
     name: ClassVar[str] = "halbench"
     title: ClassVar[str] = "Object HalBench"
     source: ClassVar[str] = "Yu et al. 2023, arXiv 2312.00849; RLAIF-V, arXiv 2405.17220"
+    has_coco_ids = True
     folders = ("halbench", "coco")
     requirements = (*REQUIREMENTS, QUESTIONS)
     measures = (
