@@ -73,7 +73,7 @@ def benchmark(
         str | None, typer.Option("--vocabulary", metavar="FILE", help="Object words. Default: the built-in ones.")
     ] = None,
     stack: Annotated[str, typer.Option("--stack", help="chair: original, lemmas or lmms-eval.")] = "original",
-    extractor: Annotated[str, typer.Option("--extractor", help="halbench: words or objects.")] = "words",
+    extractor: Annotated[str, typer.Option("--extractor", help="halbench: words, objects or judge.")] = "words",
     beams: Annotated[int, typer.Option("--beams", min=1, help="halbench: beams; 1 decodes by the engine.")] = 3,
     judges: Judges = None,
     budget: Budget = None,

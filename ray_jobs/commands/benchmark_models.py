@@ -15,8 +15,8 @@ from jsfree import config as configuration
 from jsfree.checks.findings import Verdict
 from jsfree.checks.judge import check_judge
 from jsfree.errors import ConfigError, JudgeError
-from jsfree.evaluation.benchmarks.base import Question, Suite
-from jsfree.evaluation.benchmarks.contamination import TrainedImages, keys_of
+from jsfree.evaluation.benchmarks.base import Answer, Question, Suite
+from jsfree.evaluation.benchmarks.contamination import Contamination, TrainedImages, keys_of
 from jsfree.evaluation.benchmarks.measuring import CountTable
 from jsfree.evaluation.benchmarks.results import Result
 from jsfree.run.folder import Folder
@@ -90,12 +90,20 @@ def _measure(
             len(questions),
             each.failed,
             dict(tables),
-            None if measured.trained is None else measured.trained.find(keys_of(suite, questions, answers)),
+            _contamination(suite, questions, answers, measured.trained),
         )
         tables[each.model] = CountTable.of(result.rows)
         results[each.model] = result.as_json()
         current.run.folder.write_json(f"{each.model}/{suite.name}.json", results[each.model])
     return results
+
+
+def _contamination(
+    suite: Suite, questions: Sequence[Question], answers: Sequence[Answer], trained: TrainedImages | None
+) -> Contamination | None:
+    if trained is None or suite.generation.without_image:
+        return None
+    return trained.find(keys_of(suite, questions, answers))
 
 
 def report_on_judges(suites: Sequence[Suite], console: Console) -> None:

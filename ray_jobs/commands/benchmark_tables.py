@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from jsfree.evaluation.benchmarks.base import Suite
-from jsfree.evaluation.benchmarks.results import measures_of
 from jsfree.evaluation.metrics import Metric
 
 SIGNIFICANT = 0.05
@@ -37,16 +36,18 @@ def results_table(results: Sequence[SuiteResults]) -> Table:
         counts = next(iter(of_suite.values()))["counts"]
         answers = f"{counts['answers']} answers about {counts['images']} images"
         table.add_row(Text.assemble((f"{suite.title}: ", "bold"), (answers, "dim")))
-        for row in _rows(suite, of_suite, models):
+        for row in _rows(of_suite, models):
             table.add_row(*row)
     return table
 
 
-def _rows(suite: Suite, results: Mapping[str, Mapping[str, Any]], models: Sequence[str]) -> Iterator[list[str | Text]]:
+def _rows(results: Mapping[str, Mapping[str, Any]], models: Sequence[str]) -> Iterator[list[str | Text]]:
     first = next(iter(results))
-    shown = [measure.metric for measure in measures_of(suite) if not measure.metric.secondary]
-    for metric in shown:
-        if any(result["metrics"][metric.name]["value"] is not None for result in results.values()):
+    described = (Metric(**each) for each in results[first]["described_metrics"])
+    for metric in described:
+        if not metric.secondary and any(
+            result["metrics"][metric.name]["value"] is not None for result in results.values()
+        ):
             yield [metric.label, *(_cell(results[name], metric, first) if name in results else "" for name in models)]
     failed = [
         f"{results[name]['counts']['failed'] + results[name]['counts']['not_scored']}" if name in results else ""

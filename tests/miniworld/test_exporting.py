@@ -103,7 +103,7 @@ def test_amber_files_refer_to_each_other(tmp_path):
 
 def test_all_layouts_are_written_where_the_suites_find_them(tmp_path):
     export_scenes("all", "test", 0, 4, tmp_path / "all")
-    for name, count in {"chair": 4, "halbench": 4, "amber": 20, "mmhal": 4, "ic": 4}.items():
+    for name, count in {"chair": 4, "halbench": 4, "amber": 20, "mmhal": 4, "ic": 4, "shortanswers": 4}.items():
         suite = build(name, SuiteOptions(vocabulary=str(tmp_path / "all" / "coco" / "synonyms.txt")))
         questions = suite.questions(suite.folder(tmp_path / "all"))
         assert len(questions) == count

@@ -61,12 +61,14 @@ class Generation:
     """The decoding that a protocol prescribes.
 
     Greedy decoding of one view of the image with one beam goes through the project's engine, several beams through
-    ``generate`` of transformers.
+    ``generate`` of transformers. ``without_image``: the prompts alone are answered, and the result has the
+    log-probabilities of the first model's answers under each model.
     """
 
     max_new_tokens: int
     temperature: float = 0.0
     beams: int = 1
+    without_image: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ class Suite(ABC):
     """Its metrics, the most important first."""
     describes_images: ClassVar[bool] = True
     """Whether answers are captions; their length and repetition are then reported too."""
+    measures_variety: ClassVar[bool] = False
+    """Whether the variety of answers is reported though they are no captions."""
     has_coco_ids: ClassVar[bool] = False
     """Whether ids of images are COCO's numbers."""
     folders: ClassVar[tuple[str, ...]] = ()

@@ -56,6 +56,8 @@ class MiniWorldTruth:
                 return reply(_between("caption", text), objects)
         if any(_is_filled(prompt(f"ic_{aspect}_score"), text) for aspect in ("precision", "recall")):
             return _score(_between("analysis", text))
+        if _is_filled(prompt("halbench_objects"), text):
+            return json.dumps(_named(_between("answer", text)))
         if _is_filled(prompt("mmhal_rating"), text):
             return _rating(*(_between(tag, text) for tag in ("contents", "correct_answer", "answer")))
         return UNKNOWN

@@ -16,6 +16,8 @@ from jsfree.evaluation.benchmarks.halbench import EXTRACTORS, Extractor, HalBenc
 from jsfree.evaluation.benchmarks.ic import IC
 from jsfree.evaluation.benchmarks.mmhal import MMHal
 from jsfree.evaluation.benchmarks.pope import SCORINGS, Pope, Scoring
+from jsfree.evaluation.benchmarks.short_answers import ShortAnswers
+from jsfree.evaluation.benchmarks.text_answers import TextAnswers
 from jsfree.judge.judging import Judge
 from jsfree.judge.settings import JudgeSettings, read_settings
 
@@ -53,7 +55,8 @@ def _chair(options: SuiteOptions) -> Suite:
 
 def _halbench(options: SuiteOptions) -> Suite:
     extractor: Extractor = _choice("--extractor", options.extractor, EXTRACTORS)
-    return HalBench(vocabulary.load(options.vocabulary, all_phrases=True), extractor, options.beams)
+    judge = _judges(options)[0] if extractor == "judge" else None
+    return HalBench(vocabulary.load(options.vocabulary, all_phrases=True), extractor, options.beams, judge)
 
 
 def _pope(options: SuiteOptions) -> Suite:
@@ -98,6 +101,8 @@ BUILDERS: dict[str, tuple[type[Suite], Callable[[SuiteOptions], Suite]]] = {
     Amber.name: (Amber, _amber),
     MMHal.name: (MMHal, _mmhal),
     IC.name: (IC, _ic),
+    ShortAnswers.name: (ShortAnswers, lambda _: ShortAnswers()),
+    TextAnswers.name: (TextAnswers, lambda _: TextAnswers()),
 }
 """The class of each suite, and the function that builds it."""
 

@@ -11,11 +11,14 @@ import jsfree
 from jsfree.evaluation.benchmarks.base import Answer, Measured, Suite
 from jsfree.evaluation.benchmarks.contamination import Contamination
 from jsfree.evaluation.benchmarks.measuring import CountRow, CountTable, Measure, differences, measure, ratio
+from jsfree.evaluation.labelfree import bigrams, distinct_share
 from jsfree.evaluation.metrics import LABEL_FREE
 from jsfree.evaluation.statistics import RESAMPLES
 from jsfree.stages.sentences import count_repeated, sentences
 
 _LABEL_FREE = {metric.name: metric for metric in LABEL_FREE}
+VARIETY = "distinct_2"
+"""The metric of ``labelfree.distinct_share``."""
 CAPTION_MEASURES = (
     Measure(_LABEL_FREE["words"], ratio("caption_words", "captions")),
     Measure(_LABEL_FREE["repeated_sentences"], ratio("caption_repeats", "captions")),
@@ -56,6 +59,7 @@ class Result:
             ConfigError: no answer was scored.
         """
         table = CountTable.of(self.rows)
+        variety = self._variety()
         return {
             "suite": self.suite.name,
             "title": self.suite.title,
@@ -74,14 +78,24 @@ class Result:
                 "not_scored": len(self.measured.errors),
             },
             "sums": table.sums(),
-            "described_metrics": [asdict(measure.metric) for measure in measures_of(self.suite)],
-            "metrics": measured_json(table, measures_of(self.suite), self.resamples),
+            "described_metrics": [
+                *(asdict(measure.metric) for measure in measures_of(self.suite)),
+                *(asdict(_LABEL_FREE[name]) for name in variety),
+            ],
+            "metrics": measured_json(table, measures_of(self.suite), self.resamples) | variety,
             "groups": self._groups(),
             "contamination": self._contamination(table),
             "differences": self._differences(table),
             "errors": [dict(error) for error in self.measured.errors],
             "details": [dict(detail) for detail in self.measured.details],
         }
+
+    def _variety(self) -> dict[str, Any]:
+        """Distinct bigrams of all answers, which is no formula of sums over images; empty where it is not reported."""
+        if not (self.suite.describes_images or self.suite.measures_variety):
+            return {}
+        share = distinct_share([bigrams(answer.text) for answer in self.answers])
+        return {VARIETY: _as_json(share._asdict())}
 
     def _contamination(self, table: CountTable) -> dict[str, Any] | None:
         """The images that were trained on, and the metrics of the other ones; None if no run was looked at."""

@@ -154,6 +154,12 @@ def test_models_answer_all_suites_and_are_compared_with_the_seed(tmp_path, monke
         sum(each["shown"] for detail in ic["details"] for each in detail["claims"]["said"])
         / sum(len(detail["claims"]["said"]) for detail in ic["details"])
     )
+    text, short = (
+        json.loads((folder / "m1" / f"{suite}.json").read_text(encoding="utf-8")) for suite in ("text", "shortanswers")
+    )
+    assert text["differences"]["m0"]["perplexity"]["value"] == pytest.approx(0, abs=1e-6)  # m1 is the same model
+    assert 1 < text["metrics"]["perplexity"]["value"] < 20
+    assert short["metrics"]["accuracy"]["value"] > 0.5
     benchmark(*arguments)  # nothing is decoded again
     assert len(run_here.shards) == decoded
 
