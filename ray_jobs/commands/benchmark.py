@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -17,73 +17,52 @@ from jsfree.evaluation.benchmarks.base import Question, Suite
 from jsfree.evaluation.benchmarks.registry import BUILDERS, SuiteOptions, build
 from jsfree.evaluation.benchmarks.results import Result
 from jsfree.judge.settings import JudgeSettings
+from ray_jobs.commands.benchmark_options import (
+    ALL,
+    SIMULATED,
+    Answers,
+    Beams,
+    Budget,
+    Data,
+    Details,
+    ExtractorName,
+    Judges,
+    Listing,
+    MaxNewTokens,
+    MeasuredRun,
+    ModelRefs,
+    Scoring,
+    StackName,
+    Suites,
+    Vectors,
+    ViewCount,
+    VocabularyFile,
+)
 from ray_jobs.commands.benchmark_tables import legend, requirements_table, results_table
 from ray_jobs.commands.options import AsJson, Debug, Settings, set_log_level
 
 T = TypeVar("T")
-DEFAULT_RUN = "runs/benchmark"
-ALL = "all"
-"""In the place of suites: all of them whose files are there."""
-SIMULATED = "miniworld"
-"""In the place of a judge's settings: the simulated judge for the scenes of the data folder."""
-Answers = Annotated[
-    Path | None, typer.Option("--answers", metavar="FILE", help="Score these answers; no model is loaded.")
-]
-Data = Annotated[Path | None, typer.Option("--data", metavar="FOLDER", help="Folder with the suites' files.")]
-Judges = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--judge",
-        metavar="FILE",
-        help="YAML settings of the judge; a second one shows how they agree. miniworld: a simulated judge.",
-    ),
-]
-Budget = Annotated[
-    float | None, typer.Option("--budget", min=0, help="Maximum cost of a judge, in the currency of its price table.")
-]
-Scoring = Annotated[str, typer.Option("--scoring", help="pope: original, vcd, lmms-eval or vlmevalkit.")]
-MaxNewTokens = Annotated[
-    int | None, typer.Option("--max-new-tokens", min=1, help="Limit of an answer. Default: the protocol's.")
-]
-Details = Annotated[Path | None, typer.Option("--details", metavar="FILE", help="Write what was found in each answer.")]
-Vectors = Annotated[
-    str | None,
-    typer.Option("--vectors", metavar="NAME", help="amber: spaCy model or file of vectors. Default: no similarities."),
-]
 
 
 def benchmark(
-    suites: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="SUITE...", help=f"Any of {', '.join(BUILDERS)}, or all whose files --data has."),
-    ] = None,
-    run: Annotated[
-        str | None,
-        typer.Option("--run", metavar="PATH", help=f"Measure the models of this run. With --model: {DEFAULT_RUN}."),
-    ] = None,
-    models: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model", metavar="REF", help="Hub id or folder of a model, in place of a run's. Can be repeated."
-        ),
-    ] = None,
+    suites: Suites = None,
+    run: MeasuredRun = None,
+    models: ModelRefs = None,
     answers: Answers = None,
     data: Data = None,
-    vocabulary: Annotated[
-        str | None, typer.Option("--vocabulary", metavar="FILE", help="Object words. Default: the built-in ones.")
-    ] = None,
-    stack: Annotated[str, typer.Option("--stack", help="chair: original, lemmas or lmms-eval.")] = "original",
-    extractor: Annotated[str, typer.Option("--extractor", help="halbench: words, objects or judge.")] = "words",
-    beams: Annotated[int, typer.Option("--beams", min=1, help="halbench: beams; 1 decodes by the engine.")] = 3,
+    vocabulary: VocabularyFile = None,
+    stack: StackName = "original",
+    extractor: ExtractorName = "words",
+    beams: Beams = 3,
     judges: Judges = None,
     budget: Budget = None,
     scoring: Scoring = "original",
     vectors: Vectors = None,
-    views: Annotated[int, typer.Option("--views", min=1, help="Views of each image that decoding averages.")] = 1,
+    views: ViewCount = 1,
     max_new_tokens: MaxNewTokens = None,
     details: Details = None,
     settings: Settings = None,
-    listing: Annotated[bool, typer.Option("--list", help="List what each suite needs, and what --data lacks.")] = False,
+    listing: Listing = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -109,7 +88,7 @@ def benchmark(
             measured = find_models(run, models or [], settings or [])
             questions = _questions(built, folder, console, skips=suites == [ALL])
             results, stopped = measure_models(questions, folder, measured, views, max_new_tokens, console)
-            built = [suite for suite in built if suite.name in results]
+    built = [suite for suite in built if suite.name in results]
     if details is not None:
         _write_details(details, built, results)
     _print(built, results, console, as_json=as_json)

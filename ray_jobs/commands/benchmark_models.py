@@ -21,7 +21,7 @@ from jsfree.evaluation.benchmarks.measuring import CountTable
 from jsfree.evaluation.benchmarks.results import Result
 from jsfree.run.folder import Folder
 from jsfree.run.run import CONFIG, Run
-from ray_jobs.commands.benchmark import DEFAULT_RUN
+from ray_jobs.commands.benchmark_options import DEFAULT_RUN
 from ray_jobs.commands.console import Reporter
 from ray_jobs.pipeline import seed_model
 from ray_jobs.rounds import Model, Round
