@@ -47,6 +47,7 @@ from ray_jobs.commands.options import (
     Smoke,
     set_log_level,
 )
+from ray_jobs.commands.reconstruct import reconstruct
 from ray_jobs.quiet import silence_libraries
 from ray_jobs.signals import STOPPED, exit_on_signals, leave
 
@@ -206,6 +207,7 @@ def report(run: ExistingRun, as_json: AsJson = False, debug: Debug = False) -> N
 
 app.command(rich_help_panel=RUN)(ablate)
 app.command(rich_help_panel=RUN)(benchmark)
+app.command(rich_help_panel=RUN)(reconstruct)
 
 
 @app.command(rich_help_panel=DATA)

@@ -163,8 +163,10 @@ class HalBench(Suite):
             readings = [(answer, words(answer.text)) for answer in answers]
             checked = [CheckedAnswer(one, read.mentions, truth[one.image_id], read.words) for one, read in readings]
             return _measured(checked)
+        found: Sequence[list[str] | None]
+        errors: list[ErrorRow] = []
         if self.judge is None:
-            found, errors = [_objects(answer) for answer in answers], []
+            found = [_objects(answer) for answer in answers]
         else:
             found, errors = self._ask(self.judge, answers, self._questions_asked(data))
         checked = [
@@ -207,7 +209,7 @@ class HalBench(Suite):
         return [
             f"Objects were listed by {self.judge.settings.model}, not by gpt-3.5-turbo-0613 with the published prompt.",
             "Phrases were reduced to nouns by a rule instead of spaCy's tagger.",
-            f"Judge: {self.judge.summary()}.",
+            f"Judge, in this command so far: {self.judge.summary()}.",
         ]
 
     def details_document(self, result: Mapping[str, Any]) -> Any:

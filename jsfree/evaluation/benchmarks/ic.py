@@ -207,7 +207,7 @@ class IC(Suite):
             self.judge.record(*self.prompts),
             [
                 f"Judged by {self.judge.settings.model}: scores of other judges, prompts or images do not compare.",
-                f"Judge: {self.judge.summary()}.",
+                f"Judge, in this command so far: {self.judge.summary()}.",
             ],
         )
 

@@ -175,7 +175,7 @@ class MMHal(Suite):
 
     def _notes(self, count: int, questions: Sequence[str]) -> list[str]:
         notes = [f"{count} questions (hash {prompts_hash(questions)}), judged by {self.judge.settings.model}."]
-        notes.append(f"Judge: {self.judge.summary()}.")
+        notes.append(f"Judge, in this command so far: {self.judge.summary()}.")
         if count != 96:
             notes.append("MMHal-Bench has 96 questions: these are others, and the types may be wrong.")
         if self.rating_prompt == prompt("mmhal_rating"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import jsfree
@@ -17,8 +17,8 @@ from jsfree.evaluation.statistics import RESAMPLES
 from jsfree.stages.sentences import count_repeated, sentences
 
 _LABEL_FREE = {metric.name: metric for metric in LABEL_FREE}
-VARIETY = "distinct_2"
-"""The metric of ``labelfree.distinct_share``."""
+VARIETY = replace(_LABEL_FREE["distinct_2"], secondary=False)
+"""A model that repeats safe phrases says less. No paired test: it is a property of all answers together."""
 CAPTION_MEASURES = (
     Measure(_LABEL_FREE["words"], ratio("caption_words", "captions")),
     Measure(_LABEL_FREE["repeated_sentences"], ratio("caption_repeats", "captions")),
@@ -80,7 +80,7 @@ class Result:
             "sums": table.sums(),
             "described_metrics": [
                 *(asdict(measure.metric) for measure in measures_of(self.suite)),
-                *(asdict(_LABEL_FREE[name]) for name in variety),
+                *(asdict(VARIETY) for _ in variety),
             ],
             "metrics": measured_json(table, measures_of(self.suite), self.resamples) | variety,
             "groups": self._groups(),
@@ -95,7 +95,7 @@ class Result:
         if not (self.suite.describes_images or self.suite.measures_variety):
             return {}
         share = distinct_share([bigrams(answer.text) for answer in self.answers])
-        return {VARIETY: _as_json(share._asdict())}
+        return {VARIETY.name: _as_json(share._asdict())}
 
     def _contamination(self, table: CountTable) -> dict[str, Any] | None:
         """The images that were trained on, and the metrics of the other ones; None if no run was looked at."""

@@ -2,12 +2,14 @@
 
 import pytest
 
+from jsfree import schemas
 from jsfree.evaluation.benchmarks import vocabulary
 from jsfree.evaluation.benchmarks.base import Answer, Question
 from jsfree.evaluation.benchmarks.chair import Chair
 from jsfree.evaluation.benchmarks.contamination import ImageKeys, TrainedImages, coco_number, keys_of
 from jsfree.evaluation.benchmarks.pope import Pope
 from jsfree.evaluation.benchmarks.results import Result
+from jsfree.run.folder import shard_name
 from tests.support import example_run
 from tests.support.coco_files import write_coco
 
@@ -34,12 +36,17 @@ def test_the_images_of_all_rounds_are_read_from_the_selected_pairs(tmp_path):
     run = example_run.build(tmp_path / "run", rounds=2, errors=False, **small)
     trained = TrainedImages.of_run(run)
     assert trained.rounds == 2
-    keys = {
-        split: ImageKeys(example_run.sample(run, split, 5)["image"]["sha256"], None) for split in ("unlabelled", "test")
+    kept = {
+        row["image"]["id"]
+        for number in (1, 2)
+        for row in run.stage(number, "selected").read_table(shard_name(0), schemas.SAMPLES).to_pylist()
     }
-    found = trained.find({"seen": keys["unlabelled"], "other": keys["test"]})
-    assert found.found == ["seen"]
-    assert "1 of 2 images were trained on in 2 rounds (1 by hash, 0 by COCO number)" in str(found)
+    scenes = [("unlabelled", index) for index in range(24)] + [("test", index) for index in range(4)]
+    images = [example_run.sample(run, *scene)["image"] for scene in scenes]
+    found = trained.find({image["id"]: ImageKeys(image["sha256"], None) for image in images})
+    assert set(found.found) == kept
+    assert 2 < len(kept) < 28
+    assert f"{len(kept)} of 28 images were trained on in 2 rounds ({len(kept)} by hash, 0 by COCO number)" in str(found)
 
 
 def test_images_are_identified_by_what_their_suite_knows():
