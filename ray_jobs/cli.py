@@ -142,18 +142,22 @@ def plan(
     ] = None,
     gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Number of GPUs. Default: as configured.")] = None,
     price: Price = None,
+    judge: Annotated[
+        str | None, typer.Option("--judge", metavar="FILE", help="Settings of a judge with a price table.")
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Estimate memory, time and cost of a run on any hardware, without its images or weights."""
     set_log_level(debug)
+    from jsfree.judge.settings import read_settings
     from ray_jobs.commands import preflight as checks
     from ray_jobs.commands.preflight_table import show
 
     planned = configuration.load(config, settings or [])
     if gpus is not None:
         planned = checks.with_gpus(planned, gpus)
-    result = checks.plan(planned, gpu)
+    result = checks.plan(planned, gpu, None if judge is None else read_settings(judge))
     if as_json:
         typer.echo(json.dumps(result.as_json(), indent=2))
     else:
