@@ -30,7 +30,7 @@ from jsfree.run.run import Run
 from jsfree.run.stages import STAGES
 from jsfree.uris import has_scheme
 from ray_jobs.cluster.jobs import prepare_for_job
-from ray_jobs.commands import miniworld
+from ray_jobs.commands import miniworld, serve_command
 from ray_jobs.commands.ablate import ablate
 from ray_jobs.commands.benchmark import benchmark
 from ray_jobs.commands.metrics_table import show_metrics
@@ -48,6 +48,8 @@ from ray_jobs.commands.options import (
     set_log_level,
 )
 from ray_jobs.commands.reconstruct import reconstruct
+from ray_jobs.commands.runs import compare, runs
+from ray_jobs.commands.watch import watch
 from ray_jobs.quiet import silence_libraries
 from ray_jobs.signals import STOPPED, exit_on_signals, leave
 
@@ -61,6 +63,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(miniworld.app, name="miniworld", rich_help_panel=DATA)
+app.add_typer(serve_command.app, name="serve", rich_help_panel=SERVICE)
 
 
 @app.callback(invoke_without_command=True)
@@ -209,6 +212,9 @@ def report(run: ExistingRun, as_json: AsJson = False, debug: Debug = False) -> N
     console.print(f"Report: {page}", soft_wrap=True)
 
 
+app.command(rich_help_panel=RUN)(watch)
+app.command(rich_help_panel=RUN)(runs)
+app.command(rich_help_panel=RUN)(compare)
 app.command(rich_help_panel=RUN)(ablate)
 app.command(rich_help_panel=RUN)(benchmark)
 app.command(rich_help_panel=RUN)(reconstruct)
@@ -275,31 +281,6 @@ def import_pairs(
         _print_next(console, command, "with the same options")
     else:
         _print_next(console, [*command, "--config", f"{resolved.run}/config.yaml", "--run", resolved.run])
-
-
-@app.command(rich_help_panel=SERVICE)
-def serve(
-    run: Annotated[str, typer.Option("--run", metavar="PATH", help="Folder or URI of a run with a trained model.")],
-    host: Annotated[str | None, typer.Option("--host", help="Address to listen on. Default: 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option("--port", help="Port to listen on. Default: 8000.")] = None,
-    settings: Settings = None,
-    write_yaml: Annotated[
-        Path | None,
-        typer.Option("--write-yaml", metavar="FILE", help="Only write this configuration for `serve deploy`."),
-    ] = None,
-    debug: Debug = False,
-) -> None:
-    """Serve m0 and the result of a run with an OpenAI-compatible HTTP API."""
-    set_log_level(debug)
-    from ray_jobs.commands import serve as serve_models
-
-    given = {"serve.host": host, "serve.port": port}
-    named = [configuration.format_override(key, value) for key, value in given.items() if value is not None]
-    overrides = [*(settings or []), *named]
-    if write_yaml is not None:
-        serve_models.write_yaml(run, overrides, write_yaml, _console(False))
-    else:
-        serve_models.serve_models(run, overrides, _console(False))
 
 
 @app.command(rich_help_panel=DATA)

@@ -33,7 +33,9 @@ from jsfree.models.references import look_up
 from jsfree.run.locations import require_base_from_here
 from jsfree.run.run import Run
 from serve.http import routes as api
+from serve.http.limits import ARRIVING
 from serve.http.protocol import AFTER, BEFORE, Answer, CaptionModel, Question, Refusal, RunModel
+from serve.keys import KeySource
 
 log = logging.getLogger(__name__)
 SPARE = 32
@@ -122,25 +124,32 @@ class Http:
     """The HTTP server: validates requests and calls the models; needs no GPU."""
 
     def __init__(
-        self, config: RunConfig, models: list[RunModel], before: DeploymentHandle[Any], after: DeploymentHandle[Any]
+        self,
+        config: RunConfig,
+        models: list[RunModel],
+        before: DeploymentHandle[Any],
+        after: DeploymentHandle[Any],
+        keys: KeySource,
     ) -> None:
         self._config = config
+        self._keys = keys
         self._models = models
         self._replicas: dict[str, CaptionModel] = {BEFORE: Replicas(before), AFTER: Replicas(after)}
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return api.create_app(self._models, self._replicas, self._config.serve, self._config.prompt)
+        return api.create_app(self._models, self._replicas, self._config.serve, self._config.prompt, self._keys)
 
 
 def build(arguments: Arguments) -> ray_serve.Application:
     """The application that serves a run.
 
     Raises:
-        ConfigError: an override is invalid, or does not concern serving.
+        ConfigError: an override is invalid, does not concern serving, or keys are missing or unreadable.
         RunError: the folder holds no run, or the run has no trained model yet.
         ModelError: one of the models is missing.
     """
-    return bind(*configured(arguments))
+    config, models = configured(arguments)
+    return bind(config, models, KeySource.configured(config.serve))
 
 
 def configured(arguments: Arguments) -> tuple[RunConfig, list[RunModel]]:
@@ -157,7 +166,9 @@ def configured(arguments: Arguments) -> tuple[RunConfig, list[RunModel]]:
     return config, models
 
 
-def bind(config: RunConfig, models: list[RunModel], failures: Queue | None = None) -> ray_serve.Application:
+def bind(
+    config: RunConfig, models: list[RunModel], keys: KeySource, failures: Queue | None = None
+) -> ray_serve.Application:
     """The application for models; ``failures`` receives the errors of replicas that do not start."""
     serve = config.serve
     before, after = (
@@ -166,9 +177,9 @@ def bind(config: RunConfig, models: list[RunModel], failures: Queue | None = Non
     )
     return _bind(
         Http,
-        (config, models, before, after),
+        (config, models, before, after, keys),
         name="http",
-        max_ongoing_requests=serve.max_requests + SPARE,
+        max_ongoing_requests=(1 + ARRIVING) * serve.max_requests + SPARE,
         max_queued_requests=SPARE,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
     )

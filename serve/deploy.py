@@ -21,9 +21,13 @@ IMPORT_PATH = "serve.app:build"
 NAME = "jsfree"
 SPARE_SECONDS = 10
 """Seconds by which Serve's own time limit exceeds ours: Serve answers with plain text, we with JSON."""
+OPEN = "Everyone who can reach the port can use the models, unless the nodes have keys."
+CLOSED = (
+    "Set JSFREE_API_KEY on the nodes, or serve.keys_file: without a key only requests of a node itself are answered."
+)
 HEADER = """\
 # For a running Ray cluster whose nodes have this environment: serve deploy {file}
-# There is no authentication: everyone who can reach {host}:{port} can use the models.
+# {access}
 """
 
 
@@ -51,7 +55,7 @@ def deploy_yaml(config: RunConfig, overrides: list[str], file: str) -> str:
     """The configuration as YAML, with a comment on how to use it."""
     # A line break in the file's name must not end the comment.
     quoted = shlex.quote(file).replace("\n", "\n# ")
-    header = HEADER.format(file=quoted, host=config.serve.host, port=config.serve.port)
+    header = HEADER.format(file=quoted, access=OPEN if config.serve.no_auth else CLOSED)
     return header + yaml.safe_dump(deploy_config(config, overrides), sort_keys=False)
 
 

@@ -685,10 +685,21 @@ class Serve(Section):
     """The HTTP server of ``jsfree serve``. Excluded from fingerprints."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. The server has no authentication: with an address other than loopback, anyone who can
-    reach it can use it."""
+    """Address to listen on. Addresses other than loopback need a key, or ``no_auth``."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port to listen on."""
+    keys_file: str | None = None
+    """File of the hashes of API keys that ``jsfree serve keys add`` writes; every node that serves HTTP reads it.
+    ``null``: the file in ``JSFREE_KEYS_FILE``, or else ``~/.config/jsfree/serve-keys.json`` if it exists. A key in
+    ``JSFREE_API_KEY`` is valid too."""
+    no_auth: bool = False
+    """Answer everyone who can reach the server, if it has no keys. Otherwise it answers its own machine only."""
+    cors_origins: list[str] = []
+    """Web sites whose pages may use the server from a browser, such as ``https://example.org``; ``*`` for all."""
+    allowed_image_hosts: list[str] = []
+    """Hosts from which the server fetches images (``https://`` URLs with these exact names). Empty: only data URLs."""
+    access_log: str | None = None
+    """File that receives a line of JSON for each request. ``null``: the log file of Serve's replica."""
     before: ServedModel = ServedModel()
     """Replicas of m0."""
     after: ServedModel = ServedModel()
@@ -703,6 +714,12 @@ class Serve(Section):
     """Maximum concurrent requests. Further requests are rejected with status 429 before their body is read."""
     request_timeout_s: Annotated[float, Field(gt=0)] = 120
     """Maximum time for a request, in seconds. It then fails with status 408, and its slots are freed."""
+    body_timeout_s: Annotated[float, Field(gt=0)] = 10
+    """Maximum time in which the body of a request must arrive, in seconds. Requests whose body is arriving do not
+    count towards ``max_requests``."""
+    max_body_memory: Positive = 134_217_728
+    """Maximum total size of the bodies of concurrent requests, in bytes. Further bodies are rejected with status
+    429."""
     stall_s: Annotated[float, Field(gt=0)] = 120
     """Seconds without decoding progress after which a replica is considered unhealthy and is replaced."""
     max_new_tokens: Positive = 512

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
+import os
 import shlex
 import socket
 import threading
@@ -23,7 +23,9 @@ from jsfree.run.run import Run
 from ray_jobs.cluster.capacity import Node, alive_nodes, describe, inventory, replicas_on
 from ray_jobs.cluster.session import Cluster
 from ray_jobs.signals import interrupt_on_signals
+from serve import proxy
 from serve.deploy import NAME, deploy_yaml, http_options
+from serve.keys import API_KEY, KeySource, is_loopback
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
@@ -33,25 +35,33 @@ if TYPE_CHECKING:
 EXAMPLE = "example.png"
 
 
-def serve_models(run: str, overrides: list[str], console: Console) -> None:
+def serve_models(run: str, overrides: list[str], console: Console, api_key: str | None = None) -> None:
     """Serve a run until SIGINT or SIGTERM.
 
+    Args:
+        api_key: a key that is valid besides those of the file of keys.
+
     Raises:
-        JsfreeError: the run has no trained model, a setting is invalid, the port is in use, or a model fails to start.
+        JsfreeError: the run has no trained model, a setting is invalid, keys are missing, the port is in use, or a
+            model fails to start.
     """
     from serve.app import Arguments, configured
 
     interrupt_on_signals()
     config, models = configured(Arguments(run=run, settings=overrides))
+    keys = KeySource.configured(config.serve, api_key=api_key)
+    os.environ.pop(API_KEY, None)  # Ray's processes, and what they start, need no key
+    os.environ.setdefault(proxy.VARIABLE, proxy.CALLBACK)
     _require_free_port(config)
-    warn_if_open(config, console)
+    if keys.is_empty:
+        warn_about_access(config, console)
     console.print("Starting Ray and loading the models ...")
     with suppress(KeyboardInterrupt), Cluster(_with_cpus(config)) as cluster:
         cluster.ensure()
         if cluster.is_local:
             require_capacity(config, alive_nodes())
-        with _serving(config, models, cluster.is_local):
-            console.print(usage(config), soft_wrap=True)
+        with _serving(config, models, keys, cluster.is_local):
+            console.print(usage(config, is_open=keys.is_empty), soft_wrap=True)
             threading.Event().wait()
 
 
@@ -67,7 +77,7 @@ def write_yaml(run: str, overrides: list[str], file: Path, console: Console) -> 
     served_models(Run(config))
     if file.exists():
         require_outside_runs("--write-yaml", Folder(str(file.absolute())))  # never overwrite a file of a run
-    warn_if_open(config, console)
+    warn_about_access(config, console)
     try:
         file.write_text(deploy_yaml(config, overrides, str(file)), encoding="utf-8")
     except OSError as error:
@@ -75,29 +85,33 @@ def write_yaml(run: str, overrides: list[str], file: Path, console: Console) -> 
     console.print(f"Configuration: {file}    ({shlex.join(['serve', 'deploy', str(file)])})", soft_wrap=True)
 
 
-def warn_if_open(config: RunConfig, console: Console) -> None:
-    """Warn that requests need no authentication if other machines can reach the address."""
-    if not _is_loopback(config.serve.host):
-        console.print(
-            Text.assemble(
-                ("warning:", "bold yellow"),
-                f" {config.serve.host} is not a loopback address, and there is no authentication yet:"
-                " everyone who can reach the port can use the models",
-            ),
-            soft_wrap=True,
-        )
+def warn_about_access(config: RunConfig, console: Console) -> None:
+    """Warn if other machines can reach the address, and everyone is answered, or nodes of a cluster need a key."""
+    if is_loopback(config.serve.host):
+        return
+    if config.serve.no_auth:
+        warning = "everyone who can reach the port can use the models, unless the server has keys"
+    else:
+        warning = f"requests need a key: set {API_KEY} or serve.keys_file where the server starts"
+    message = f" {config.serve.host} is not a loopback address: {warning}"
+    console.print(Text.assemble(("warning:", "bold yellow"), message), soft_wrap=True)
 
 
-def usage(config: RunConfig) -> str:
-    """The text printed when the server is ready: its address and a command to copy."""
+def usage(config: RunConfig, *, is_open: bool = True) -> str:
+    """The text printed when the server is ready: its address and a command to copy.
+
+    Args:
+        is_open: whether requests need no key.
+    """
     address = f"http://{_reachable(config.serve.host)}:{config.serve.port}"
+    key = "" if is_open else f' -H "Authorization: Bearer ${API_KEY}"'
     picture = shlex.quote(_example_picture(config))
     body = f"""(printf '{{"image": "data:image/png;base64,'; base64 -w0 {picture}; printf '"}}')"""
     return "\n".join(
         (
             f"Serving {config.run} at {address}    (OpenAI base URL {address}/v1, models: before, after)",
             "Try it:",
-            f"  {body} | curl -s {address}/compare -H 'Content-Type: application/json' -d @-",
+            f"  {body} | curl -s {address}/compare{key} -H 'Content-Type: application/json' -d @-",
             "Press Ctrl-C to stop.",
         )
     )
@@ -116,7 +130,7 @@ def _example_picture(config: RunConfig) -> str:
 
 
 @contextmanager
-def _serving(config: RunConfig, models: list[RunModel], is_local: bool) -> Iterator[None]:
+def _serving(config: RunConfig, models: list[RunModel], keys: KeySource, is_local: bool) -> Iterator[None]:
     """Run the application until the block ends.
 
     Raises:
@@ -139,7 +153,7 @@ def _serving(config: RunConfig, models: list[RunModel], is_local: bool) -> Itera
     try:
         try:
             ray_serve.start(proxy_location="HeadOnly", http_options=http_options(config))
-            ray_serve.run(bind(config, models, failures), name=NAME, route_prefix="/")
+            ray_serve.run(bind(config, models, keys, failures), name=NAME, route_prefix="/")
         except (RayError, RuntimeError) as error:
             raise _start_error(failures, error) from error
         is_running = True
@@ -204,12 +218,6 @@ def _require_free_port(config: RunConfig) -> None:
         raise ConfigError(
             f"cannot listen on {host}:{port} ({error.strerror})", "choose another --host or --port"
         ) from error
-
-
-def _is_loopback(host: str) -> bool:
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def _reachable(host: str) -> str:

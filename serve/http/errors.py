@@ -26,6 +26,7 @@ class ApiError(Exception):
         param: the field that is wrong, if it is one.
         code: a stable identifier of the error.
         kind: OpenAI's type of the error.
+        retry_after_s: seconds after which the request may succeed, if it may at all.
     """
 
     status: int
@@ -33,12 +34,15 @@ class ApiError(Exception):
     param: str | None = None
     code: str | None = None
     kind: str = "invalid_request_error"
+    retry_after_s: int = 1
 
     def response(self) -> JSONResponse:
         """The HTTP response; its headers ask for a retry only if that can succeed."""
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
         retry = self.status in (429, 503)
-        headers = {"x-should-retry": "true" if retry else "false", **({"Retry-After": "1"} if retry else {})}
+        headers = {"x-should-retry": "true" if retry else "false"}
+        if retry:
+            headers["Retry-After"] = str(self.retry_after_s)
         return JSONResponse({"error": error}, self.status, headers)
 
 

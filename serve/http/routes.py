@@ -13,16 +13,21 @@ from typing import Any
 from fastapi import FastAPI, Request
 
 from jsfree.config import Serve
-from serve.http import errors, schema
+from serve.http import errors, operations, schema
 from serve.http.errors import ApiError
-from serve.http.limits import Guard
+from serve.http.metrics import Metrics
 from serve.http.protocol import AFTER, BEFORE, Answer, CaptionModel, Question, Refusal, RunModel
+from serve.keys import NO_KEYS, KeySource
 
 HEALTH_SECONDS = 5.0
 
 
 def create_app(
-    models: Sequence[RunModel], replicas: Mapping[str, CaptionModel], settings: Serve, prompt: str
+    models: Sequence[RunModel],
+    replicas: Mapping[str, CaptionModel],
+    settings: Serve,
+    prompt: str,
+    keys: KeySource = NO_KEYS,
 ) -> FastAPI:
     """The application.
 
@@ -30,6 +35,7 @@ def create_app(
         models: the models before and after training.
         replicas: the interface to each model, by role.
         prompt: the default prompt of ``/compare``.
+        keys: the keys that requests must have; without any, only this machine is answered.
     """
     app = FastAPI(title="jsfree", docs_url=None, redoc_url=None, openapi_url=None)
     api = Api(models, replicas, settings, prompt)
@@ -41,8 +47,10 @@ def create_app(
         ("/healthz", api.health),
     ):
         app.add_api_route(path, route, methods=["GET", "HEAD"])
+    metrics = Metrics()
+    operations.add_routes(app, metrics, api.health)
     errors.install(app)
-    app.add_middleware(Guard, settings=settings)
+    operations.add_middleware(app, settings, metrics, keys)
     return app
 
 

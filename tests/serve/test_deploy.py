@@ -71,6 +71,7 @@ def test_build_places_replicas_as_configured(finished_run):
     application = build(Arguments(run=finished_run.run.folder.uri, settings=settings))
     bound = application._bound_deployment
     after = bound.init_args[3]._bound_deployment
+    assert bound.init_args[4].is_empty
     assert (after.name, after.num_replicas) == ("after", 3)
     assert after.ray_actor_options["num_cpus"] == 2
     assert after.ray_actor_options["num_gpus"] == 0.5
@@ -96,7 +97,8 @@ def test_the_written_configuration_has_the_servers_settings(finished_run, tmp_pa
     options = ["--host", "0.0.0.0", "--port", "8123", "--set", "serve.slots=4", "--write-yaml", str(file)]
     done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "no authentication" in " ".join(done.stdout.split())
+    assert "requests need a key: set JSFREE_API_KEY" in " ".join(done.stdout.split())
+    assert "# Set JSFREE_API_KEY on the nodes" in file.read_text()
     written = yaml.safe_load(file.read_text())
     deploy.check(written, "the file")
     assert written["http_options"]["host"] == "0.0.0.0"
@@ -166,3 +168,16 @@ def test_a_file_name_stays_in_the_comment(finished_run):
     assert "serve deploy 'my file.yaml'\n" in deploy.deploy_yaml(run, [], "my file.yaml")
     written = yaml.safe_load(deploy.deploy_yaml(run, [], "x\nhttp_options: {host: 0.0.0.0}\n.yaml"))
     assert written == deploy.deploy_config(run, [])
+
+
+def test_a_server_open_to_other_machines_is_not_built_without_a_key(finished_run, monkeypatch):
+    run = finished_run.run.folder.uri
+    for name in ("JSFREE_API_KEY", "JSFREE_KEYS_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="has no keys"):
+        build(Arguments(run=run, settings=["serve.host=0.0.0.0"]))
+    assert build(Arguments(run=run, settings=["serve.host=0.0.0.0", "serve.no_auth=true"]))
+    monkeypatch.setenv("JSFREE_API_KEY", "a secret")
+    application = build(Arguments(run=run, settings=["serve.host=0.0.0.0"]))
+    assert not application._bound_deployment.init_args[4].is_empty
+    assert "a secret" not in repr(application._bound_deployment.init_args)
