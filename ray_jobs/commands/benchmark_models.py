@@ -101,7 +101,7 @@ def _measure(
 def _contamination(
     suite: Suite, questions: Sequence[Question], answers: Sequence[Answer], trained: TrainedImages | None
 ) -> Contamination | None:
-    if trained is None or suite.generation.without_image:
+    if trained is None or not trained.rounds or suite.generation.without_image:
         return None
     return trained.find(keys_of(suite, questions, answers))
 
