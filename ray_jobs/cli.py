@@ -47,6 +47,8 @@ from ray_jobs.commands.options import (
     Smoke,
     set_log_level,
 )
+from ray_jobs.commands.runs import compare, runs
+from ray_jobs.commands.watch import watch
 from ray_jobs.quiet import silence_libraries
 from ray_jobs.signals import STOPPED, exit_on_signals, leave
 
@@ -205,6 +207,9 @@ def report(run: ExistingRun, as_json: AsJson = False, debug: Debug = False) -> N
     console.print(f"Report: {page}", soft_wrap=True)
 
 
+app.command(rich_help_panel=RUN)(watch)
+app.command(rich_help_panel=RUN)(runs)
+app.command(rich_help_panel=RUN)(compare)
 app.command(rich_help_panel=RUN)(ablate)
 app.command(rich_help_panel=RUN)(benchmark)
 

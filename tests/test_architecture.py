@@ -27,7 +27,7 @@ LAYERS = (
     {"stages", "sizing"},
     {"evaluation", "exchange"},
     {"checks", "report"},
-    {"publishing", "ablation"},
+    {"publishing", "ablation", "monitor"},
 )
 """Parts of ``jsfree`` from the ground up: each imports only itself and layers below its own."""
 LAYER_OF = {part: height for height, parts in enumerate(LAYERS) for part in parts}

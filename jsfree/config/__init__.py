@@ -3,6 +3,7 @@
 from jsfree.config.loading import (
     assign,
     build,
+    changed_settings,
     differences,
     format_override,
     load,
@@ -78,6 +79,7 @@ __all__ = [
     "Views",
     "assign",
     "build",
+    "changed_settings",
     "differences",
     "format_override",
     "load",

@@ -155,11 +155,16 @@ def _check_texts(value: Any, where: str) -> None:
             _check_texts(each, where)
 
 
-def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """List the fingerprinted settings that differ, each as ``key: old -> new``."""
+def changed_settings(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """The fingerprinted settings that differ, with both values, by key."""
     before, after = (dict(_flat(fingerprinted_settings(config))) for config in (old, new))
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key) and key != "run"]
-    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys]
+    return {key: (before.get(key), after.get(key)) for key in keys}
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """List the fingerprinted settings that differ, each as ``key: old -> new``."""
+    return [f"{key}: {before} -> {after}" for key, (before, after) in changed_settings(old, new).items()]
 
 
 def _apply(settings: dict[str, Any], overrides: Sequence[str], values: Mapping[str, Any]) -> None:

@@ -14,6 +14,9 @@ from jsfree.run.run import Run
 from jsfree.schemas import CaptionScores, ScoredCaption
 from jsfree.stages.pair_selection import is_high_chosen
 
+MODELS = 4
+"""Models after m0 whose captions of a scene are shown."""
+
 
 @dataclass(frozen=True)
 class Side:
@@ -68,11 +71,17 @@ def pair_gallery(run: Run, number: int, scored: Scored, kept: tuple[float, float
     return Gallery(number, views, choice, len(scored), [tables.cosine(edge) for edge in edges])
 
 
-def caption_gallery(run: Run, last_round: int, truth: bool, low_score: float | None) -> Gallery | None:
-    """A gallery of captions of m0 and of the last model on the same images, in the first mode that both have."""
+def caption_gallery(run: Run, good: Sequence[int], truth: bool, low_score: float | None) -> Gallery | None:
+    """A gallery of captions of m0 and of the models of evaluated rounds, in the first mode that m0 and the last have.
+
+    Args:
+        good: the rounds; the model of the last is the result. Of many only the last are shown.
+        truth: whether the images are scenes with known objects.
+        low_score: the threshold of a low sentence score.
+    """
+    last_round = good[-1]
     for mode in run.config.evaluate.modes:
-        first = run.stage(1, f"captions_scored/m0-{mode}")
-        before = reading.captions(first)
+        before = reading.captions(run.stage(1, f"captions_scored/m0-{mode}"))
         after = reading.captions(run.stage(last_round, f"captions_scored/m{last_round}-{mode}"))
         if before.keys() & after.keys():
             break
@@ -81,12 +90,17 @@ def caption_gallery(run: Run, last_round: int, truth: bool, low_score: float | N
     mark, faults, noun = _marking(truth, low_score)
     outcomes = scenes.caption_outcomes(before, after, faults, noun)
     choice = scenes.choose(outcomes, [name.format(noun) for name in scenes.CAPTION_OUTCOMES])
-    images = reading.images_at(first, [before[sample_id].position for sample_id, _ in choice.shown])
-    titles = (f"Before (m0, {mode})", f"After (m{last_round}, {mode})")
+    ids = [sample_id for sample_id, _ in choice.shown]
+    first = run.stage(1, f"captions_scored/m0-{mode}")
+    images = reading.images_at(first, [before[sample_id].position for sample_id in ids])
+    models = {f"Before (m0, {mode})": before}
+    for number in good[-MODELS:-1]:
+        models[f"m{number}, {mode}"] = reading.captions(run.stage(number, f"captions_scored/m{number}-{mode}"), ids)
+    models[f"After (m{last_round}, {mode})"] = after
     views = []
     for (sample_id, outcome), image in zip(choice.shown, images, strict=True):
-        pair = zip(titles, (before[sample_id], after[sample_id]), strict=True)
-        sides = [Side(title, _caption_notes(caption, faults, noun), mark(caption)) for title, caption in pair]
+        captions = {title: found[sample_id] for title, found in models.items() if sample_id in found}
+        sides = [Side(title, _caption_notes(c, faults, noun), mark(c)) for title, c in captions.items()]
         views.append(SceneView(sample_id, outcome, pictures.data_uri(image, run.config.evaluate.source), sides))
     return Gallery(last_round, views, choice, len(outcomes), [])
 

@@ -12,7 +12,7 @@ from typing import Any
 from jsfree.evaluation.metrics import LABEL_FREE, TRUTH
 from jsfree.evaluation.rounds_stop import good_rounds, stop_of
 from jsfree.images.overlap import measure_overlap
-from jsfree.report import by_round, galleries, reading, sections, summary, tables
+from jsfree.report import by_round, drift, galleries, reading, sections, summary, tables
 from jsfree.report.benchmarks import benchmark_views
 from jsfree.report.composed import composed_gallery
 from jsfree.report.scenes import SHADES
@@ -72,6 +72,7 @@ def _content(run: Run) -> dict[str, Any]:
         "truth": truth,
         "truth_curves": by_round.metric_curves(truth, TRUTH),
         "label_free_curves": by_round.metric_curves(label_free, LABEL_FREE),
+        "drift": drift.drift_panels(run, scored),
         "stop": stop_view(run),
         "stopped": stop_of(run),
         "scenes_known": scenes_known,
@@ -84,7 +85,7 @@ def _content(run: Run) -> dict[str, Any]:
         "low_score": tables.cosine(low_score),
         "pairs": galleries.pair_gallery(run, chosen.number, scored[chosen.number], chosen.kept) if chosen else None,
         "composed": composed_gallery(run, chosen.number) if chosen else None,
-        "captions": galleries.caption_gallery(run, done[-1], scenes_known, low_score) if done else None,
+        "captions": galleries.caption_gallery(run, done, scenes_known, low_score) if done else None,
         "shades": SHADES,
         "cost": sections.cost_view(reading.costs(run, rounds)),
         "failures": reading.failures(run, rounds),

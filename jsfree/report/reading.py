@@ -7,7 +7,7 @@ read, and whole rows are read again only for the scenes that are shown. Missing 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -232,14 +232,15 @@ def rows_at(folder: Folder, positions: Sequence[Position], schema: pa.Schema) ->
     return [rows[position] for position in positions]
 
 
-def captions(folder: Folder) -> dict[str, Caption]:
-    """Scored captions of one model and mode, by ``sample_id``."""
+def captions(folder: Folder, ids: Collection[str] | None = None) -> dict[str, Caption]:
+    """Scored captions of one model and mode, by ``sample_id``; by default all."""
     by_id: dict[str, Caption] = {}
     columns = [name for name in schemas.SCORED_CAPTIONS.names if name != "image"]
     for shard in folder.shards():
         parts = scan_shard(folder, shard, schemas.SCORED_CAPTIONS, columns)
         for row, caption in enumerate(caption for table in parts for caption in table.to_pylist()):
-            by_id[caption["sample_id"]] = Caption(caption, Position(shard, row))
+            if ids is None or caption["sample_id"] in ids:
+                by_id[caption["sample_id"]] = Caption(caption, Position(shard, row))
     return by_id
 
 

@@ -159,6 +159,7 @@ def test_two_rounds_have_three_models_and_a_section_each(tmp_path):
     assert "m0 (before)m1m2 (after)" in page.words
     assert {"round-1", "round-2"} <= {value for _, name, value in page.attributes if name == "id"}
     assert "After (m2, greedy)" in page.words
+    assert page.words.count("m1, greedy") == 12  # the same scenes, by every model
     ids = [value for _, name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
 
