@@ -170,8 +170,14 @@ class ImageFetcher:
     def _received(self, connection: ssl.SSLSocket, url: RemoteUrl) -> bytes:
         """Ask for the image and receive it."""
         host = url.host if url.port == 443 else f"{url.host}:{url.port}"
-        lines = (f"GET {url.path} HTTP/1.1", f"Host: {host}", "Accept: image/png, image/jpeg, image/webp")
-        lines += ("Accept-Encoding: identity", "User-Agent: jsfree", "Connection: close")
+        lines = (
+            f"GET {url.path} HTTP/1.1",
+            f"Host: {host}",
+            "Accept: image/png, image/jpeg, image/webp",
+            "Accept-Encoding: identity",
+            "User-Agent: jsfree",
+            "Connection: close",
+        )
         connection.sendall("\r\n".join((*lines, "", "")).encode("ascii"))
         response = http.client.HTTPResponse(connection, method="GET")
         with response:
