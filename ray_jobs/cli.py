@@ -47,6 +47,7 @@ from ray_jobs.commands.options import (
     Smoke,
     set_log_level,
 )
+from ray_jobs.commands.reconstruct import reconstruct
 from ray_jobs.commands.runs import compare, runs
 from ray_jobs.commands.watch import watch
 from ray_jobs.quiet import silence_libraries
@@ -144,18 +145,22 @@ def plan(
     ] = None,
     gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Number of GPUs. Default: as configured.")] = None,
     price: Price = None,
+    judge: Annotated[
+        str | None, typer.Option("--judge", metavar="FILE", help="Settings of a judge with a price table.")
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Estimate memory, time and cost of a run on any hardware, without its images or weights."""
     set_log_level(debug)
+    from jsfree.judge.settings import read_settings
     from ray_jobs.commands import preflight as checks
     from ray_jobs.commands.preflight_table import show
 
     planned = configuration.load(config, settings or [])
     if gpus is not None:
         planned = checks.with_gpus(planned, gpus)
-    result = checks.plan(planned, gpu)
+    result = checks.plan(planned, gpu, None if judge is None else read_settings(judge))
     if as_json:
         typer.echo(json.dumps(result.as_json(), indent=2))
     else:
@@ -212,6 +217,7 @@ app.command(rich_help_panel=RUN)(runs)
 app.command(rich_help_panel=RUN)(compare)
 app.command(rich_help_panel=RUN)(ablate)
 app.command(rich_help_panel=RUN)(benchmark)
+app.command(rich_help_panel=RUN)(reconstruct)
 
 
 @app.command(rich_help_panel=DATA)

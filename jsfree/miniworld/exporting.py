@@ -5,6 +5,11 @@
     pope   the same, and coco_pope_random.json  coco_pope_popular.json  coco_pope_adversarial.json
     amber  image/  query/query_all.json  query_generative.json  query_discriminative.json  annotations.json
            relation.json  safe_words.txt
+    mmhal  response_template.json  images/
+    ic     <context>/  images by the context of their scenes
+    shortanswers  questions.json  images/
+    text   prompts.txt
+    all    coco/ (with the questions of pope) and the others in subfolders of their names
 
 ``synonyms.txt`` holds every noun with which an object can be named, plurals included, in the format of CHAIR. Questions
 are a pure function of the scenes.
@@ -22,12 +27,12 @@ from typing import Any, Literal
 
 from jsfree.errors import ConfigError, StorageError
 from jsfree.miniworld import prose, world
-from jsfree.miniworld.questions import attribute_question, existence_question
+from jsfree.miniworld.questions import attribute_question, colour_question, draw_question, existence_question
 from jsfree.miniworld.vocabulary import COLOURS, CONTEXTS, IRREGULAR_PLURALS, OBJECTS
 from jsfree.miniworld.wording import SYNONYM_PLURALS, SYNONYMS, World
 from jsfree.miniworld.world import PROMPT, Scene, pick
 
-Layout = Literal["coco", "pope", "amber"]
+Layout = Literal["coco", "pope", "amber", "mmhal", "ic", "shortanswers", "text", "all"]
 PROSE_REFERENCES = 5
 """Reference captions of an image in the prose world; the plain world has one true caption."""
 QUESTIONS_EACH = 3
@@ -174,11 +179,65 @@ def _write_amber(scenes: Sequence[Scene], folder: Path, captions_of: World) -> d
     return {"images": len(scenes), "captions": captions, "questions": len(queries) - captions}
 
 
-_WRITERS: dict[Layout, Callable[[Sequence[Scene], Path, World], dict[str, int]]] = {
-    "coco": _write_coco,
-    "pope": _write_pope,
+def _write_mmhal(scenes: Sequence[Scene], folder: Path, captions_of: World) -> dict[str, int]:  # noqa: ARG001
+    """A question for each scene: for a description, or for the colour of an object."""
+    _write_images(scenes, folder / "images")
+    items: list[dict[str, Any]] = []
+    for scene in scenes:
+        item = pick(scene.objects, random.Random(f"mmhal/{scene.scene_id}"))
+        asked = {"question_type": "description", "question": PROMPT, "gt_answer": world.true_caption(scene)}
+        if len(items) % 2:
+            colour = f"{item.colour.capitalize()}."
+            asked = {"question_type": "attribute", "question": colour_question(item.name), "gt_answer": colour}
+        contents = [each.name for each in scene.objects]
+        items.append({"image_id": scene.scene_id, "image_src": file_name(scene), "image_content": contents, **asked})
+    _write_json(folder / "response_template.json", items)
+    return {"images": len(scenes), "questions": len(items)}
+
+
+def _write_ic(scenes: Sequence[Scene], folder: Path, captions_of: World) -> dict[str, int]:  # noqa: ARG001
+    contexts = dict.fromkeys(scene.context for scene in scenes)
+    for context in contexts:
+        _write_images([scene for scene in scenes if scene.context == context], folder / context)
+    return {"images": len(scenes), "categories": len(contexts)}
+
+
+def _write_short_answers(scenes: Sequence[Scene], folder: Path, captions_of: World) -> dict[str, int]:  # noqa: ARG001
+    _write_images(scenes, folder / "images")
+    asked = [draw_question(scene, random.Random(f"shortanswers/{scene.scene_id}")) for scene in scenes]
+    rows = [
+        {"image": file_name(scene), "question": each.text, "answer": each.answer}
+        for scene, each in zip(scenes, asked, strict=True)
+    ]
+    _write_json(folder / "questions.json", rows)
+    return {"images": len(scenes), "questions": len(rows)}
+
+
+def _write_text(scenes: Sequence[Scene], folder: Path, captions_of: World) -> dict[str, int]:  # noqa: ARG001
+    """Prompts that the captioner knows: the request for a caption, and questions about each kind of object."""
+    prompts = [PROMPT, *(ask(name) for name in OBJECTS for ask in (existence_question, colour_question))]
+    (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts), encoding="utf-8")
+    return {"prompts": len(prompts)}
+
+
+def _write_all(scenes: Sequence[Scene], folder: Path, captions_of: World) -> dict[str, int]:
+    """Every layout in a subfolder, which ``jsfree benchmark`` finds by its name."""
+    for name, write in _SUITE_WRITERS.items():
+        (folder / name).mkdir()
+        write(scenes, folder / name, captions_of)
+    return {"images": len(scenes), "folders": len(_SUITE_WRITERS)}
+
+
+_Writer = Callable[[Sequence[Scene], Path, World], dict[str, int]]
+_SUITE_WRITERS: dict[str, _Writer] = {
+    "coco": _write_pope,
     "amber": _write_amber,
+    "mmhal": _write_mmhal,
+    "ic": _write_ic,
+    "shortanswers": _write_short_answers,
+    "text": _write_text,
 }
+_WRITERS: dict[str, _Writer] = {**_SUITE_WRITERS, "coco": _write_coco, "pope": _write_pope, "all": _write_all}
 
 
 def _write_images(scenes: Sequence[Scene], folder: Path) -> None:

@@ -35,7 +35,7 @@ class BenchmarkLine:
 
 @dataclass(frozen=True)
 class BenchmarkView:
-    """The results of a suite: ``protocol`` are its settings, and ``counts`` those of the first model."""
+    """The results of a suite: ``protocol`` has its settings, and ``counts`` those of the first model."""
 
     title: str
     source: str
@@ -78,7 +78,7 @@ def _view(results: Mapping[str, Mapping[str, Any]]) -> BenchmarkView:
         models,
         first["protocol"],
         first["generation"],
-        first["notes"],
+        list(dict.fromkeys(note for result in results.values() for note in result["notes"])),
         first["counts"],
         lines,
     )

@@ -15,6 +15,7 @@ from jsfree.images.overlap import measure_overlap
 from jsfree.report import by_round, drift, galleries, reading, sections, summary, tables
 from jsfree.report.benchmarks import benchmark_views
 from jsfree.report.composed import composed_gallery
+from jsfree.report.reconstructions import reconstruction_views
 from jsfree.report.scenes import SHADES
 from jsfree.report.stop_rule import stop_view
 from jsfree.run.run import Run
@@ -78,6 +79,7 @@ def _content(run: Run) -> dict[str, Any]:
         "scenes_known": scenes_known,
         "label_free": label_free,
         "benchmarks": benchmark_views(run),
+        "reconstructions": reconstruction_views(run, ["m0", *(f"m{number}" for number in good)]),
         "summary": summary.summarise(truth, label_free),
         "overlap": measure_overlap(run, done[-1] if done else 0),
         "excluded_kind": EVALUATION_IMAGE,

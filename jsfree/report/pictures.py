@@ -27,6 +27,16 @@ def data_uri(image: ImageRef, source: Source) -> str | None:
     except JsfreeError as error:
         _log.warning("no picture of %s in the report: %s", image["id"], error)
         return None
+    return _encode(picture)
+
+
+def content_uri(content: bytes) -> str:
+    """Encode a picture that was checked when it was stored, as ``data_uri`` does."""
+    with Image.open(io.BytesIO(content)) as picture:
+        return _encode(picture.convert("RGB"))
+
+
+def _encode(picture: Image.Image) -> str:
     picture.thumbnail((SIDE, SIDE))
     sink = io.BytesIO()
     picture.save(sink, "JPEG", quality=82, optimize=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +10,51 @@ from rich.table import Table
 from rich.text import Text
 
 from jsfree.evaluation.benchmarks.base import Suite
-from jsfree.evaluation.benchmarks.results import measures_of
 from jsfree.evaluation.metrics import Metric
 
 SIGNIFICANT = 0.05
+SuiteResults = tuple[Suite, Mapping[str, Mapping[str, Any]]]
+"""A suite with its results by model."""
 
 
-def heading(suite: Suite, results: Mapping[str, Mapping[str, Any]]) -> str:
-    """What a table of results shows."""
-    counts = next(iter(results.values()))["counts"]
-    note = "; * differs from the first model (p < 0.05, paired)" if len(results) > 1 else ""
-    answers = f"{counts['answers']} answers about {counts['images']} images"
-    return f"{suite.title}: {answers}; %, counts per answer, 95 % intervals{note}"
+def legend(results: Sequence[SuiteResults]) -> str:
+    """How a table of results is to be read."""
+    models = list(dict.fromkeys(model for _, of_suite in results for model in of_suite))
+    note = f"; * differs from {models[0]} (p < {SIGNIFICANT}, paired)" if len(models) > 1 else ""
+    return f"%, or numbers per answer, with 95 % intervals{note}"
 
 
-def results_table(suite: Suite, results: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The metrics of models; a star marks those that differ from the first model (p < 0.05, paired)."""
+def results_table(results: Sequence[SuiteResults]) -> Table:
+    """The metrics of models in all suites; a star marks those that differ from the first model (p < 0.05, paired)."""
+    models = list(dict.fromkeys(model for _, of_suite in results for model in of_suite))
     table = Table()
     table.add_column("", no_wrap=True)
-    for model in results:
+    for model in models:
         table.add_column(model, justify="right")
-    first = next(iter(results))
-    for measure in measures_of(suite):
-        if not measure.metric.secondary:
-            cells = [_cell(result, measure.metric, first) for result in results.values()]
-            table.add_row(measure.metric.label, *cells)
-    failed = [f"{result['counts']['failed'] + result['counts']['not_scored']}" for result in results.values()]
-    if any(count != "0" for count in failed):
-        table.add_row("Failed", *failed)
+    for suite, of_suite in results:
+        table.add_section()
+        counts = next(iter(of_suite.values()))["counts"]
+        answers = f"{counts['answers']} answers about {counts['images']} images"
+        table.add_row(Text.assemble((f"{suite.title}: ", "bold"), (answers, "dim")))
+        for row in _rows(of_suite, models):
+            table.add_row(*row)
     return table
+
+
+def _rows(results: Mapping[str, Mapping[str, Any]], models: Sequence[str]) -> Iterator[list[str | Text]]:
+    first = next(iter(results))
+    described = (Metric(**each) for each in results[first]["described_metrics"])
+    for metric in described:
+        if not metric.secondary and any(
+            result["metrics"][metric.name]["value"] is not None for result in results.values()
+        ):
+            yield [metric.label, *(_cell(results[name], metric, first) if name in results else "" for name in models)]
+    failed = [
+        f"{results[name]['counts']['failed'] + results[name]['counts']['not_scored']}" if name in results else ""
+        for name in models
+    ]
+    if any(count not in ("", "0") for count in failed):
+        yield ["Failed", *failed]
 
 
 def _cell(result: Mapping[str, Any], metric: Metric, first: str) -> Text:
@@ -61,6 +77,6 @@ def requirements_table(suites: Sequence[Suite], data: Path | None) -> Table:
             note = " (optional)" if requirement.optional else ""
             row = [suite.name, requirement.name.replace("|", " or "), requirement.meaning + note, requirement.origin]
             if data is not None:
-                row.append("yes" if requirement.find(data) else "no")
+                row.append("yes" if requirement.find(suite.folder(data)) else "no")
             table.add_row(*row)
     return table

@@ -30,7 +30,7 @@ def show(
 
 @app.command("export")
 def export(
-    layout: Annotated[Layout, typer.Option(help="Files of CHAIR and Object HalBench (coco), POPE or AMBER.")],
+    layout: Annotated[Layout, typer.Option(help="Files of CHAIR and Object HalBench (coco), or of another suite.")],
     out: Annotated[Path, typer.Option(help="New or empty folder to write into.")],
     split: Annotated[str, typer.Option(help="pretrain, unlabelled, development or test.")] = "test",
     first: Annotated[int, typer.Option(min=0, help="Index of the first scene.")] = 0,

@@ -19,10 +19,12 @@ from jsfree.errors import ConfigError, JsfreeError, StorageError
 from jsfree.evaluation.rounds_stop import last_round
 from jsfree.images.drawing import DrawnImages
 from jsfree.images.sources import SourceSummary, images_per_round, summarize_source
+from jsfree.judge.settings import JudgeSettings, read_prices
 from jsfree.models.contents import CAPTIONER
 from jsfree.run.run import Run
 from jsfree.run.stages import STAGES
 from jsfree.sizing import footprint, memory, rates, workload
+from jsfree.sizing.benchmarks import BenchmarkCost, benchmark_costs
 from jsfree.sizing.memory import Lengths
 from jsfree.sizing.published import published_shape
 from jsfree.sizing.rates import StageTime
@@ -42,6 +44,9 @@ class Preflight:
     times: list[StageTime] = field(default_factory=list)
     training: list[tuple[str, float, bool]] = field(default_factory=list)
     """Training modes: name, GB per worker, whether it fits."""
+    benchmarks: list[BenchmarkCost] = field(default_factory=list)
+    currency: str = ""
+    """Currency of the costs of benchmarks; empty without a price table."""
 
     @property
     def works(self) -> bool:
@@ -55,6 +60,7 @@ class Preflight:
             "findings": [finding.as_json() for finding in self.findings],
             "stages": [vars(time) for time in self.times],
             "training": [{"mode": name, "gb": size, "fits": fits} for name, size, fits in self.training],
+            "benchmarks": [{**vars(cost), "currency": self.currency} for cost in self.benchmarks],
         }
 
 
@@ -127,11 +133,12 @@ def _sizes(
         result.times = rates.stage_times(config, work, shape, lengths, machines.gpu, slots, evaluation_slots)
 
 
-def plan(config: RunConfig, gpu: str | None) -> Preflight:
+def plan(config: RunConfig, gpu: str | None, judge: JudgeSettings | None = None) -> Preflight:
     """Estimate memory and time of a run on any hardware, without reading images or weights.
 
     Args:
         gpu: kind of GPU; by default the one that the configuration names, or CPUs if it requests no GPUs.
+        judge: whose price table gives the cost of benchmarks with a judge.
 
     Raises:
         ConfigError: the GPU is unknown or not given, or the configuration has no number of images.
@@ -157,6 +164,10 @@ def plan(config: RunConfig, gpu: str | None) -> Preflight:
     result.findings += devices.check_training(config, shape, lengths, training)
     result.training = _ways(config, shape, lengths, training)
     result.times = rates.stage_times(config, work, shape, lengths, kind, slots, evaluation_slots)
+    prices = None if judge is None or judge.prices is None else read_prices(judge.prices)
+    price = None if judge is None or prices is None else prices.price_of(judge.model, str(judge.prices))
+    result.currency = "" if prices is None else prices.currency
+    result.benchmarks = benchmark_costs(config, shape, lengths, kind, evaluation_slots, price)
     return result
 
 

@@ -9,6 +9,7 @@ from rich.text import Text
 from jsfree.checks.findings import Finding, Verdict
 from jsfree.config import RunConfig
 from jsfree.errors import PreflightError
+from jsfree.sizing.benchmarks import BenchmarkCost
 from jsfree.sizing.rates import StageTime
 from ray_jobs.commands.preflight import Preflight, preflight
 
@@ -28,6 +29,8 @@ def show(result: Preflight, console: Console, price: float | None = None, *, eve
         console.print(_ways(result.training))
     if result.times:
         console.print(_times(result.times, price))
+    if result.benchmarks:
+        console.print(_benchmarks(result.benchmarks, price, result.currency))
     console.print(summary(result), soft_wrap=True)
 
 
@@ -99,6 +102,22 @@ def _times(times: list[StageTime], price: float | None) -> Table:
         total = StageTime("total", "", "", seconds, devices, "")
         table.add_section()
         table.add_row(total.stage, "", "", *_costs(total, price), "")
+    return table
+
+
+def _benchmarks(costs: list[BenchmarkCost], price: float | None, currency: str) -> Table:
+    """Time and cost of benchmarks, if they are run afterwards, for m0 and the model of every round."""
+    table = Table(title="Benchmarks of the seed and of every round, on one GPU", title_justify="left", pad_edge=False)
+    table.add_column("Benchmark")
+    judge = f"Judge, {currency}" if currency else "Judge"
+    for column in ("Answers", "Time", *(["Cost"] if price else []), "Requests", "Tokens in", "Tokens out", judge):
+        table.add_column(column, justify="right")
+    for cost in costs:
+        time = StageTime(cost.title, "", "", cost.seconds, cost.seconds, cost.known)
+        wall, _, *money = _costs(time, price)
+        judged = "no prices" if cost.judge_cost is None else f"{cost.judge_cost:,.2f}"
+        counts = (f"{count:,}" for count in (cost.judge_requests, cost.prompt_tokens, cost.reply_tokens))
+        table.add_row(cost.title, f"{cost.answers:,}", wall, *money, *counts, judged)
     return table
 
 

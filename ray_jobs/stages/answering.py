@@ -31,6 +31,7 @@ from jsfree.run.streaming import scan
 from jsfree.schemas import Sample
 from jsfree.stages.beam_captioning import BeamCaptionWriter
 from jsfree.stages.captioning import CaptionWriter
+from jsfree.stages.text_answers import TextAnswerWriter, TextLikelihoodScorer
 from ray_jobs.cluster.session import Cluster
 from ray_jobs.commands.console import Reporter
 from ray_jobs.rounds import Model, Round
@@ -40,7 +41,7 @@ from ray_jobs.stages.evaluate import decoding_key
 from ray_jobs.stages.generate import shards_in_flight, write_samples
 
 EVALUATION = "evaluation"
-ANSWER_COLUMNS = ("sample_id", "image.id", "text", "finish")
+ANSWER_COLUMNS = ("sample_id", "image.id", "image.sha256", "text", "finish")
 
 
 class EvaluationRun(Run):
@@ -122,11 +123,17 @@ def answer_questions(
     samples = current.complete(
         f"questions/{key}", current.fingerprint(digest), lambda: _write_questions(current, key, questions)
     )
-    stages = [_stage(current, config, key, suite, model, samples, decoding, generation.beams) for model in models]
+    stages = [_stage(current, config, key, suite, model, samples, decoding, generation) for model in models]
     manifests = current.complete_sharded("answers", stages)
     described = _describe(generation, views, questions)
+    logps = _likelihoods(current, models, stages) if generation.without_image else {}
     return [
-        Answers(model.name, _read(current, stage.name, questions), manifests[stage.name].rows_failed, described)
+        Answers(
+            model.name,
+            _read(current, stage.name, questions, logps.get(model.name)),
+            manifests[stage.name].rows_failed,
+            described,
+        )
         for model, stage in zip(models, stages, strict=True)
     ]
 
@@ -139,7 +146,7 @@ def _stage(
     model: Model,
     samples: Manifest,
     decoding: str,
-    beams: int,
+    generation: Generation,
 ) -> ShardedStage:
     name = f"{model.name}/{key}"
     arguments: dict[str, Any] = {"config": config, "model_ref": model.ref, "model": model.name, "mode": suite}
@@ -157,9 +164,42 @@ def _stage(
         attempts=current.attempts(name),
         shards_in_flight=shards_in_flight(config),
     )
-    if beams == 1:
-        return stage
-    return replace(stage, stage_class=BeamCaptionWriter, arguments={**arguments, "beams": beams}, shards_in_flight=1)
+    if generation.without_image:
+        return replace(stage, stage_class=TextAnswerWriter, shards_in_flight=1)
+    if generation.beams > 1:
+        arguments["beams"] = generation.beams
+        return replace(stage, stage_class=BeamCaptionWriter, shards_in_flight=1)
+    return stage
+
+
+def _likelihoods(
+    current: Round, models: Sequence[Model], answers: Sequence[ShardedStage]
+) -> dict[str, dict[str, list[float]]]:
+    """Log-probabilities of the tokens of the first model's answers, by model and question."""
+    seed = answers[0]
+    stages = {
+        model.name: replace(
+            seed,
+            name=(name := f"{stage.name}-likelihoods"),
+            fingerprint=current.fingerprint(seed.fingerprint, model.fingerprint),
+            source=seed.target.uri,
+            source_schema=schemas.CAPTIONS,
+            target=current.table(name, schemas.LIKELIHOODS),
+            stage_class=TextLikelihoodScorer,
+            arguments={"config": seed.arguments["config"], "model_ref": model.ref},
+            attempts=current.attempts(name),
+        )
+        for model, stage in zip(models, answers, strict=True)
+    }
+    current.complete_sharded("likelihoods", list(stages.values()))
+    return {
+        model: {
+            row["sample_id"]: row["logps"][0]
+            for table in scan(current.stage(stage.name), schemas.LIKELIHOODS)
+            for row in table.to_pylist()
+        }
+        for model, stage in stages.items()
+    }
 
 
 def _with_mode(config: RunConfig, name: str, mode: Mode) -> RunConfig:
@@ -170,7 +210,7 @@ def _with_mode(config: RunConfig, name: str, mode: Mode) -> RunConfig:
 def _describe(generation: Generation, views: int, questions: Sequence[Question]) -> dict[str, Any]:
     """How the answers were made, for result files."""
     return {
-        "by": "jsfree engine" if generation.beams == 1 else "transformers generate",
+        "by": "transformers generate" if generation.beams > 1 or generation.without_image else "jsfree engine",
         "temperature": generation.temperature,
         "beams": generation.beams,
         "views": views,
@@ -196,10 +236,22 @@ def _digest(questions: Sequence[Question]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(current: Round, name: str, questions: Sequence[Question]) -> list[Answer]:
-    """The answers of a finished stage, in the order of the questions; failed ones are missing."""
+def _read(
+    current: Round, name: str, questions: Sequence[Question], logps: Mapping[str, list[float]] | None
+) -> list[Answer]:
+    """The answers of a finished stage, in the order of the questions; failed ones are missing.
+
+    Args:
+        logps: log-probabilities by question, which become a part of the answers.
+    """
     found = {
-        row["sample_id"]: Answer(row["sample_id"], row["image"]["id"], row["text"], {"finish": row["finish"]})
+        row["sample_id"]: Answer(
+            row["sample_id"],
+            row["image"]["id"],
+            row["text"],
+            {"finish": row["finish"], "sha256": row["image"]["sha256"]}
+            | ({} if logps is None else {"logps": logps.get(row["sample_id"], ())}),
+        )
         for table in scan(current.stage(name), schemas.CAPTIONS, ANSWER_COLUMNS)
         for row in table.to_pylist()
     }

@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -11,6 +12,7 @@ from jsfree.evaluation import miniworld
 from jsfree.evaluation.benchmarks import vocabulary
 from jsfree.evaluation.benchmarks.base import Answer
 from jsfree.evaluation.benchmarks.chair import Chair
+from jsfree.evaluation.benchmarks.registry import SuiteOptions, build
 from jsfree.evaluation.benchmarks.results import Result
 from jsfree.miniworld import prose, world
 from jsfree.miniworld.exporting import export_scenes
@@ -97,6 +99,18 @@ def test_amber_files_refer_to_each_other(tmp_path):
     assert not set(first["hallu"]) & set(first["truth"])
     assert read["relation"]["cup"] == ["cups", "mug", "mugs"]
     assert (tmp_path / "amber" / "image" / read["query/query_all"][0]["image"]).exists()
+
+
+def test_all_layouts_are_written_where_the_suites_find_them(tmp_path):
+    export_scenes("all", "test", 0, 4, tmp_path / "all")
+    for name, count in {"chair": 4, "halbench": 4, "amber": 20, "mmhal": 4, "ic": 4, "shortanswers": 4}.items():
+        suite = build(name, SuiteOptions(vocabulary=str(tmp_path / "all" / "coco" / "synonyms.txt")))
+        questions = suite.questions(suite.folder(tmp_path / "all"))
+        assert len(questions) == count
+        assert all(question.image["bytes"] or Path(question.image["uri"]).exists() for question in questions)
+    pope = build("pope", SuiteOptions())
+    assert pope.folder(tmp_path / "all").name == "coco"
+    assert pope.questions(pope.folder(tmp_path / "all"))
 
 
 def test_wrong_requests_are_refused(tmp_path):

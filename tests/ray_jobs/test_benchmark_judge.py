@@ -14,7 +14,7 @@ from jsfree.judge.settings import JudgeSettings
 from jsfree.judge.simulated import SimulatedJudge
 from jsfree.miniworld.world import png_bytes, scene, true_caption
 from ray_jobs.cli import app
-from ray_jobs.commands.benchmark import report_on_judges
+from ray_jobs.commands.benchmark_models import report_on_judges
 
 SCENES = [scene("development", number) for number in range(4)]
 

@@ -2,10 +2,13 @@
 
 import pytest
 
+from jsfree import schemas
 from jsfree.evaluation.benchmarks import vocabulary
 from jsfree.evaluation.benchmarks.base import Answer
 from jsfree.evaluation.benchmarks.chair import Chair
 from jsfree.evaluation.benchmarks.measuring import CountTable
+from jsfree.evaluation.benchmarks.miniworld_painter import ScenePainter
+from jsfree.evaluation.benchmarks.reconstruction import Reconstruction
 from jsfree.evaluation.benchmarks.results import Result
 from jsfree.report.benchmarks import benchmark_views
 from jsfree.report.page import render
@@ -50,3 +53,20 @@ def test_the_page_shows_the_section(run):
 
 def test_a_run_without_benchmarks_has_no_section(tmp_path):
     assert '<section id="benchmarks">' not in render(example_run.build(tmp_path / "run"))
+
+
+def test_the_page_shows_images_beside_what_was_made_of_their_captions(tmp_path):
+    run = example_run.build(tmp_path / "run")
+    rows = [example_run.sample(run, "test", number) for number in range(3)]
+    example_run.write_rows(run, 1, "evaluation", rows, schemas.SAMPLES)
+    suite = Reconstruction(rows, ScenePainter(), run.config, run.folder / "evaluation" / "reconstruction")
+    for model, text in (("m0", "There is a red <cup>."), ("m1", "There is a blue dog.")):
+        answers = [Answer(row["sample_id"], row["image"]["id"], text) for row in rows]
+        result = Result(suite, model, answers, suite.score(tmp_path, answers), {"beams": 1}, 3, resamples=10)
+        run.folder.write_json(f"evaluation/{model}/reconstruction.json", result.as_json())
+    html = render(run)
+    section = html.partition('<section id="reconstructions">')[2].partition("</section>")[0]
+    assert section.count("<img ") == 3 * 3
+    assert "There is a blue dog." in section
+    assert "&lt;cup&gt;" in section
+    assert_self_contained(html)

@@ -196,5 +196,5 @@ def test_a_server_open_to_other_machines_is_not_built_without_a_key(finished_run
     assert build(Arguments(run=run, settings=["serve.host=0.0.0.0", "serve.no_auth=true"]))
     monkeypatch.setenv("JSFREE_API_KEY", "a secret")
     application = build(Arguments(run=run, settings=["serve.host=0.0.0.0"]))
-    assert not application._bound_deployment.init_args[4].is_empty
+    assert not application._bound_deployment.init_args[3].is_empty
     assert "a secret" not in repr(application._bound_deployment.init_args)

@@ -12,8 +12,9 @@ Discriminative items are right if the answer is exactly "Yes" or "No"; "No" is t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -29,6 +30,8 @@ from jsfree.evaluation.metrics import Metric
 ORIGIN = "data/ of github.com/junyangwang0410/AMBER"
 SAFE_WORDS = ("orange", "snack", "line", "camera", "light", "shoe", "sign", "range", "individual")
 SIMILAR_ABOVE = 0.8
+BARE = re.compile(r"\s*(yes|no)\b", re.IGNORECASE)
+"""A reply that begins with Yes or No."""
 GENERATIVE = "generative"
 Task = Literal["all", "generative", "discriminative"]
 
@@ -141,6 +144,7 @@ class Amber(Suite):
     name: ClassVar[str] = "amber"
     title: ClassVar[str] = "AMBER"
     source: ClassVar[str] = "Wang et al. 2023, arXiv 2311.07397; github.com/junyangwang0410/AMBER"
+    folders: ClassVar[tuple[str, ...]] = ("amber",)
     requirements: ClassVar[tuple[Requirement, ...]] = (
         Requirement("query/query_all.json|data/query/query_all.json", "all questions", ORIGIN),
         Requirement("annotations.json|data/annotations.json", "objects and labels", ORIGIN),
@@ -166,6 +170,7 @@ class Amber(Suite):
             "safe_words": list(SAFE_WORDS),
             "positive": "No",
             "answers": "exactly Yes or No",
+            "replies": "of models asked here: the first word, if it is Yes or No",
         }
 
     @cached_property
@@ -188,6 +193,17 @@ class Amber(Suite):
                     Question(question_id, {"id": image, "uri": uri, "bytes": None, "sha256": None}, values["query"])
                 )
         return questions
+
+    def as_answers(self, data: Path, replies: Sequence[Answer]) -> Sequence[Answer]:
+        """Replies to yes/no questions as AMBER's file of answers has them: bare, if they begin with Yes or No."""
+        annotations = self._annotations(data)
+        asked = {name for name, record in annotations.items() if record.values["type"] != GENERATIVE}
+        return [
+            replace(reply, text=match[1].capitalize())
+            if reply.question_id in asked and (match := BARE.match(reply.text))
+            else reply
+            for reply in replies
+        ]
 
     def score(self, data: Path, answers: Sequence[Answer]) -> Measured:
         """Check the nouns of captions, and compare the other answers with the labels."""

@@ -61,12 +61,14 @@ class Generation:
     """The decoding that a protocol prescribes.
 
     Greedy decoding of one view of the image with one beam goes through the project's engine, several beams through
-    ``generate`` of transformers.
+    ``generate`` of transformers. ``without_image``: the prompts alone are answered, and the result has the
+    log-probabilities of the first model's answers under each model.
     """
 
     max_new_tokens: int
     temperature: float = 0.0
     beams: int = 1
+    without_image: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,16 @@ class Suite(ABC):
     """Its metrics, the most important first."""
     describes_images: ClassVar[bool] = True
     """Whether answers are captions; their length and repetition are then reported too."""
+    measures_variety: ClassVar[bool] = False
+    """Whether the variety of answers is reported though they are no captions."""
+    has_coco_ids: ClassVar[bool] = False
+    """Whether ids of images are COCO's numbers."""
+    folders: ClassVar[tuple[str, ...]] = ()
+    """Subfolders of a folder with the files of several suites, in which this one's are looked for."""
+
+    def folder(self, data: Path) -> Path:
+        """The folder of this suite's files: one of ``folders`` in ``data`` if there is one, otherwise ``data``."""
+        return next((data / name for name in self.folders if (data / name).is_dir()), data)
 
     @property
     @abstractmethod
@@ -163,6 +175,14 @@ class Suite(ABC):
         """
         for_questions = [requirement for requirement in self.requirements if requirement.for_questions]
         return self.questions(data) if all(requirement.find(data) for requirement in for_questions) else ()
+
+    def as_answers(self, data: Path, replies: Sequence[Answer]) -> Sequence[Answer]:  # noqa: ARG002
+        """The replies of a model that was asked here in the form that the suite's files of answers have.
+
+        Raises:
+            SourceError: a file is missing or wrong.
+        """
+        return replies
 
     @abstractmethod
     def score(self, data: Path, answers: Sequence[Answer]) -> Measured:

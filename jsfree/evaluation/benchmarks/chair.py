@@ -49,6 +49,8 @@ class Chair(Suite):
     name: ClassVar[str] = "chair"
     title: ClassVar[str] = "CHAIR"
     source: ClassVar[str] = "Rohrbach et al. 2018, arXiv 1809.02156"
+    has_coco_ids = True
+    folders = ("chair", "coco")
     requirements = (*REQUIREMENTS, IMAGES, PROMPT_FILE)
     measures = (
         Measure(

@@ -2,7 +2,7 @@
 
 As CHAIR with a cleaned vocabulary, but objects are extracted from the answer instead of looked up word by word, and an
 object counts once an answer and word. Numbers of different extractors do not compare; the published one
-(gpt-3.5-turbo-0613) is retired.
+(gpt-3.5-turbo-0613) is retired, and its prompt is not used here.
 """
 
 from __future__ import annotations
@@ -18,18 +18,26 @@ from typing import Any, ClassVar, Literal
 from jsfree.errors import SourceError
 from jsfree.evaluation.benchmarks.base import Answer, Generation, Measured, Question, Requirement, Suite
 from jsfree.evaluation.benchmarks.coco import REQUIREMENTS, read_annotations, require_images
+from jsfree.evaluation.benchmarks.judged import error_rows, prompt
 from jsfree.evaluation.benchmarks.measuring import Measure, complement, harmonic_mean, ratio
 from jsfree.evaluation.benchmarks.nouns import NounLemmas
 from jsfree.evaluation.benchmarks.objects import CheckedAnswer, overall_metrics
+from jsfree.evaluation.benchmarks.phrases import objects_in, parse_list
 from jsfree.evaluation.benchmarks.tokens import tokenize
 from jsfree.evaluation.benchmarks.vocabulary import Mention, Reading, Vocabulary, drop_toilet_seats
 from jsfree.evaluation.metrics import Metric
+from jsfree.judge.judging import Judge
+from jsfree.judge.requests import JudgeRequest
+from jsfree.schemas import ErrorRow
 
-Extractor = Literal["words", "objects"]
+Extractor = Literal["words", "objects", "judge"]
 EXTRACTORS: dict[Extractor, str] = {
     "words": "every object word of the answer, repeats included; no judge",
     "objects": "the strings of the key 'objs' of each answer, found by an extractor of the user's",
+    "judge": "the phrases that a language model lists, reduced to their nouns by a rule",
 }
+SHORT = 3
+"""Answers of so many words or fewer name no object, as in the original, and are not sent to the judge."""
 QUESTIONS = Requirement(
     "obj_halbench_300_with_image.jsonl",
     "300 questions with their images (63,537,348 bytes, sha256 e89c705f...)",
@@ -37,6 +45,9 @@ QUESTIONS = Requirement(
     optional=True,
     for_questions=True,
 )
+OBJECTS_PROMPT = "halbench_objects"
+DESCRIBE = "Describe the image."
+"""The question in requests to the judge about images that the question file lacks."""
 _RESP = ratio("hallucinated_responses", "responses_with_objects")
 _RECALL = ratio("correct", "truth")
 _ORIGINAL_NAMES = {
@@ -63,15 +74,19 @@ class HalBench(Suite):
 
     Args:
         beams: beams of the answers that are generated here; the published script uses 3.
+        judge: lists the objects of answers, for the extractor ``judge``.
     """
 
     vocabulary: Vocabulary
     extractor: Extractor = "words"
     beams: int = 3
+    judge: Judge | None = None
 
     name: ClassVar[str] = "halbench"
     title: ClassVar[str] = "Object HalBench"
     source: ClassVar[str] = "Yu et al. 2023, arXiv 2312.00849; RLAIF-V, arXiv 2405.17220"
+    has_coco_ids = True
+    folders = ("halbench", "coco")
     requirements = (*REQUIREMENTS, QUESTIONS)
     measures = (
         Measure(
@@ -107,11 +122,17 @@ class HalBench(Suite):
         return Generation(max_new_tokens=1024, beams=self.beams)
 
     @property
+    def judges(self) -> tuple[Judge, ...]:
+        return () if self.judge is None else (self.judge,)
+
+    @property
     def protocol(self) -> Mapping[str, Any]:
-        """Extractor and vocabulary."""
+        """Extractor, its prompt and the vocabulary."""
+        prompts = [prompt(OBJECTS_PROMPT).as_json()] if self.judge else []
         return {
             "extractor": self.extractor,
             "extractor_is": EXTRACTORS[self.extractor],
+            "prompts": prompts,
             "vocabulary": self.vocabulary.name,
             "vocabulary_hash": self.vocabulary.fingerprint,
         }
@@ -138,17 +159,58 @@ class HalBench(Suite):
             return self.vocabulary.read([lemmas(token) for token in tokenize(text)])
 
         truth = annotations.truth(self.vocabulary, lambda caption: words(caption).categories)
-        checked = []
-        for answer in answers:
-            if self.extractor == "words":
-                reading = words(answer.text)
-                found: tuple[Sequence[Mention], Sequence[str]] = reading.mentions, reading.words
-            else:
-                objects = list(dict.fromkeys(_objects(answer)))
-                found = look_up(objects, self.vocabulary), objects
-            checked.append(CheckedAnswer(answer, found[0], truth[answer.image_id], found[1]))
-        details = [each.as_json() | {"objs": list(each.words)} for each in checked]
-        return Measured([each.count() for each in checked], details)
+        if self.extractor == "words":
+            readings = [(answer, words(answer.text)) for answer in answers]
+            checked = [CheckedAnswer(one, read.mentions, truth[one.image_id], read.words) for one, read in readings]
+            return _measured(checked)
+        found: Sequence[list[str] | None]
+        errors: list[ErrorRow] = []
+        if self.judge is None:
+            found = [_objects(answer) for answer in answers]
+        else:
+            found, errors = self._ask(self.judge, answers, self._questions_asked(data))
+        checked = [
+            CheckedAnswer(answer, look_up(objects, self.vocabulary), truth[answer.image_id], objects)
+            for answer, named in zip(answers, found, strict=True)
+            if named is not None
+            for objects in [list(dict.fromkeys(named))]
+        ]
+        return replace(_measured(checked), errors=errors, judge=self._judge_record(), notes=self._notes())
+
+    def _ask(
+        self, judge: Judge, answers: Sequence[Answer], questions: Mapping[str, str]
+    ) -> tuple[list[list[str] | None], list[ErrorRow]]:
+        """The objects in each answer, None where the judge listed none; and the error rows of these."""
+        template = prompt(OBJECTS_PROMPT)
+        long = {number: answer for number, answer in enumerate(answers) if len(answer.text.split()) > SHORT}
+        asked = (
+            JudgeRequest(
+                answer.question_id,
+                template.fill(question=questions.get(answer.image_id, DESCRIBE), answer=answer.text),
+            )
+            for answer in long.values()
+        )
+        judgements = judge.ask(asked, parse_list)
+        listed = {number: each.value for number, each in zip(long, judgements, strict=True)}
+        phrases = [listed.get(number, []) for number in range(len(answers))]
+        return [None if each is None else objects_in(each, self.vocabulary) for each in phrases], error_rows(judgements)
+
+    def _questions_asked(self, data: Path) -> dict[str, str]:
+        """The question about each image; none without the question file."""
+        path = QUESTIONS.find(data)
+        return {} if path is None else {each.image["id"]: each.prompt for each in _questions(path)}
+
+    def _judge_record(self) -> dict[str, Any] | None:
+        return None if self.judge is None else self.judge.record(prompt(OBJECTS_PROMPT))
+
+    def _notes(self) -> list[str]:
+        if self.judge is None:
+            return []
+        return [
+            f"Objects were listed by {self.judge.settings.model}, not by gpt-3.5-turbo-0613 with the published prompt.",
+            "Phrases were reduced to nouns by a rule instead of spaCy's tagger.",
+            f"Judge, in this command so far: {self.judge.summary()}.",
+        ]
 
     def details_document(self, result: Mapping[str, Any]) -> Any:
         """The layout of the original's ``hall_*.json``."""
@@ -157,6 +219,11 @@ class HalBench(Suite):
             "overall_metrics": overall_metrics(result, _ORIGINAL_NAMES) | totals,
             "sentences": result["details"],
         }
+
+
+def _measured(checked: Sequence[CheckedAnswer]) -> Measured:
+    details = [each.as_json() | {"objs": list(each.words)} for each in checked]
+    return Measured([each.count() for each in checked], details)
 
 
 def clean(text: str) -> str:

@@ -129,6 +129,7 @@ class IC(Suite):
     name: ClassVar[str] = "ic"
     title: ClassVar[str] = "IC"
     source: ClassVar[str] = "arXiv 2411.17760; its images and prompts are not public"
+    folders: ClassVar[tuple[str, ...]] = ("ic",)
     requirements: ClassVar[tuple[Requirement, ...]] = (
         Requirement(".", "folders of images, one for each category", "your own images"),
     )
@@ -206,7 +207,7 @@ class IC(Suite):
             self.judge.record(*self.prompts),
             [
                 f"Judged by {self.judge.settings.model}: scores of other judges, prompts or images do not compare.",
-                f"Judge: {self.judge.summary()}.",
+                f"Judge, in this command so far: {self.judge.summary()}.",
             ],
         )
 

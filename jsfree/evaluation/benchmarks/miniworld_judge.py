@@ -1,9 +1,10 @@
 """A simulated judge that knows MiniWorld's scenes, so that suites with a judge run without a language model.
 
-It answers the shipped prompts of IC and MMHal-Bench exactly, by the objects that captions name; for other prompts and
-images it has no answer. Its judgements of real images mean nothing. Start it for the scenes of a split:
+It answers the shipped prompts exactly, by the objects that captions name; for other prompts and images it has no
+answer. Its judgements of real images mean nothing. ``jsfree benchmark --judge miniworld`` starts it for the scenes of
+the data folder. To start it alone, with faults:
 
-    python -m jsfree.evaluation.benchmarks.miniworld_judge --split test --count 500 --port 8001
+    python -m jsfree.evaluation.benchmarks.miniworld_judge DATA --port 8001 --fault rate_limit=0.1
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ import random
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-from jsfree.errors import ConfigError
+import jsfree
+from jsfree.errors import ConfigError, SourceError
 from jsfree.evaluation.benchmarks.judged import prompt
 from jsfree.evaluation.miniworld import mentions
 from jsfree.judge.prompts import Prompt
+from jsfree.judge.settings import JudgeSettings
 from jsfree.judge.simulated import Fault, SimulatedJudge
-from jsfree.miniworld.world import SPLITS, Scene, png_bytes, scene
+from jsfree.miniworld.world import Scene, png_bytes, scene_from_id
 
 UNKNOWN = "I do not know this prompt or image."
 
@@ -51,8 +56,10 @@ class MiniWorldTruth:
                 return reply(_between("caption", text), objects)
         if any(_is_filled(prompt(f"ic_{aspect}_score"), text) for aspect in ("precision", "recall")):
             return _score(_between("analysis", text))
+        if _is_filled(prompt("halbench_objects"), text):
+            return json.dumps(_named(_between("answer", text)))
         if _is_filled(prompt("mmhal_rating"), text):
-            return _rating(_between("contents", text), _between("answer", text))
+            return _rating(*(_between(tag, text) for tag in ("contents", "correct_answer", "answer")))
         return UNKNOWN
 
 
@@ -89,9 +96,15 @@ def _score(analysis: str) -> str:
     return f"Score: {1 + round(9 * int(part) / int(whole)) if int(whole) else 1}"
 
 
-def _rating(contents: str, answer: str) -> str:
-    """6 for an answer that names only objects of the contents, 3 for one that names none, 2 for any other."""
+def _rating(contents: str, reference: str, answer: str) -> str:
+    """6 for an answer that names only objects of the contents, 3 for one that names none, 2 for any other.
+
+    If the reference names none either, such as a colour, 4 for the same answer and 1 for another.
+    """
     named = set(_named(answer))
+    if not named and not _named(reference):
+        same = answer.strip().lower() == reference.strip().lower()
+        return f"The answer is {'right' if same else 'wrong'}.\nRating: {4 if same else 1}"
     if not named:
         return "The answer names nothing.\nRating: 3"
     wrong = sorted(named - set(_named(contents)))
@@ -120,18 +133,40 @@ def _share(text: str) -> tuple[Fault, float]:
         raise ConfigError(f"--fault {text!r} is wrong", f"write NAME=SHARE; names: {', '.join(Fault)}") from None
 
 
+def scenes_in(folder: Path) -> list[Scene]:
+    """The scenes whose images are in a folder or below it, by the names of the files.
+
+    Raises:
+        SourceError: there are none.
+    """
+    names = sorted({path.stem for path in folder.rglob("miniworld-*.png")})
+    if not names:
+        raise SourceError(f"{folder} has no images of MiniWorld", "write them with 'jsfree miniworld export'")
+    return [scene_from_id(name) for name in names]
+
+
+@contextmanager
+def miniworld_judge(folder: Path) -> Iterator[JudgeSettings]:
+    """Serve a judge that knows the scenes of ``folder``, and yield the settings of its clients."""
+    server = SimulatedJudge(MiniWorldTruth(scenes_in(folder)))
+    with server.serve() as url:
+        yield JudgeSettings(url=url, model=server.model, revision=f"jsfree-{jsfree.__version__}")
+
+
 def main() -> None:
     """Serve until the process is interrupted."""
     parser = argparse.ArgumentParser(description="A simulated judge that knows MiniWorld's scenes.")
-    parser.add_argument("--split", choices=list(SPLITS), default="test")
-    parser.add_argument("--count", type=int, default=500, help="number of scenes, from the first")
+    parser.add_argument("data", type=Path, help="folder of images that 'jsfree miniworld export' wrote")
     parser.add_argument("--port", type=int, default=8001)
     parser.add_argument("--fault", action="append", default=[], metavar="NAME=SHARE", help="misbehave at random")
     options = parser.parse_args()
-    truth = MiniWorldTruth(scene(options.split, number) for number in range(options.count))
-    server = SimulatedJudge(truth, fault=random_faults(dict(map(_share, options.fault))))
+    server = SimulatedJudge(
+        MiniWorldTruth(scenes_in(options.data)), fault=random_faults(dict(map(_share, options.fault)))
+    )
     with server.serve(options.port) as url:
-        sys.stdout.write(f"a simulated judge, no language model: --set url={url} --set model={server.model}\n")
+        sys.stdout.write(
+            f"a simulated judge, no language model; in the file of --judge: {{url: {url}, model: {server.model}}}\n"
+        )
         sys.stdout.flush()
         threading.Event().wait()
 

@@ -59,6 +59,7 @@ class MMHal(Suite):
     name: ClassVar[str] = "mmhal"
     title: ClassVar[str] = "MMHal-Bench"
     source: ClassVar[str] = "Sun et al. 2023, arXiv 2309.14525; informativeness as in RLAIF-V, arXiv 2405.17220"
+    folders: ClassVar[tuple[str, ...]] = ("mmhal",)
     requirements: ClassVar[tuple[Requirement, ...]] = (
         Requirement(
             "response_template.json|mmhal-bench.json",
@@ -174,7 +175,7 @@ class MMHal(Suite):
 
     def _notes(self, count: int, questions: Sequence[str]) -> list[str]:
         notes = [f"{count} questions (hash {prompts_hash(questions)}), judged by {self.judge.settings.model}."]
-        notes.append(f"Judge: {self.judge.summary()}.")
+        notes.append(f"Judge, in this command so far: {self.judge.summary()}.")
         if count != 96:
             notes.append("MMHal-Bench has 96 questions: these are others, and the types may be wrong.")
         if self.rating_prompt == prompt("mmhal_rating"):

@@ -119,6 +119,7 @@ class Pope(Suite):
     name: ClassVar[str] = "pope"
     title: ClassVar[str] = "POPE"
     source: ClassVar[str] = "Li et al. 2023, arXiv 2305.10355; github.com/RUCAIBox/POPE"
+    folders: ClassVar[tuple[str, ...]] = ("pope", "coco")
     requirements: ClassVar[tuple[Requirement, ...]] = (
         *(Requirement(f"coco_pope_{kind}.json", f"{kind} questions", ORIGIN, optional=True) for kind in KINDS),
         Requirement("val2014|images", "the images of the questions", "val2014.zip of cocodataset.org", optional=True),

@@ -16,8 +16,10 @@ from jsfree.evaluation.benchmarks.halbench import EXTRACTORS, Extractor, HalBenc
 from jsfree.evaluation.benchmarks.ic import IC
 from jsfree.evaluation.benchmarks.mmhal import MMHal
 from jsfree.evaluation.benchmarks.pope import SCORINGS, Pope, Scoring
+from jsfree.evaluation.benchmarks.short_answers import ShortAnswers
+from jsfree.evaluation.benchmarks.text_answers import TextAnswers
 from jsfree.judge.judging import Judge
-from jsfree.judge.settings import read_settings
+from jsfree.judge.settings import JudgeSettings, read_settings
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class SuiteOptions:
         stack: implementation of CHAIR.
         extractor: how Object HalBench finds objects in answers.
         beams: beams of Object HalBench.
-        judges: files with the settings of the judge of IC and MMHal-Bench, and of a second one whose agreement with it
-            is reported; without any, the default judge.
+        judges: settings, or files of them, of the judge of IC and MMHal-Bench, and of a second one whose agreement with
+            it is reported; without any, the default judge.
         budget: maximum cost of each judge; None: that of its settings.
         scoring: how answers to POPE are read.
         vectors: word vectors of AMBER; None leaves similarities out.
@@ -40,7 +42,7 @@ class SuiteOptions:
     stack: str = "original"
     extractor: str = "words"
     beams: int = 3
-    judges: tuple[str, ...] = ()
+    judges: tuple[str | JudgeSettings, ...] = ()
     budget: float | None = None
     scoring: str = "original"
     vectors: str | None = None
@@ -53,7 +55,8 @@ def _chair(options: SuiteOptions) -> Suite:
 
 def _halbench(options: SuiteOptions) -> Suite:
     extractor: Extractor = _choice("--extractor", options.extractor, EXTRACTORS)
-    return HalBench(vocabulary.load(options.vocabulary, all_phrases=True), extractor, options.beams)
+    judge = _judges(options)[0] if extractor == "judge" else None
+    return HalBench(vocabulary.load(options.vocabulary, all_phrases=True), extractor, options.beams, judge)
 
 
 def _pope(options: SuiteOptions) -> Suite:
@@ -83,8 +86,12 @@ def _judges(options: SuiteOptions) -> tuple[Judge, Judge | None]:
     if len(options.judges) > 2:
         raise ConfigError(f"{len(options.judges)} judges are named", "name one, or two to see how they agree")
     report = logging.getLogger(__name__).info
-    judges = [Judge(read_settings(path, {"budget": options.budget}), report) for path in options.judges or (None,)]
+    judges = [Judge(_settings(named, options.budget), report) for named in options.judges or (None,)]
     return judges[0], judges[1] if len(judges) > 1 else None
+
+
+def _settings(named: str | JudgeSettings | None, budget: float | None) -> JudgeSettings:
+    return named if isinstance(named, JudgeSettings) else read_settings(named, {"budget": budget})
 
 
 BUILDERS: dict[str, tuple[type[Suite], Callable[[SuiteOptions], Suite]]] = {
@@ -94,6 +101,8 @@ BUILDERS: dict[str, tuple[type[Suite], Callable[[SuiteOptions], Suite]]] = {
     Amber.name: (Amber, _amber),
     MMHal.name: (MMHal, _mmhal),
     IC.name: (IC, _ic),
+    ShortAnswers.name: (ShortAnswers, lambda _: ShortAnswers()),
+    TextAnswers.name: (TextAnswers, lambda _: TextAnswers()),
 }
 """The class of each suite, and the function that builds it."""
 

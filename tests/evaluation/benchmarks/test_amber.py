@@ -107,6 +107,12 @@ def test_metrics_are_pooled_over_answers(data):
     }
 
 
+def test_replies_of_models_are_shortened_to_what_the_answer_file_has(data):
+    replies = [Answer("1", "a", "Yes, a dog."), *(Answer("4", "b", text) for text in ("Yes.", " no, not", "Yesterday"))]
+    shortened = Amber().as_answers(data, replies)
+    assert [answer.text for answer in shortened] == ["Yes, a dog.", "Yes", "No", "Yesterday"]
+
+
 def test_the_printed_scores_have_the_originals_offsets_and_rounding(data):
     suite = Amber()
     sums = CountTable.of(suite.score(data, ANSWERS).rows).sums()

@@ -1,6 +1,7 @@
 """Object HalBench: parity with the original on the reference cases, its question file, and wrong input."""
 
 import base64
+import contextlib
 import json
 
 import pytest
@@ -9,8 +10,13 @@ from jsfree.errors import SourceError
 from jsfree.evaluation.benchmarks import vocabulary
 from jsfree.evaluation.benchmarks.answers import read_answers
 from jsfree.evaluation.benchmarks.base import Answer
-from jsfree.evaluation.benchmarks.halbench import QUESTIONS, HalBench
+from jsfree.evaluation.benchmarks.halbench import QUESTIONS, HalBench, look_up
+from jsfree.evaluation.benchmarks.phrases import objects_in, parse_list
 from jsfree.evaluation.benchmarks.results import Result
+from jsfree.judge.judging import Judge
+from jsfree.judge.replies import ReplyError
+from jsfree.judge.settings import JudgeSettings
+from jsfree.judge.simulated import SimulatedJudge, table_answer
 from tests.support.coco_files import write_coco
 from tests.support.reference_cases import reference
 
@@ -51,6 +57,81 @@ def test_extracted_objects_score_as_with_the_original_code(cases, refined, tmp_p
     assert 100 * result["metrics"]["Ment"]["value"] == pytest.approx(expected["Ment"])
     totals = {key: written["overall_metrics"][key] for key in expected["overall_metrics"]}
     assert totals == pytest.approx(expected["overall_metrics"])
+
+
+def phrases_of(replies):
+    """The strings of the first reply that is a list, as the original asks until one is."""
+    for reply in replies:
+        with contextlib.suppress(ReplyError):
+            return parse_list(reply)
+    raise AssertionError("no reply is a list")
+
+
+def test_replies_of_an_extractor_are_parsed_and_reduced_to_nouns(cases, refined):
+    """The original tags phrases with spaCy; the rule here gives the same objects for 97 % of 213 replies."""
+    responses = cases["suites"]["replies_model_captions"]["responses"]
+    same = 0
+    for case in responses:
+        mentions = look_up(objects_in(phrases_of(case["replies"]), refined), refined)
+        same += [[mention.word, mention.category] for mention in mentions] == case["coco_mentions"]
+    assert same / len(responses) > 0.96
+
+
+@pytest.mark.parametrize(
+    ("phrases", "objects"),
+    [
+        (["a big brown dog", "dogs", "two old men"], ["dog", "man"]),
+        (["the man's blue jeans"], ["man", "jean"]),
+        (["a teddy bear on a wooden chair"], ["teddy bear"]),
+        (["tennis player", "kitchen table"], ["tennis player", "kitchen table"]),
+        (["parked cars", "a bus", "glasses"], ["car", "bus", "glass"]),
+    ],
+)
+def test_phrases_are_reduced_to_nouns(phrases, objects):
+    assert objects_in(phrases, vocabulary.built_in()) == objects
+
+
+@pytest.mark.parametrize(
+    ("reply", "objects"),
+    [
+        ('["dog", "cat"]', ["dog", "cat"]),
+        ('The objects are:\n["dog"]', ["dog"]),
+        ('```json\n["dog",\n "cat"]\n```', ["dog", "cat"]),
+        ("[]", []),
+    ],
+)
+def test_lists_in_replies(reply, objects):
+    assert parse_list(reply) == objects
+
+
+@pytest.mark.parametrize("reply", ["No list.", '{"objects": ["dog"]}', '["dog"] is all', "[1]"])
+def test_other_replies_are_errors(reply):
+    with pytest.raises(ReplyError):
+        parse_list(reply)
+
+
+def test_a_judge_lists_the_objects_and_failed_replies_are_error_rows(data, tmp_path):
+    replies = {"A dog and a cat": '["dog", "a cat", "cats"]', "A man at": '["man", "two tables"]', "Fog": "Nothing."}
+    answers = [
+        Answer("1", "1", "A dog and a cat, a cat."),
+        Answer("2", "2", "A man at two tables."),
+        Answer("3", "1", "Fog is all there is."),
+        Answer("4", "1", "A black cat."),
+    ]
+    with SimulatedJudge(table_answer(replies)).serve() as url:
+        judge = Judge(JudgeSettings(url=url, model="simulated-judge", cache=str(tmp_path / "cache")))
+        suite = HalBench(vocabulary.load(None, all_phrases=True), "judge", judge=judge)
+        measured = suite.score(data, answers)
+    words = {detail["question_id"]: detail["mscoco_words"] for detail in measured.details}
+    assert words == {
+        "1": [["dog", "dog"], ["cat", "cat"]],
+        "2": [["man", "person"], ["table", "dining table"]],
+        "4": [],  # answers of up to three words name nothing, and are not sent
+    }
+    assert [(error["sample_id"], error["kind"]) for error in measured.errors] == [("3", "unparsable")]
+    assert measured.judge["replies"]["asked"] == 3
+    assert suite.protocol["prompts"][0]["name"] == "halbench_objects"
+    assert any("not by gpt-3.5-turbo-0613" in note for note in measured.notes)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from jsfree.evaluation.benchmarks.judged import prompt
 
 FOLDER = Path(prompts.__file__).parent
 RELEASED = {
+    "halbench_objects.v1.txt": "8688632e3f1c739a",
     "ic_claims.v1.txt": "714f35a78c694393",
     "ic_precision_analysis.v1.txt": "4e2171af45034b1e",
     "ic_precision_score.v1.txt": "05ad547faf7cd08e",

@@ -116,33 +116,65 @@ def run_here(current, title, stages, missing):
 
 
 @pytest.mark.slow
-def test_models_answer_and_are_compared_with_the_seed(tmp_path, monkeypatch):
+def test_models_answer_all_suites_and_are_compared_with_the_seed(tmp_path, monkeypatch):
     monkeypatch.setattr(Round, "_run_pass", run_here)
+    monkeypatch.setenv("HOME", str(tmp_path))  # the judge's cache
     run_here.shards = []
-    export_scenes("coco", "test", 0, 5, tmp_path / "data")
-    (tmp_path / "data" / "val2014" / "miniworld-test-000004.png").write_bytes(b"damaged")
+    export_scenes("all", "test", 0, 5, tmp_path / "data")
+    coco = tmp_path / "data" / "coco"
+    (coco / "val2014" / "miniworld-test-000004.png").write_bytes(b"damaged")
     arguments = (
-        *("chair", "halbench", "--model", "miniworld:captioner", "--model", "miniworld:captioner"),
-        *("--data", tmp_path / "data", "--vocabulary", tmp_path / "data" / "synonyms.txt", "--stack", "lemmas"),
+        *("all", "--model", "miniworld:captioner", "--model", "miniworld:captioner", "--data", tmp_path / "data"),
+        *("--vocabulary", coco / "synonyms.txt", "--stack", "lemmas", "--judge", "miniworld"),
         *("--max-new-tokens", 96, "--beams", 2, "--run", tmp_path / "run", "--set", "max_failed_fraction=0.5"),
     )
     printed = benchmark(*arguments)
     assert "m1" in printed
-    assert len(run_here.shards) == 4
+    assert all(title in printed for title in ("CHAIR", "Object HalBench", "POPE", "AMBER", "MMHal-Bench", "IC"))
+    decoded = len(run_here.shards)
     folder = tmp_path / "run" / "evaluation"
-    chair, halbench = (
-        json.loads((folder / "m1" / f"{suite}.json").read_text(encoding="utf-8")) for suite in ("chair", "halbench")
+    chair, halbench, amber, ic = (
+        json.loads((folder / "m1" / f"{suite}.json").read_text(encoding="utf-8"))
+        for suite in ("chair", "halbench", "amber", "ic")
     )
     assert chair["generation"]["by"] == "jsfree engine"
     assert (halbench["generation"]["by"], halbench["generation"]["beams"]) == ("transformers generate", 2)
     assert chair["counts"] == {"questions": 5, "answers": 4, "images": 4, "failed": 1, "not_scored": 0}
     assert halbench["counts"]["answers"] == 5  # its file has the images themselves
     assert chair["differences"]["m0"]["CHAIRi"] == {"value": 0, "low": 0, "high": 0, "p": 1}
+    assert amber["metrics"]["accuracy"]["value"] > 0.5  # the captioner says "Yes.", AMBER's files have "Yes"
     counts = [
         miniworld.count_caption(world.scene("test", detail["image_id"]), detail["caption"])
         for detail in chair["details"]
     ]
     exact = miniworld.summarise(counts, resamples=10)
     assert chair["metrics"]["CHAIRi"]["value"] == pytest.approx(exact["mention_hallucination"]["value"])
+    assert ic["counts"]["not_scored"] == 0
+    assert ic["metrics"]["claim_precision"]["value"] == pytest.approx(
+        sum(each["shown"] for detail in ic["details"] for each in detail["claims"]["said"])
+        / sum(len(detail["claims"]["said"]) for detail in ic["details"])
+    )
+    text, short = (
+        json.loads((folder / "m1" / f"{suite}.json").read_text(encoding="utf-8")) for suite in ("text", "shortanswers")
+    )
+    assert text["differences"]["m0"]["perplexity"]["value"] == pytest.approx(0, abs=1e-6)  # m1 is the same model
+    assert 1 < text["metrics"]["perplexity"]["value"] < 20
+    assert short["metrics"]["accuracy"]["value"] > 0.5
     benchmark(*arguments)  # nothing is decoded again
-    assert len(run_here.shards) == 4
+    assert len(run_here.shards) == decoded
+
+
+def test_all_skips_suites_without_files_and_says_so(data, tmp_path, monkeypatch):
+    asked = []
+
+    def measure(questions, *_):
+        asked.extend(suite.name for suite, _ in questions)
+        return {}, None
+
+    monkeypatch.setattr("ray_jobs.commands.benchmark_models.measure_models", measure)
+    (data / "val2014").mkdir()
+    (data / "val2014" / "COCO_val2014_000000000002.jpg").touch()
+    printed = benchmark("all", "--model", "miniworld:captioner", "--data", data)
+    assert "chair" in asked
+    assert "mmhal" not in asked
+    assert "skipped: mmhal" in printed

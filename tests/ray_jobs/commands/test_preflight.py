@@ -1,11 +1,13 @@
 """Preflight of a good configuration and of many broken ones."""
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -13,12 +15,14 @@ from jsfree import config as configuration
 from jsfree.checks.findings import Finding, Verdict
 from jsfree.checks.settings import check_settings
 from jsfree.errors import ConfigError
+from jsfree.judge.settings import JudgeSettings
 from jsfree.miniworld import world
 from jsfree.models.references import WEIGHTS
 from jsfree.run.stages import STAGES
 from jsfree.sizing.workload import workload_of
 from ray_jobs.cli import app
 from ray_jobs.commands.preflight import plan, preflight, with_gpus
+from ray_jobs.commands.preflight_table import show
 from tests.support import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -275,6 +279,27 @@ def test_a_plan_suggests_a_setting_that_fits_a_smaller_gpu():
     changed = [word for word in problem.remedy.split() if "=" in word]
     better = configuration.with_overrides(config, [each.strip("'") for each in changed])
     assert plan(better, "a100-40g").works
+
+
+def test_a_plan_tells_time_and_cost_of_benchmarks(tmp_path):
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("currency: USD\nas_of: 2026-11-01\nmodels:\n  x: {input: 1, output: 2}\n", encoding="utf-8")
+    config = with_gpus(configuration.load(CONFIGS / "llava-1.5-13b.yaml"), 8)
+    result = plan(config, "a100-80g", JudgeSettings(model="x", prices=str(prices)))
+    halbench, ic = result.benchmarks
+    assert (halbench.answers, ic.answers) == (300 * 2, 150 * 2)  # m0 and m1
+    assert (halbench.judge_requests, ic.judge_requests) == (600, 5 * 300)
+    for each in (halbench, ic):
+        assert each.judge_cost == pytest.approx((each.prompt_tokens + 2 * each.reply_tokens) / 1e6)
+    # Beam search reads 26 GB of weights for every token of one answer, at 0.8 of 2 TB/s; the engine decodes many.
+    assert 600 * 130 * 26e9 / (0.8 * 2.04e12) < halbench.seconds < 3600
+    assert ic.seconds < halbench.seconds / 3
+    table = Console(record=True, width=160, file=io.StringIO())
+    show(result, table)
+    text = table.export_text()
+    assert "Object HalBench" in text
+    assert "Judge, USD" in text
+    assert plan(config, "a100-80g").benchmarks[0].judge_cost is None
 
 
 def test_a_plan_needs_the_kind_of_gpu():

@@ -1,0 +1,142 @@
+"""Images of a benchmark that the rounds of a run trained on.
+
+They are found by the SHA-256 of their files, and by the numbers of COCO images: ``train2017/000000000042.jpg`` and
+``COCO_val2014_000000000042.jpg`` are one photograph, in other files. COCO's training images of 2017 include most of the
+validation images of 2014, on which CHAIR, Object HalBench and POPE ask. What the seed was trained on before is unknown
+here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jsfree import schemas
+from jsfree.evaluation.benchmarks.base import Answer, Question, Suite
+from jsfree.run.run import Run
+from jsfree.run.streaming import scan
+from jsfree.schemas import ImageRef
+
+COLUMNS = ("image.id", "image.uri", "image.sha256")
+_COCO_NAME = re.compile(r"(?:^|/)(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})(?:\.\w+)?$")
+
+
+def coco_number(name: str) -> int | None:
+    """The number of a COCO image in a path or name such as ``coco/train2017/000000000042.jpg``; None for others."""
+    match = _COCO_NAME.search(name)
+    return int(match[1]) if match else None
+
+
+@dataclass(frozen=True)
+class ImageKeys:
+    """What identifies an image: the hash of its file, and its number in COCO; either may be unknown."""
+
+    sha256: str | None
+    coco: int | None
+
+
+def keys_of(suite: Suite, questions: Iterable[Question], answers: Iterable[Answer]) -> dict[str, ImageKeys]:
+    """What identifies the images of a benchmark that were read, by id.
+
+    Args:
+        answers: of a model that was asked here; the hash of each one's image is in ``extra["sha256"]``.
+    """
+    hashes = {answer.image_id: answer.extra.get("sha256") for answer in answers}
+    images = {question.image["id"]: question.image for question in questions}
+    return {name: ImageKeys(hashes[name], _number(suite, image)) for name, image in images.items() if name in hashes}
+
+
+def _number(suite: Suite, image: ImageRef) -> int | None:
+    if suite.has_coco_ids and image["id"].isdecimal():
+        return int(image["id"])
+    return _coco_number_of(image)
+
+
+@dataclass(frozen=True)
+class TrainedImages:
+    """The images that the rounds of a run trained on.
+
+    Args:
+        rounds: number of rounds.
+        hashes: of the files.
+        coco: numbers of COCO images.
+        unhashed: images without a hash.
+    """
+
+    rounds: int
+    hashes: frozenset[str]
+    coco: frozenset[int]
+    unhashed: int = 0
+
+    @classmethod
+    def of_run(cls, run: Run) -> TrainedImages:
+        """The images of the selected pairs of all rounds that have trained.
+
+        Raises:
+            StorageError: a table cannot be read.
+        """
+        rounds = [number for number in run.rounds() if run.manifest(number, "train") is not None]
+        keys = {key for number in rounds for key in _image_keys(run, number)}
+        return cls(
+            len(rounds),
+            frozenset(key.sha256 for key in keys if key.sha256 is not None),
+            frozenset(key.coco for key in keys if key.coco is not None),
+            sum(key.sha256 is None for key in keys),
+        )
+
+    def find(self, images: Mapping[str, ImageKeys]) -> Contamination:
+        """The images of a benchmark, by their ids, that were trained on."""
+        by_hash = [name for name, key in images.items() if key.sha256 in self.hashes]
+        by_coco = [name for name, key in images.items() if key.coco in self.coco]
+        return Contamination(self, len(images), tuple(by_hash), tuple(by_coco))
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """The images of a benchmark that were trained on, found by hash and by COCO's number."""
+
+    trained: TrainedImages
+    images: int
+    by_hash: tuple[str, ...]
+    by_coco: tuple[str, ...]
+
+    @property
+    def found(self) -> list[str]:
+        """Ids of the images that were found in either way, in the order of the benchmark."""
+        return list(dict.fromkeys((*self.by_hash, *self.by_coco)))
+
+    def as_json(self) -> dict[str, Any]:
+        """The images, as result files list them."""
+        return {
+            "rounds": self.trained.rounds,
+            "trained_images": len(self.trained.hashes),
+            "unhashed_training_images": self.trained.unhashed,
+            "images": self.images,
+            "by_hash": list(self.by_hash),
+            "by_coco_number": list(self.by_coco),
+        }
+
+    def __str__(self) -> str:
+        """A sentence for the notes of a result."""
+        rounds = "1 round" if self.trained.rounds == 1 else f"{self.trained.rounds} rounds"
+        if not self.found:
+            unknown = f"; {self.trained.unhashed} training images have no hash" if self.trained.unhashed else ""
+            return f"None of the {self.images} images was trained on in {rounds} (by hash and COCO number{unknown})."
+        return (
+            f"{len(self.found)} of {self.images} images were trained on in {rounds} ({len(self.by_hash)} by hash,"
+            f" {len(self.by_coco)} by COCO number)."
+        )
+
+
+def _image_keys(run: Run, number: int) -> Iterator[ImageKeys]:
+    for table in scan(run.stage(number, "selected"), schemas.SAMPLES, COLUMNS):
+        for row in table.to_pylist():
+            image = row["image"]
+            yield ImageKeys(image["sha256"], _coco_number_of(image))
+
+
+def _coco_number_of(image: Mapping[str, Any]) -> int | None:
+    numbers = (coco_number(name) for name in (image["uri"], image["id"]) if name)
+    return next((number for number in numbers if number is not None), None)
