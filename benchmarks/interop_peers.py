@@ -37,7 +37,7 @@ def by_transformers(question: Question, pictures: Sequence[Image.Image]) -> Capt
 
     model = AutoModelForImageTextToText.from_pretrained(question["model"], dtype=getattr(torch, question["dtype"]))
     processor = AutoProcessor.from_pretrained(question["model"])
-    prompt = processor.apply_chat_template(turn(question["prompt"], {"type": "image"}), add_generation_prompt=True)
+    prompt = rendered(processor, question)
     captions = []
     for first in range(0, len(pictures), BATCH):
         batch = pictures[first : first + BATCH]
@@ -62,7 +62,7 @@ def by_vllm(question: Question, pictures: Sequence[Image.Image]) -> dict[str, Ca
     from vllm import LLM, SamplingParams
 
     processor = AutoProcessor.from_pretrained(question["model"])
-    prompt = processor.apply_chat_template(turn(question["prompt"], {"type": "image"}), add_generation_prompt=True)
+    prompt = rendered(processor, question)
     model = LLM(
         question["model"],
         dtype=question["dtype"],
@@ -78,13 +78,16 @@ def by_vllm(question: Question, pictures: Sequence[Image.Image]) -> dict[str, Ca
     )
     prompts = [{"prompt": prompt, "multi_modal_data": {"image": picture}} for picture in pictures]
     conversations = [turn(question["prompt"], {"type": "image_pil", "image_pil": picture}) for picture in pictures]
-    options = {"add_special_tokens": True}  # by default chat prompts get no begin token
     return {
         "vllm": captions_of(question, model.generate(prompts, greedy, use_tqdm=False)),
-        "vllm_chat": captions_of(
-            question, model.chat(conversations, greedy, use_tqdm=False, tokenization_kwargs=options)
-        ),
+        "vllm_chat": captions_of(question, model.chat(conversations, greedy, use_tqdm=False)),
     }
+
+
+def rendered(processor: Any, question: Question) -> str:
+    """The rendered prompt without its start token, which the callers' tokenizers add."""
+    prompt = processor.apply_chat_template(turn(question["prompt"], {"type": "image"}), add_generation_prompt=True)
+    return str(prompt).removeprefix(processor.tokenizer.bos_token or "")
 
 
 def turn(text: str, image: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -9,9 +9,9 @@ and settings to override:
 """
 # No `from __future__ import annotations`: Serve reads the annotation of `build` to validate its arguments.
 
-import asyncio
 import logging
 import shlex
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,12 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve as ray_serve
-from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
+from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 from ray.util.queue import Queue
 
 from jsfree import config as configuration
-from jsfree.config import RunConfig, ServedModel
+from jsfree.config import RunConfig, Serve, ServedModel
 from jsfree.errors import ConfigError, JsfreeError, RunError, ServeError
 from jsfree.evaluation.rounds_stop import good_rounds
 from jsfree.models.contents import CAPTIONER
@@ -33,13 +32,13 @@ from jsfree.models.references import look_up
 from jsfree.run.locations import require_base_from_here
 from jsfree.run.run import Run
 from serve.http import routes as api
-from serve.http.limits import ARRIVING
-from serve.http.protocol import AFTER, BEFORE, Answer, CaptionModel, Question, Refusal, RunModel
+from serve.http.protocol import AFTER, BEFORE, Answer, Part, Question, Refusal, RunModel, ScoredSentence
 from serve.keys import KeySource
+from serve.replicas import Replicas, ScorerReplicas
 
 log = logging.getLogger(__name__)
-SPARE = 32
-"""Requests by which Serve's own limits exceed ours: Serve answers with plain text, we with JSON."""
+MAX_ONGOING = 100_000
+"""Serve's own limit of concurrent requests, never reached: Serve answers with plain text, we with JSON."""
 
 
 class Arguments(BaseModel):
@@ -63,9 +62,11 @@ class ModelReplica:
     def __init__(self, config: RunConfig, ref: str, gpus: float, failures: Queue | None = None) -> None:
         try:
             from jsfree.gpus import device_of
-            from serve.engines import Engine
+            from serve.engines.clip import SentenceScorer
+            from serve.engines.ours import Engine
 
             self._engine = Engine(config, ref, device_of(gpus))
+            self._scorer = SentenceScorer(config, device_of(gpus))
         except Exception as error:
             if failures is not None:
                 known = isinstance(error, JsfreeError)
@@ -77,9 +78,22 @@ class ModelReplica:
         """Caption an image; cancelling the call frees its slots."""
         return await self._engine.caption(question)
 
+    async def stream(self, question: Question) -> AsyncGenerator[Part, None]:
+        """Caption an image in parts; cancelling the call frees its slots."""
+        async for part in self._engine.stream(question):
+            yield part
+
+    async def score(self, image: bytes, captions: list[str]) -> list[list[ScoredSentence]] | None:
+        """The sentences of captions with their scores by CLIP."""
+        return await self._scorer.score(image, captions)
+
     async def healthy(self) -> bool:
         """Whether decoding makes progress."""
         return await self._engine.healthy()
+
+    async def context_length(self) -> int | None:
+        """Most tokens of prompt and caption."""
+        return await self._engine.context_length()
 
     def check_health(self) -> None:
         """Raise if decoding makes no progress; Serve calls this every few seconds and then replaces the replica."""
@@ -90,33 +104,18 @@ class ModelReplica:
             self._engine.close()
 
 
-class Replicas:
-    """The replicas of a deployment behind the interface of one ``CaptionModel``."""
+class ScorerReplica:
+    """A replica of the CLIP model."""
 
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
-        self._handle = handle
+    def __init__(self, config: RunConfig, gpus: float) -> None:
+        from jsfree.gpus import device_of
+        from serve.engines.clip import SentenceScorer
 
-    async def caption(self, question: Question) -> Answer | Refusal:
-        """Caption an image with one of the replicas."""
-        response = self._handle.caption.remote(question)
-        try:
-            answer: Answer | Refusal = await response
-        except asyncio.CancelledError:
-            response.cancel()  # type: ignore[no-untyped-call]
-            raise
-        except RayTaskError:  # the replica is alive and would fail again on the same request
-            log.exception("a replica failed on a request")
-            return Refusal("failed", "the model failed on this request; see the server's log")
-        except (RayError, RayServeException):
-            return Refusal("unavailable", "the model does not answer and is being replaced; try again soon")
-        return answer
+        self._scorer = SentenceScorer(config, device_of(gpus))
 
-    async def healthy(self) -> bool:
-        """Whether decoding makes progress in one of the replicas."""
-        try:
-            return bool(await self._handle.healthy.remote())
-        except (RayError, RayServeException):
-            return False
+    async def score(self, image: bytes, captions: list[str]) -> list[list[ScoredSentence]] | None:
+        """The sentences of captions with their scores by CLIP."""
+        return await self._scorer.score(image, captions)
 
 
 @ray_serve.ingress()
@@ -127,17 +126,19 @@ class Http:
         self,
         config: RunConfig,
         models: list[RunModel],
-        before: DeploymentHandle[Any],
-        after: DeploymentHandle[Any],
+        deployments: dict[str, DeploymentHandle[Any]],
         keys: KeySource,
+        scorer: DeploymentHandle[Any] | None,
     ) -> None:
         self._config = config
         self._keys = keys
         self._models = models
-        self._replicas: dict[str, CaptionModel] = {BEFORE: Replicas(before), AFTER: Replicas(after)}
+        self._scorer = None if scorer is None else ScorerReplicas(scorer)
+        self._replicas = {role: Replicas(handle) for role, handle in deployments.items()}
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return api.create_app(self._models, self._replicas, self._config.serve, self._config.prompt, self._keys)
+        settings, prompt = self._config.serve, self._config.prompt
+        return api.create_app(self._models, self._replicas, settings, prompt, self._keys, self._scorer)
 
 
 def build(arguments: Arguments) -> ray_serve.Application:
@@ -171,17 +172,22 @@ def bind(
 ) -> ray_serve.Application:
     """The application for models; ``failures`` receives the errors of replicas that do not start."""
     serve = config.serve
-    before, after = (
-        _deployment(config, model, placement, failures)
-        for model, placement in zip(models, (serve.before, serve.after), strict=True)
-    )
+    deployments = {}
+    for model in models:
+        placement = placement_of(serve, model)
+        arguments = config, model.ref, placement.gpus, failures
+        deployments[model.role] = _deployment(ModelReplica, arguments, model.role, placement, serve)
+    scorer = deployments[AFTER] if serve.scores == "after" else None
+    if serve.scores == "deployment":
+        scorer = _deployment(ScorerReplica, (config, serve.scorer.gpus), "clip", serve.scorer, serve)
     return _bind(
         Http,
-        (config, models, before, after, keys),
+        (config, models, deployments, keys, scorer),
         name="http",
-        max_ongoing_requests=(1 + ARRIVING) * serve.max_requests + SPARE,
-        max_queued_requests=SPARE,
-        backpressure_config={"status_code": 429, "retry_after_s": 1},
+        graceful_shutdown_timeout_s=serve.drain_s,
+        # Requests beyond our own limit are refused by the application, in OpenAI's format, never by Serve.
+        max_ongoing_requests=MAX_ONGOING,
+        max_queued_requests=-1,
     )
 
 
@@ -198,7 +204,7 @@ def serving_config(run: str, overrides: list[str]) -> RunConfig:
                 f"{override!r}: a run is served with its own settings", "set only serve.*, ray.* and models.*"
             )
     config = configuration.with_overrides(Run.existing(run).config, overrides)
-    for role in (BEFORE, AFTER):
+    for role in (BEFORE, AFTER, "between"):
         gpus = getattr(config.serve, role).gpus
         if gpus > 1 and config.captioner.device_map == "single":
             raise ConfigError(
@@ -209,7 +215,10 @@ def serving_config(run: str, overrides: list[str]) -> RunConfig:
 
 
 def served_models(run: Run) -> list[RunModel]:
-    """The seed and the result of the run: the last model that it has trained before its stop rule ended it.
+    """The models of a run that are served.
+
+    The seed is ``before``. ``after`` is the result: the last model that the run has trained before its stop rule ended
+    it. With ``serve.models: all``, those of the rounds between them are served too.
 
     Raises:
         RunError: the run has no trained model yet.
@@ -218,10 +227,13 @@ def served_models(run: Run) -> list[RunModel]:
     if not finished:
         finish = f"jsfree run --run {shlex.quote(run.folder.uri)}"
         raise RunError(f"{run.folder.uri} has no trained model yet", f"finish it with `{finish}`")
-    last = finished[-1]
+    *between, last = finished
+    if run.config.serve.models == "ends":
+        between = []
     return [
         RunModel(BEFORE, "m0", _absolute(run.config.captioner.versioned_ref)),
-        RunModel(AFTER, f"m{last}", run.stage(last, "model").uri),
+        *(RunModel(f"m{n}", f"m{n}", run.stage(n, "model").uri, f"m{n - 1}") for n in between),
+        RunModel(AFTER, f"m{last}", run.stage(last, "model").uri, f"m{last - 1}"),
     ]
 
 
@@ -230,25 +242,40 @@ def _absolute(ref: str) -> str:
     return str(Path(ref).expanduser().absolute()) if Path(ref).expanduser().is_dir() else ref
 
 
+def placement_of(serve: Serve, model: RunModel) -> ServedModel:
+    """Replicas of a model and the resources that each reserves."""
+    return {BEFORE: serve.before, AFTER: serve.after}.get(model.role, serve.between)
+
+
 def _deployment(
-    config: RunConfig, model: RunModel, placement: ServedModel, failures: Queue | None
+    deployed: type, arguments: tuple[Any, ...], name: str, placement: ServedModel, serve: Serve
 ) -> ray_serve.Application:
     actor: dict[str, Any] = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
     if placement.accelerator_type is not None:
         actor["accelerator_type"] = placement.accelerator_type
     return _bind(
-        ModelReplica,
-        (config, model.ref, placement.gpus, failures),
-        name=model.role,
-        num_replicas=placement.replicas,
+        deployed,
+        arguments,
+        name=name,
+        **_replicas(placement),
         ray_actor_options=actor,
-        max_ongoing_requests=config.serve.slots + config.serve.max_waiting + SPARE,
+        max_ongoing_requests=MAX_ONGOING,
         health_check_period_s=5,
         max_constructor_retry_count=2,
+        graceful_shutdown_timeout_s=serve.drain_s,
     )
 
 
+def _replicas(placement: ServedModel) -> dict[str, Any]:
+    """Serve's options for the number of replicas."""
+    scaling = placement.autoscaling
+    if scaling is None:
+        return {"num_replicas": placement.replicas}
+    limits = {"min_replicas": scaling.min, "max_replicas": scaling.max}
+    return {"autoscaling_config": {**limits, "target_ongoing_requests": scaling.target}}
+
+
 def _bind(deployed: type, arguments: tuple[Any, ...], **options: Any) -> ray_serve.Application:
-    deployment: Any = ray_serve.deployment(deployed, graceful_shutdown_timeout_s=5, **options)
+    deployment: Any = ray_serve.deployment(deployed, **options)
     bound: ray_serve.Application = deployment.bind(*arguments)
     return bound

@@ -668,11 +668,40 @@ class RoundsStop(Section):
     """Largest increase of the fraction of captions that are truncated at ``max_new_tokens``."""
 
 
+class Autoscaling(Section):
+    """Replicas of a served model that follow its load."""
+
+    min: Annotated[int, Field(ge=0)] = 1
+    """Minimum number of replicas. With 0, a request that finds none waits for one to start."""
+    max: Positive
+    """Maximum number of replicas."""
+    target: Annotated[float, Field(gt=0)] = 16
+    """Requests in progress per replica at which the number of replicas stays as it is."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Autoscaling:
+        if self.min > self.max:
+            raise ValueError(f"'min' ({self.min}) must not exceed 'max' ({self.max})")
+        return self
+
+
 class ServedModel(Resources):
     """Replicas of a served model and the resources that each reserves."""
 
     replicas: Positive = 1
     """Number of replicas; requests are distributed among them."""
+    autoscaling: Autoscaling | None = None
+    """Number of replicas that follows the load. ``null``: always ``replicas``."""
+
+    @property
+    def first_replicas(self) -> int:
+        """Number of replicas with which serving starts."""
+        return self.replicas if self.autoscaling is None else self.autoscaling.min
+
+    @property
+    def most_replicas(self) -> int:
+        """Maximum number of replicas."""
+        return self.replicas if self.autoscaling is None else self.autoscaling.max
 
     @model_validator(mode="after")
     def _check_serving(self) -> ServedModel:
@@ -704,8 +733,20 @@ class Serve(Section):
     """Replicas of m0."""
     after: ServedModel = ServedModel()
     """Replicas of the last model of the run."""
+    between: ServedModel = ServedModel()
+    """Replicas of each of the other models, with ``models: all``."""
+    models: Literal["ends", "all"] = "ends"
+    """Which models of a run with several rounds are served: m0 and the last one, or those between them too."""
+    scores: Literal["after", "deployment", "off"] = "after"
+    """Where the run's CLIP model scores the sentences of comparisons: in the replicas of ``after``, where it is loaded
+    when the first comparison arrives, in a deployment of its own (``scorer``), or not at all."""
+    scorer: ServedModel = ServedModel()
+    """Replicas of the CLIP model, with ``scores: deployment``."""
     slots: Positive = 16
     """Maximum captions that a replica decodes concurrently, limited further by ``kv_cache_gib``."""
+    dual_path_slots: Positive = 4
+    """The same of captions with ``hallucination_ratio``, with more ``views`` than the server's own number, or without
+    an image. A replica allocates their memory when the first of them arrives."""
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
     """KV cache size per replica in GiB, as ``generate.kv_cache_gib``."""
     max_waiting: Annotated[int, Field(ge=0)] = 64
@@ -714,6 +755,8 @@ class Serve(Section):
     """Maximum concurrent requests. Further requests are rejected with status 429 before their body is read."""
     request_timeout_s: Annotated[float, Field(gt=0)] = 120
     """Maximum time for a request, in seconds. It then fails with status 408, and its slots are freed."""
+    drain_s: Annotated[float, Field(gt=0)] = 30
+    """Seconds that a replica which is to end has for its requests in progress; it takes no new ones."""
     body_timeout_s: Annotated[float, Field(gt=0)] = 10
     """Maximum time in which the body of a request must arrive, in seconds. Requests whose body is arriving do not
     count towards ``max_requests``."""
@@ -725,7 +768,9 @@ class Serve(Section):
     max_new_tokens: Positive = 512
     """Maximum, and default, number of tokens per caption."""
     views: Views = Views()
-    """Views of the image whose probabilities are averaged, for every caption that is served."""
+    """Views of the image whose probabilities are averaged, for captions whose request does not say how many."""
+    max_views: Positive = 5
+    """Maximum ``views`` that a request may ask for."""
     max_choices: Positive = 8
     """Maximum captions per request (``n``)."""
     max_prompt_chars: Positive = 4000

@@ -16,7 +16,7 @@ import torch
 from jsfree.config import Decoding
 from jsfree.decoding import sampling
 from jsfree.decoding.mixing import Geometric, M3id, Mixing, Probability, Vcd, add_diffusion_noise
-from jsfree.decoding.requests import Caption, Request, completed_caption
+from jsfree.decoding.requests import Caption, Request, TokenLogp, completed_caption
 from jsfree.decoding.views import translations
 from jsfree.errors import DecodingError
 from jsfree.models.families.base import ImageInputs
@@ -39,9 +39,12 @@ def decode(captioner: Captioner, request: Request, mixing: Mixing | None = None)
     tokens: list[int] = []
     logps: list[float] = []
     unconditional_logps: list[float] = []
+    token_logps: list[TokenLogp] = []
     while True:
         conditional_WV, second_V = _path_logits(captioner, request, tokens, mixing)
-        probs_V = mixture(conditional_WV, second_V, request.ratio, request.decoding, len(tokens), mixing)
+        penalty_V = _penalties(request, tokens, captioner.vocabulary).to(captioner.device)
+        paths = conditional_WV - penalty_V, second_V - penalty_V
+        probs_V = mixture(*paths, request.ratio, request.decoding, len(tokens), mixing)
         noise_1N = torch.from_numpy(noise.next_token())[None].to(captioner.device)
         token = int(sampling.sample_tokens(probs_V[None], noise_1N, [request.decoding.temperature == 0]))
         if len(tokens) < len(request.prefix):
@@ -52,7 +55,9 @@ def decode(captioner: Captioner, request: Request, mixing: Mixing | None = None)
         logps.append(math.log(_log_probs(conditional_WV)[:, token].exp().mean().item()))
         if mixing.uses_second(request.ratio) and mixing.noise_step is None:
             unconditional_logps.append(float(_log_probs(second_V)[token]))
-        caption = completed_caption(captioner, request, tokens, logps, unconditional_logps)
+        probs_V = mixture(conditional_WV, second_V, request.ratio, Decoding(), len(tokens) - 1, mixing)
+        token_logps.append(_token_logp(token, probs_V.tolist(), request.alternatives or 0))
+        caption = completed_caption(captioner, request, tokens, logps, unconditional_logps, token_logps)
         if caption is not None:
             return caption
 
@@ -63,7 +68,24 @@ def next_token_probs(
     """Distribution of the token after ``tokens``, (V,) float64."""
     mixing = mixing or Probability()
     conditional_WV, second_V = _path_logits(captioner, request, tokens, mixing)
-    return mixture(conditional_WV, second_V, request.ratio, request.decoding, len(tokens), mixing)
+    penalty_V = _penalties(request, tokens, captioner.vocabulary).to(captioner.device)
+    paths = conditional_WV - penalty_V, second_V - penalty_V
+    return mixture(*paths, request.ratio, request.decoding, len(tokens), mixing)
+
+
+def _penalties(request: Request, tokens: list[int], vocabulary: int) -> torch.Tensor:
+    """What a request's penalties subtract from the logits after ``tokens``, (V,) float64."""
+    penalty_V = torch.zeros(vocabulary, dtype=torch.float64)
+    for token in set(tokens):
+        penalty_V[token] = request.presence_penalty + request.frequency_penalty * tokens.count(token)
+    return penalty_V
+
+
+def _token_logp(token: int, probs_V: list[float], count: int) -> TokenLogp:
+    """The log-probability of a token, and the ``count`` most probable tokens."""
+    logps = [math.log(prob) if prob else -math.inf for prob in probs_V]
+    order = sorted(range(len(logps)), key=lambda other: -logps[other])
+    return TokenLogp(token, logps[token], tuple((other, logps[other]) for other in order[:count]))
 
 
 @torch.inference_mode()

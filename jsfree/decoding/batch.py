@@ -13,12 +13,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from jsfree.config import Compiling
+from jsfree.config import Compiling, Decoding
 from jsfree.decoding import mixing, sampling
 from jsfree.decoding.forward import IDLE, Forward, Row
 from jsfree.decoding.prefill import Prefill
 from jsfree.decoding.prefixes import ActiveCaption, PrefilledImages, TextPrefixes, first_free
-from jsfree.decoding.requests import Request
+from jsfree.decoding.requests import Request, TokenLogp
 from jsfree.decoding.workload import Layout, Workload
 from jsfree.models.loading import Captioner
 
@@ -129,6 +129,7 @@ class Batch:
         token_B = sampling.sample_tokens(probs_BV, noise_BN.to(self._captioner.device), greedy)
         _force_prefixes(captions, token_B)
         self._add_logps(slots, token_B)
+        self._add_token_logps(slots, token_B)
         tokens: list[int] = token_B.tolist()
         return tokens
 
@@ -160,12 +161,32 @@ class Batch:
         ):
             captions[index].unconditional_logps.append(logp)
 
-    def next_token_probs(self, slots: Sequence[int]) -> torch.Tensor:
-        """Distribution of the next token of the captions in some slots, (B, V)."""
+    def _add_token_logps(self, slots: Sequence[int], token_B: torch.Tensor) -> None:
+        """Add the log-probabilities of new tokens and of their alternatives to the captions that ask for them."""
+        asking = [index for index, slot in enumerate(slots) if self.caption(slot).request.alternatives is not None]
+        if not asking:
+            return
+        captions = [self.caption(slots[index]) for index in asking]
+        counts = [caption.request.alternatives or 0 for caption in captions]
+        logp_BV = self.next_token_probs([slots[index] for index in asking], unmodified=True).log()
+        own_B = logp_BV.gather(1, token_B[asking].clamp(min=0)[:, None])[:, 0]
+        best_BA, best_token_BA = logp_BV.topk(min(max(counts), logp_BV.shape[1]))
+        columns = (token_B[asking].tolist(), own_B.tolist(), best_token_BA.tolist(), best_BA.tolist())
+        for caption, count, token, logp, tokens, logps in zip(captions, counts, *columns, strict=True):
+            alternatives = tuple(zip(tokens[:count], logps[:count], strict=True))
+            caption.token_logps.append(TokenLogp(token, logp, alternatives))
+
+    def next_token_probs(self, slots: Sequence[int], *, unmodified: bool = False) -> torch.Tensor:
+        """Distribution of the next token of the captions in some slots, (B, V).
+
+        Args:
+            slots: slots that hold captions.
+            unmodified: at temperature 1, without truncation and without penalties.
+        """
         captions = [self.caption(slot) for slot in slots]
         requests = [caption.request for caption in captions]
         settings = mixing.BatchSettings.of(
-            [request.decoding for request in requests],
+            [Decoding() if unmodified else request.decoding for request in requests],
             [request.ratio for request in requests],
             [len(caption.tokens) for caption in captions],
             self._captioner.device,
@@ -178,7 +199,26 @@ class Batch:
             for slot, caption in zip(slots, captions, strict=True)
         ]
         second_rows = [caption.second_row for caption in captions]
-        return self._mixing.next_token_probs(self._logits_RV, view_rows, second_rows, settings)
+        logits_RV = self._logits_RV if unmodified else self._penalised(captions, view_rows)
+        return self._mixing.next_token_probs(logits_RV, view_rows, second_rows, settings)
+
+    def _penalised(self, captions: Sequence[ActiveCaption], view_rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """The logits of all rows, less the penalties of the captions that have some, (R, V)."""
+        having = [
+            (caption, rows)
+            for caption, rows in zip(captions, view_rows, strict=True)
+            if caption.request.presence_penalty or caption.request.frequency_penalty
+        ]
+        if not having:
+            return self._logits_RV
+        logits_RV = self._logits_RV.to(torch.float32, copy=True)
+        for caption, rows in having:
+            request, vocabulary = caption.request, logits_RV.shape[1]
+            own = {*rows} if caption.second_row is None else {*rows, caption.second_row}
+            logits_RV[sorted(own)] -= mixing.token_penalties(
+                caption.tokens, request.presence_penalty, request.frequency_penalty, vocabulary, logits_RV.device
+            )
+        return logits_RV
 
     def forward_step(self) -> None:
         """Feed the last token of every caption in flight to the model."""

@@ -28,6 +28,7 @@ from jsfree.decoding.memory import kv_budget, kv_limit, kv_size
 from jsfree.decoding.prefill import Prefill
 from jsfree.decoding.requests import (
     Caption,
+    Drawn,
     Request,
     StepResult,
     check_prefix,
@@ -296,10 +297,11 @@ class DualPathEngine:
             result.failed.append((request.request_id, no_token_error(request, len(caption.tokens))))
             batch.free(slot, clear=True)
             return
+        logp = None if request.alternatives is None else caption.token_logps[-1]
+        result.drawn.append(Drawn(request.request_id, len(caption.tokens), token, logp))
         caption.tokens.append(token)
-        result.drawn.append((request.request_id, token))
         completed = completed_caption(
-            self.captioner, request, caption.tokens, caption.logps, caption.unconditional_logps
+            self.captioner, request, caption.tokens, caption.logps, caption.unconditional_logps, caption.token_logps
         )
         if completed is not None:
             result.finished.append(completed)

@@ -10,14 +10,25 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 
 from jsfree.decoding.engine import DualPathEngine
-from jsfree.decoding.requests import Caption, Request, StepResult
+from jsfree.decoding.requests import Caption, Drawn, Request, StepResult
 from jsfree.errors import DecodingError, NoTokenError
 
 log = logging.getLogger(__name__)
+Listener = Callable[[Drawn], None]
+
+
+@dataclass(frozen=True)
+class _Submitted:
+    """A request, and who waits for it."""
+
+    request: Request
+    listener: Listener | None
+    future: Future[Caption] = field(default_factory=Future)
 
 
 class DecodingLoop:
@@ -34,16 +45,23 @@ class DecodingLoop:
         self._stall_seconds = stall_seconds
         self._changed = threading.Condition()
         self._batch_lock = threading.Lock()
-        self._incoming: list[tuple[Request, Future[Caption]]] = []
-        self._futures: dict[str, Future[Caption]] = {}
+        self._incoming: list[_Submitted] = []
+        self._submitted: dict[str, _Submitted] = {}
         self._thread: threading.Thread | None = None
         self._ended = False
         self._closing = False
         self._cause: BaseException | None = None
         self._last_step = time.monotonic()
 
-    def submit(self, requests: Sequence[Request]) -> list[Future[Caption]]:
+    def submit(
+        self, requests: Sequence[Request], listeners: Sequence[Listener | None] | None = None
+    ) -> list[Future[Caption]]:
         """Queue requests, whose ids must be unique among all callers; cancelling a future frees its slot.
+
+        Args:
+            requests: the requests.
+            listeners: for each request a function that the decoding thread calls with every token but the last, which
+                is in the caption. It must return quickly and must not raise.
 
         A future raises DeviceError if its request could never fit into memory, NoTokenError if the model gives no token
         any probability, and DecodingError if there is no memory at the moment or the loop ends.
@@ -51,16 +69,19 @@ class DecodingLoop:
         Raises:
             DecodingError: the loop has ended.
         """
-        futures: list[Future[Caption]] = [Future() for _ in requests]
+        submitted = [
+            _Submitted(request, listener)
+            for request, listener in zip(requests, listeners or [None] * len(requests), strict=True)
+        ]
         with self._changed:
             self._check_open()
-            self._incoming.extend(zip(requests, futures, strict=True))
+            self._incoming.extend(submitted)
             if self._thread is None:
                 self._last_step = time.monotonic()
                 self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
-        return futures
+        return [each.future for each in submitted]
 
     def decode(self, requests: Iterable[Request]) -> list[Caption | NoTokenError]:
         """Decode requests; in their order a caption each, or the error if the model gives it no token. Thread-safe.
@@ -125,14 +146,14 @@ class DecodingLoop:
         """Submit incoming requests to the engine; whether there is anything to decode."""
         with self._changed:
             while self._incoming:
-                request, future = self._incoming.pop(0)
+                submitted = self._incoming.pop(0)
                 try:
-                    self._engine.submit(request)
+                    self._engine.submit(submitted.request)
                 except Exception as error:  # noqa: BLE001 - passed on to the request's caller
-                    if future.set_running_or_notify_cancel():
-                        future.set_exception(error)
+                    if submitted.future.set_running_or_notify_cancel():
+                        submitted.future.set_exception(error)
                 else:
-                    self._futures[request.request_id] = future
+                    self._submitted[submitted.request.request_id] = submitted
             self._changed.notify_all()
             if self._closing or not self._engine.active:
                 self._thread = None
@@ -140,26 +161,30 @@ class DecodingLoop:
             return True
 
     def _drop_cancelled(self) -> None:
-        for request_id in [name for name, future in self._futures.items() if future.cancelled()]:
+        for request_id in [name for name, each in self._submitted.items() if each.future.cancelled()]:
             self._engine.cancel(request_id)
-            del self._futures[request_id]
+            del self._submitted[request_id]
 
     def _set_results(self, result: StepResult) -> None:
         for caption in result.finished:
-            future = self._futures.pop(caption.request_id)
+            future = self._submitted.pop(caption.request_id).future
             if future.set_running_or_notify_cancel():  # False if it was cancelled during the step
                 future.set_result(caption)
         for request_id, error in result.failed:
-            future = self._futures.pop(request_id)
+            future = self._submitted.pop(request_id).future
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
+        for drawn in result.drawn:
+            submitted = self._submitted.get(drawn.request_id)
+            if submitted is not None and submitted.listener is not None:
+                submitted.listener(drawn)
 
     def _end(self, cause: BaseException | None) -> None:
         """Fail all unfinished requests, so that no caller waits for ever."""
         with self._changed:
             self._ended, self._cause = True, cause
-            unfinished = [*self._futures.values(), *(future for _, future in self._incoming)]
-            self._futures.clear()
+            unfinished = [each.future for each in (*self._submitted.values(), *self._incoming)]
+            self._submitted.clear()
             self._incoming.clear()
             self._changed.notify_all()
         for future in unfinished:

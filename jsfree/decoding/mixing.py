@@ -271,6 +271,22 @@ def token_logps(logits_RV: torch.Tensor, view_rows: Sequence[Sequence[int]], tok
     return logp_B
 
 
+def token_penalties(
+    tokens: Sequence[int], presence: float, frequency: float, vocabulary: int, device: torch.device
+) -> torch.Tensor:
+    """What is subtracted from the logits of a caption's next token, (V,) float32.
+
+    Args:
+        tokens: the caption so far.
+        presence: penalty of every token in it.
+        frequency: further penalty of a token, for each time that it is in it.
+        vocabulary: V.
+        device: that of the logits.
+    """
+    count_V = torch.bincount(torch.tensor(tokens, dtype=torch.int64), minlength=vocabulary)
+    return (presence * (count_V > 0) + frequency * count_V).to(device, torch.float32)
+
+
 def _mean_view_probs(
     logits_RV: torch.Tensor, view_rows: Sequence[Sequence[int]], settings: BatchSettings
 ) -> torch.Tensor:

@@ -19,6 +19,7 @@ from jsfree.decoding.views import views_of
 from jsfree.decoding.workload import Requirement
 from jsfree.models.families.base import ImageInputs, Prompt
 from jsfree.models.loading import Captioner
+from jsfree.models.prompts import ChatPrompt
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -42,7 +43,7 @@ class Prefill:
 
     def __init__(self, captioner: Captioner) -> None:
         self._captioner = captioner
-        self._texts: OrderedDict[str, Prefilled] = OrderedDict()
+        self._texts: OrderedDict[ChatPrompt, Prefilled] = OrderedDict()
 
     def requirement(self, request: Request) -> Requirement:
         """Tokens that a request takes at most. Thread-safe."""
@@ -65,7 +66,7 @@ class Prefill:
         noised = self._captioner.map_pixels(request.image, partial(add_diffusion_noise, step=noise_step))
         return self._run(self._captioner.prompt(request.prompt, request.image), [noised])
 
-    def text_prefix(self, text: str) -> Prefilled:
+    def text_prefix(self, text: ChatPrompt) -> Prefilled:
         """Prefill a prompt without image, or return the cached prefill."""
         if text not in self._texts:
             self._texts[text] = self._run(self._captioner.prompt(text, None), [])

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from jsfree.config import Views
-from jsfree.decoding.requests import Request
+from jsfree.decoding.requests import Request, TokenLogp
 from jsfree.decoding.sampling import NoiseStream
+from jsfree.models.prompts import ChatPrompt
 
 if TYPE_CHECKING:
     from jsfree.decoding.cache import KvCache
@@ -40,6 +41,8 @@ class ActiveCaption:
     """Log-probabilities of ``tokens``, if the request asks for them."""
     unconditional_logps: list[float] = field(default_factory=list)
     """The same of the unconditional path, if the caption has one."""
+    token_logps: list[TokenLogp] = field(default_factory=list)
+    """Those of the distribution that was drawn from, if the request asks for them."""
 
     @property
     def forced_token(self) -> int | None:
@@ -52,7 +55,7 @@ class PrefilledImage:
     """An image whose views are prefilled with a prompt."""
 
     image: ImageInputs | None
-    prompt: str
+    prompt: ChatPrompt
     views: Views
     readers: list[int | None]
     """Slots of the captions that read it."""
@@ -152,16 +155,16 @@ class TextPrefixes:
     """Prompts without image, which second paths read, by their number in the cache."""
 
     def __init__(self, count: int) -> None:
-        self._prompts: list[str | None] = [None] * count
+        self._prompts: list[ChatPrompt | None] = [None] * count
         self._readers = [0] * count
 
-    def find(self, prompt: str) -> int | None:
+    def find(self, prompt: ChatPrompt) -> int | None:
         """Number for a prompt: where it is already, or one without readers; None if there is none."""
         if prompt in self._prompts:
             return self._prompts.index(prompt)
         return self._readers.index(0) if 0 in self._readers else None
 
-    def acquire(self, number: int, prompt: str) -> bool:
+    def acquire(self, number: int, prompt: ChatPrompt) -> bool:
         """Add a reader of a prompt at ``number``; whether the prompt has to be stored there first."""
         is_new = self._prompts[number] != prompt
         self._prompts[number] = prompt

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jsfree.config import Decoding
 from jsfree.errors import DecodingError, NoTokenError
 from jsfree.models.families.base import ImageInputs
 from jsfree.models.families.registry import window_of
 from jsfree.models.loading import Captioner
+from jsfree.models.prompts import ChatPrompt
 
 Finish = Literal["stop", "length"]
 
@@ -23,7 +24,7 @@ class Request:
     image: ImageInputs | None
     """The preprocessed image. Requests with the same object and the same prompt share its prefill. None for a request
     whose image the engine does not read: at h = 1, without log-probabilities."""
-    prompt: str
+    prompt: ChatPrompt
     ratio: float
     """Hallucination ratio h of Eq. 3."""
     noise_key: int
@@ -31,9 +32,40 @@ class Request:
     decoding: Decoding
     with_logps: bool = False
     """Whether the caption gets ``logps``. The conditional path is then evaluated at h = 1 too; tokens do not change."""
+    alternatives: int | None = None
+    """Whether each token gets a ``TokenLogp``, and with how many of the most probable tokens of its step. None: no."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits, of both paths, of every token that the caption has already."""
+    frequency_penalty: float = 0.0
+    """Subtracted from the logits, of both paths, of a token for each time that the caption has it already."""
     prefix: tuple[int, ...] = ()
     """Token ids with which the caption begins. They count as its first tokens: for ``max_new_tokens``, and for the
     noise of the tokens after them, so that a caption that is cut and continued at the same h stays the same."""
+
+
+@dataclass(frozen=True)
+class TokenLogp:
+    """A drawn token and the most probable tokens of its step.
+
+    Log-probabilities are natural logarithms of the distribution from which the token was drawn, Eq. 3, but at
+    temperature 1, without truncation and without penalties.
+    """
+
+    token: int
+    logp: float
+    alternatives: tuple[tuple[int, float], ...]
+    """Token ids with their log-probabilities, the most probable first."""
+
+
+class Drawn(NamedTuple):
+    """A token that a step has drawn."""
+
+    request_id: str
+    position: int
+    """Number of the caption's tokens before it. A caption that restarts, for lack of memory, draws its tokens again."""
+    token: int
+    logp: TokenLogp | None
+    """None unless the request asks for it."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +85,16 @@ class Caption:
     without truncation, over the tokens that may be drawn. None unless the request asked for it."""
     unconditional_logps: tuple[float, ...] | None = None
     """The same of the unconditional path; also None for a caption without one (h = 0)."""
+    token_logps: tuple[TokenLogp, ...] | None = None
+    """One a token; None unless the request asked for ``alternatives``."""
 
 
 @dataclass(frozen=True)
 class StepResult:
     """Results of a decoding step."""
 
-    drawn: list[tuple[str, int]] = field(default_factory=list)
-    """Request ids with their new tokens."""
+    drawn: list[Drawn] = field(default_factory=list)
+    """The new tokens."""
     finished: list[Caption] = field(default_factory=list)
     failed: list[tuple[str, DecodingError]] = field(default_factory=list)
     """Request ids with their errors."""
@@ -125,6 +159,7 @@ def completed_caption(
     token_ids: Sequence[int],
     logps: Sequence[float],
     unconditional_logps: Sequence[float] = (),
+    token_logps: Sequence[TokenLogp] = (),
 ) -> Caption | None:
     """The caption if ``token_ids`` complete it, else None.
 
@@ -134,6 +169,7 @@ def completed_caption(
         token_ids: tokens so far.
         logps: their log-probabilities; ignored unless the request asks for them.
         unconditional_logps: those of the unconditional path; empty without one.
+        token_logps: those of the distribution that was drawn from; ignored unless the request asks for them.
     """
     spelt = captioner.decode(token_ids) if request.decoding.stop else ""
     stop_index = min((spelt.index(stop) for stop in request.decoding.stop if stop in spelt), default=None)
@@ -151,4 +187,5 @@ def completed_caption(
         finish,
         tuple(logps) if request.with_logps else None,
         tuple(unconditional_logps) if request.with_logps and unconditional_logps else None,
+        None if request.alternatives is None else tuple(token_logps),
     )

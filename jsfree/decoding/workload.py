@@ -114,9 +114,10 @@ class Workload:
         return cls(slots, share, captions_per_image=1, images_per_slot=1.0, prompts=1, mixing=mixing, views=views)
 
     @classmethod
-    def for_serving(cls, slots: int, views: int = 1) -> Workload:
-        """Any image with any prompt, by the conditional path alone."""
-        return cls(slots, 0.0, captions_per_image=CHOICES_PER_REQUEST, images_per_slot=1.0, views=views)
+    def for_serving(cls, slots: int, views: int = 1, *, dual_path: bool = False) -> Workload:
+        """Any image with any prompt: by the conditional path alone, or by Eq. 3 at any ratio."""
+        share = 1.0 if dual_path else 0.0
+        return cls(slots, share, captions_per_image=CHOICES_PER_REQUEST, images_per_slot=1.0, views=views)
 
     @property
     def second_image(self) -> bool:

@@ -86,11 +86,11 @@ class Captioner:
         repeated = {name: tensor.expand(len(images), -1).to(self.device) for name, tensor in tokens.items()}
         return self.batch(images) | repeated
 
-    def prompt_ids(self, text: str, image: ImageInputs | None) -> list[int]:
+    def prompt_ids(self, text: prompts.ChatPrompt, image: ImageInputs | None) -> list[int]:
         """Tokenize a prompt with an image, or without one."""
         return list(self._prompts(text, None if image is None else image.text))
 
-    def prompt(self, text: str, image: ImageInputs | None) -> Prompt:
+    def prompt(self, text: prompts.ChatPrompt, image: ImageInputs | None) -> Prompt:
         """Tokenize a prompt, and find the positions of its tokens."""
         ids = self.prompt_ids(text, image)
         if image is None:
@@ -98,15 +98,16 @@ class Captioner:
         return Prompt(ids, self.family.positions(self.model, self.processor, ids, image))
 
     @cached_property
-    def _prompts(self) -> Callable[[str, str | None], list[int]]:
+    def _prompts(self) -> Callable[[prompts.ChatPrompt, str | None], list[int]]:
         """Tokens of the latest prompts, by their text and that of the image."""
 
-        def tokenized(text: str, image: str | None) -> list[int]:
+        def tokenized(text: prompts.ChatPrompt, image: str | None) -> list[int]:
             placeholder = self.family.placeholder(self.processor)
             if image is None:
                 rendered = prompts.unconditional_prompt(self.processor, text)
             else:
-                prompts.require_plain(text, self.vision_tokens)
+                for part in prompts.Conversation.of(text).texts:
+                    prompts.require_plain(part, self.vision_tokens)
                 rendered = prompts.conditional_prompt(self.processor, text, placeholder).replace(placeholder, image)
             return prompts.tokenize(self.processor, rendered)
 

@@ -1,7 +1,8 @@
 """Saves captioners in the format of their family's checkpoints on the hub.
 
 A published folder contains safetensors in the hub's key layout, the configurations, processor, tokenizer and chat
-template, so ``from_pretrained`` and vLLM can load it. ``checksums.json`` allows every node to verify its copy.
+template, so ``from_pretrained`` and vLLM can load it. The template writes the start token (``start_token_template``).
+``checksums.json`` allows every node to verify its copy.
 ``save_pretrained`` of transformers 5 is not used for the weights: it omits the level ``vision_model.`` of LLaVA's
 vision tower, which other libraries expect.
 """
@@ -19,6 +20,7 @@ import torch
 from jsfree.errors import StorageError
 from jsfree.models.contents import write_checksums
 from jsfree.models.families.registry import family_of
+from jsfree.models.prompts import start_token_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -74,7 +76,9 @@ def publish_captioner(
         save_torch_state_dict(published, directory, max_shard_size=max_shard_size)
         _complete_config(model).save_pretrained(directory)
         model.generation_config.save_pretrained(directory)
-        processor.save_pretrained(directory)
+        published_processor = copy.copy(processor)
+        published_processor.chat_template = start_token_template(processor)
+        published_processor.save_pretrained(directory)
         _remove_load_options(Path(directory) / TOKENIZER)
         write_checksums(Path(directory))
     except OSError as error:

@@ -132,15 +132,16 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 name = "."  # this folder, or its name on the hub
 model = AutoModelForImageTextToText.from_pretrained(name)
 processor = AutoProcessor.from_pretrained(name)
-turn = [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": {prompt!r}}}]}}]
-prompt = processor.apply_chat_template(turn, add_generation_prompt=True)
-inputs = processor(images=Image.open("picture.jpg"), text=prompt, return_tensors="pt").to(model.device, model.dtype)
+image = {{"type": "image", "image": Image.open("picture.jpg").convert("RGB")}}
+turn = [{{"role": "user", "content": [image, {{"type": "text", "text": {prompt!r}}}]}}]
+options = {{"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}}
+inputs = processor.apply_chat_template(turn, **options).to(model.device, model.dtype)
 output = model.generate(**inputs, do_sample=False, max_new_tokens={tokens})
 print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 
-With vLLM: `vllm serve . --dtype {config.captioner.dtype}`. The chat template has no start token, like those of the
-llava-hf checkpoints: send `"add_special_tokens": true` with chat requests.{padded}{adapter}"""
+With vLLM: `vllm serve . --dtype {config.captioner.dtype}`. The chat template writes the start token, if the model has
+one; do not add a second one to a prompt that it rendered.{padded}{adapter}"""
 
 
 def _data(run: Run, number: int) -> str:

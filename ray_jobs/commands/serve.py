@@ -56,10 +56,10 @@ def serve_models(run: str, overrides: list[str], console: Console, api_key: str 
     if keys.is_empty:
         warn_about_access(config, console)
     console.print("Starting Ray and loading the models ...")
-    with suppress(KeyboardInterrupt), Cluster(_with_cpus(config)) as cluster:
+    with suppress(KeyboardInterrupt), Cluster(_with_cpus(config, models)) as cluster:
         cluster.ensure()
         if cluster.is_local:
-            require_capacity(config, alive_nodes())
+            require_capacity(config, models, alive_nodes())
         with _serving(config, models, keys, cluster.is_local):
             console.print(usage(config, is_open=keys.is_empty), soft_wrap=True)
             threading.Event().wait()
@@ -181,27 +181,35 @@ def _start_error(failures: Queue, error: Exception) -> ServeError:
     return ServeError(f"the models do not start: {reason}", "use --debug to see the traceback")
 
 
-def require_capacity(config: RunConfig, nodes: Sequence[Node]) -> None:
+def require_capacity(config: RunConfig, models: Sequence[RunModel], nodes: Sequence[Node]) -> None:
     """Check that all replicas fit on a local cluster: Serve would wait for more nodes forever.
 
     Raises:
         ServeError: they do not fit.
     """
-    models = {"before": config.serve.before, "after": config.serve.after}
-    gpus = sum(model.replicas * model.gpus for model in models.values())
-    fits = all(sum(replicas_on(node, model) for node in nodes) >= model.replicas for model in models.values())
+    from serve.app import placement_of
+
+    placements = {model.role: placement_of(config.serve, model) for model in models}
+    gpus = sum(placed.first_replicas * placed.gpus for placed in placements.values())
+    fits = all(
+        sum(replicas_on(node, placed) for node in nodes) >= placed.first_replicas for placed in placements.values()
+    )
     if not fits or gpus > sum(node.get("GPU", 0) for node in nodes):
-        required = ", ".join(f"{role}: {model.replicas} x ({describe(model)})" for role, model in models.items())
+        required = ", ".join(
+            f"{role}: {placed.first_replicas} x ({describe(placed)})" for role, placed in placements.items()
+        )
         raise ServeError(
             f"the models need {required}; available: {inventory(nodes)}",
             "lower serve.before and serve.after (replicas, cpus, gpus)",
         )
 
 
-def _with_cpus(config: RunConfig) -> RunConfig:
+def _with_cpus(config: RunConfig, models: Sequence[RunModel]) -> RunConfig:
     """The configuration with enough CPUs in a local Ray session for all replicas and the HTTP server."""
-    models = (config.serve.before, config.serve.after)
-    cpus = 1 + sum(model.replicas * model.cpus for model in models)
+    from serve.app import placement_of
+
+    placements = [placement_of(config.serve, model) for model in models]
+    cpus = 1 + sum(placed.most_replicas * placed.cpus for placed in placements)
     ray = config.ray.model_copy(update={"num_cpus": config.ray.num_cpus or max(4, int(cpus) + 1)})
     return config.model_copy(update={"ray": ray})
 

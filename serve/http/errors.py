@@ -36,14 +36,17 @@ class ApiError(Exception):
     kind: str = "invalid_request_error"
     retry_after_s: int = 1
 
+    def content(self) -> dict[str, dict[str, str | None]]:
+        """The body, in OpenAI's format."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
     def response(self) -> JSONResponse:
         """The HTTP response; its headers ask for a retry only if that can succeed."""
-        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
         retry = self.status in (429, 503)
         headers = {"x-should-retry": "true" if retry else "false"}
         if retry:
             headers["Retry-After"] = str(self.retry_after_s)
-        return JSONResponse({"error": error}, self.status, headers)
+        return JSONResponse(self.content(), self.status, headers)
 
 
 def invalid(message: str, param: str | None = None, code: str = "invalid_value", status: int = 400) -> ApiError:
@@ -60,6 +63,12 @@ def timed_out(seconds: float) -> ApiError:
     """The request took too long."""
     message = f"not finished within {seconds:g} s; request fewer tokens, or try again later"
     return ApiError(408, message, code="timeout", kind="timeout_error")
+
+
+def internal() -> ApiError:
+    """The server failed."""
+    message = "the server failed on this request; see its log"
+    return ApiError(500, message, code="internal_error", kind="server_error")
 
 
 def refused(refusal: Refusal, image_param: str, prompt_param: str) -> ApiError:
@@ -90,8 +99,7 @@ def install(app: FastAPI) -> None:
 
     async def internal_error(_: Request, error: Exception) -> JSONResponse:
         log.error("a request failed", exc_info=error)
-        message = "the server failed on this request; see its log"
-        return ApiError(500, message, code="internal_error", kind="server_error").response()
+        return internal().response()
 
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, http_error)

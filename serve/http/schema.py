@@ -1,14 +1,11 @@
-"""OpenAI's schema: strict parsing of requests, and responses for the official client.
+"""OpenAI's request schema: strict parsing of bodies.
 
-Unknown and unsupported fields are refused by name rather than ignored. An unsupported field is accepted if its value is
-the default (``stream: false``), as is null at every level.
+Fields that are unknown, or that would change the answer and are not supported, are refused by name rather than ignored.
+Fields that change nothing are dropped, as is null at every level.
 """
 
 from __future__ import annotations
 
-import secrets
-import time
-import uuid
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -16,39 +13,39 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from jsfree.config import Serve
 from serve.http.bodies import json_object
 from serve.http.errors import ApiError, invalid
-from serve.http.protocol import Answer, Question
-from serve.http.security import checked_image, checked_prompt
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "audio": (),
-    "frequency_penalty": (0,),
+    "best_of": (1,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "logit_bias": ({},),
-    "logprobs": (False,),
-    "metadata": ({},),
+    "min_p": (0,),
     "modalities": (["text"],),
     "parallel_tool_calls": (False, True),
     "prediction": (),
-    "presence_penalty": (0,),
     "reasoning_effort": ("none",),
+    "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
-    "store": (False,),
-    "stream": (False,),
-    "stream_options": ({}, {"include_usage": False}),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_logprobs": (0,),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
 """Unsupported fields of OpenAI's schema, with the values that are accepted because they change nothing."""
+HARMLESS = ("cache_control", "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "store")
+"""Fields of clients that do not change the answer."""
 MAX_STOPS, MAX_STOP_CHARS = 4, 100
+MAX_MESSAGES, MAX_PARTS = 64, 16
 
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+TopK = Annotated[int, Field(ge=-1, le=2**31)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Tokens = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 
@@ -62,6 +59,7 @@ class TextPart(_Body):
 
     type: Literal["text"]
     text: str
+    cache_control: Any = None
 
 
 class ImageUrl(_Body):
@@ -76,14 +74,18 @@ class ImagePart(_Body):
 
     type: Literal["image_url"]
     image_url: ImageUrl
+    cache_control: Any = None
 
 
 class Message(_Body):
     """A message."""
 
-    role: str
-    content: Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(max_length=16)]
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(max_length=MAX_PARTS)]
     name: str | None = None
+    cache_control: Any = None
+    annotations: Annotated[list[Any], Field(max_length=0)] = []
+    tool_calls: Annotated[list[Any], Field(max_length=0)] = []
 
     @field_validator("content", mode="before")
     @classmethod
@@ -91,18 +93,25 @@ class Message(_Body):
         return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-class ChatRequest(_Body):
-    """``POST /v1/chat/completions``."""
+class StreamOptions(_Body):
+    """Options of a streamed answer."""
 
-    model: str
-    messages: list[Message]
-    temperature: Temperature = 1.0
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class _Sampling(_Body):
     top_p: TopP = 1.0
+    top_k: TopK = 0
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
     seed: Seed | None = None
-    n: Annotated[int, Field(ge=1)] = 1
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    hallucination_ratio: Ratio = 0.0
+    views: Count | None = None
     stop: Annotated[list[Stop], Field(max_length=MAX_STOPS)] = []
+    stream: bool = False
     user: str | None = None
 
     @field_validator("stop", mode="before")
@@ -111,15 +120,26 @@ class ChatRequest(_Body):
         return [stop] if isinstance(stop, str) else stop
 
 
-class CompareRequest(_Body):
-    """``POST /compare``: one image for both models; greedy decoding by default."""
+class ChatRequest(_Sampling):
+    """``POST /v1/chat/completions``."""
+
+    model: str
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    temperature: Temperature = 1.0
+    n: Count = 1
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
+    stream_options: StreamOptions = StreamOptions()
+
+
+class CompareRequest(_Sampling):
+    """``POST /v1/compare``: one image for several models; greedy decoding by default."""
 
     image: str
     prompt: str | None = None
     temperature: Temperature = 0.0
-    top_p: TopP = 1.0
-    max_tokens: Tokens | None = None
-    seed: Seed | None = None
+    models: Annotated[list[str], Field(min_length=1, max_length=16)] | None = None
+    scores: bool = True
 
 
 Request = TypeVar("Request", ChatRequest, CompareRequest)
@@ -132,6 +152,8 @@ def parse(kind: type[Request], body: bytes, settings: Serve) -> Request:
         ApiError: the body is not a JSON object, or a field is unknown, unsupported or invalid.
     """
     given = json_object(body, settings.max_prompt_chars)
+    for name in HARMLESS:
+        given.pop(name, None)
     for name in sorted(UNSUPPORTED.keys() & given.keys()):
         if not any(value == given[name] for value in UNSUPPORTED[name]):
             raise invalid(f"{name!r} is not supported here; leave it out", name, "unsupported_parameter")
@@ -140,95 +162,6 @@ def parse(kind: type[Request], body: bytes, settings: Serve) -> Request:
         return kind.model_validate(given)
     except ValidationError as error:
         raise _validation_error(error) from None
-
-
-def chat_question(chat: ChatRequest, settings: Serve) -> Question:
-    """The question in a chat request.
-
-    Raises:
-        ApiError: the request does not have exactly one image and a text, or exceeds a limit.
-    """
-    if len(chat.messages) != 1 or chat.messages[0].role != "user":
-        raise invalid("send exactly one message of role 'user' with one image and a text", "messages")
-    parts = list(enumerate(chat.messages[0].content))
-    images = [(index, part) for index, part in parts if isinstance(part, ImagePart)]
-    texts = [part.text for _, part in parts if isinstance(part, TextPart)]
-    if len(images) != 1:
-        message = f"found {len(images)} images; send exactly one, as a part of type 'image_url'"
-        raise invalid(message, "messages.0.content", "invalid_image_count")
-    if chat.n > settings.max_choices:
-        raise invalid(f"'n' must be at most {settings.max_choices}", "n")
-    index, image = images[0]
-    return Question(
-        image=checked_image(image.image_url.url, settings, f"messages.0.content.{index}.image_url.url"),
-        prompt=checked_prompt("\n".join(texts), settings, "messages.0.content"),
-        temperature=chat.temperature,
-        top_p=chat.top_p,
-        max_tokens=_length(chat, settings),
-        seed=_seed(chat.seed),
-        choices=chat.n,
-        stop=tuple(chat.stop),
-    )
-
-
-def compare_question(compare: CompareRequest, settings: Serve, prompt: str) -> Question:
-    """The question for both models in a comparison; ``prompt`` is the default text.
-
-    Raises:
-        ApiError: the image or the text is invalid, or exceeds a limit.
-    """
-    return Question(
-        image=checked_image(compare.image, settings, "image"),
-        prompt=checked_prompt(prompt if compare.prompt is None else compare.prompt, settings, "prompt"),
-        temperature=compare.temperature,
-        top_p=compare.top_p,
-        max_tokens=_checked_length(compare.max_tokens, "max_tokens", settings),
-        seed=_seed(compare.seed),
-    )
-
-
-def completion(model: str, answer: Answer) -> dict[str, Any]:
-    """A ``chat.completion`` object."""
-    choices = [
-        {
-            "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
-            "finish_reason": choice.finish,
-            "logprobs": None,
-        }
-        for index, choice in enumerate(answer.choices)
-    ]
-    return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": model,
-        "choices": choices,
-        "usage": usage([answer]),
-    }
-
-
-def usage(answers: list[Answer]) -> dict[str, int]:
-    """OpenAI's ``usage`` object; prompt tokens include image tokens."""
-    prompt = sum(answer.prompt_tokens for answer in answers)
-    completion = sum(choice.tokens for answer in answers for choice in answer.choices)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-
-
-def _length(chat: ChatRequest, settings: Serve) -> int | None:
-    """Maximum length of a caption; ``max_completion_tokens`` takes precedence over the older ``max_tokens``."""
-    name = "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens"
-    return _checked_length(getattr(chat, name), name, settings)
-
-
-def _checked_length(tokens: int | None, param: str, settings: Serve) -> int | None:
-    if tokens is not None and tokens > settings.max_new_tokens:
-        raise invalid(f"{param!r} must be at most {settings.max_new_tokens}", param)
-    return tokens
-
-
-def _seed(seed: int | None) -> int:
-    return secrets.randbits(63) if seed is None else seed
 
 
 def _validation_error(error: ValidationError) -> ApiError:

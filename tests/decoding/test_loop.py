@@ -130,3 +130,16 @@ def test_a_closed_loop_refuses_requests(captioner, batch_of):
     loop.close()
     with pytest.raises(DecodingError):
         loop.decode(batch_of("y", 1))
+
+
+def test_a_listener_gets_each_token_in_order_and_the_caption_the_last(captioner, batch_of):
+    requests, heard = batch_of("x", 3, 20), {}
+    loop = DecodingLoop(DualPathEngine(captioner, Workload(2)))
+
+    def listen(drawn) -> None:
+        assert drawn.position == len(heard.setdefault(drawn.request_id, []))
+        heard[drawn.request_id].append(drawn.token)
+
+    futures = loop.submit(requests, [listen, listen, None])
+    captions = [future.result(60) for future in futures]
+    assert heard == {each.request_id: list(each.token_ids[:-1]) for each in captions[:2]}

@@ -73,8 +73,9 @@ def test_a_model_is_saved_reproducibly_and_loads_in_transformers(captioner, tmp_
     assert {key: found for key, found in loaded.items() if found} == {}
     processor = AutoProcessor.from_pretrained(first)
     turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe image in detail."}]}]
-    prompt = processor.apply_chat_template(turn, add_generation_prompt=True)
-    inputs = processor(images=Image.new("RGB", (64, 64), "red"), text=prompt, return_tensors="pt")
+    turn[0]["content"][0]["image"] = Image.new("RGB", (64, 64), "red")
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template(turn, **options)
     assert inputs["input_ids"][0].tolist() == captioner.prompt_ids("Describe image in detail.", captioner.blank)
     with torch.no_grad():
         assert torch.equal(model.eval()(**inputs).logits, captioner.model(**inputs).logits)

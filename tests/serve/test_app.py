@@ -1,5 +1,6 @@
 """`jsfree serve` on a real Ray Serve, with requests of the official client, of curl, and invalid ones."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -97,9 +98,57 @@ def test_the_official_client_understands_the_errors(client):
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(**chat(model="gpt-4o"))
     assert missing.value.code == "model_not_found"
-    with pytest.raises(openai.BadRequestError) as streaming:
-        client.chat.completions.create(**chat(stream=True))
-    assert (streaming.value.param, streaming.value.code) == ("stream", "unsupported_parameter")
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as tools:
+            client.chat.completions.create(**chat(tools=[{"type": "function"}], stream=stream))
+        assert (tools.value.param, tools.value.code) == ("tools", "unsupported_parameter")
+
+
+STREAMED = {"model": "after", "temperature": 1, "seed": 4, "max_tokens": 80, "n": 2}
+
+
+def test_the_official_clients_stream_what_they_get_without(client, server):
+    whole = [choice.message.content for choice in client.chat.completions.create(**chat(**STREAMED)).choices]
+
+    def joined(chunks) -> list[str]:
+        spoken = ["", ""]
+        for chunk in chunks:
+            for choice in chunk.choices:
+                spoken[choice.index] += choice.delta.content or ""
+        return spoken
+
+    chunks = list(client.chat.completions.create(**chat(**STREAMED), stream=True))
+    assert joined(chunks) == whole
+    ending = chat(model="before", max_tokens=96)
+    with client.chat.completions.stream(**ending, stream_options={"include_usage": True}) as stream:
+        kinds = {event.type for event in stream}
+        final = stream.get_final_completion()
+    expected = client.chat.completions.create(**ending)
+    assert {"chunk", "content.delta", "content.done"} <= kinds
+    assert final.choices[0].message.content == expected.choices[0].message.content
+    assert final.usage == expected.usage
+
+    async def asynchronous() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{server.address}/v1", api_key="unused", max_retries=0) as other:
+            stream = await other.chat.completions.create(**chat(**STREAMED), stream=True)
+            return joined([chunk async for chunk in stream])
+
+    assert asyncio.run(asynchronous()) == whole
+
+
+def test_the_client_gets_log_probabilities(client):
+    answer = client.chat.completions.create(**chat(logprobs=True, top_logprobs=3))
+    content = answer.choices[0].logprobs.content
+    assert "".join(each.token for each in content).strip() == answer.choices[0].message.content
+    assert all(len(each.top_logprobs) == 3 and each.logprob == each.top_logprobs[0].logprob for each in content)
+
+
+def test_a_comparison_scores_sentences(server):
+    status, _, compared = server.get("/v1/compare", json.dumps({"image": scene_url(2)}).encode())
+    assert status == 200
+    for caption in compared["captions"]:
+        assert -1 < caption["score"] < 1
+        assert all(-1 < sentence["score"] < 1 for sentence in caption["sentences"])
 
 
 def test_eight_concurrent_clients_get_the_same_captions_as_alone(client):
@@ -152,7 +201,8 @@ def test_a_head_request_is_answered_without_a_body(server):
         connection.close()
 
 
-def test_clients_that_disconnect_free_their_slots(server, client):
+@pytest.mark.parametrize("stream", [False, True])
+def test_clients_that_disconnect_free_their_slots(server, client, stream):
     """Four requests fill a replica and their clients disconnect: a fifth is answered before those could have ended."""
 
     def answered(**fields) -> bool:
@@ -165,7 +215,7 @@ def test_clients_that_disconnect_free_their_slots(server, client):
     started = time.monotonic()
     assert answered(n=8, max_tokens=400)
     one = time.monotonic() - started
-    body = json.dumps(chat(model="after", temperature=1, n=8, max_tokens=400)).encode()
+    body = json.dumps(chat(model="after", temperature=1, n=8, max_tokens=400, stream=stream)).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(4)]
     for each in clients:

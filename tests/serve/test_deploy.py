@@ -11,7 +11,9 @@ from jsfree.errors import ConfigError, ModelError, RunError, ServeError
 from jsfree.run.run import Manifest, Run
 from ray_jobs.commands import serve as serve_models
 from serve import deploy
-from serve.app import Arguments, build, served_models, serving_config
+from serve.app import Arguments, bind, build, served_models, serving_config
+from serve.http.protocol import RunModel
+from serve.keys import NO_KEYS
 from tests.support import ROOT
 
 
@@ -70,12 +72,26 @@ def test_build_places_replicas_as_configured(finished_run):
     settings = ["serve.after.replicas=3", "serve.after.gpus=0.5", "serve.after.cpus=2", "serve.slots=4"]
     application = build(Arguments(run=finished_run.run.folder.uri, settings=settings))
     bound = application._bound_deployment
-    after = bound.init_args[3]._bound_deployment
-    assert bound.init_args[4].is_empty
+    after = bound.init_args[2]["after"]._bound_deployment
+    assert bound.init_args[3].is_empty
     assert (after.name, after.num_replicas) == ("after", 3)
     assert after.ray_actor_options["num_cpus"] == 2
     assert after.ray_actor_options["num_gpus"] == 0.5
     assert after.max_ongoing_requests > 4 + finished_run.run.config.serve.max_waiting
+
+
+def test_models_of_all_rounds_scorers_and_autoscaling_are_deployed_as_configured(finished_run):
+    scaling = "serve.after.autoscaling={min: 1, max: 3, target: 8}"
+    settings = [scaling, "serve.scores=deployment", "serve.scorer.cpus=2", "serve.drain_s=7"]
+    config = serving_config(finished_run.run.folder.uri, settings)
+    models = [RunModel("before", "m0", "x"), RunModel("m1", "m1", "y", "m0"), RunModel("after", "m2", "z", "m1")]
+    _, _, deployments, _, scorer = bind(config, models, NO_KEYS)._bound_deployment.init_args
+    assert list(deployments) == ["before", "m1", "after"]
+    after, scorer = deployments["after"]._bound_deployment, scorer._bound_deployment
+    autoscaling = after._deployment_config.autoscaling_config
+    assert (autoscaling.min_replicas, autoscaling.max_replicas, autoscaling.target_ongoing_requests) == (1, 3, 8)
+    assert (scorer.name, scorer.ray_actor_options["num_cpus"]) == ("clip", 2)
+    assert after._deployment_config.graceful_shutdown_timeout_s == 7
 
 
 def test_serve_deploy_finds_the_builder_and_its_arguments(finished_run):
@@ -138,16 +154,17 @@ def test_a_misspelled_configuration_is_refused(finished_run, change, told):
         (["serve.before.gpus=1", "serve.after.gpus=1"], 2, True),
         (["serve.before.gpus=0.5", "serve.after.gpus=0.5"], 1, True),
         (["serve.before.replicas=5"], 0, False),
+        (["serve.before.autoscaling={min: 1, max: 5}"], 0, True),
     ],
 )
 def test_replicas_that_do_not_fit_are_refused(finished_run, settings, gpus, fits):
     wanted = serving_config(finished_run.run.folder.uri, settings)
-    nodes = [{"CPU": 4.0, "GPU": float(gpus)}]
+    models, nodes = served_models(finished_run.run), [{"CPU": 4.0, "GPU": float(gpus)}]
     if fits:
-        serve_models.require_capacity(wanted, nodes)
+        serve_models.require_capacity(wanted, models, nodes)
         return
     with pytest.raises(ServeError, match=r"lower serve\.before and serve\.after"):
-        serve_models.require_capacity(wanted, nodes)
+        serve_models.require_capacity(wanted, models, nodes)
 
 
 def test_a_port_in_use_is_refused_before_ray_starts(finished_run):
@@ -179,5 +196,5 @@ def test_a_server_open_to_other_machines_is_not_built_without_a_key(finished_run
     assert build(Arguments(run=run, settings=["serve.host=0.0.0.0", "serve.no_auth=true"]))
     monkeypatch.setenv("JSFREE_API_KEY", "a secret")
     application = build(Arguments(run=run, settings=["serve.host=0.0.0.0"]))
-    assert not application._bound_deployment.init_args[4].is_empty
+    assert not application._bound_deployment.init_args[3].is_empty
     assert "a secret" not in repr(application._bound_deployment.init_args)

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,8 @@ from jsfree.decoding.requests import Request
 from jsfree.decoding.workload import Workload
 from jsfree.errors import ServeError
 from jsfree.miniworld import world
-from serve.engines import Engine
+from jsfree.models.prompts import IMAGE, Conversation, Turn
+from serve.engines.ours import Engine, _Decoder
 from serve.http.protocol import Answer, Question, Refusal
 
 
@@ -26,8 +28,9 @@ def engine(finished_run):
 
 
 def question(index: int, **fields) -> Question:
-    given = {"prompt": world.PROMPT, "temperature": 1.0, "top_p": 0.9, "max_tokens": 40, "seed": index}
-    return Question(image=world.png_bytes(world.scene("development", index)), **{**given, **fields})
+    image = world.png_bytes(world.scene("development", index))
+    given = {"prompt": world.PROMPT, "temperature": 1.0, "top_p": 0.9, "max_tokens": 40, "seed": index, "image": image}
+    return Question(**{**given, **fields})
 
 
 def test_eight_concurrent_clients_get_the_same_captions_as_alone(engine):
@@ -73,8 +76,8 @@ class Counting(DualPathEngine):
 def test_a_client_that_disconnects_frees_its_slots(engine):
     """Abandoned captions are not decoded further: 32 captions of 60 tokens would take hundreds of steps."""
     decoder = Counting(engine._captioner, Workload(4))
-    engine._loop.close()
-    engine._loop = DecodingLoop(decoder, 60)
+    engine._plain.loop.close()
+    engine._plain = _Decoder(decoder, DecodingLoop(decoder, 60))
 
     async def go_and_ask() -> Answer | Refusal:
         abandoned = [asyncio.create_task(engine.caption(question(i, choices=8, max_tokens=60))) for i in range(4)]
@@ -105,8 +108,9 @@ class Failing(DualPathEngine):
 
 
 def test_a_loop_that_fails_refuses_waiting_requests_and_is_unhealthy(engine):
-    engine._loop.close()
-    engine._loop = DecodingLoop(Failing(engine._captioner, Workload(8)), 60)
+    engine._plain.loop.close()
+    decoder = Failing(engine._captioner, Workload(8))
+    engine._plain = _Decoder(decoder, DecodingLoop(decoder, 60))
     engine.check()
     answer = asyncio.run(engine.caption(question(0)))
     assert isinstance(answer, Refusal)
@@ -140,3 +144,64 @@ def test_a_loop_without_progress_is_unhealthy(captioner):
 
     asyncio.run(ask_and_wait())
     loop.close()
+
+
+def oracle(captioner, **fields) -> str:
+    """The caption of scene 0 by Algorithm 1, greedily."""
+    decoding = Decoding(temperature=0, max_new_tokens=40, views=Views(count=fields.pop("views", 1)))
+    pixels = captioner.inputs(world.draw(world.scene("development", 0)))
+    given = {"prompt": world.PROMPT, "ratio": 0.0, **fields}
+    return algorithm1.decode(captioner, Request("x", pixels, noise_key=0, decoding=decoding, **given)).text
+
+
+def test_ratios_views_penalties_and_questions_without_an_image_are_those_of_algorithm_1(captioner, engine):
+    asked = {
+        "a ratio": ({"ratio": 0.8}, {"ratio": 0.8}),
+        "views": ({"views": 3}, {"views": 3}),
+        "both": ({"views": 2, "ratio": 0.6}, {"views": 2, "ratio": 0.6}),
+        "penalties": ({"frequency_penalty": 1.5, "presence_penalty": 0.5},) * 2,
+        "no image": ({"image": None}, {"ratio": 1.0}),
+    }
+    greedy = {"temperature": 0.0, "top_p": 1.0}
+
+    async def together() -> list[Answer | Refusal]:
+        questions = [replace(question(0, **greedy), **given) for given, _ in asked.values()]
+        return await asyncio.gather(*(engine.caption(each) for each in questions))
+
+    found = [answer.choices[0].text for answer in asyncio.run(together())]
+    assert found == [oracle(captioner, **given) for _, given in asked.values()]
+    assert len({*found, oracle(captioner)}) > 3
+
+
+CONVERSATION = Conversation(
+    (
+        Turn("user", ("Describe image in detail.", IMAGE)),
+        Turn("assistant", ("There is a red box.",)),
+        Turn("user", ("Describe image in detail.",)),
+    )
+)
+
+
+def test_a_conversation_follows_the_models_own_template(captioner, engine):
+    greedy = {"temperature": 0.0, "top_p": 1.0}
+    answer = asyncio.run(engine.caption(question(0, prompt=CONVERSATION, **greedy)))
+    assert answer.choices[0].text == oracle(captioner, prompt=CONVERSATION)
+    turns = captioner.processor.apply_chat_template(CONVERSATION.messages(image=True), add_generation_prompt=True)
+    expected = captioner.processor(images=world.draw(world.scene("development", 0)), text=turns)["input_ids"][0]
+    assert captioner.prompt_ids(CONVERSATION, captioner.blank) == list(expected)
+    assert answer.prompt_tokens == len(expected)
+
+
+def test_a_length_is_clipped_to_what_fits(engine):
+    answer = asyncio.run(engine.caption(question(0, max_tokens=100_000, temperature=0.0)))
+    assert answer.choices[0].finish == "stop"
+
+
+def test_turns_that_the_template_does_not_accept_are_refused(engine, monkeypatch):
+    template = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('secret') }}{% endif %}<image>"
+    monkeypatch.setattr(engine._captioner.processor, "chat_template", template)
+    turns = Conversation((Turn("system", ("Be kind.",)), Turn("user", (IMAGE, "What is this?"))))
+    refusal = asyncio.run(engine.caption(question(0, prompt=turns)))
+    assert refusal.reason == "invalid_prompt"
+    assert "chat template" in refusal.message
+    assert "secret" not in refusal.message

@@ -9,7 +9,7 @@ from jsfree.config import Decoding, build
 from jsfree.decoding import algorithm1
 from jsfree.decoding.requests import Request
 from jsfree.models.saving import publish_captioner
-from serve.engines import Engine
+from serve.engines.ours import Engine
 from serve.http.protocol import Question
 from tests.support.families.builders import BUILDERS
 from tests.support.families.checks import PROMPT, picture

@@ -36,6 +36,9 @@ class Model:
     async def healthy(self):
         return True
 
+    async def context_length(self):
+        return 512
+
 
 KEYED = KeySource(FIXED)
 

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+from unittest.mock import ANY
 from urllib.parse import quote
 
 import pytest
@@ -15,27 +16,9 @@ from jsfree.decoding import algorithm1
 from jsfree.decoding.requests import Request
 from jsfree.miniworld import world
 from serve.app import served_models
-from serve.engines import Engine
 from serve.http import routes as api
 from tests.support import asking
 from tests.support.asking import chat, data_url, image, picture_url, scene_url, text, user
-
-
-@pytest.fixture(scope="module")
-def engines(finished_run):
-    config = finished_run.run.config
-    engines = {model.role: Engine(config, model.ref) for model in served_models(finished_run.run)}
-    yield engines
-    for engine in engines.values():
-        engine.close()
-
-
-@pytest.fixture(scope="module")
-def client(finished_run, engines):
-    config = finished_run.run.config
-    app = api.create_app(served_models(finished_run.run), engines, config.serve, config.prompt)
-    with TestClient(app, raise_server_exceptions=False) as client:
-        yield client
 
 
 def limited(finished_run, engines, **limits) -> TestClient:
@@ -93,6 +76,9 @@ def test_models_are_found_by_role_and_by_name(client):
     listed = client.get("/v1/models").json()
     assert [model["id"] for model in listed["data"]] == ["before", "m0", "after", "m1"]
     assert client.get("/v1/models/m1").json() == client.get("/v1/models/after").json() | {"id": "m1"}
+    assert [(model["parent"], model["max_model_len"]) for model in listed["data"]] == [(None, 512)] * 2 + [
+        ("m0", 512)
+    ] * 2
     assert said(ask(client, model="m0")) == said(ask(client, model="before"))
     assert said(ask(client, model="m1")) == said(ask(client, model="after"))
     assert error_of(client.get("/v1/models/m2"), 404)["code"] == "model_not_found"
@@ -206,19 +192,22 @@ def test_head_requests_are_answered_like_get(client):
 
 def test_default_values_of_unsupported_fields_are_accepted(client):
     nothing = {"stream": False, "logprobs": False, "tools": None, "response_format": {"type": "text"}, "user": "me"}
-    assert said(ask(client, frequency_penalty=0, **nothing)) == said(ask(client))
+    harmless = {"metadata": {"a": "b"}, "store": True, "safety_identifier": "x", "prompt_cache_key": "y"}
+    cached = user({**image(), "cache_control": {"type": "ephemeral"}}, text())
+    assert said(ask(client, frequency_penalty=0, messages=cached, **nothing, **harmless)) == said(ask(client))
 
 
 def test_a_comparison_sends_the_same_question_to_both_models(client):
     body = {"image": scene_url(1), "prompt": "Describe image in detail.", "temperature": 1, "seed": 1, "max_tokens": 30}
-    compared = client.post("/compare", json=body).json()
+    compared = client.post("/v1/compare", json=body).json()
+    assert client.post("/compare", json=body).json() == compared | {"created": ANY}
+    assert compared["captions"] == [compared["before"], compared["after"]]
+    assert compared["seed"] == 1
     for role, name in (("before", "m0"), ("after", "m1")):
         alone = ask(client, model=role, url=scene_url(1), temperature=1, seed=1, max_tokens=30)
-        assert compared[role] == {
-            "model": name,
-            "text": said(alone)[0],
-            "finish_reason": alone["choices"][0]["finish_reason"],
-        }
+        assert compared[role]["model"] == name
+        assert compared[role]["text"] == said(alone)[0]
+        assert compared[role]["finish_reason"] == alone["choices"][0]["finish_reason"]
     assert compared["before"]["text"] != compared["after"]["text"]
     defaults = client.post("/compare", json={"image": scene_url(1), "max_tokens": 60}).json()
     assert defaults["prompt"] == world.PROMPT
@@ -242,14 +231,15 @@ def test_a_bad_request_is_refused_with_its_field(client, name):
         ({"image": data_url(asking.PNG[:300])}, "image"),
         ({"image": scene_url(), "prompt": "<image>"}, "prompt"),
         ({"image": scene_url(), "prompt": "a<pad>b"}, "prompt"),
-        ({"image": scene_url(), "max_tokens": 10_000}, "max_tokens"),
+        ({"image": scene_url(), "models": ["m7"]}, "models"),
         ({"image": scene_url(), "n": 2}, "n"),
         ({"image": scene_url(), "prompt": "\ud83d"}, "prompt"),
     ],
 )
 def test_a_bad_comparison_is_refused_with_its_field(client, body, param):
     content = json.dumps(body).encode()  # httpx cannot write half of a surrogate pair
-    assert error_of(client.post("/compare", content=content), 400)["param"] == param
+    error = error_of(client.post("/compare", content=content), 404 if param == "models" else 400)
+    assert error["param"] == param
 
 
 def test_unknown_paths_and_methods_are_refused(client):
