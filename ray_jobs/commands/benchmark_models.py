@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +16,7 @@ from jsfree.checks.judge import check_judge
 from jsfree.errors import ConfigError, JudgeError
 from jsfree.evaluation.benchmarks.base import Answer, Question, Suite
 from jsfree.evaluation.benchmarks.contamination import Contamination, TrainedImages, keys_of
+from jsfree.evaluation.benchmarks.data_paths import DataPath
 from jsfree.evaluation.benchmarks.measuring import CountTable
 from jsfree.evaluation.benchmarks.results import Result
 from jsfree.run.folder import Folder
@@ -42,7 +42,7 @@ class Models:
 
 def measure_models(
     asked: Sequence[tuple[Suite, Sequence[Question]]],
-    data: Path,
+    data: DataPath,
     measured: Models,
     views: int,
     max_new_tokens: int | None,
@@ -70,7 +70,7 @@ def _measure(
     current: Round,
     suite: Suite,
     questions: Sequence[Question],
-    folder: Path,
+    folder: DataPath,
     measured: Models,
     views: int,
     max_new_tokens: int | None,
@@ -101,7 +101,7 @@ def _measure(
 def _contamination(
     suite: Suite, questions: Sequence[Question], answers: Sequence[Answer], trained: TrainedImages | None
 ) -> Contamination | None:
-    if trained is None or suite.generation.without_image:
+    if trained is None or not trained.rounds or suite.generation.without_image:
         return None
     return trained.find(keys_of(suite, questions, answers))
 

@@ -18,6 +18,7 @@ from jsfree.config import Serve
 from serve.http import errors, operations, questions, responses, schema, streaming
 from serve.http.compare import Comparer
 from serve.http.errors import ApiError
+from serve.http.metering import metered
 from serve.http.metrics import Metrics
 from serve.http.protocol import Answer, CaptionModel, Question, Refusal, RunModel, Scorer
 from serve.keys import NO_KEYS, KeySource
@@ -43,7 +44,8 @@ def create_app(
         scorer: scores the sentences of comparisons; None: they have no scores.
     """
     app = FastAPI(title="jsfree", docs_url=None, redoc_url=None, openapi_url=None)
-    api = Api(models, replicas, settings, prompt, scorer)
+    metrics = Metrics()
+    api = Api(models, metered(replicas, metrics, settings), settings, prompt, scorer)
     app.add_api_route("/v1/chat/completions", api.chat, methods=["POST"])
     for path in ("/v1/compare", "/compare"):
         app.add_api_route(path, api.compare, methods=["POST"])
@@ -53,7 +55,6 @@ def create_app(
         ("/healthz", api.health),
     ):
         app.add_api_route(path, route, methods=["GET", "HEAD"])
-    metrics = Metrics()
     operations.add_routes(app, metrics, api.health)
     errors.install(app)
     operations.add_middleware(app, settings, metrics, keys)

@@ -1,9 +1,9 @@
 """Checks of images and texts before they reach a model.
 
-An image must be a data URL in one of three formats. It is checked in an order that rejects large input early: URL,
-declared format, length of the base64, length of the file, actual format, number of pixels. The replica decodes the
-pixels later, within the same limits. The declared and the actual format can differ if both are allowed, because
-clients derive the former from file extensions.
+An image must be a data URL in one of three formats, or a URL of an allowed host. It is checked in an order that rejects
+large input early: URL, declared format, length of the base64, length of the file, actual format, number of pixels. The
+replica decodes the pixels later, within the same limits. The declared and the actual format can differ if both are
+allowed, because clients derive the former from file extensions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from jsfree.config import Serve, Source
 from jsfree.errors import RowError
 from jsfree.images.decoding import check_image
 from serve.http import data_urls
+from serve.http.bodies import large_content
 from serve.http.errors import ApiError, invalid
+from serve.http.remote_images import ImageFetcher, parse_url
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MEDIA_TYPES = {"image/png", "image/x-png", "image/jpeg", "image/jpg", "image/pjpeg", "image/webp"}
@@ -32,28 +34,42 @@ def image_limits(settings: Serve) -> Source:
 
 
 def checked_image(url: str, settings: Serve, param: str) -> bytes:
-    """The encoded image of a data URL.
+    """The encoded image of a URL.
 
     Raises:
-        ApiError: ``url`` is not a data URL of an allowed format, or the image is damaged or exceeds a limit.
+        ApiError: ``url`` is neither a data URL of an allowed format nor one that may be fetched, or the image is
+            damaged or exceeds a limit.
     """
-    given = data_urls.parse(url)
-    if given is None or given.media_type not in MEDIA_TYPES:
-        message = (
-            "send the image as a data URL: data:image/png;base64,... (png, jpeg or webp); other URLs are not fetched"
-        )
-        raise invalid(message, param, "invalid_image_url")
-    try:
-        content = given.content(settings.max_image_bytes)
-    except data_urls.TooLongError:
-        raise image_error("too_many_bytes", settings, param) from None
-    except ValueError:
-        raise invalid("the image is not valid base64", param, "invalid_base64") from None
+    remote = parse_url(url, settings.allowed_image_hosts) if settings.allowed_image_hosts else None
+    if remote is not None:
+        content = ImageFetcher(settings.max_image_bytes).fetch(remote, param)
+    else:
+        content = _data_content(url, settings, param)
     try:
         check_image(content, "sent", image_limits(settings), FORMATS)
     except RowError as error:
         raise image_error(error.kind, settings, param) from None
     return content
+
+
+def _data_content(url: str, settings: Serve, param: str) -> bytes:
+    """The decoded content of a data URL.
+
+    Raises:
+        ApiError: ``url`` is not a data URL of an allowed format, or too long.
+    """
+    given = data_urls.parse(url)
+    if given is None or given.media_type not in MEDIA_TYPES:
+        others = "URLs of other hosts" if settings.allowed_image_hosts else "other URLs"
+        message = f"send the image as a data URL: data:image/png;base64,... (png, jpeg or webp); {others} are not"
+        raise invalid(f"{message} fetched", param, "invalid_image_url")
+    try:
+        with large_content(len(url)):
+            return given.content(settings.max_image_bytes)
+    except data_urls.TooLongError:
+        raise image_error("too_many_bytes", settings, param) from None
+    except ValueError:
+        raise invalid("the image is not valid base64", param, "invalid_base64") from None
 
 
 def image_error(kind: str, settings: Serve, param: str) -> ApiError:

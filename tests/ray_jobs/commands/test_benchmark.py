@@ -5,11 +5,13 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from jsfree import config as configuration
 from jsfree.errors import ConfigError, SourceError
 from jsfree.evaluation import miniworld
 from jsfree.miniworld import world
 from jsfree.miniworld.exporting import export_scenes
 from jsfree.run.folder import Folder, shard_name
+from jsfree.run.run import Run
 from ray_jobs.cli import app
 from ray_jobs.rounds import Round
 from tests.support.coco_files import write_coco
@@ -178,3 +180,19 @@ def test_all_skips_suites_without_files_and_says_so(data, tmp_path, monkeypatch)
     assert "chair" in asked
     assert "mmhal" not in asked
     assert "skipped: mmhal" in printed
+
+
+@pytest.mark.slow
+def test_captions_of_a_run_are_turned_back_into_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(Round, "_run_pass", run_here)
+    run_here.shards = []
+    settings = {"evaluate": {"source": {"split": "test", "count": 20}}}
+    Run.open(configuration.build({**settings, "run": str(tmp_path / "run")}, where="test"))
+    done = CliRunner().invoke(app, ["reconstruct", "--run", str(tmp_path / "run"), "--count", "3", "--json"])
+    assert done.exception is None, done.exception
+    result = json.loads(done.stdout)
+    assert result["m0"]["counts"]["images"] == 3
+    assert 0.3 < result["m0"]["metrics"]["object_overlap"]["value"] <= 1
+    assert 0.3 < result["m0"]["metrics"]["clip_similarity"]["value"] <= 1
+    pictures = tmp_path / "run" / "evaluation" / "reconstruction"
+    assert all((pictures / detail["picture"]).is_file() for detail in result["m0"]["details"])
