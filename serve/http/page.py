@@ -8,7 +8,7 @@
     GET  /page/status               the state of the run's stages
     GET  /page/report               the run's report
 
-No answer contains a path, the name of a machine, or the message of a failed row.
+No answer contains a path, the name of a machine, or the message of a failed row, except the report, which has them.
 """
 
 from __future__ import annotations
