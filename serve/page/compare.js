@@ -66,13 +66,19 @@ async function guarded(work) {
 
 async function showSamples(count) {
   for (let at = 0; at < count; at++) {
-    const sample = await json(`/page/samples/${at}`);
+    let sample;
+    try {
+      sample = await json(`/page/samples/${at}`);
+    } catch (error) {
+      showError(error); // the other samples may be readable
+      continue;
+    }
     const button = el("button", { type: "button", className: "sample", "aria-pressed": "false" }, el("img", { src: sample.picture, alt: `Sample ${at + 1}` }));
     button.dataset.sample = `sample:${at}`;
     button.setAttribute("aria-pressed", String(state.sample === button.dataset.sample));
     button.addEventListener("click", () => usePicture(sample, button.dataset.sample));
     $("samples").append(button);
-    if (at === 0 && !state.picture) usePicture(sample, button.dataset.sample);
+    if (!state.picture) usePicture(sample, button.dataset.sample);
   }
 }
 
