@@ -37,6 +37,7 @@ from ray_jobs.commands.benchmark_options import (
     Scoring,
     StackName,
     Suites,
+    TrainedOn,
     Vectors,
     ViewCount,
     VocabularyFile,
@@ -65,6 +66,7 @@ def benchmark(
     categories: Categories = None,
     views: ViewCount = 1,
     max_new_tokens: MaxNewTokens = None,
+    trained_on: TrainedOn = None,
     details: Details = None,
     settings: Settings = None,
     listing: Listing = False,
@@ -91,7 +93,7 @@ def benchmark(
         else:
             from ray_jobs.commands.benchmark_models import find_models, measure_models
 
-            measured = find_models(run, models or [], settings or [])
+            measured = find_models(run, models or [], settings or [], trained_on or [])
             questions = _questions(built, folder, console, skips=suites == [ALL])
             results, stopped = measure_models(questions, folder, measured, views, max_new_tokens, console)
     built = [suite for suite in built if suite.name in results]

@@ -64,3 +64,9 @@ Categories = Annotated[
     typer.Option("--categories", metavar="FILE", help="ic: YAML with the number of images of each category."),
 ]
 NounStackName = Annotated[str, typer.Option("--nouns", help="amber: rule, or nltk as in the original.")]
+TrainedOn = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trained-on", metavar="FILE", help="Names of images that the seed was trained on; COCO's are recognised."
+    ),
+]

@@ -122,9 +122,10 @@ def test_models_answer_all_suites_and_are_compared_with_the_seed(tmp_path, monke
     monkeypatch.setattr(Round, "_run_pass", run_here)
     monkeypatch.setenv("HOME", str(tmp_path))  # the judge's cache
     run_here.shards = []
-    export_scenes("all", "test", 0, 5, tmp_path / "data")
+    export_scenes("all", "test", 0, 3, tmp_path / "data")
     coco = tmp_path / "data" / "coco"
-    (coco / "val2014" / "miniworld-test-000004.png").write_bytes(b"damaged")
+    (coco / "val2014" / "miniworld-test-000002.png").write_bytes(b"damaged")
+    (tmp_path / "data" / "text" / "prompts.txt").write_text("What color is the cup?\n", encoding="utf-8")
     arguments = (
         *("all", "--model", "miniworld:captioner", "--model", "miniworld:captioner", "--data", tmp_path / "data"),
         *("--vocabulary", coco / "synonyms.txt", "--stack", "lemmas", "--judge", "miniworld"),
@@ -141,8 +142,8 @@ def test_models_answer_all_suites_and_are_compared_with_the_seed(tmp_path, monke
     )
     assert chair["generation"]["by"] == "jsfree engine"
     assert (halbench["generation"]["by"], halbench["generation"]["beams"]) == ("transformers generate", 2)
-    assert chair["counts"] == {"questions": 5, "answers": 4, "images": 4, "failed": 1, "not_scored": 0}
-    assert halbench["counts"]["answers"] == 5  # its file has the images themselves
+    assert chair["counts"] == {"questions": 3, "answers": 2, "images": 2, "failed": 1, "not_scored": 0}
+    assert halbench["counts"]["answers"] == 3  # its file has the images themselves
     assert chair["differences"]["m0"]["CHAIRi"] == {"value": 0, "low": 0, "high": 0, "p": 1}
     assert amber["metrics"]["accuracy"]["value"] > 0.5  # the captioner says "Yes.", AMBER's files have "Yes"
     counts = [
