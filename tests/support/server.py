@@ -57,7 +57,8 @@ async def serve(run: str, port: int, overrides: list[str]) -> None:
     """Serve until the process is ended."""
     config = serving_config(run, overrides)
     models = served_models(Run(config))
-    engines = {model.role: Engine(config, model.ref) for model in models}
+    engine = Engine(config, models[0].ref)  # one for all models, which starts sooner
+    engines = {model.role: engine for model in models}
     app = create_app(models, engines, config.serve, config.prompt, KeySource.configured(config.serve))
     meter = StallMeter()
     app.add_api_route("/test/stall", meter.read)
