@@ -7,6 +7,7 @@ SYSTEM_UV := $(shell command -v uv 2>/dev/null)
 UV := $(if $(SYSTEM_UV),$(SYSTEM_UV),.uv/bin/uv)
 BIN := .venv/bin
 INTEROP := .cache/interop
+AXE := 4.14.1
 # Requirements of benchmarks/gpu/check.py, except torch, transformers, peft and their dependencies.
 GPU_KIT := annotated-types filelock fonticon-materialdesignicons7 ftfy open-clip-torch pydantic pydantic-core pyyaml \
   regex sentencex typing-extensions typing-inspection wcwidth
@@ -21,10 +22,10 @@ help: ## list the targets
 demo: setup ## run the whole loop on MiniWorld: 2 CPU cores, no GPU, no network after installation
 	$(BIN)/jsfree run --config configs/miniworld.yaml --set source.count=1600
 
-test: setup ## run the tests, except those marked slow
+test: setup .cache/browser/.synced ## run the tests, except those marked slow
 	$(TESTS) -m "not slow"
 
-check: lint types ## run lint, types and all tests, as CI does
+check: lint types .cache/browser/.synced ## run lint, types and all tests, as CI does
 	$(TESTS)
 
 lint: setup ## run ruff and check spelling
@@ -84,6 +85,12 @@ gpu-kit: setup ## collect wheels for a GPU machine with torch and transformers b
 	@du -sh .gpu-kit
 
 setup: .venv/.synced
+
+# axe-core, which the tests of the pages run in Chromium. They skip what needs it on machines without npm.
+.cache/browser/.synced:
+	@mkdir -p $(@D)
+	@if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --prefix $(@D) axe-core@$(AXE); fi
+	@touch $@
 
 .venv/.synced: pyproject.toml uv.lock | $(UV)
 	$(UV) sync --frozen

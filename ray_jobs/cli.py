@@ -25,6 +25,7 @@ from jsfree import config as configuration
 from jsfree.errors import ConfigError, JsfreeError
 from jsfree.exchange.exporting import Pairs
 from jsfree.exchange.formats import Placement
+from jsfree.run.folder import Folder
 from jsfree.run.locations import require_own_folder
 from jsfree.run.run import Run
 from jsfree.run.stages import STAGES
@@ -232,14 +233,18 @@ def export(
     images: Annotated[
         Placement | None, typer.Option("--images", help="How to include images. Default: as is usual for the format.")
     ] = None,
+    votes: Annotated[bool, typer.Option("--votes", help="Add the blind votes of the page, as votes.jsonl.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Export the pairs of a run in the format of another trainer, with a data set card."""
     set_log_level(debug)
     from jsfree.exchange import export as export_pairs
+    from jsfree.monitor.votes import export_votes
 
     done = export_pairs(Run.existing(run), layout, out, number, pairs, images)
+    if votes:
+        export_votes(Run.existing(run), Folder(out))
     if as_json:
         typer.echo(json.dumps(done.figures, indent=2))
         return

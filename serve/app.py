@@ -31,6 +31,7 @@ from jsfree.models.contents import CAPTIONER
 from jsfree.models.references import look_up
 from jsfree.run.locations import require_base_from_here
 from jsfree.run.run import Run
+from serve.http import page
 from serve.http import routes as api
 from serve.http.protocol import AFTER, BEFORE, Answer, Part, Question, Refusal, RunModel, ScoredSentence
 from serve.keys import KeySource
@@ -138,7 +139,9 @@ class Http:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         settings, prompt = self._config.serve, self._config.prompt
-        return api.create_app(self._models, self._replicas, settings, prompt, self._keys, self._scorer)
+        app = api.create_app(self._models, self._replicas, settings, prompt, self._keys, self._scorer)
+        page.install(app, Run(self._config), self._models)
+        return app
 
 
 def build(arguments: Arguments) -> ray_serve.Application:

@@ -107,6 +107,12 @@ def hallucinated_mentions(scene: Scene, text: str) -> list[Mention]:
     return [mention for mention in mentions(text) if mention.noun not in present]
 
 
+def absent_words(scene: Scene) -> list[str]:
+    """Every word for an object that is not in ``scene``, singular and plural, in lower case."""
+    present = {item.name for item in scene.objects}
+    return sorted(word for word, name in _objects_by_word().items() if name not in present)
+
+
 def count_caption(scene: Scene, text: str) -> CaptionCounts:
     """Count the mentions and errors of a caption of ``scene``."""
     present = {item.name: item for item in scene.objects}

@@ -46,7 +46,8 @@ def training_status(run: Run) -> TrainingStatus | None:
     for number in reversed(run.rounds()):
         history = reading.training_log(run, number)
         if history:
-            return _status(number, history, _planned_steps(run, number))
+            is_done = run.manifest(number, "train") is not None
+            return _status(number, history, len(history) if is_done else _planned_steps(run, number))
     return None
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from jsfree.errors import ConfigError, SourceError, StorageError
 from jsfree.evaluation.benchmarks.answers import read_answers
 from jsfree.evaluation.benchmarks.base import Question, Suite
+from jsfree.evaluation.benchmarks.data_paths import DataPath, data_path
 from jsfree.evaluation.benchmarks.registry import BUILDERS, SuiteOptions, build
 from jsfree.evaluation.benchmarks.results import Result
 from jsfree.judge.settings import JudgeSettings
@@ -23,6 +24,7 @@ from ray_jobs.commands.benchmark_options import (
     Answers,
     Beams,
     Budget,
+    Categories,
     Data,
     Details,
     ExtractorName,
@@ -31,9 +33,11 @@ from ray_jobs.commands.benchmark_options import (
     MaxNewTokens,
     MeasuredRun,
     ModelRefs,
+    NounStackName,
     Scoring,
     StackName,
     Suites,
+    TrainedOn,
     Vectors,
     ViewCount,
     VocabularyFile,
@@ -58,8 +62,11 @@ def benchmark(
     budget: Budget = None,
     scoring: Scoring = "original",
     vectors: Vectors = None,
+    nouns: NounStackName = "rule",
+    categories: Categories = None,
     views: ViewCount = 1,
     max_new_tokens: MaxNewTokens = None,
+    trained_on: TrainedOn = None,
     details: Details = None,
     settings: Settings = None,
     listing: Listing = False,
@@ -73,19 +80,20 @@ def benchmark(
     console = plain_or_live(stderr=as_json)
     if listing:
         named = _names(suites or [ALL])
-        console.print(requirements_table([build(name, SuiteOptions()) for name in named], data))
+        shown = None if data is None else data_path(data)
+        console.print(requirements_table([build(name, SuiteOptions()) for name in named], shown))
         return
-    folder = _required(data, "--data, the folder of the suites' files,")
+    folder = data_path(_required(data, "--data, the folder of the suites' files,"))
     stopped = None
     with _judges(judges or [], folder) as asked:
-        options = SuiteOptions(vocabulary, stack, extractor, beams, asked, budget, scoring, vectors)
+        options = SuiteOptions(vocabulary, stack, extractor, beams, asked, budget, scoring, vectors, nouns, categories)
         built = [build(name, options) for name in _names(suites)]
         if answers is not None:
             results = {suite.name: {answers.stem: _score_file(suite, suite.folder(folder), answers)} for suite in built}
         else:
             from ray_jobs.commands.benchmark_models import find_models, measure_models
 
-            measured = find_models(run, models or [], settings or [])
+            measured = find_models(run, models or [], settings or [], trained_on or [])
             questions = _questions(built, folder, console, skips=suites == [ALL])
             results, stopped = measure_models(questions, folder, measured, views, max_new_tokens, console)
     built = [suite for suite in built if suite.name in results]
@@ -97,13 +105,15 @@ def benchmark(
 
 
 @contextmanager
-def _judges(named: Sequence[str], data: Path) -> Iterator[tuple[str | JudgeSettings, ...]]:
+def _judges(named: Sequence[str], data: DataPath) -> Iterator[tuple[str | JudgeSettings, ...]]:
     """The judges with the simulated one in the place of its name; it is served until the context ends."""
     if SIMULATED not in named:
         yield tuple(named)
         return
     from jsfree.evaluation.benchmarks.miniworld_judge import miniworld_judge
 
+    if not isinstance(data, Path):
+        raise ConfigError(f"the simulated judge cannot read {data}", "name a local folder with --data")
     with miniworld_judge(data) as settings:
         yield tuple(settings if name == SIMULATED else name for name in named)
 
@@ -114,7 +124,7 @@ def _names(suites: Sequence[str] | None) -> list[str]:
 
 
 def _questions(
-    suites: Sequence[Suite], data: Path, console: Console, *, skips: bool
+    suites: Sequence[Suite], data: DataPath, console: Console, *, skips: bool
 ) -> list[tuple[Suite, Sequence[Question]]]:
     """The suites with their questions.
 
@@ -150,7 +160,7 @@ def _print(suites: Sequence[Suite], results: Mapping[str, Any], console: Console
             console.print(f"- {suite.title}: {note}", highlight=False, markup=False)
 
 
-def _score_file(suite: Suite, data: Path, path: Path) -> dict[str, Any]:
+def _score_file(suite: Suite, data: DataPath, path: Path) -> dict[str, Any]:
     """Score a file of answers."""
     questions = suite.known_questions(data)
     answers = read_answers(path, questions)

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +16,7 @@ from jsfree.checks.judge import check_judge
 from jsfree.errors import ConfigError, JudgeError
 from jsfree.evaluation.benchmarks.base import Answer, Question, Suite
 from jsfree.evaluation.benchmarks.contamination import Contamination, TrainedImages, keys_of
+from jsfree.evaluation.benchmarks.data_paths import DataPath
 from jsfree.evaluation.benchmarks.measuring import CountTable
 from jsfree.evaluation.benchmarks.results import Result
 from jsfree.run.folder import Folder
@@ -32,17 +32,17 @@ from ray_jobs.stages.answering import answer_questions, answering_session, model
 class Models:
     """The models to measure, the seed first, and a configuration.
 
-    ``trained`` has the images that the rounds of their run trained on; it is None for other models.
+    ``trained`` has the images that the rounds of their run, or the models before, were trained on.
     """
 
     config: configuration.RunConfig
     models: list[Model]
-    trained: TrainedImages | None = None
+    trained: TrainedImages
 
 
 def measure_models(
     asked: Sequence[tuple[Suite, Sequence[Question]]],
-    data: Path,
+    data: DataPath,
     measured: Models,
     views: int,
     max_new_tokens: int | None,
@@ -70,7 +70,7 @@ def _measure(
     current: Round,
     suite: Suite,
     questions: Sequence[Question],
-    folder: Path,
+    folder: DataPath,
     measured: Models,
     views: int,
     max_new_tokens: int | None,
@@ -99,9 +99,9 @@ def _measure(
 
 
 def _contamination(
-    suite: Suite, questions: Sequence[Question], answers: Sequence[Answer], trained: TrainedImages | None
+    suite: Suite, questions: Sequence[Question], answers: Sequence[Answer], trained: TrainedImages
 ) -> Contamination | None:
-    if trained is None or suite.generation.without_image:
+    if not (trained.rounds or trained.lists) or suite.generation.without_image:
         return None
     return trained.find(keys_of(suite, questions, answers))
 
@@ -118,14 +118,20 @@ def report_on_judges(suites: Sequence[Suite], console: Console) -> None:
                 console.print(f"{text}; {finding.remedy}" if finding.remedy else text, highlight=False, markup=False)
 
 
-def find_models(run: str | None, names: Sequence[str], settings: Sequence[str]) -> Models:
+def find_models(
+    run: str | None, names: Sequence[str], settings: Sequence[str], trained_on: Sequence[str] = ()
+) -> Models:
     """The models to measure.
+
+    Args:
+        trained_on: files with the names of images that they were trained on before.
 
     Raises:
         ConfigError: no model is named, or the run has no such model.
     """
     if run is not None and Folder(run).exists(CONFIG):
-        return _models_of_run(Run.existing(run), names, settings)
+        found = _models_of_run(Run.existing(run), names, settings)
+        return replace(found, trained=found.trained.with_lists(trained_on))
     if run is not None and not names:
         raise ConfigError(f"{run} holds no run (no {CONFIG})", "correct --run, or name models with --model")
     if not names:
@@ -133,7 +139,8 @@ def find_models(run: str | None, names: Sequence[str], settings: Sequence[str]) 
     folder = {"run": run or DEFAULT_RUN}
     configs = [configuration.load(None, settings, {**folder, "captioner.ref": name}) for name in names]
     seeds = [seed_model(config) for config in configs]
-    return Models(configs[0], [Model(f"m{number}", seed.ref, seed.fingerprint) for number, seed in enumerate(seeds)])
+    models = [Model(f"m{number}", seed.ref, seed.fingerprint) for number, seed in enumerate(seeds)]
+    return Models(configs[0], models, TrainedImages(0, frozenset(), frozenset()).with_lists(trained_on))
 
 
 def _models_of_run(run: Run, names: Sequence[str], settings: Sequence[str]) -> Models:

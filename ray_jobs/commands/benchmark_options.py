@@ -38,7 +38,7 @@ Listing = Annotated[bool, typer.Option("--list", help="List what each suite need
 Answers = Annotated[
     Path | None, typer.Option("--answers", metavar="FILE", help="Score these answers; no model is loaded.")
 ]
-Data = Annotated[Path | None, typer.Option("--data", metavar="FOLDER", help="Folder with the suites' files.")]
+Data = Annotated[str | None, typer.Option("--data", metavar="FOLDER", help="Folder or URI with the suites' files.")]
 Judges = Annotated[
     list[str] | None,
     typer.Option(
@@ -58,4 +58,15 @@ Details = Annotated[Path | None, typer.Option("--details", metavar="FILE", help=
 Vectors = Annotated[
     str | None,
     typer.Option("--vectors", metavar="NAME", help="amber: spaCy model or file of vectors. Default: no similarities."),
+]
+Categories = Annotated[
+    str | None,
+    typer.Option("--categories", metavar="FILE", help="ic: YAML with the number of images of each category."),
+]
+NounStackName = Annotated[str, typer.Option("--nouns", help="amber: rule, or nltk as in the original.")]
+TrainedOn = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trained-on", metavar="FILE", help="Names of images that the seed was trained on; COCO's are recognised."
+    ),
 ]

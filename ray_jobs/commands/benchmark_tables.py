@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from jsfree.evaluation.benchmarks.base import Suite
+from jsfree.evaluation.benchmarks.data_paths import DataPath
 from jsfree.evaluation.metrics import Metric
 
 SIGNIFICANT = 0.05
@@ -65,7 +65,7 @@ def _cell(result: Mapping[str, Any], metric: Metric, first: str) -> Text:
     return Text.assemble(f"{value}{star} ", (f"{low}-{high}", "dim"))
 
 
-def requirements_table(suites: Sequence[Suite], data: Path | None) -> Table:
+def requirements_table(suites: Sequence[Suite], data: DataPath | None) -> Table:
     """The files of suites, with their origin, and whether the data folder has them."""
     table = Table(title="Files of the benchmarks", title_justify="left")
     for column in ("suite", "file", "what it holds", "from"):

@@ -110,6 +110,7 @@ def usage(config: RunConfig, *, is_open: bool = True) -> str:
     return "\n".join(
         (
             f"Serving {config.run} at {address}    (OpenAI base URL {address}/v1, models: before, after)",
+            f"Page: {address}/    (before and after side by side; the run at {address}/runs)",
             "Try it:",
             f"  {body} | curl -s {address}/compare{key} -H 'Content-Type: application/json' -d @-",
             "Press Ctrl-C to stop.",

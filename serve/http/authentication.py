@@ -15,8 +15,10 @@ from serve.http import context
 from serve.http.errors import ApiError
 from serve.http.rate_limits import RateLimits
 from serve.keys import Key, Keyring
+from serve.page import PAGES
 
-OPEN_PATHS = frozenset({"/health", "/ping"})
+OPEN_PATHS = frozenset({"/health", "/ping", *PAGES})
+"""The pages are open because they ask for the key; they hold no data of the run."""
 METRICS = "/metrics"
 MAX_KEY = 512
 """Maximum length of a key in characters."""

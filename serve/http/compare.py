@@ -127,6 +127,7 @@ class Comparer:
                 "role": role,
                 "text": choice.text,
                 "finish_reason": choice.finish,
+                "tokens": choice.tokens,
                 "score": _mean([sentence.score for sentence in each]),
                 "sentences": [
                     {"text": sentence.text, "score": sentence.score, "unique": unique}

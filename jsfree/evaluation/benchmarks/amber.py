@@ -16,12 +16,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from jsfree.errors import SourceError
 from jsfree.evaluation.benchmarks.amber_nouns import Nouns, Similarity, load_similarity, noun_finder
 from jsfree.evaluation.benchmarks.base import Answer, Generation, Measured, Question, Requirement, Suite
+from jsfree.evaluation.benchmarks.data_paths import DataPath
 from jsfree.evaluation.benchmarks.judged import unknown_row
 from jsfree.evaluation.benchmarks.measuring import CountRow, Measure, harmonic_mean, ratio
 from jsfree.evaluation.benchmarks.records import Record, read_object, read_records
@@ -33,6 +33,8 @@ SIMILAR_ABOVE = 0.8
 BARE = re.compile(r"\s*(yes|no)\b", re.IGNORECASE)
 """A reply that begins with Yes or No."""
 GENERATIVE = "generative"
+NounStack = Literal["rule", "nltk"]
+NOUN_STACKS: tuple[NounStack, ...] = ("rule", "nltk")
 Task = Literal["all", "generative", "discriminative"]
 
 
@@ -138,7 +140,7 @@ class Amber(Suite):
     """
 
     task: Task = "all"
-    nouns: Literal["rule", "nltk"] = "rule"
+    nouns: NounStack = "rule"
     vectors: str | None = None
 
     name: ClassVar[str] = "amber"
@@ -177,7 +179,7 @@ class Amber(Suite):
     def _similarity(self) -> Similarity | None:
         return load_similarity(self.vectors) if self.vectors else None
 
-    def questions(self, data: Path) -> Sequence[Question]:
+    def questions(self, data: DataPath) -> Sequence[Question]:
         """The questions of the task."""
         annotations = self._annotations(data)
         folder = self.requirements[3].find(data) or data / "image"
@@ -194,7 +196,7 @@ class Amber(Suite):
                 )
         return questions
 
-    def as_answers(self, data: Path, replies: Sequence[Answer]) -> Sequence[Answer]:
+    def as_answers(self, data: DataPath, replies: Sequence[Answer]) -> Sequence[Answer]:
         """Replies to yes/no questions as AMBER's file of answers has them: bare, if they begin with Yes or No."""
         annotations = self._annotations(data)
         asked = {name for name, record in annotations.items() if record.values["type"] != GENERATIVE}
@@ -205,7 +207,7 @@ class Amber(Suite):
             for reply in replies
         ]
 
-    def score(self, data: Path, answers: Sequence[Answer]) -> Measured:
+    def score(self, data: DataPath, answers: Sequence[Answer]) -> Measured:
         """Check the nouns of captions, and compare the other answers with the labels."""
         annotations = self._annotations(data)
         relations = read_object(self.requirements[2].require(data), list)
@@ -236,7 +238,7 @@ class Amber(Suite):
         truth, likely = (targets(record.values[key], relations) for key in ("truth", "hallu"))
         return check_nouns(kept, truth, likely, self._similarity)
 
-    def _annotations(self, data: Path) -> dict[str, Record]:
+    def _annotations(self, data: DataPath) -> dict[str, Record]:
         """Annotations by id.
 
         Raises:

@@ -12,10 +12,10 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 from jsfree.errors import SourceError
+from jsfree.evaluation.benchmarks.data_paths import DataPath
 from jsfree.evaluation.benchmarks.measuring import CountRow, Measure
 from jsfree.judge.judging import Judge
 from jsfree.schemas import ErrorRow, ImageRef
@@ -39,11 +39,11 @@ class Requirement:
     optional: bool = False
     for_questions: bool = False
 
-    def find(self, data: Path) -> Path | None:
+    def find(self, data: DataPath) -> DataPath | None:
         """The first alternative that exists in the data folder; None if there is none."""
         return next((path for name in self.name.split("|") if (path := data / name).exists()), None)
 
-    def require(self, data: Path) -> Path:
+    def require(self, data: DataPath) -> DataPath:
         """The first alternative that exists in the data folder.
 
         Raises:
@@ -140,7 +140,7 @@ class Suite(ABC):
     folders: ClassVar[tuple[str, ...]] = ()
     """Subfolders of a folder with the files of several suites, in which this one's are looked for."""
 
-    def folder(self, data: Path) -> Path:
+    def folder(self, data: DataPath) -> DataPath:
         """The folder of this suite's files: one of ``folders`` in ``data`` if there is one, otherwise ``data``."""
         return next((data / name for name in self.folders if (data / name).is_dir()), data)
 
@@ -160,14 +160,14 @@ class Suite(ABC):
         """Everything that distinguishes this way of scoring from others of the same suite, for the result file."""
 
     @abstractmethod
-    def questions(self, data: Path) -> Sequence[Question]:
+    def questions(self, data: DataPath) -> Sequence[Question]:
         """The questions, in the order of the suite's data.
 
         Raises:
             SourceError: a file is missing or wrong; the message names file, line and key.
         """
 
-    def known_questions(self, data: Path) -> Sequence[Question]:
+    def known_questions(self, data: DataPath) -> Sequence[Question]:
         """The questions, or none if the data folder lacks a file that only asking needs.
 
         Raises:
@@ -176,7 +176,7 @@ class Suite(ABC):
         for_questions = [requirement for requirement in self.requirements if requirement.for_questions]
         return self.questions(data) if all(requirement.find(data) for requirement in for_questions) else ()
 
-    def as_answers(self, data: Path, replies: Sequence[Answer]) -> Sequence[Answer]:  # noqa: ARG002
+    def as_answers(self, data: DataPath, replies: Sequence[Answer]) -> Sequence[Answer]:  # noqa: ARG002
         """The replies of a model that was asked here in the form that the suite's files of answers have.
 
         Raises:
@@ -185,7 +185,7 @@ class Suite(ABC):
         return replies
 
     @abstractmethod
-    def score(self, data: Path, answers: Sequence[Answer]) -> Measured:
+    def score(self, data: DataPath, answers: Sequence[Answer]) -> Measured:
         """Score answers; those of images or questions that the data do not have are errors.
 
         Raises:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from jsfree.evaluation.benchmarks.base import Answer, Generation, Measured, Question, Suite
@@ -22,6 +21,7 @@ from jsfree.evaluation.benchmarks.coco import (
     require_images,
     validation_images,
 )
+from jsfree.evaluation.benchmarks.data_paths import DataPath
 from jsfree.evaluation.benchmarks.measuring import Measure, ratio
 from jsfree.evaluation.benchmarks.nouns import CaptionLemmas, singular
 from jsfree.evaluation.benchmarks.objects import CheckedAnswer, overall_metrics
@@ -91,7 +91,7 @@ class Chair(Suite):
         """The mentions in a caption."""
         return self.vocabulary.read(self._base_forms(tokenize(caption)))
 
-    def questions(self, data: Path) -> Sequence[Question]:
+    def questions(self, data: DataPath) -> Sequence[Question]:
         """The request to describe each validation image whose file is in the data folder.
 
         Raises:
@@ -103,7 +103,7 @@ class Chair(Suite):
         read_annotations(data, {each.image["id"] for each in questions}).require_categories(self.vocabulary)
         return questions
 
-    def score(self, data: Path, answers: Sequence[Answer]) -> Measured:
+    def score(self, data: DataPath, answers: Sequence[Answer]) -> Measured:
         """Compare the mentions of each caption with the objects of its image; an image may have several captions."""
         where = {answer.image_id: answer.where for answer in reversed(answers)}
         annotations = read_annotations(data, where.keys())

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from jsfree.errors import SourceError
 from jsfree.evaluation.benchmarks.base import Requirement
+from jsfree.evaluation.benchmarks.data_paths import DataPath
 from jsfree.evaluation.benchmarks.vocabulary import Vocabulary
 from jsfree.schemas import ImageRef
 
@@ -88,7 +88,7 @@ class Annotations:
         }
 
 
-def read_annotations(data: Path, images: Collection[str] | None = None) -> Annotations:
+def read_annotations(data: DataPath, images: Collection[str] | None = None) -> Annotations:
     """Read the annotation files of a folder: those of the validation images, and of the training images if present.
 
     Args:
@@ -111,7 +111,7 @@ def read_annotations(data: Path, images: Collection[str] | None = None) -> Annot
     return found
 
 
-def validation_images(data: Path) -> list[ImageRef]:
+def validation_images(data: DataPath) -> list[ImageRef]:
     """The validation images whose files are in the data folder, by id.
 
     Raises:
@@ -123,7 +123,7 @@ def validation_images(data: Path) -> list[ImageRef]:
         found.file_names[number] = row
     present = {path.name: path for path in folder.iterdir()}
     images: list[ImageRef] = [
-        {"id": image, "uri": str(present[name].resolve()), "bytes": None, "sha256": None}
+        {"id": image, "uri": str(present[name]), "bytes": None, "sha256": None}
         for image, name in sorted(found.file_names.items(), key=_by_number)
         if name in present
     ]
@@ -136,7 +136,7 @@ def _by_number(item: tuple[str, str]) -> tuple[int, str]:
     return (int(item[0]) if item[0].isdecimal() else 0, item[0])
 
 
-def require_images(annotations: Annotations, where: Mapping[str, str], data: Path) -> None:
+def require_images(annotations: Annotations, where: Mapping[str, str], data: DataPath) -> None:
     """Check that all answered images are annotated.
 
     Args:
@@ -155,7 +155,7 @@ def require_images(annotations: Annotations, where: Mapping[str, str], data: Pat
         )
 
 
-def _read_instances(path: Path, images: Collection[str] | None, into: Annotations) -> None:
+def _read_instances(path: DataPath, images: Collection[str] | None, into: Annotations) -> None:
     content = read_json(path)
     names = {}
     for number, category in enumerate(_rows(content, "categories", path)):
@@ -175,7 +175,7 @@ def _read_instances(path: Path, images: Collection[str] | None, into: Annotation
         into.categories.setdefault(image, set()).add(names[category])
 
 
-def _read_captions(path: Path, images: Collection[str] | None, into: Annotations) -> None:
+def _read_captions(path: DataPath, images: Collection[str] | None, into: Annotations) -> None:
     content = read_json(path)
     for image, name in _images(content, path, images):
         into.captions.setdefault(image, [])
@@ -187,14 +187,14 @@ def _read_captions(path: Path, images: Collection[str] | None, into: Annotations
             into.captions.setdefault(image, []).append(str(_key(row, "caption", place)))
 
 
-def _images(content: Mapping[str, Any], path: Path, images: Collection[str] | None) -> Iterator[tuple[str, str]]:
+def _images(content: Mapping[str, Any], path: DataPath, images: Collection[str] | None) -> Iterator[tuple[str, str]]:
     for number, row in enumerate(_rows(content, "images", path)):
         image = str(_key(row, "id", f"{path}, images[{number}]"))
         if images is None or image in images:
             yield image, str(row.get("file_name", ""))
 
 
-def _rows(content: Mapping[str, Any], key: str, path: Path) -> list[dict[str, Any]]:
+def _rows(content: Mapping[str, Any], key: str, path: DataPath) -> list[dict[str, Any]]:
     rows = content.get(key)
     if not isinstance(rows, list):
         raise SourceError(f"{path} has no list {key!r}", "name a file in COCO's format")
@@ -207,7 +207,7 @@ def _key(row: Any, key: str, place: str) -> Any:
     return row[key]
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: DataPath) -> Any:
     """The content of a JSON file.
 
     Raises:

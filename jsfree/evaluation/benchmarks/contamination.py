@@ -2,24 +2,29 @@
 
 They are found by the SHA-256 of their files, and by the numbers of COCO images: ``train2017/000000000042.jpg`` and
 ``COCO_val2014_000000000042.jpg`` are one photograph, in other files. COCO's training images of 2017 include most of the
-validation images of 2014, on which CHAIR, Object HalBench and POPE ask. What the seed was trained on before is unknown
-here.
+validation images of 2014, on which CHAIR, Object HalBench and POPE ask. What the seed was trained on before is known
+only from a list of its images, such as LLaVA's ``llava_v1_5_mix665k.json``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jsfree import schemas
 from jsfree.evaluation.benchmarks.base import Answer, Question, Suite
+from jsfree.run.folder import Folder
 from jsfree.run.run import Run
 from jsfree.run.streaming import scan
 from jsfree.schemas import ImageRef
 
 COLUMNS = ("image.id", "image.uri", "image.sha256")
+PART_BYTES = 2**24
+LONGEST_NAME = 64
+"""Bytes that are read again with the next part, because a name may be cut there."""
+_COCO_PATH = re.compile(rb"(?:train|val|test)20\d\d[/_](\d{12})\.")
 _COCO_NAME = re.compile(r"(?:^|/)(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})(?:\.\w+)?$")
 
 
@@ -63,12 +68,23 @@ class TrainedImages:
         hashes: of the files.
         coco: numbers of COCO images.
         unhashed: images without a hash.
+        lists: files with the names of further images.
     """
 
     rounds: int
     hashes: frozenset[str]
     coco: frozenset[int]
     unhashed: int = 0
+    lists: tuple[str, ...] = ()
+
+    def with_lists(self, paths: Sequence[str]) -> TrainedImages:
+        """These images and the COCO images that are named in files of any format, read in parts.
+
+        Raises:
+            StorageError: a file cannot be read.
+        """
+        numbers = {number for path in paths for number in _numbers_in(path)}
+        return replace(self, coco=self.coco | numbers, lists=(*self.lists, *paths))
 
     @classmethod
     def of_run(cls, run: Run) -> TrainedImages:
@@ -110,6 +126,7 @@ class Contamination:
     def as_json(self) -> dict[str, Any]:
         """The images, as result files list them."""
         return {
+            "lists": list(self.trained.lists),
             "rounds": self.trained.rounds,
             "trained_images": len(self.trained.hashes),
             "unhashed_training_images": self.trained.unhashed,
@@ -121,6 +138,7 @@ class Contamination:
     def __str__(self) -> str:
         """A sentence for the notes of a result."""
         rounds = "1 round" if self.trained.rounds == 1 else f"{self.trained.rounds} rounds"
+        rounds = " and ".join((*([rounds] if self.trained.rounds else []), *self.trained.lists))
         if not self.found:
             unknown = f"; {self.trained.unhashed} training images have no hash" if self.trained.unhashed else ""
             return f"None of the {self.images} images was trained on in {rounds} (by hash and COCO number{unknown})."
@@ -135,6 +153,17 @@ def _image_keys(run: Run, number: int) -> Iterator[ImageKeys]:
         for row in table.to_pylist():
             image = row["image"]
             yield ImageKeys(image["sha256"], _coco_number_of(image))
+
+
+def _numbers_in(path: str) -> Iterator[int]:
+    """Numbers of the COCO images that a file names as paths."""
+    folder, _, name = path.rpartition("/")
+    rest = b""
+    with Folder(folder or ".").open(name) as file:
+        while part := file.read(PART_BYTES):
+            text = rest + part
+            yield from (int(match[1]) for match in _COCO_PATH.finditer(text))
+            rest = text[-LONGEST_NAME:]
 
 
 def _coco_number_of(image: Mapping[str, Any]) -> int | None:

@@ -12,12 +12,12 @@ import binascii
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from jsfree.errors import SourceError
 from jsfree.evaluation.benchmarks.base import Answer, Generation, Measured, Question, Requirement, Suite
 from jsfree.evaluation.benchmarks.coco import REQUIREMENTS, read_annotations, require_images
+from jsfree.evaluation.benchmarks.data_paths import DataPath
 from jsfree.evaluation.benchmarks.judged import error_rows, prompt
 from jsfree.evaluation.benchmarks.measuring import Measure, complement, harmonic_mean, ratio
 from jsfree.evaluation.benchmarks.nouns import NounLemmas
@@ -137,7 +137,7 @@ class HalBench(Suite):
             "vocabulary_hash": self.vocabulary.fingerprint,
         }
 
-    def questions(self, data: Path) -> Sequence[Question]:
+    def questions(self, data: DataPath) -> Sequence[Question]:
         """The questions of the published file, with their images.
 
         Raises:
@@ -147,7 +147,7 @@ class HalBench(Suite):
         read_annotations(data, {each.image["id"] for each in questions}).require_categories(self.vocabulary)
         return questions
 
-    def score(self, data: Path, answers: Sequence[Answer]) -> Measured:
+    def score(self, data: DataPath, answers: Sequence[Answer]) -> Measured:
         """Compare the objects of each answer with those of its image."""
         answers = [replace(answer, text=clean(answer.text)) for answer in answers]
         where = {answer.image_id: answer.where for answer in reversed(answers)}
@@ -195,7 +195,7 @@ class HalBench(Suite):
         phrases = [listed.get(number, []) for number in range(len(answers))]
         return [None if each is None else objects_in(each, self.vocabulary) for each in phrases], error_rows(judgements)
 
-    def _questions_asked(self, data: Path) -> dict[str, str]:
+    def _questions_asked(self, data: DataPath) -> dict[str, str]:
         """The question about each image; none without the question file."""
         path = QUESTIONS.find(data)
         return {} if path is None else {each.image["id"]: each.prompt for each in _questions(path)}
@@ -253,18 +253,17 @@ def _objects(answer: Answer) -> list[str]:
     return objects
 
 
-def _questions(path: Path) -> Iterator[Question]:
+def _questions(path: DataPath) -> Iterator[Question]:
     seen: set[str] = set()
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            place = f"{path}, line {number}"
-            question = _question(line, place)
-            if question.question_id in seen:
-                raise SourceError(f"{place}: image {question.question_id} occurs again", "download the file again")
-            seen.add(question.question_id)
-            yield question
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        question = _question(line, place)
+        if question.question_id in seen:
+            raise SourceError(f"{place}: image {question.question_id} occurs again", "download the file again")
+        seen.add(question.question_id)
+        yield question
 
 
 def _question(line: str, place: str) -> Question:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from jsfree.errors import SourceError
+from jsfree.config.strict_yaml import read_mapping
+from jsfree.errors import ConfigError, SourceError
 from jsfree.evaluation.benchmarks.agreement import with_second_judge
 from jsfree.evaluation.benchmarks.base import Answer, Generation, Measured, Question, Requirement, Suite, prompts_hash
+from jsfree.evaluation.benchmarks.data_paths import DataPath, data_path
 from jsfree.evaluation.benchmarks.judged import error_rows, prompt, unknown_row
 from jsfree.evaluation.benchmarks.measuring import CountRow, Measure, harmonic_mean, ratio
 from jsfree.evaluation.metrics import Metric
@@ -30,7 +31,7 @@ from jsfree.schemas import ErrorRow
 
 PROMPT = "Describe image in detail."
 BEST = 10
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".webp"})
+SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 SCORE = re.compile(r"\bscore:\s*(\d+)", re.IGNORECASE)
 ASPECTS = ("precision", "recall")
 Form = Literal["scores", "claims", "both"]
@@ -120,11 +121,13 @@ class IC(Suite):
         judge: analyses and scores.
         form: the paper's scores, claims, or both.
         second: another judge, whose agreement with the first is reported.
+        categories: numbers of images by category, which the data must have; None: all images of all folders.
     """
 
     judge: Judge
     form: Form = "both"
     second: Judge | None = None
+    categories: Mapping[str, int] | None = None
 
     name: ClassVar[str] = "ic"
     title: ClassVar[str] = "IC"
@@ -157,27 +160,44 @@ class IC(Suite):
             "form": self.form,
             "scale": [1, BEST],
             "f1": "harmonic mean of the means",
+            "categories": None if self.categories is None else dict(self.categories),
             "prompts": [each.as_json() for each in self.prompts],
             "prompts_hash": prompts_hash([PROMPT]),
         }
 
-    def questions(self, data: Path) -> Sequence[Question]:
+    def questions(self, data: DataPath) -> Sequence[Question]:
         """One question for each image; its id is ``<category>/<file>``.
 
         Raises:
-            SourceError: there are no folders with images.
+            SourceError: there are no folders with images, or fewer images than ``categories`` declares.
         """
-        paths = [path for path in sorted(data.glob("*/*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
-        if not paths:
+        names = self.categories or sorted(each.name for each in data.iterdir() if each.is_dir())
+        found = [(f"{name}/{path.name}", path) for name in names for path in self._images(data / name)]
+        if not found:
             raise SourceError(
                 f"{data} has no images in folders of categories", "create <category>/<image>.png, .jpg, .gif or .webp"
             )
-        ids = [(f"{path.parent.name}/{path.name}", path) for path in paths]
         return [
-            Question(name, {"id": name, "uri": str(path), "bytes": None, "sha256": None}, PROMPT) for name, path in ids
+            Question(name, {"id": name, "uri": str(path), "bytes": None, "sha256": None}, PROMPT)
+            for name, path in found
         ]
 
-    def score(self, data: Path, answers: Sequence[Answer]) -> Measured:
+    def _images(self, folder: DataPath) -> list[DataPath]:
+        """The images of a category, by name; as many as are declared.
+
+        Raises:
+            SourceError: there are fewer.
+        """
+        paths = folder.iterdir() if folder.is_dir() else ()
+        images = sorted((path for path in paths if path.name.lower().endswith(SUFFIXES)), key=lambda path: path.name)
+        count = (self.categories or {}).get(folder.name)
+        if count is not None and len(images) < count:
+            raise SourceError(
+                f"{folder} has {len(images)} images, and {count} are declared", "add images, or correct --categories"
+            )
+        return images[:count]
+
+    def score(self, data: DataPath, answers: Sequence[Answer]) -> Measured:
         """Let the judge analyse and score the captions.
 
         Raises:
@@ -189,8 +209,8 @@ class IC(Suite):
             return measured
         return with_second_judge(measured, replace(self, judge=self.second, second=None).score(data, answers))
 
-    def _score(self, data: Path, answers: Sequence[Answer]) -> Measured:
-        paths = {question.image["id"]: Path(str(question.image["uri"])) for question in self.questions(data)}
+    def _score(self, data: DataPath, answers: Sequence[Answer]) -> Measured:
+        paths = {question.image["id"]: data_path(str(question.image["uri"])) for question in self.questions(data)}
         known = [answer for answer in answers if answer.image_id in paths]
         counts: dict[str, dict[str, float]] = {answer.question_id: {} for answer in known}
         details: dict[str, dict[str, Any]] = {answer.question_id: {} for answer in known}
@@ -215,7 +235,7 @@ class IC(Suite):
         self,
         aspect: str,
         answers: Sequence[Answer],
-        paths: Mapping[str, Path],
+        paths: Mapping[str, DataPath],
         counts: Mapping[str, dict[str, float]],
         details: Mapping[str, dict[str, Any]],
     ) -> list[ErrorRow]:
@@ -236,7 +256,7 @@ class IC(Suite):
     def _list_claims(
         self,
         answers: Sequence[Answer],
-        paths: Mapping[str, Path],
+        paths: Mapping[str, DataPath],
         counts: Mapping[str, dict[str, float]],
         details: Mapping[str, dict[str, Any]],
     ) -> list[ErrorRow]:
@@ -260,8 +280,25 @@ class IC(Suite):
         return error_rows(judgements)
 
 
+def read_categories(path: str) -> dict[str, int]:
+    """Read a YAML file with the number of images of each category.
+
+    Raises:
+        ConfigError: the file cannot be read, or a number is none.
+    """
+    try:
+        content = data_path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", "correct --categories") from error
+    categories = read_mapping(content, path)
+    for name, count in categories.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ConfigError(f"{path}: {name!r} is {count!r}", "write the number of its images")
+    return categories
+
+
 def _about_images(
-    answers: Iterable[Answer], paths: Mapping[str, Path], filled: Prompt, aspect: str
+    answers: Iterable[Answer], paths: Mapping[str, DataPath], filled: Prompt, aspect: str
 ) -> Iterator[JudgeRequest]:
     for answer in answers:
         path = paths[answer.image_id]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 from jsfree.evaluation.benchmarks.agreement import with_second_judge
 from jsfree.evaluation.benchmarks.base import Answer, Generation, Measured, Question, Requirement, Suite, prompts_hash
+from jsfree.evaluation.benchmarks.data_paths import DataPath
 from jsfree.evaluation.benchmarks.judged import error_rows, prompt, unknown_row
 from jsfree.evaluation.benchmarks.measuring import CountRow, Measure, ratio
 from jsfree.evaluation.benchmarks.records import Record, read_records
@@ -102,7 +102,7 @@ class MMHal(Suite):
             "type": f"position modulo {TYPES}",
         }
 
-    def questions(self, data: Path) -> Sequence[Question]:
+    def questions(self, data: DataPath) -> Sequence[Question]:
         """The questions in their order; their ids are the positions, from 0."""
         folder = self.requirements[1].find(data) or data / "images"
         return [
@@ -110,7 +110,7 @@ class MMHal(Suite):
                 str(number),
                 {
                     "id": values["image_id"],
-                    "uri": str(folder / Path(str(values.get("image_src", values["image_id"]))).name),
+                    "uri": str(folder / str(values.get("image_src", values["image_id"])).rpartition("/")[2]),
                     "bytes": None,
                     "sha256": None,
                 },
@@ -119,10 +119,10 @@ class MMHal(Suite):
             for number, (_, values) in enumerate(self._items(data))
         ]
 
-    def _items(self, data: Path) -> list[Record]:
+    def _items(self, data: DataPath) -> list[Record]:
         return read_records(self.requirements[0].require(data), KEYS)
 
-    def score(self, data: Path, answers: Sequence[Answer]) -> Measured:
+    def score(self, data: DataPath, answers: Sequence[Answer]) -> Measured:
         """Let the judge rate the answers, which have the ids of their questions or, as in files of MMHal, of images.
 
         Raises:
@@ -134,7 +134,7 @@ class MMHal(Suite):
             return measured
         return with_second_judge(measured, replace(self, judge=self.second, second=None).score(data, answers))
 
-    def _score(self, data: Path, answers: Sequence[Answer]) -> Measured:
+    def _score(self, data: DataPath, answers: Sequence[Answer]) -> Measured:
         items = {str(number): record.values for number, record in enumerate(self._items(data))}
         numbers = {str(item["image_id"]): number for number, item in items.items()}
         answers = [

@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from jsfree.errors import SourceError
 from jsfree.evaluation.benchmarks.base import Answer, Generation, Measured, Question, Requirement, Suite, prompts_hash
+from jsfree.evaluation.benchmarks.data_paths import DataPath
 from jsfree.evaluation.benchmarks.judged import unknown_row
 from jsfree.evaluation.benchmarks.measuring import CountRow, Measure, harmonic_mean, ratio
 from jsfree.evaluation.benchmarks.records import read_records
@@ -108,7 +108,7 @@ class PopeQuestion:
 
 @dataclass(frozen=True)
 class Pope(Suite):
-    """POPE with some kinds of questions, read in one way.
+    """POPE with those of some kinds of questions whose files are there, read in one way.
 
     With several kinds, ids of questions are ``<kind>/<id of the file>``; with one kind, they are those of its file.
     """
@@ -141,7 +141,7 @@ class Pope(Suite):
             "undecided": "wrong; counted in the denominators of accuracy and recall",
         }
 
-    def questions(self, data: Path) -> Sequence[Question]:
+    def questions(self, data: DataPath) -> Sequence[Question]:
         """The questions of all kinds, with the suffix of the scoring."""
         suffix = SCORINGS[self.scoring].suffix
         folder = self.requirements[-1].find(data) or data / "val2014"
@@ -154,18 +154,19 @@ class Pope(Suite):
             for each in self.read(data)
         ]
 
-    def read(self, data: Path) -> list[PopeQuestion]:
+    def read(self, data: DataPath) -> list[PopeQuestion]:
         """The questions of the data files.
 
         Raises:
             SourceError: a file is missing or wrong, or an id occurs twice.
         """
         questions: dict[str, PopeQuestion] = {}
-        for kind in self.kinds:
+        kinds = [kind for kind in self.kinds if self.requirements[KINDS.index(kind)].find(data)] or self.kinds
+        for kind in kinds:
             path = self.requirements[KINDS.index(kind)].require(data)
             for place, values in read_records(path, {"question_id": int, "image": str, "text": str, "label": str}):
                 number = str(values["question_id"])
-                question_id = f"{kind}/{number}" if len(self.kinds) > 1 else number
+                question_id = f"{kind}/{number}" if len(kinds) > 1 else number
                 if question_id in questions:
                     raise SourceError(f"{place}: question_id {number} occurs again", "keep one of the questions")
                 label = {"yes": True, "no": False}.get(values["label"].strip().lower())
@@ -174,7 +175,7 @@ class Pope(Suite):
                 questions[question_id] = PopeQuestion(question_id, kind, values["image"], values["text"], label)
         return list(questions.values())
 
-    def score(self, data: Path, answers: Sequence[Answer]) -> Measured:
+    def score(self, data: DataPath, answers: Sequence[Answer]) -> Measured:
         """Compare the answers with the labels; answers to other questions are errors."""
         questions = {each.question_id: each for each in self.read(data)}
         known = [(questions[answer.question_id], answer) for answer in answers if answer.question_id in questions]
@@ -203,7 +204,8 @@ class Pope(Suite):
             " from those of repaired files."
             if misspelt
             else f"The article of all {len(questions)} questions is right: this copy of the files is repaired.",
-            f"Questions (hash {prompts_hash([each.text for each in questions])}).",
+            f"Questions: {', '.join(dict.fromkeys(each.kind for each in questions))}"
+            f" (hash {prompts_hash([each.text for each in questions])}).",
         ]
         if self.scoring == "lmms-eval":
             notes.append("The yes ratio counts answers; lmms-eval's counts labels and is always 0.5.")

@@ -11,7 +11,6 @@ import io
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from PIL import Image
@@ -19,6 +18,7 @@ from PIL import Image
 from jsfree.config import RunConfig, Source
 from jsfree.errors import RowError
 from jsfree.evaluation.benchmarks.base import Answer, Generation, Measured, Question, Suite
+from jsfree.evaluation.benchmarks.data_paths import DataPath
 from jsfree.evaluation.benchmarks.measuring import CountRow, Measure, ratio
 from jsfree.evaluation.metrics import Metric
 from jsfree.images.decoding import check_image, load_image
@@ -93,11 +93,11 @@ class Reconstruction(Suite):
         """The image model and CLIP."""
         return {"painter": dict(self.painter.describe()), "clip": self.config.clip.label}
 
-    def questions(self, data: Path) -> Sequence[Question]:  # noqa: ARG002
+    def questions(self, data: DataPath) -> Sequence[Question]:  # noqa: ARG002
         """One request for each sample."""
         return [Question(each["sample_id"], each["image"], each["prompt"]) for each in self.samples]
 
-    def score(self, data: Path, answers: Sequence[Answer]) -> Measured:  # noqa: ARG002
+    def score(self, data: DataPath, answers: Sequence[Answer]) -> Measured:  # noqa: ARG002
         """Paint the captions, store the pictures and compare them with the images.
 
         Raises:

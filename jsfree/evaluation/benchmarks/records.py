@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from jsfree.errors import SourceError
+from jsfree.evaluation.benchmarks.data_paths import DataPath
 
 NAMES = {str: "a text", int: "a number", list: "a list", dict: "an object"}
 
@@ -19,7 +19,7 @@ class Record(NamedTuple):
     values: dict[str, Any]
 
 
-def read_records(path: Path, keys: Mapping[str, type]) -> list[Record]:
+def read_records(path: DataPath, keys: Mapping[str, type]) -> list[Record]:
     """Read the records of a file.
 
     Args:
@@ -40,7 +40,7 @@ def read_records(path: Path, keys: Mapping[str, type]) -> list[Record]:
     return records
 
 
-def read_object(path: Path, kind: type) -> dict[str, Any]:
+def read_object(path: DataPath, kind: type) -> dict[str, Any]:
     """Read a file with one JSON object whose values have the type ``kind``.
 
     Raises:
@@ -55,7 +55,7 @@ def read_object(path: Path, kind: type) -> dict[str, Any]:
     return content
 
 
-def _parse(path: Path) -> Iterator[Record]:
+def _parse(path: DataPath) -> Iterator[Record]:
     text = _read(path)
     if text.lstrip().startswith("["):
         values = _load(text, str(path))
@@ -70,7 +70,7 @@ def _parse(path: Path) -> Iterator[Record]:
         yield Record(place, value)
 
 
-def _read(path: Path) -> str:
+def _read(path: DataPath) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

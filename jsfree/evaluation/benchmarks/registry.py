@@ -9,11 +9,11 @@ from typing import Any
 
 from jsfree.errors import ConfigError
 from jsfree.evaluation.benchmarks import vocabulary
-from jsfree.evaluation.benchmarks.amber import Amber
+from jsfree.evaluation.benchmarks.amber import NOUN_STACKS, Amber, NounStack
 from jsfree.evaluation.benchmarks.base import Suite
 from jsfree.evaluation.benchmarks.chair import STACKS, Chair, Stack
 from jsfree.evaluation.benchmarks.halbench import EXTRACTORS, Extractor, HalBench
-from jsfree.evaluation.benchmarks.ic import IC
+from jsfree.evaluation.benchmarks.ic import IC, read_categories
 from jsfree.evaluation.benchmarks.mmhal import MMHal
 from jsfree.evaluation.benchmarks.pope import SCORINGS, Pope, Scoring
 from jsfree.evaluation.benchmarks.short_answers import ShortAnswers
@@ -36,6 +36,8 @@ class SuiteOptions:
         budget: maximum cost of each judge; None: that of its settings.
         scoring: how answers to POPE are read.
         vectors: word vectors of AMBER; None leaves similarities out.
+        nouns: how AMBER finds nouns.
+        categories: file with the number of images of each category of IC.
     """
 
     vocabulary: str | None = None
@@ -46,6 +48,8 @@ class SuiteOptions:
     budget: float | None = None
     scoring: str = "original"
     vectors: str | None = None
+    nouns: str = "rule"
+    categories: str | None = None
 
 
 def _chair(options: SuiteOptions) -> Suite:
@@ -65,7 +69,8 @@ def _pope(options: SuiteOptions) -> Suite:
 
 
 def _amber(options: SuiteOptions) -> Suite:
-    return Amber(vectors=options.vectors)
+    nouns: NounStack = _choice("--nouns", options.nouns, NOUN_STACKS)
+    return Amber(nouns=nouns, vectors=options.vectors)
 
 
 def _mmhal(options: SuiteOptions) -> Suite:
@@ -74,7 +79,8 @@ def _mmhal(options: SuiteOptions) -> Suite:
 
 def _ic(options: SuiteOptions) -> Suite:
     judge, second = _judges(options)
-    return IC(judge, second=second)
+    categories = None if options.categories is None else read_categories(options.categories)
+    return IC(judge, second=second, categories=categories)
 
 
 def _judges(options: SuiteOptions) -> tuple[Judge, Judge | None]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from jsfree.errors import SourceError
 from jsfree.evaluation.benchmarks.base import Answer, Generation, Measured, Question, Requirement, Suite, prompts_hash
+from jsfree.evaluation.benchmarks.data_paths import DataPath
 from jsfree.evaluation.benchmarks.judged import unknown_row
 from jsfree.evaluation.benchmarks.measuring import CountRow, Measure, ratio
 from jsfree.evaluation.benchmarks.records import read_records
@@ -53,7 +53,7 @@ class ShortAnswers(Suite):
         """When an answer is right."""
         return {"right": "all words equal; case, articles and punctuation do not count"}
 
-    def questions(self, data: Path) -> Sequence[Question]:
+    def questions(self, data: DataPath) -> Sequence[Question]:
         """The questions; their ids are those of the file, or their positions from 0.
 
         Raises:
@@ -69,7 +69,7 @@ class ShortAnswers(Suite):
             for name, values in self._items(data).items()
         ]
 
-    def _items(self, data: Path) -> dict[str, Mapping[str, Any]]:
+    def _items(self, data: DataPath) -> dict[str, Mapping[str, Any]]:
         items: dict[str, Mapping[str, Any]] = {}
         for number, (place, values) in enumerate(read_records(FILE.require(data), dict.fromkeys(KEYS, str))):
             name = str(values.get("question_id", number))
@@ -78,7 +78,7 @@ class ShortAnswers(Suite):
             items[name] = values
         return items
 
-    def score(self, data: Path, answers: Sequence[Answer]) -> Measured:
+    def score(self, data: DataPath, answers: Sequence[Answer]) -> Measured:
         """Compare the answers with the given ones; those to other questions are errors."""
         items = self._items(data)
         known = [answer for answer in answers if answer.question_id in items]

@@ -13,13 +13,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from jsfree.errors import SourceError
 from jsfree.evaluation.benchmarks.base import Answer, Generation, Measured, Question, Requirement, Suite, prompts_hash
+from jsfree.evaluation.benchmarks.data_paths import DataPath
 from jsfree.evaluation.benchmarks.measuring import CountRow, Measure, Sums, ratio
 from jsfree.evaluation.metrics import Metric
 from jsfree.evaluation.statistics import FloatArray, divide
@@ -71,7 +71,7 @@ class TextAnswers(Suite):
         """How often each prompt is answered, and whose answers the perplexity is of."""
         return {"answers_per_prompt": DRAWS, "perplexity_of": "the first model's answers", "ngrams": LENGTH}
 
-    def questions(self, data: Path) -> Sequence[Question]:
+    def questions(self, data: DataPath) -> Sequence[Question]:
         """Every prompt, once for each of its answers.
 
         Raises:
@@ -89,7 +89,7 @@ class TextAnswers(Suite):
             for draw in range(DRAWS)
         ]
 
-    def score(self, data: Path, answers: Sequence[Answer]) -> Measured:
+    def score(self, data: DataPath, answers: Sequence[Answer]) -> Measured:
         """Count words, repetitions and log-probabilities; ``extra["logps"]`` are those of the seed's answer."""
         asked = self.questions(data)
         return Measured(

@@ -1,9 +1,11 @@
 """Images of a benchmark that a run trained on: by hash and by COCO's number, and the metrics without them."""
 
+import json
+
 import pytest
 
 from jsfree import schemas
-from jsfree.evaluation.benchmarks import vocabulary
+from jsfree.evaluation.benchmarks import contamination, vocabulary
 from jsfree.evaluation.benchmarks.base import Answer, Question
 from jsfree.evaluation.benchmarks.chair import Chair
 from jsfree.evaluation.benchmarks.contamination import ImageKeys, TrainedImages, coco_number, keys_of
@@ -66,8 +68,8 @@ def test_a_result_lists_the_images_and_has_the_metrics_without_them(tmp_path):
     trained = TrainedImages(1, frozenset({"a"}), frozenset({3}), unhashed=2)
     keys = {"1": ImageKeys("a", 1), "2": ImageKeys("b", 2), "3": ImageKeys("c", 3)}
     suite = Chair(vocabulary.built_in(), "lemmas")
-    contamination = trained.find(keys)
-    result = Result(suite, "m1", answers, suite.score(data, answers), {}, 3, contamination=contamination, resamples=10)
+    found = trained.find(keys)
+    result = Result(suite, "m1", answers, suite.score(data, answers), {}, 3, contamination=found, resamples=10)
     written = result.as_json()
     assert written["metrics"]["CHAIRs"]["value"] == pytest.approx(2 / 3)
     assert written["contamination"]["by_hash"] == ["1"]
@@ -79,12 +81,25 @@ def test_a_result_lists_the_images_and_has_the_metrics_without_them(tmp_path):
 def test_a_benchmark_of_which_every_image_was_trained_on_has_no_other_metrics(tmp_path):
     data = write_coco(tmp_path, {1: ["dog"]}, {1: []})
     answers = [Answer("1", "1", "A dog.")]
-    contamination = TrainedImages(1, frozenset({"a"}), frozenset()).find({"1": ImageKeys("a", None)})
+    found = TrainedImages(1, frozenset({"a"}), frozenset()).find({"1": ImageKeys("a", None)})
     suite = Chair(vocabulary.built_in(), "lemmas")
-    result = Result(suite, "m1", answers, suite.score(data, answers), {}, 1, contamination=contamination, resamples=10)
+    result = Result(suite, "m1", answers, suite.score(data, answers), {}, 1, contamination=found, resamples=10)
     assert result.as_json()["contamination"]["metrics_without"] is None
 
 
 def test_unhashed_training_images_are_told_where_nothing_was_found():
     trained = TrainedImages(1, frozenset({"a"}), frozenset(), unhashed=7)
     assert "7 training images have no hash" in str(trained.find({"1": ImageKeys("b", None)}))
+
+
+def test_coco_images_are_found_in_a_list_of_any_format(tmp_path, monkeypatch):
+    monkeypatch.setattr(contamination, "PART_BYTES", 100)  # names are cut at the ends of parts
+    names = [f"coco/train2017/{number:012d}.jpg" for number in range(40)]
+    path = tmp_path / "mix.json"
+    records = [*({"id": "x", "image": name} for name in names), {"image": "gqa/images/7.jpg"}]
+    path.write_text(json.dumps(records), encoding="utf-8")
+    trained = TrainedImages(0, frozenset(), frozenset()).with_lists([str(path)])
+    assert trained.coco == frozenset(range(40))
+    found = trained.find({"39": ImageKeys(None, 39), "40": ImageKeys(None, 40)})
+    assert found.found == ["39"]
+    assert f"1 of 2 images were trained on in {path} (0 by hash, 1 by COCO number)" in str(found)

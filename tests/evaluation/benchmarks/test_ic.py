@@ -5,10 +5,10 @@ import random
 import numpy as np
 import pytest
 
-from jsfree.errors import SourceError
+from jsfree.errors import ConfigError, SourceError
 from jsfree.evaluation import miniworld
 from jsfree.evaluation.benchmarks.base import Answer
-from jsfree.evaluation.benchmarks.ic import IC, parse_claims, parse_score
+from jsfree.evaluation.benchmarks.ic import IC, parse_claims, parse_score, read_categories
 from jsfree.evaluation.benchmarks.measuring import CountTable, measure
 from jsfree.evaluation.benchmarks.miniworld_judge import MiniWorldTruth, random_faults
 from jsfree.judge.judging import Judge
@@ -143,3 +143,21 @@ def test_a_server_that_fails_at_random_delays_the_run_only(run):
     measured, _ = run(captions()[:6], "claims", fault=faults)
     assert measured.errors == []
     assert measured.judge["replies"]["attempts"] > measured.judge["replies"]["paid"] == 6
+
+
+def test_declared_categories_are_checked_and_limit_the_images(tmp_path):
+    for name, count in {"people": 3, "charts": 1, "other": 2}.items():
+        for number in range(count):
+            path = tmp_path / "images" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png_bytes(SCENES[number]))
+    declared = tmp_path / "categories.yaml"
+    declared.write_text("charts: 1\npeople: 2\n", encoding="utf-8")
+    questions = IC(None, categories=read_categories(str(declared))).questions(tmp_path / "images")
+    assert [question.question_id for question in questions] == ["charts/0.png", "people/0.png", "people/1.png"]
+    declared.write_text("charts: 2\npeople: 2\n", encoding="utf-8")
+    with pytest.raises(SourceError, match="charts has 1 images, and 2 are declared"):
+        IC(None, categories=read_categories(str(declared))).questions(tmp_path / "images")
+    declared.write_text("charts: many\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="'charts' is 'many'"):
+        read_categories(str(declared))

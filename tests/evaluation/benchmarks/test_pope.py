@@ -81,6 +81,15 @@ def test_several_kinds_have_distinct_ids_and_are_reported_by_kind(data):
     assert {row.group for row in measured.rows} == {"popular"}
 
 
+def test_the_kinds_of_which_there_is_no_file_are_left_out(data):
+    for kind in ("popular", "adversarial"):
+        (data / f"coco_pope_{kind}.json").unlink(missing_ok=True)
+    suite = Pope()
+    questions = suite.questions(data)
+    assert not any("/" in question.question_id for question in questions)  # the ids are those of the only file
+    assert any("Questions: random (hash" in note for note in suite.score(data, []).notes)
+
+
 def test_prompts_have_the_suffix_of_the_scoring(data):
     prompts = {scoring: Pope(("random",), scoring).questions(data)[0].prompt for scoring in SCORINGS}
     assert prompts["original"] == "Is there a dog in the image?"

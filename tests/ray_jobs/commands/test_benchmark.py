@@ -5,11 +5,13 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from jsfree import config as configuration
 from jsfree.errors import ConfigError, SourceError
 from jsfree.evaluation import miniworld
 from jsfree.miniworld import world
 from jsfree.miniworld.exporting import export_scenes
 from jsfree.run.folder import Folder, shard_name
+from jsfree.run.run import Run
 from ray_jobs.cli import app
 from ray_jobs.rounds import Round
 from tests.support.coco_files import write_coco
@@ -120,9 +122,10 @@ def test_models_answer_all_suites_and_are_compared_with_the_seed(tmp_path, monke
     monkeypatch.setattr(Round, "_run_pass", run_here)
     monkeypatch.setenv("HOME", str(tmp_path))  # the judge's cache
     run_here.shards = []
-    export_scenes("all", "test", 0, 5, tmp_path / "data")
+    export_scenes("all", "test", 0, 3, tmp_path / "data")
     coco = tmp_path / "data" / "coco"
-    (coco / "val2014" / "miniworld-test-000004.png").write_bytes(b"damaged")
+    (coco / "val2014" / "miniworld-test-000002.png").write_bytes(b"damaged")
+    (tmp_path / "data" / "text" / "prompts.txt").write_text("What color is the cup?\n", encoding="utf-8")
     arguments = (
         *("all", "--model", "miniworld:captioner", "--model", "miniworld:captioner", "--data", tmp_path / "data"),
         *("--vocabulary", coco / "synonyms.txt", "--stack", "lemmas", "--judge", "miniworld"),
@@ -139,8 +142,8 @@ def test_models_answer_all_suites_and_are_compared_with_the_seed(tmp_path, monke
     )
     assert chair["generation"]["by"] == "jsfree engine"
     assert (halbench["generation"]["by"], halbench["generation"]["beams"]) == ("transformers generate", 2)
-    assert chair["counts"] == {"questions": 5, "answers": 4, "images": 4, "failed": 1, "not_scored": 0}
-    assert halbench["counts"]["answers"] == 5  # its file has the images themselves
+    assert chair["counts"] == {"questions": 3, "answers": 2, "images": 2, "failed": 1, "not_scored": 0}
+    assert halbench["counts"]["answers"] == 3  # its file has the images themselves
     assert chair["differences"]["m0"]["CHAIRi"] == {"value": 0, "low": 0, "high": 0, "p": 1}
     assert amber["metrics"]["accuracy"]["value"] > 0.5  # the captioner says "Yes.", AMBER's files have "Yes"
     counts = [
@@ -178,3 +181,19 @@ def test_all_skips_suites_without_files_and_says_so(data, tmp_path, monkeypatch)
     assert "chair" in asked
     assert "mmhal" not in asked
     assert "skipped: mmhal" in printed
+
+
+@pytest.mark.slow
+def test_captions_of_a_run_are_turned_back_into_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(Round, "_run_pass", run_here)
+    run_here.shards = []
+    settings = {"evaluate": {"source": {"split": "test", "count": 20}}}
+    Run.open(configuration.build({**settings, "run": str(tmp_path / "run")}, where="test"))
+    done = CliRunner().invoke(app, ["reconstruct", "--run", str(tmp_path / "run"), "--count", "3", "--json"])
+    assert done.exception is None, done.exception
+    result = json.loads(done.stdout)
+    assert result["m0"]["counts"]["images"] == 3
+    assert 0.3 < result["m0"]["metrics"]["object_overlap"]["value"] <= 1
+    assert 0.3 < result["m0"]["metrics"]["clip_similarity"]["value"] <= 1
+    pictures = tmp_path / "run" / "evaluation" / "reconstruction"
+    assert all((pictures / detail["picture"]).is_file() for detail in result["m0"]["details"])

@@ -1,0 +1,106 @@
+"""Images that the page offers: samples of the run's evaluation set, and new scenes of MiniWorld."""
+
+from __future__ import annotations
+
+import base64
+import io
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from jsfree import schemas
+from jsfree.config import Source
+from jsfree.evaluation.miniworld import absent_words
+from jsfree.images.decoding import load_image
+from jsfree.miniworld import world
+from jsfree.report.pictures import data_uri
+from jsfree.report.scenes import shade_edges
+from jsfree.run.folder import Folder
+from jsfree.run.run import Run
+from jsfree.run.streaming import scan_shard
+from jsfree.schemas import ImageRef
+
+SAMPLES = 8
+MAX_SIDE = 1024
+"""Longest side of a sample that is sent to the browser, in pixels, unless the file itself is in the run's tables."""
+MEDIA = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
+SPLIT = "test"
+FIRST_NEW = 100_000
+"""Number of the first new scene: those before it may have been evaluated."""
+MAX_NEW = 10**9
+
+
+class Pictures:
+    """The images of a run for the page.
+
+    An image is ``{"id", "image", "picture", "absent"}``: a data URL to caption, one to show, and the words for objects
+    that are not in it (None where its contents are not known).
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def has_scenes(self) -> bool:
+        """Whether new scenes can be drawn."""
+        return self._run.config.evaluate.source.kind == "miniworld"
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return len(self._rows)
+
+    def sample(self, number: int) -> dict[str, Any] | None:
+        """A sample; None if there is none of this number."""
+        return self._described(self._rows[number]) if 0 <= number < len(self._rows) else None
+
+    def scene(self, number: int) -> dict[str, Any] | None:
+        """A new scene; None if the run has none, or the number is too large."""
+        if not self.has_scenes or not 0 <= number < MAX_NEW:
+            return None
+        scene = world.scene(SPLIT, FIRST_NEW + number)
+        return self._described({"id": scene.scene_id, "uri": None, "bytes": world.png_bytes(scene), "sha256": None})
+
+    def score_edges(self) -> list[float]:
+        """Scores that divide the sentences of m0's captions into fifths; empty if there are none yet."""
+        modes = self._run.config.evaluate.modes
+        folders = [self._run.stage(1, f"captions_scored/m0-{mode}") for mode in modes]
+        cosines = next((found for folder in folders if len(found := _cosines(folder))), np.empty(0))
+        return shade_edges(cosines)
+
+    @cached_property
+    def _rows(self) -> list[ImageRef]:
+        folder = self._run.stage(1, "evaluation")
+        shards = folder.shards()
+        if not shards:
+            return []
+        table = next(scan_shard(folder, shards[0], schemas.SAMPLES, ["image"]))
+        images: list[ImageRef] = table.slice(0, SAMPLES)["image"].to_pylist()
+        return images
+
+    def _described(self, image: ImageRef) -> dict[str, Any]:
+        source = self._run.config.evaluate.source
+        content = image["bytes"] or _shrunk(image, source)
+        media = next((name for start, name in MEDIA.items() if content.startswith(start)), "image/jpeg")
+        url = f"data:{media};base64,{base64.b64encode(content).decode()}"
+        absent = absent_words(world.scene_from_id(image["id"])) if self.has_scenes else None
+        return {"id": image["id"], "image": url, "picture": data_uri(image, source) or url, "absent": absent}
+
+
+def _shrunk(image: ImageRef, source: Source) -> bytes:
+    """An image that the run refers to by its path, as a JPEG of at most ``MAX_SIDE`` pixels a side."""
+    picture = load_image(image, source).image
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    sink = io.BytesIO()
+    picture.save(sink, "JPEG", quality=90)
+    return sink.getvalue()
+
+
+def _cosines(folder: Folder) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The sentence scores in the first shard of scored captions."""
+    shards = folder.shards()
+    if not shards:
+        return np.empty(0)
+    rows = next(scan_shard(folder, shards[0], schemas.SCORED_CAPTIONS, ["sentences"]))["sentences"].to_pylist()
+    return np.array([sentence["score"] for sentences in rows for sentence in sentences], np.float64)
