@@ -19,6 +19,8 @@ from jsfree.errors import ConfigError
 
 IMPORT_PATH = "serve.app:build"
 NAME = "jsfree"
+LOGGING = {"enable_access_log": False}
+"""Serve's own access log has addresses of clients; ours has not."""
 SPARE_SECONDS = 10
 """Seconds by which Serve's own time limit exceeds ours: Serve answers with plain text, we with JSON."""
 OPEN = "Everyone who can reach the port can use the models, unless the nodes have keys."
@@ -46,7 +48,12 @@ def deploy_config(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
     """
     arguments: dict[str, Any] = {"run": config.run, **({"settings": overrides} if overrides else {})}
     application = {"name": NAME, "route_prefix": "/", "import_path": IMPORT_PATH, "args": arguments}
-    built = {"proxy_location": "EveryNode", "http_options": http_options(config), "applications": [application]}
+    built = {
+        "proxy_location": "EveryNode",
+        "http_options": http_options(config),
+        "logging_config": LOGGING,
+        "applications": [application],
+    }
     check(built, "the configuration")
     return built
 

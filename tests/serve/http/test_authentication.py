@@ -24,7 +24,7 @@ FIXED = tuple(
         strict=True,
     )
 )
-PATHS = ("/v1/models", "/v1/models/after", "/healthz", "/version", "/metrics", "/openapi.json", "/nothing", "/")
+PATHS = ("/v1/models", "/v1/models/after", "/healthz", "/version", "/metrics", "/openapi.json", "/nothing")
 
 
 class Model:
