@@ -21,7 +21,7 @@ MAX_DEPTH = 32
 """Maximum number of arrays and objects inside each other."""
 MAX_ENTRIES = 512
 """Maximum number of entries of one array or object."""
-MAX_VALUES = 2000
+MAX_VALUES = 5000
 """Maximum number of values in a body: Python needs about 100 bytes for a value of two bytes in JSON."""
 MAX_OUTSIDE = 65_536
 """Maximum number of characters outside strings: punctuation, numbers and indentation."""

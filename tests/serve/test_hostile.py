@@ -79,7 +79,7 @@ def server(finished_run, tmp_path_factory):
     printed, access_log = folder / "output.txt", folder / "access.jsonl"
     limits = ["serve.max_image_bytes=10000000", "serve.max_pixels=20000000", f"serve.access_log={access_log}"]
     command = [sys.executable, "-m", "tests.support.server", finished_run.run.folder.uri, str(port), *limits]
-    environment = {**os.environ, "JSFREE_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "JSFREE_API_KEY": KEY, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
     with printed.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=environment)
     server = Server(process, port, printed, access_log)

@@ -21,8 +21,8 @@ from serve.http.connections import BoundedProtocol
 from serve.http.routes import create_app
 from serve.keys import KeySource
 
-HEADROOM = 700 * 2**20
-"""Bytes of address space above those in use when the server is ready."""
+HEADROOM = 1200 * 2**20
+"""Bytes of address space above those in use when the server is ready: memory, and stacks of threads."""
 TICK = 0.01
 
 
