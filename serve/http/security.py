@@ -29,7 +29,7 @@ IMAGE_TOKEN = "<image>"
 BYTES_PER_PIXEL, BYTES_PER_WEBP_PIXEL = 12, 20
 """Bytes that decoding allocates for a pixel, at most (``jsfree.images.decoding``)."""
 MAX_DECODED_BYTES = 240_000_000
-"""Maximum memory for decoding an image, whatever ``max_pixels`` allows: 20 megapixels, or 12 of WEBP."""
+"""Maximum memory for decoding an image, unless ``max_pixels`` allows more: 12 megapixels of WEBP."""
 LARGE_DECODED_BYTES = 40_000_000
 """Images above this size are decoded one at a time."""
 REASONS = {

@@ -77,7 +77,7 @@ def server(finished_run, tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     printed, access_log = folder / "output.txt", folder / "access.jsonl"
-    limits = ["serve.max_image_bytes=10000000", "serve.max_pixels=20000000", f"serve.access_log={access_log}"]
+    limits = ["serve.max_image_bytes=10000000", "serve.max_pixels=12500000", f"serve.access_log={access_log}"]
     command = [sys.executable, "-m", "tests.support.server", finished_run.run.folder.uri, str(port), *limits]
     environment = {**os.environ, "JSFREE_API_KEY": KEY, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
     with printed.open("w") as output:

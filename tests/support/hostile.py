@@ -166,11 +166,12 @@ def pictures() -> Iterator[Hostile]:
     """Image files: bombs, damaged, truncated, of other formats, of extreme shapes."""
     files: dict[str, Callable[[], bytes]] = {
         "bomb of 100 megapixels": lambda: encoded(Image.new("1", (10_000, 10_000))),
+        "12 megapixels": lambda: encoded(Image.new("L", (4000, 3000))),
+        "12 megapixels with alpha": lambda: encoded(Image.new("RGBA", (4000, 3000), (1, 2, 3, 4))),
+        "12 megapixels of JPEG": lambda: encoded(Image.new("CMYK", (4000, 3000)), "JPEG"),
+        "12 megapixels of WEBP": lambda: encoded(Image.new("RGB", (4000, 3000)), "WEBP"),
+        "12 megapixels of 16 bits": lambda: encoded(Image.new("I;16", (4000, 3000))),
         "20 megapixels": lambda: encoded(Image.new("L", (5000, 4000))),
-        "20 megapixels with alpha": lambda: encoded(Image.new("RGBA", (5000, 4000), (1, 2, 3, 4))),
-        "20 megapixels of JPEG": lambda: encoded(Image.new("CMYK", (5000, 4000)), "JPEG"),
-        "20 megapixels of WEBP": lambda: encoded(Image.new("RGB", (5000, 4000)), "WEBP"),
-        "20 megapixels of 16 bits": lambda: encoded(Image.new("I;16", (5000, 4000))),
         "largest header": lambda: png_with_size(2**31 - 1, 2**31 - 1),
         "empty header": lambda: png_with_size(0, 0),
         "header of one row": lambda: png_with_size(10**7, 1),
