@@ -105,7 +105,7 @@ def run(
     page = pipeline.run(resolved, Reporter(console), restart)
     show_metrics(Run.existing(resolved.run), console, as_json)
     console.print(f"Report: {page}", soft_wrap=True)
-    _print_next(console, ["jsfree", "report", "--run", resolved.run], "rebuild the report and print this table")
+    _print_next(console, ["jsfree", "serve", "--run", resolved.run], "compare before and after in a browser")
     if smoke:
         from ray_jobs.commands.smoke import smoke as check_parts
 

@@ -57,16 +57,30 @@ def add_vote(run: Run, vote: Vote) -> bool:
     return True
 
 
-def read_votes(run: Run) -> list[Vote]:
-    """All votes, the oldest first.
+class VoteReader:
+    """Reads the votes of a run, each file once: a vote never changes."""
 
-    Raises:
-        StorageError: a vote cannot be read.
-    """
-    folder = run.folder / VOTES
-    names = [name for name in folder.names() if name.endswith(".json") and not name.startswith(".")]
-    with ThreadPoolExecutor(READERS) as readers:
-        return [Vote(**each) for each in readers.map(folder.read_json, names)]
+    def __init__(self, run: Run) -> None:
+        self._folder = run.folder / VOTES
+        self._known: dict[str, Vote] = {}
+
+    def read(self) -> list[Vote]:
+        """All votes, the oldest first.
+
+        Raises:
+            StorageError: a vote cannot be read.
+        """
+        names = [name for name in self._folder.names() if name.endswith(".json") and not name.startswith(".")]
+        new = [name for name in names if name not in self._known]
+        with ThreadPoolExecutor(READERS) as readers:
+            found = readers.map(self._folder.read_json, new)
+            self._known |= {name: Vote(**vote) for name, vote in zip(new, found, strict=True)}
+        return [self._known[name] for name in names]
+
+
+def read_votes(run: Run) -> list[Vote]:
+    """All votes of a run, as ``VoteReader.read``."""
+    return VoteReader(run).read()
 
 
 def tally(votes: Iterable[Vote]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@
     GET  /page/status               the state of the run's stages
     GET  /page/report               the run's report
 
-No answer contains a path, the name of a machine, or the message of a failed row.
+No answer contains a path, the name of a machine, or the message of a failed row, except the report, which has them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from starlette.responses import Response
 
 from jsfree.errors import JsfreeError, StorageError
 from jsfree.monitor.status import read_status
-from jsfree.monitor.votes import Vote, add_vote, read_votes, tally
+from jsfree.monitor.votes import Vote, VoteReader, add_vote, tally
 from jsfree.run.run import Run
 from serve.http.errors import ApiError, invalid
 from serve.http.pictures import Pictures
@@ -94,6 +94,7 @@ class PageRoutes:
         self._run = run
         self._names = [model.name for model in models]
         self._pictures = Pictures(run)
+        self._votes = VoteReader(run)
 
     async def info(self) -> dict[str, Any]:
         """``GET /page/info``."""
@@ -115,7 +116,7 @@ class PageRoutes:
 
     async def votes(self) -> dict[str, Any]:
         """``GET /page/votes``: the tally."""
-        return {"tally": tally(await self._read(lambda: read_votes(self._run)))}
+        return {"tally": tally(await self._read(self._votes.read))}
 
     async def vote(self, request: Request) -> dict[str, Any]:
         """``POST /page/votes``: store a vote and return the tally."""
@@ -151,7 +152,7 @@ class PageRoutes:
             "run": self._run.folder.uri.rpartition("/")[2],
             "models": self._names,
             "prompt": config.prompt,
-            "max_views": getattr(config.serve, "max_views", config.serve.views.count),
+            "max_views": config.serve.max_views,
             "temperature": next((mode.temperature for mode in config.evaluate.modes.values() if mode.temperature), 1.0),
             "samples": self._pictures.samples,
             "scenes": self._pictures.has_scenes,

@@ -66,13 +66,19 @@ async function guarded(work) {
 
 async function showSamples(count) {
   for (let at = 0; at < count; at++) {
-    const sample = await json(`/page/samples/${at}`);
+    let sample;
+    try {
+      sample = await json(`/page/samples/${at}`);
+    } catch (error) {
+      showError(error); // the other samples may be readable
+      continue;
+    }
     const button = el("button", { type: "button", className: "sample", "aria-pressed": "false" }, el("img", { src: sample.picture, alt: `Sample ${at + 1}` }));
     button.dataset.sample = `sample:${at}`;
     button.setAttribute("aria-pressed", String(state.sample === button.dataset.sample));
     button.addEventListener("click", () => usePicture(sample, button.dataset.sample));
     $("samples").append(button);
-    if (at === 0 && !state.picture) usePicture(sample, button.dataset.sample);
+    if (!state.picture) usePicture(sample, button.dataset.sample);
   }
 }
 
@@ -154,14 +160,15 @@ class Column {
     this.facts = $(`facts-${at}`);
     this.pending = "";
     this.words = "";
-    this.first = null;
+    this.first = this.last = null;
     $(`name-${at}`).textContent = title;
     this.text.replaceChildren();
     this.facts.textContent = "";
   }
 
   add(delta, started) {
-    this.first ??= performance.now() - started;
+    this.last = performance.now() - started;
+    this.first ??= this.last;
     this.words += delta;
     if (!this.pending) requestAnimationFrame(() => this.flush());
     this.pending += delta;
@@ -172,13 +179,13 @@ class Column {
     this.pending = "";
   }
 
-  finish(caption, seconds, marked) {
+  finish(caption, marked) {
     this.pending = "";
     this.text.replaceChildren(...(marked ? sentenceNodes(caption) : [caption.text]));
     const count = caption.text.split(/\s+/).filter(Boolean).length;
     const facts = [`${count} words`];
     if (this.first !== null) facts.push(`first text after ${number(this.first / 1000, 2)} s`);
-    if (caption.tokens && seconds > 0) facts.push(`${number(caption.tokens / seconds)} tokens/s`);
+    if (caption.tokens && this.last) facts.push(`${number(caption.tokens / (this.last / 1000))} tokens/s`);
     if (marked && caption.score !== null) facts.unshift(`mean ${state.info.score_name} ${number(100 * caption.score, 1)}`);
     if (caption.finish_reason === "length") facts.push("cut at the length limit");
     this.facts.textContent = facts.join(" · ");
@@ -206,20 +213,19 @@ async function captionBoth() {
     }
     if (!result) throw new Problem("The answer ended early. Caption the picture again.");
     const seconds = (performance.now() - started) / 1000;
-    state.last = { captions: result.captions, columns, seconds, asked, names, picture };
+    state.last = { captions: result.captions, columns, asked, names, picture };
     reveal(!blind);
-    const rate = number(result.usage.completion_tokens / seconds);
-    $("status").textContent = `Done in ${number(seconds, 1)} s (${rate} tokens/s). ${blind ? "Vote to see which model is which." : ""}`;
+    $("status").textContent = `Done in ${number(seconds, 1)} s. ${blind ? "Vote to see which model is which." : ""}`;
     $("vote").hidden = !blind;
   });
 }
 
 /** Show the captions; with marks and names once the visitor may know them. */
 function reveal(marked) {
-  const { captions, columns, seconds, names } = state.last;
+  const { captions, columns, names } = state.last;
   columns.forEach((column, at) => {
     const caption = captions.find((each) => each.model === column.model);
-    column.finish(caption, seconds, marked);
+    column.finish(caption, marked);
     if (marked) $(`name-${at}`).textContent = names[at];
   });
   if (marked) legend(captions);

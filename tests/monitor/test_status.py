@@ -7,9 +7,10 @@ import pyarrow as pa
 import pytest
 
 from jsfree import config, schemas
+from jsfree.monitor.runs import list_runs
 from jsfree.monitor.status import read_status
 from jsfree.monitor.training import MAX_POINTS, curve
-from jsfree.run.folder import shard_name
+from jsfree.run.folder import Folder, shard_name
 from jsfree.run.lease import Lease
 from jsfree.run.record import record_progress, record_stage, stage_states, update_record
 from jsfree.run.run import Run
@@ -151,6 +152,18 @@ def test_unscored_pairs_have_no_scores_and_pictures_are_small_data_uris(tmp_path
     assert pair.inverted is None
     assert pair.picture.startswith("data:image/jpeg;base64,")
     assert len(pair.picture) < 40_000
+
+
+def test_a_run_in_an_object_store_is_read_through_its_uri(finished):
+    remote = Folder("memory://watched/run")
+    remote.upload(finished.folder.path)
+    try:
+        here, there = read_status(finished), read_status(Run.existing("memory://watched/run"))
+        assert there.stages == here.stages
+        assert (there.training, there.pairs, there.failures) == (here.training, here.pairs, here.failures)
+        assert [run.uri for run in list_runs(Folder("memory://watched"))] == ["memory://watched/run"]
+    finally:
+        remote.remove()
 
 
 def test_a_new_run_has_only_waiting_stages(tmp_path):

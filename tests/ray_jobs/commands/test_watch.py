@@ -1,14 +1,21 @@
 """``jsfree watch``, ``runs`` and ``compare``: what they print, as text and as JSON."""
 
+import io
 import json
+import shutil
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from jsfree.errors import ConfigError, RunError
+from jsfree.monitor.status import read_status
 from jsfree.monitor.training import Point
+from jsfree.run.lease import Lease
 from jsfree.run.record import update_record
+from jsfree.run.run import Run
 from ray_jobs import cli
+from ray_jobs.commands import watch
 from ray_jobs.commands.watch_view import sparkline
 from tests.support import example_run
 
@@ -70,6 +77,28 @@ def test_compare_prints_both_runs_and_their_paired_differences(folder):
 def test_compare_needs_two_runs(folder):
     with pytest.raises(ConfigError, match="1 run named"):
         jsfree("compare", "--run", str(folder / "one"))
+
+
+def test_a_run_is_followed_until_it_no_longer_works(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder / "one", tmp_path / "one")
+    run = Run.existing(str(tmp_path / "one"))
+    stages = {"round-1": {"pairs": {"status": "running", "progress": {"rows": 50, "rows_in_all": 120, "actors": 2}}}}
+    update_record(run, status="running", stages=stages)
+    looks = []
+
+    def work(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:
+            update_record(run, status="done")
+
+    monkeypatch.setattr(watch.time, "sleep", work)
+    shown = io.StringIO()
+    with Lease(run.folder):
+        status = read_status(run, pairs=0)
+        assert status.state == "running"
+        watch._follow(run, status, Console(file=shown, force_terminal=True, width=120), 3.0, 0)
+    assert looks == [3.0, 3.0]
+    assert shown.getvalue().rindex("done") > shown.getvalue().rindex("running")
 
 
 def test_a_sparkline_spans_the_range_of_its_values():

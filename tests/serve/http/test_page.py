@@ -2,14 +2,17 @@
 
 import base64
 import hashlib
+import io
 import re
 
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 
-from jsfree import schemas
+from jsfree import config, schemas
 from jsfree.miniworld import world
 from jsfree.run.record import update_record
+from jsfree.run.run import Run
 from serve.http import page as pages
 from serve.http import routes as api
 from serve.http.protocol import RunModel
@@ -99,6 +102,27 @@ def test_a_sample_is_the_image_of_the_run_with_the_words_that_are_absent(client)
     assert len(sample["absent"]) > 60
     assert client.get("/page/samples/8").status_code == 404
     assert client.get("/page/samples/-1").status_code == 404
+
+
+def test_a_photograph_of_the_run_is_scaled_down_and_has_no_absent_words(tmp_path):
+    Image.new("RGB", (3000, 2000), "teal").save(tmp_path / "large.png")
+    source = {"kind": "folder", "path": str(tmp_path)}
+    settings = {"run": str(tmp_path / "run"), "source": source, "evaluate": {"source": source}}
+    run = Run.open(config.build(settings, where="test"))
+    image = {"id": "large.png", "uri": str(tmp_path / "large.png"), "bytes": None, "sha256": None}
+    missing = {**image, "uri": str(tmp_path / "missing.png")}
+    rows = [{"sample_id": str(number), "image": each, "prompt": "x"} for number, each in enumerate((image, missing))]
+    example_run.write_rows(run, 1, "evaluation", rows, schemas.SAMPLES)
+    with client_of(run) as client:
+        info = client.get("/page/info").json()
+        assert (info["samples"], info["scenes"], info["score_edges"], info["report"]) == (2, False, [], False)
+        sample = client.get("/page/samples/0").json()
+        sent = Image.open(io.BytesIO(base64.b64decode(sample["image"].partition(",")[2])))
+        assert (sent.format, max(sent.size), sample["absent"]) == ("JPEG", 1024, None)
+        unreadable = client.get("/page/samples/1")
+        assert unreadable.status_code == 500
+        assert str(tmp_path) not in unreadable.text
+        assert client.get("/page/scenes/0").status_code == 404
 
 
 def test_new_scenes_are_none_of_the_run(client):

@@ -105,7 +105,7 @@ class Watched:
 
     def __init__(self, browser, url: str, **options) -> None:
         self.context = browser.new_context(base_url=url, **options)
-        self.context.set_default_timeout(15_000)
+        self.context.set_default_timeout(30_000)
         self.page = self.context.new_page()
         self.requests: list[str] = []
         self.problems: list[str] = []

@@ -1,10 +1,12 @@
 """The pages in a real browser, against the real HTTP application with recorded models."""
 
+import io
 import json
 import re
 import time
 
 import pytest
+from PIL import Image
 
 from jsfree.miniworld import world
 from jsfree.monitor.votes import read_votes
@@ -14,9 +16,10 @@ from tests.support.recorded import AFTER, BEFORE, UNSEEN
 
 AXE = ROOT / ".cache" / "browser" / "node_modules" / "axe-core" / "axe.min.js"
 PHONE = {"width": 390, "height": 844}
+DONE = "document.getElementById('status').textContent.startsWith('Done')"
 
 
-def until(page, expression: str, seconds: float = 15.0) -> None:
+def until(page, expression: str, seconds: float = 30.0) -> None:
     """Wait until an expression is true; Playwright's own function uses eval, which the page's policy forbids."""
     deadline = time.monotonic() + seconds
     while not page.evaluate(expression):
@@ -31,7 +34,7 @@ def ready(watched):
 
 def caption(page):
     page.click("#go")
-    until(page, "document.getElementById('status').textContent.startsWith('Done')")
+    until(page, DONE)
 
 
 def spoken(page, at: int) -> str:
@@ -46,23 +49,65 @@ def spoken(page, at: int) -> str:
     )
 
 
-def test_a_picture_is_uploaded_and_both_captions_stream_side_by_side(served, open_page, tmp_path):
-    page = ready(open_page(served.url))
+def test_a_picture_is_uploaded_and_both_captions_stream_side_by_side(shown_run, open_page, tmp_path):
     content = world.png_bytes(world.scene("development", 3))
     (tmp_path / "mine.png").write_bytes(content)
-    page.set_input_files("#file", tmp_path / "mine.png")
-    until(page, "document.getElementById('preview').alt.endsWith('mine.png')")
-    page.click("#go")
-    until(page, "document.getElementById('text-0').textContent.length > 20")
-    assert page.locator("#stop").is_enabled()
-    assert 0 < len(spoken(page, 0)) < len(BEFORE)  # it streams
-    assert len(spoken(page, 1)) > 0
-    until(page, "document.getElementById('status').textContent.startsWith('Done')")
-    assert (spoken(page, 0), spoken(page, 1)) == (BEFORE, AFTER)
-    assert [model.questions[-1].image for model in served.models.values()] == [content] * 2
+    with serving(shown_run, pause=0.08) as slow:
+        page = ready(open_page(slow.url))
+        page.set_input_files("#file", tmp_path / "mine.png")
+        until(page, "document.getElementById('preview').alt.endsWith('mine.png')")
+        page.click("#go")
+        until(page, "document.getElementById('text-0').textContent.length > 5")
+        streamed = [spoken(page, at) for at in (0, 1)]
+        assert page.locator("#stop").is_enabled()
+        until(page, DONE)
+        assert (spoken(page, 0), spoken(page, 1)) == (BEFORE, AFTER)
+    assert 0 < len(streamed[0]) < len(BEFORE)
+    assert BEFORE.startswith(streamed[0])
+    assert AFTER.startswith(streamed[1])
+    assert [model.questions[-1].image for model in slow.models.values()] == [content] * 2
     boxes = [page.locator(f"#text-{at}").bounding_box() for at in (0, 1)]
     assert boxes[0]["y"] == boxes[1]["y"]
     assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_a_picture_is_dropped_or_pasted(served, open_page, kind):
+    page = ready(open_page(served.url))
+    content = world.png_bytes(world.scene("development", 5))
+    page.evaluate(
+        """([kind, bytes]) => {
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([new Uint8Array(bytes)], kind + ".png", { type: "image/png" }));
+          const event = kind === "drop"
+            ? new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true })
+            : new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true });
+          document.getElementById("drop").dispatchEvent(event);
+        }""",
+        [kind, list(content)],
+    )
+    until(page, f"document.getElementById('preview').alt.endsWith('{kind}.png')")
+    caption(page)
+    assert served.models["before"].questions[-1].image == content
+
+
+def test_a_large_photograph_is_scaled_down_before_it_is_sent(served, open_page, tmp_path):
+    page = ready(open_page(served.url))
+    Image.new("RGB", (4000, 3000), "teal").save(tmp_path / "photo.jpg")
+    page.set_input_files("#camera", tmp_path / "photo.jpg")
+    until(page, "document.getElementById('preview').alt.endsWith('photo.jpg')")
+    caption(page)
+    sent = Image.open(io.BytesIO(served.models["before"].questions[-1].image))
+    assert (sent.format, sent.size) == ("JPEG", (1536, 1152))
+
+
+def test_a_new_scene_is_drawn_and_captioned(served, open_page):
+    page = ready(open_page(served.url))
+    page.click("#scene")
+    until(page, "Number(document.getElementById('preview').alt.split('-').pop()) >= 100000")
+    scene_id = page.locator("#preview").get_attribute("alt").rpartition(" ")[2]
+    caption(page)
+    assert served.models["after"].questions[-1].image == world.png_bytes(world.scene_from_id(scene_id))
 
 
 def test_sentences_have_scores_shades_and_marks(served, open_page):
@@ -119,7 +164,7 @@ def test_another_seed_is_sent_and_shared_in_the_address(served, open_page):
     page = ready(open_page(served.url))
     page.locator("#samples button").nth(2).click()
     page.click("#reseed")
-    until(page, "document.getElementById('status').textContent.startsWith('Done')")
+    until(page, DONE)
     asked = served.models["after"].questions[-1]
     assert asked.temperature == 1.0
     link = page.url
@@ -178,6 +223,17 @@ def test_a_server_that_is_gone_is_said_in_words(shown_run, open_page):
         assert page.locator("#go").is_enabled()
 
 
+def test_a_connection_that_breaks_while_captions_come_is_said_in_words(shown_run, open_page):
+    with serving(shown_run, pause=0.3) as gone:
+        page = ready(open_page(gone.url))
+        page.click("#go")
+        until(page, "document.getElementById('text-0').textContent.length > 5")
+        gone.stop()
+        page.wait_for_selector("#error:visible")
+        assert "The connection was lost while the captions were written" in page.locator("#error").inner_text()
+        assert spoken(page, 0)
+
+
 def test_a_file_that_is_no_picture_is_refused_in_words(served, open_page, tmp_path):
     page = ready(open_page(served.url))
     (tmp_path / "notes.png").write_text("hello")
@@ -195,7 +251,7 @@ def test_everything_works_with_the_keyboard_alone(served, open_page):
         if page.evaluate("document.activeElement.id") == "go":
             page.keyboard.press("Enter")
             break
-    until(page, "document.getElementById('status').textContent.startsWith('Done')")
+    until(page, DONE)
     assert {"file", "camera", "scene", "sample", "left", "right", "ratio", "views", "temperature", "seed"} <= reached
 
 
