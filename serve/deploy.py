@@ -21,6 +21,15 @@ IMPORT_PATH = "serve.app:build"
 NAME = "jsfree"
 LOGGING = {"enable_access_log": False}
 """Serve's own access log has addresses of clients; ours has not."""
+ENVIRONMENT = {
+    "RAY_worker_niceness": "0",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+}
+"""Read by Ray's processes on each node when they start. By default Ray runs its workers at the lowest priority, and
+Serve passes each message between three threads of a replica, which here only cost time: decoding has its own."""
 SPARE_SECONDS = 10
 """Seconds by which Serve's own time limit exceeds ours: Serve answers with plain text, we with JSON."""
 OPEN = "Everyone who can reach the port can use the models, unless the nodes have keys."

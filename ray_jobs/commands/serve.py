@@ -24,7 +24,7 @@ from ray_jobs.cluster.capacity import Node, alive_nodes, describe, inventory, re
 from ray_jobs.cluster.session import Cluster
 from ray_jobs.signals import interrupt_on_signals
 from serve import proxy
-from serve.deploy import LOGGING, NAME, deploy_yaml, http_options
+from serve.deploy import ENVIRONMENT, LOGGING, NAME, deploy_yaml, http_options
 from serve.keys import API_KEY, KeySource, is_loopback
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def serve_models(run: str, overrides: list[str], console: Console, api_key: str 
     config, models = configured(Arguments(run=run, settings=overrides))
     keys = KeySource.configured(config.serve, api_key=api_key)
     os.environ.pop(API_KEY, None)  # Ray's processes, and what they start, need no key
-    os.environ.setdefault(proxy.VARIABLE, proxy.CALLBACK)
+    for name, value in {proxy.VARIABLE: proxy.CALLBACK, **ENVIRONMENT}.items():
+        os.environ.setdefault(name, value)
     _require_free_port(config)
     if keys.is_empty:
         warn_about_access(config, console)
