@@ -24,7 +24,16 @@ FIXED = tuple(
         strict=True,
     )
 )
-PATHS = ("/v1/models", "/v1/models/after", "/healthz", "/version", "/metrics", "/openapi.json", "/nothing", "/page/info")
+PATHS = (
+    "/v1/models",
+    "/v1/models/after",
+    "/healthz",
+    "/version",
+    "/metrics",
+    "/openapi.json",
+    "/nothing",
+    "/page/info",
+)
 
 
 class Model:
