@@ -58,7 +58,8 @@ bench: setup ## compare the speed of generation, scoring and training with peers
 families: setup ## measure how exactly every model family is decoded and trained (about 3 minutes)
 	PYTHONPATH=. $(BIN)/python benchmarks/families.py
 
-soak: setup ## kill workers, raylets and drivers at random, some 50 times (about 50 minutes)
+soak: setup ## kill workers, raylets and drivers at random, and send 5,000 generated requests (about an hour)
+	JSFREE_API_CASES=5000 $(BIN)/pytest -n 0 tests/serve/http/test_openapi.py -k generated
 	$(BIN)/python benchmarks/soak.py
 
 scaling: setup ## measure how generation scales: here, and simulated on 16 nodes (about 20 minutes)

@@ -31,6 +31,7 @@ from jsfree.models.contents import CAPTIONER
 from jsfree.models.references import look_up
 from jsfree.run.locations import require_base_from_here
 from jsfree.run.run import Run
+from serve.deploy import LOGGING
 from serve.http import page
 from serve.http import routes as api
 from serve.http.protocol import AFTER, BEFORE, Answer, Part, Question, Refusal, RunModel, ScoredSentence
@@ -279,6 +280,6 @@ def _replicas(placement: ServedModel) -> dict[str, Any]:
 
 
 def _bind(deployed: type, arguments: tuple[Any, ...], **options: Any) -> ray_serve.Application:
-    deployment: Any = ray_serve.deployment(deployed, **options)
+    deployment: Any = ray_serve.deployment(deployed, logging_config=LOGGING, **options)
     bound: ray_serve.Application = deployment.bind(*arguments)
     return bound

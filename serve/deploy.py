@@ -19,6 +19,8 @@ from jsfree.errors import ConfigError
 
 IMPORT_PATH = "serve.app:build"
 NAME = "jsfree"
+LOGGING = {"enable_access_log": False}
+"""Serve's own access log has addresses of clients; ours has not."""
 ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
@@ -55,7 +57,12 @@ def deploy_config(config: RunConfig, overrides: list[str]) -> dict[str, Any]:
     """
     arguments: dict[str, Any] = {"run": config.run, **({"settings": overrides} if overrides else {})}
     application = {"name": NAME, "route_prefix": "/", "import_path": IMPORT_PATH, "args": arguments}
-    built = {"proxy_location": "EveryNode", "http_options": http_options(config), "applications": [application]}
+    built = {
+        "proxy_location": "EveryNode",
+        "http_options": http_options(config),
+        "logging_config": LOGGING,
+        "applications": [application],
+    }
     check(built, "the configuration")
     return built
 

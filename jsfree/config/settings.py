@@ -777,7 +777,7 @@ class Serve(Section):
     """Maximum length of the prompt in characters."""
     max_image_bytes: Positive = 10_000_000
     """Maximum size of an image file, checked before its base64 is decoded. It determines the maximum body size."""
-    max_pixels: Positive = 20_000_000
+    max_pixels: Positive = 12_500_000
     """Maximum width x height of an image, checked before decoding. Larger images are rejected."""
     min_side: Positive = 8
     """Minimum length of the shorter side in pixels. Smaller images are rejected."""

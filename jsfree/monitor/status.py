@@ -162,16 +162,19 @@ def _stages(
 ) -> list[StageStatus]:
     """The stages of all rounds in the order in which they run; those that are not planned only if they were begun."""
     found = []
-    for number in range(1, max([run.config.rounds, *run.rounds()]) + 1):
+    begun = run.rounds()
+    for number in range(1, max([run.config.rounds, *begun]) + 1):
+        planned = manifests_of_round(number, run.config.evaluate.modes)
+        if number not in begun:
+            found += [StageStatus(**_named(number, name), status=WAITING) for name in sorted(planned, key=_order)]
+            continue
         entries = recorded.get(f"round-{number}", {})
-        names = [*manifests_of_round(number, run.config.evaluate.modes), *_begun(run.round(number)), *entries]
-        for name in sorted(dict.fromkeys(names), key=_order):
-            entry = entries.get(name, {})
-            found.append(_stage(run, number, name, entry, training, is_running=is_running))
+        for name in sorted({*planned, *_optional(run.round(number)), *entries}, key=_order):
+            found.append(_stage(run, number, name, entries.get(name, {}), training, is_running=is_running))
     return found
 
 
-def _begun(folder: Folder) -> list[str]:
+def _optional(folder: Folder) -> list[str]:
     """The optional parts that a round has begun."""
     present = set(folder.folders())
     return [part.name for part in PARTS.values() if part.optional and part.name in present]
@@ -191,12 +194,9 @@ def _stage(
     *,
     is_running: bool,
 ) -> StageStatus:
-    part = part_of(name)
-    common: dict[str, Any] = {"round": number, "name": name, "label": part.label if part else ""}
+    common = _named(number, name)
     if entry.get("status") == DONE:
         return _finished(common, entry)
-    if number not in run.rounds():
-        return StageStatus(**common, status=WAITING)
     manifest = run.manifest(number, name)
     if manifest is not None:  # finished, and not yet or no longer recorded in run.json
         return _finished(common, asdict(manifest))
@@ -226,6 +226,12 @@ def _stage(
         seconds_left=progress.get("seconds_left"),
         replicas=progress.get("actors"),
     )
+
+
+def _named(number: int, name: str) -> dict[str, Any]:
+    """The fields that identify a stage."""
+    part = part_of(name)
+    return {"round": number, "name": name, "label": part.label if part else ""}
 
 
 def _finished(common: Mapping[str, Any], entry: Mapping[str, Any]) -> StageStatus:

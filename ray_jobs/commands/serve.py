@@ -24,7 +24,7 @@ from ray_jobs.cluster.capacity import Node, alive_nodes, describe, inventory, re
 from ray_jobs.cluster.session import Cluster
 from ray_jobs.signals import interrupt_on_signals
 from serve import proxy
-from serve.deploy import ENVIRONMENT, NAME, deploy_yaml, http_options
+from serve.deploy import ENVIRONMENT, LOGGING, NAME, deploy_yaml, http_options
 from serve.keys import API_KEY, KeySource, is_loopback
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _serving(config: RunConfig, models: list[RunModel], keys: KeySource, is_loca
     is_running = False
     try:
         try:
-            ray_serve.start(proxy_location="HeadOnly", http_options=http_options(config))
+            ray_serve.start(proxy_location="HeadOnly", http_options=http_options(config), logging_config=LOGGING)
             ray_serve.run(bind(config, models, keys, failures), name=NAME, route_prefix="/")
         except (RayError, RuntimeError) as error:
             raise _start_error(failures, error) from error

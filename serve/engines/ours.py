@@ -22,14 +22,13 @@ from jsfree.decoding.requests import Request
 from jsfree.decoding.sampling import noise_key
 from jsfree.decoding.workload import Workload
 from jsfree.errors import ConfigError, DecodingError, DeviceError, ModelError, NoTokenError, RowError, ServeError
-from jsfree.images.decoding import load_image
 from jsfree.models.families.base import ImageInputs
 from jsfree.models.loading import load_captioner
 from jsfree.models.prompts import Conversation
 from serve.engines import streams
 from serve.engines.texts import TokenTexts
 from serve.http.protocol import Answer, Choice, Part, Question, Reason, Refusal, Started
-from serve.http.security import image_limits, image_problem
+from serve.http.security import decoded_image, image_problem
 
 IMAGE_THREADS = 2
 """Threads that decode images, each of up to ``max_pixels`` pixels."""
@@ -292,6 +291,5 @@ class Engine:
         decoder.cancel("warm-up")
 
     def _inputs(self, content: bytes) -> ImageInputs:
-        reference = {"id": "sent", "uri": None, "bytes": content, "sha256": None}
-        image = load_image(reference, image_limits(self._settings)).image  # type: ignore[arg-type]
-        return self._captioner.inputs(image)
+        with decoded_image(content, self._settings) as image:
+            return self._captioner.inputs(image)

@@ -21,7 +21,7 @@ MAX_DEPTH = 32
 """Maximum number of arrays and objects inside each other."""
 MAX_ENTRIES = 512
 """Maximum number of entries of one array or object."""
-MAX_VALUES = 2000
+MAX_VALUES = 5000
 """Maximum number of values in a body: Python needs about 100 bytes for a value of two bytes in JSON."""
 MAX_OUTSIDE = 65_536
 """Maximum number of characters outside strings: punctuation, numbers and indentation."""
@@ -32,14 +32,14 @@ ESCAPED = 6
 MIN_ESCAPE_DISTANCE = 16
 """Minimum average number of characters between two backslashes in an image: PHP escapes each slash of base64, and
 folded base64 has a line break every 76 characters."""
-LARGE, LARGE_AT_ONCE = 1_000_000, 2
-"""Number of bodies above ``LARGE`` characters that are parsed at once: parsing takes several copies of them."""
+LARGE = 1_000_000
+"""Bodies above this number of characters are parsed one at a time: parsing takes several copies of them."""
 MAX_PATH = 100
 """Maximum length of a path in an error message, in characters."""
 
 _MARKS = re.compile(r"[\[\]{},]")
 _STRING_END = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-_parsing_large = threading.BoundedSemaphore(LARGE_AT_ONCE)
+_parsing_large = threading.Lock()
 
 
 def json_object(body: bytes, max_text: int) -> dict[str, Any]:

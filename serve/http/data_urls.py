@@ -7,13 +7,15 @@ without padding, in the URL-safe alphabet, or percent-encoded.
 from __future__ import annotations
 
 import binascii
+import re
 import string
 from dataclasses import dataclass
-from urllib.parse import unquote, unquote_to_bytes
+from urllib.parse import unquote
 
 MAX_HEADER = 1000
 """Maximum length of the part before the comma, in characters."""
 _CHUNK = 2**16
+_ESCAPES = re.compile(rb"(?:%[0-9A-Fa-f]{2})+")
 _BLANKS = string.whitespace.encode()
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
@@ -63,7 +65,7 @@ def _check(length: int, max_bytes: int) -> None:
 
 
 def _percent_decoded(encoded: bytes) -> bytes:
-    """Decode percent escapes in chunks, because urllib creates an object for each escape."""
+    """Decode percent escapes, in chunks: each run of escapes takes a few objects. Other percent signs stay."""
     if b"%" not in encoded:
         return encoded
     decoded, position = bytearray(), 0
@@ -72,6 +74,10 @@ def _percent_decoded(encoded: bytes) -> bytes:
         escape = encoded.rfind(b"%", end - 2, end)
         if escape >= 0 and end < len(encoded):  # do not split an escape
             end = escape
-        decoded += unquote_to_bytes(encoded[position:end])
+        decoded += _ESCAPES.sub(_unescaped, encoded[position:end])
         position = end
     return bytes(decoded)
+
+
+def _unescaped(match: re.Match[bytes]) -> bytes:
+    return bytes.fromhex(match[0].replace(b"%", b"").decode("ascii"))

@@ -26,10 +26,13 @@ EXPOSED_HEADERS = (
 )
 
 
-def add_routes(app: FastAPI, metrics: Metrics, health: Callable[[], Awaitable[Any]]) -> None:
-    """Add ``/health``, ``/ping``, ``/version`` and ``/metrics``.
+def add_routes(
+    app: FastAPI, metrics: Metrics, description: dict[str, Any], health: Callable[[], Awaitable[Any]]
+) -> None:
+    """Add ``/health``, ``/ping``, ``/version``, ``/metrics`` and ``/openapi.json``.
 
     Args:
+        description: the API in OpenAPI's format.
         health: raises an ``ApiError`` unless decoding makes progress.
     """
 
@@ -46,11 +49,16 @@ def add_routes(app: FastAPI, metrics: Metrics, health: Callable[[], Awaitable[An
         """The metrics of this process, in Prometheus' text format."""
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
+    async def show_description() -> Response:
+        """The API in OpenAPI's format."""
+        return JSONResponse(description)
+
     for path, route in (
         ("/health", healthy),
         ("/ping", healthy),
         ("/version", show_version),
         (METRICS, show_metrics),
+        ("/openapi.json", show_description),
     ):
         app.add_api_route(path, route, methods=["GET", "HEAD"], response_model=None)
 

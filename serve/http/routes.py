@@ -15,7 +15,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 
 from jsfree.config import Serve
-from serve.http import errors, operations, questions, responses, schema, streaming
+from serve.http import errors, openapi, operations, questions, responses, schema, streaming
 from serve.http.compare import Comparer
 from serve.http.errors import ApiError
 from serve.http.metering import metered
@@ -55,7 +55,7 @@ def create_app(
         ("/healthz", api.health),
     ):
         app.add_api_route(path, route, methods=["GET", "HEAD"])
-    operations.add_routes(app, metrics, api.health)
+    operations.add_routes(app, metrics, openapi.document(settings, api.identifiers), api.health)
     errors.install(app)
     operations.add_middleware(app, settings, metrics, keys)
     return app
@@ -80,6 +80,11 @@ class Api:
         self._comparer = Comparer(models, replicas, settings, scorer)
         self._created = int(time.time())
         self._context_lengths: dict[str, int | None] = {}
+
+    @property
+    def identifiers(self) -> list[str]:
+        """The names and roles of the models."""
+        return list(self._roles)
 
     async def chat(self, request: Request) -> Response:
         """``POST /v1/chat/completions``: a conversation with one model about an image."""

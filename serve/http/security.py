@@ -8,9 +8,16 @@ allowed, because clients derive the former from file extensions.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from PIL import Image
+
 from jsfree.config import Serve, Source
 from jsfree.errors import RowError
-from jsfree.images.decoding import check_image
+from jsfree.images.decoding import check_image, load_image
+from jsfree.schemas import ImageRef
 from serve.http import data_urls
 from serve.http.bodies import large_content
 from serve.http.errors import ApiError, invalid
@@ -19,13 +26,23 @@ from serve.http.remote_images import ImageFetcher, parse_url
 FORMATS = ("PNG", "JPEG", "WEBP")
 MEDIA_TYPES = {"image/png", "image/x-png", "image/jpeg", "image/jpg", "image/pjpeg", "image/webp"}
 IMAGE_TOKEN = "<image>"
+BYTES_PER_PIXEL, BYTES_PER_WEBP_PIXEL = 12, 20
+"""Bytes that decoding allocates for a pixel, at most (``jsfree.images.decoding``)."""
+MAX_DECODED_BYTES = 240_000_000
+"""Maximum memory for decoding an image, unless ``max_pixels`` allows more: 12 megapixels of WEBP."""
+LARGE_DECODED_BYTES = 40_000_000
+"""Images above this size are decoded one at a time."""
 REASONS = {
     "undecodable": "the image is damaged, or is not a png, jpeg or webp file",
     "unsupported_format": "the image is not a png, jpeg or webp file; convert it to one of them",
     "too_many_bytes": "the image file is larger than {max_image_bytes} bytes; compress it",
     "too_many_pixels": "the image has more than {max_pixels} pixels; scale it down",
+    "too_much_memory": "the image has too many pixels for its format; scale it down, or send a png or jpeg file",
     "too_small": "the image is too small: its shorter side must have at least {min_side} pixels",
 }
+
+
+_decoding_large = threading.Lock()
 
 
 def image_limits(settings: Serve) -> Source:
@@ -46,10 +63,31 @@ def checked_image(url: str, settings: Serve, param: str) -> bytes:
     else:
         content = _data_content(url, settings, param)
     try:
-        check_image(content, "sent", image_limits(settings), FORMATS)
+        opened = check_image(content, "sent", image_limits(settings), FORMATS)
     except RowError as error:
         raise image_error(error.kind, settings, param) from None
+    if decoded_bytes(opened) > max(MAX_DECODED_BYTES, BYTES_PER_PIXEL * settings.max_pixels):
+        raise image_error("too_much_memory", settings, param)
     return content
+
+
+@contextmanager
+def decoded_image(content: bytes, settings: Serve) -> Iterator[Image.Image]:
+    """Decode an image for the duration of a block; it waits while another large image is decoded.
+
+    Raises:
+        RowError: the image is damaged, or exceeds a limit.
+    """
+    limits = image_limits(settings)
+    size = decoded_bytes(check_image(content, "sent", limits, FORMATS))
+    reference: ImageRef = {"id": "sent", "uri": None, "bytes": content, "sha256": None}
+    with _decoding_large if size > LARGE_DECODED_BYTES else nullcontext():
+        yield load_image(reference, limits).image
+
+
+def decoded_bytes(opened: Image.Image) -> int:
+    """Bytes that decoding an image allocates, at most."""
+    return opened.width * opened.height * (BYTES_PER_WEBP_PIXEL if opened.format == "WEBP" else BYTES_PER_PIXEL)
 
 
 def _data_content(url: str, settings: Serve, param: str) -> bytes:

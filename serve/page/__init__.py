@@ -13,7 +13,10 @@ from functools import cache
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-PAGES = {"/": ("compare.html", ("common.js", "compare.js")), "/runs": ("runs.html", ("common.js", "runs.js"))}
+PAGES = {
+    "/": ("compare.html", ("common.js", "picture.js", "marks.js", "sharing.js", "compare.js")),
+    "/runs": ("runs.html", ("common.js", "runs.js")),
+}
 """By path: the body of the page, and its scripts."""
 
 

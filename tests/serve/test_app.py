@@ -231,6 +231,30 @@ def test_clients_that_disconnect_free_their_slots(server, client, stream):
     assert server.get("/healthz")[2] == {"status": "ok", "models": {"before": "m0", "after": "m1"}}
 
 
+def test_serves_proxy_limits_headers_and_passes_identifiers_on(server):
+    """The middleware and the protocol of ``serve.proxy`` are in use."""
+
+    def sent(content: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+            connection.sendall(content)
+            return connection.recv(100_000)
+
+    assert sent(b"GET /health HTTP/1.1\r\nX-Long: " + b"x" * 20_000 + b"\r\n\r\n").startswith(b"HTTP/1.1 431 ")
+    assert sent(b"GET /-/routes HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 404 ")
+    short = sent(b"GET /health HTTP/1.1\r\nX-Request-ID: mine\r\n\r\n").lower()
+    assert short.count(b"x-request-id: mine\r\n") == short.count(b"x-request-id") == 1
+    long = sent(b"GET /health HTTP/1.1\r\nX-Request-ID: " + b"x" * 5000 + b"\r\n\r\n").lower()
+    assert b"x" * 200 not in long
+
+
+def test_metrics_of_a_real_server(server, client):
+    client.chat.completions.create(**chat(scene_url(3)))
+    with urllib.request.urlopen(f"{server.address}/metrics", timeout=60) as answer:
+        metrics = answer.read().decode()
+    assert 'vllm:request_success_total{finished_reason="length",model_name="before"}' in metrics
+    assert 'jsfree:http_requests_total{method="POST",route="/v1/chat/completions",status="200"}' in metrics
+
+
 def test_the_port_listens_only_on_loopback(server):
     done = subprocess.run(["ss", "-ltnH", f"sport = :{server.port}"], capture_output=True, text=True)
     addresses = {line.split()[3] for line in done.stdout.splitlines()}

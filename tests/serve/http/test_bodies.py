@@ -96,8 +96,8 @@ def test_the_limits_of_the_structure_are_exact():
     assert not accepted([0] * (bodies.MAX_ENTRIES + 1))
     assert accepted(nested(bodies.MAX_DEPTH - 1))
     assert not accepted(nested(bodies.MAX_DEPTH))
-    assert accepted([[0] * 400] * 4)
-    assert not accepted([[0] * 400] * 5)
+    assert accepted([[0] * 400] * 12)
+    assert not accepted([[0] * 400] * 13)
     longest = "x" * bodies.ESCAPED * MAX_TEXT
     assert accepted([longest, longest, longest + "x"])
     assert not accepted([longest + "x", longest + "x"])

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import time
 
 import pytest
@@ -10,6 +11,9 @@ from PIL import Image
 
 from jsfree.miniworld import world
 from jsfree.monitor.votes import read_votes
+from jsfree.run.lease import Lease
+from jsfree.run.record import update_record
+from jsfree.run.run import Run
 from tests.serve.page.conftest import KEY, serving
 from tests.support import ROOT
 from tests.support.recorded import AFTER, BEFORE, UNSEEN
@@ -278,6 +282,22 @@ def test_the_run_is_shown_with_its_stages_curves_failures_and_pairs(served, open
     assert page.locator("#pairs img").count() == 3
     assert "h = 0.00" in page.locator("#pairs").inner_text()
     assert str(served.run.folder.path) not in page.content()
+
+
+def test_a_run_is_followed_while_it_works(shown_run, open_page, tmp_path):
+    shutil.copytree(shown_run.folder.path, tmp_path / "working")
+    run = Run.existing(str(tmp_path / "working"))
+    run.stage(1, "pairs").remove("_manifest.json")
+    progress = {"rows": 30, "rows_in_all": 60, "rows_per_second": 2.5, "seconds_left": 12.0, "actors": 3}
+    update_record(run, status="running", stages={"round-1": {"pairs": {"status": "running", "progress": progress}}})
+    with Lease(run.folder), serving(run) as served:
+        page = open_page(served.url, "/runs").page
+        page.wait_for_selector("tr.running progress")
+        row = page.locator("tr.running").inner_text()
+        assert [words in row for words in ("30 / 60", "2.5", "12.0 s left")] == [True] * 3
+        update_record(run, status="done", stages={"round-1": {"pairs": {"status": "done", "rows_out": 60}}})
+        until(page, "document.getElementById('state').textContent.startsWith('done')")
+        assert page.locator("tr.running").count() == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
