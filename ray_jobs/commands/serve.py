@@ -36,7 +36,7 @@ EXAMPLE = "example.png"
 
 
 def serve_models(run: str, overrides: list[str], console: Console, api_key: str | None = None) -> None:
-    """Serve a run until SIGINT or SIGTERM.
+    """Serve a run until SIGINT or SIGTERM; on a cluster that serves another run, replace its models and return.
 
     Args:
         api_key: a key that is valid besides those of the file of keys.
@@ -53,7 +53,8 @@ def serve_models(run: str, overrides: list[str], console: Console, api_key: str 
     os.environ.pop(API_KEY, None)  # Ray's processes, and what they start, need no key
     for name, value in {proxy.VARIABLE: proxy.CALLBACK, **ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
-    _require_free_port(config)
+    if config.ray.cluster_address is None:
+        _require_free_port(config)
     if keys.is_empty:
         warn_about_access(config, console)
     console.print("Starting Ray and loading the models ...")
@@ -61,6 +62,12 @@ def serve_models(run: str, overrides: list[str], console: Console, api_key: str 
         cluster.ensure()
         if cluster.is_local:
             require_capacity(config, models, alive_nodes())
+        elif _is_served():
+            _deploy(config, models, keys)
+            console.print(f"The running server now serves {config.run}", soft_wrap=True)
+            return
+        else:
+            _require_free_port(config)
         with _serving(config, models, keys, cluster.is_local):
             console.print(usage(config, is_open=keys.is_empty), soft_wrap=True)
             threading.Event().wait()
@@ -138,6 +145,35 @@ def _serving(config: RunConfig, models: list[RunModel], keys: KeySource, is_loca
     Raises:
         ServeError: Serve already runs on this cluster, or a replica does not start.
     """
+    from ray import serve as ray_serve
+
+    if ray_serve.status().proxies:
+        raise ServeError("Ray Serve already runs on this cluster", "use --write-yaml FILE and `serve deploy FILE`")
+    is_running = False
+    try:
+        _deploy(config, models, keys)
+        is_running = True
+        yield
+    finally:
+        if not is_local:
+            ray_serve.shutdown()
+        elif is_running:  # a local cluster ends with this process, and Serve with it
+            ray_serve.delete(NAME)
+
+
+def _is_served() -> bool:
+    """Whether the cluster serves a run."""
+    from ray import serve as ray_serve
+
+    return NAME in ray_serve.status().applications
+
+
+def _deploy(config: RunConfig, models: list[RunModel], keys: KeySource) -> None:
+    """Start the application, or replace the one that runs: replicas that end finish their requests, others wait.
+
+    Raises:
+        ServeError: a replica does not start.
+    """
     import ray
     from ray import serve as ray_serve
     from ray.exceptions import RayError
@@ -146,25 +182,14 @@ def _serving(config: RunConfig, models: list[RunModel], keys: KeySource, is_loca
 
     from serve.app import bind
 
-    if ray_serve.status().proxies:
-        raise ServeError("Ray Serve already runs on this cluster", "use --write-yaml FILE and `serve deploy FILE`")
     logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # failures are raised as exceptions
     driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     failures = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": driver_node})
-    is_running = False
     try:
-        try:
-            ray_serve.start(proxy_location="HeadOnly", http_options=http_options(config), logging_config=LOGGING)
-            ray_serve.run(bind(config, models, keys, failures), name=NAME, route_prefix="/")
-        except (RayError, RuntimeError) as error:
-            raise _start_error(failures, error) from error
-        is_running = True
-        yield
-    finally:
-        if not is_local:
-            ray_serve.shutdown()
-        elif is_running:  # a local cluster ends with this process, and Serve with it
-            ray_serve.delete(NAME)
+        ray_serve.start(proxy_location="HeadOnly", http_options=http_options(config), logging_config=LOGGING)
+        ray_serve.run(bind(config, models, keys, failures), name=NAME, route_prefix="/")
+    except (RayError, RuntimeError) as error:
+        raise _start_error(failures, error) from error
 
 
 def _start_error(failures: Queue, error: Exception) -> ServeError:
