@@ -28,8 +28,11 @@ MEDIA_TYPES = {"image/png", "image/x-png", "image/jpeg", "image/jpg", "image/pjp
 IMAGE_TOKEN = "<image>"
 BYTES_PER_PIXEL, BYTES_PER_WEBP_PIXEL = 12, 20
 """Bytes that decoding allocates for a pixel, at most (``jsfree.images.decoding``)."""
-MAX_DECODED_BYTES = 240_000_000
-"""Maximum memory for decoding an image, unless ``max_pixels`` allows more: 12 megapixels of WEBP."""
+MAX_DECODED_BYTES = 150_000_000
+"""Maximum memory for decoding an image, unless ``max_pixels`` allows more: 7.5 megapixels of WEBP."""
+MAX_JPEG_SEGMENTS = 10_000
+"""Maximum number of application segments and comments of a JPEG file, for each of which Pillow makes objects."""
+JPEG_START, JPEG_SEGMENTS = b"\xff\xd8", tuple(bytes((0xFF, kind)) for kind in (*range(0xE0, 0xF0), 0xFE))
 LARGE_DECODED_BYTES = 40_000_000
 """Images above this size are decoded one at a time."""
 REASONS = {
@@ -62,6 +65,9 @@ def checked_image(url: str, settings: Serve, param: str) -> bytes:
         content = ImageFetcher(settings.max_image_bytes).fetch(remote, param)
     else:
         content = _data_content(url, settings, param)
+    segments = sum(map(content.count, JPEG_SEGMENTS)) if content.startswith(JPEG_START) else 0
+    if segments > MAX_JPEG_SEGMENTS:
+        raise image_error("undecodable", settings, param)
     try:
         opened = check_image(content, "sent", image_limits(settings), FORMATS)
     except RowError as error:
