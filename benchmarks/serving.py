@@ -1,6 +1,6 @@
 """Speed of the served models over HTTP against the bare engine, latencies of streams, memory, and cancelled streams.
 
-    make bench-serving        (or: python benchmarks/serving.py [--rounds 5] [--clients 32] [--long 2000])
+    python benchmarks/serving.py [--rounds 5] [--clients 32] [--long 2000]
 
 Serves MiniWorld's shipped captioner with ``jsfree serve`` and asks it over real HTTP on loopback, every request with a
 new image. Rounds of the bare engine (``Engine.caption`` in this process), of plain answers and of streams take turns;
