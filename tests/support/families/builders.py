@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -154,8 +154,13 @@ def llava_next() -> Captioner:
     return captioner_of(LlavaNextForConditionalGeneration, config, processor)
 
 
-def llava_onevision() -> Captioner:
-    """LLaVA-OneVision: a SigLIP tower; features beyond two tiles are scaled down."""
+def llava_onevision(tiles: int = 2, grids: Sequence[Sequence[int]] = GRIDS) -> Captioner:
+    """LLaVA-OneVision: a SigLIP tower; features beyond a number of tiles are scaled down.
+
+    Args:
+        tiles: that number; published models have 9.
+        grids: heights and widths into which images are tiled.
+    """
     from transformers import (
         LlavaOnevisionConfig,
         LlavaOnevisionForConditionalGeneration,
@@ -168,12 +173,12 @@ def llava_onevision() -> Captioner:
 
     tokenizer = tokenizer_of({"image_token": "<image>", "video_token": "<video>"}, CHAT)
     processor = LlavaOnevisionProcessor(
-        LlavaOnevisionImageProcessor(size={"height": 16, "width": 16}, image_grid_pinpoints=GRIDS),
+        LlavaOnevisionImageProcessor(size={"height": 16, "width": 16}, image_grid_pinpoints=grids),
         tokenizer,
         LlavaOnevisionVideoProcessor(),
         num_image_tokens=16,
         vision_feature_select_strategy="full",
-        vision_aspect_ratio="anyres_max_2",
+        vision_aspect_ratio=f"anyres_max_{tiles}",
         chat_template=chatml("<image>\n"),
     )
     config = LlavaOnevisionConfig(
@@ -181,8 +186,8 @@ def llava_onevision() -> Captioner:
         text_config=Qwen2Config(**text_sizes(tokenizer)),
         image_token_index=tokenizer.image_token_id,
         video_token_index=tokenizer.video_token_id,
-        image_grid_pinpoints=GRIDS,
-        vision_aspect_ratio="anyres_max_2",
+        image_grid_pinpoints=grids,
+        vision_aspect_ratio=f"anyres_max_{tiles}",
         tie_word_embeddings=False,
     )
     return captioner_of(LlavaOnevisionForConditionalGeneration, config, processor)
