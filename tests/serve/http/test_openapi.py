@@ -40,7 +40,7 @@ CHECKS = [
     negative_data_rejection,
     unsupported_method,
 ]
-DOCUMENT = openapi.document(Serve(**asking.SERVED), ["before", "m0", "after", "m1"])
+DOCUMENT = openapi.document(Serve(**asking.SERVED), ["before", "m0", "after", "m1"], needs_key=True)
 
 
 @pytest.fixture(scope="module")
