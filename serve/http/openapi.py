@@ -36,16 +36,17 @@ ERROR_STATUSES = {
 }
 
 
-def document(settings: Serve, models: Sequence[str]) -> Schema:
+def document(settings: Serve, models: Sequence[str], *, needs_key: bool) -> Schema:
     """The description of a server.
 
     Args:
         models: the identifiers of its models.
+        needs_key: whether requests must have a key.
     """
     return {
         "openapi": "3.1.0",
         "info": {"title": "jsfree", "version": version("jsfree"), "description": "Captions by the models of a run."},
-        "security": [{"key": []}],
+        "security": [{"key": []}] if needs_key else [],
         "paths": _paths(),
         "components": {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},

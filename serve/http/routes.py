@@ -55,7 +55,9 @@ def create_app(
         ("/healthz", api.health),
     ):
         app.add_api_route(path, route, methods=["GET", "HEAD"])
-    operations.add_routes(app, metrics, openapi.document(settings, api.identifiers), api.health)
+    operations.add_routes(
+        app, metrics, openapi.document(settings, api.identifiers, needs_key=not keys.is_empty), api.health
+    )
     errors.install(app)
     operations.add_middleware(app, settings, metrics, keys)
     return app
