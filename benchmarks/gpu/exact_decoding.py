@@ -139,13 +139,14 @@ def compare_distributions(
     while engine.active:
         mixing.drawn_from.clear()
         step = engine.step()
-        for (name, token), probs_V in zip(step.drawn, mixing.drawn_from, strict=True):
+        for drawn, probs_V in zip(step.drawn, mixing.drawn_from, strict=True):
+            name = drawn.request_id
             right, rounded = (
                 algorithm1.next_token_probs(model, by_id[name], tokens[name]).float() for model in (exact, half)
             )
             engines.append(_total_variation(probs_V.float(), right))
             literals.append(_total_variation(rounded, right))
-            tokens[name].append(token)
+            tokens[name].append(drawn.token)
     found, literal = statistics.mean(engines), statistics.mean(literals)
     report.figure(f"total_variation_bfloat16_{compiling}", {"engine": found, "algorithm_1": literal})
     report.check(f"bfloat16, {compiling}: total variation from float32", found, 0.05)

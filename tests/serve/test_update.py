@@ -37,6 +37,15 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def wait_until_listening(port: int, process: subprocess.Popen, log: Path) -> None:
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"no cluster listens: {log.read_text()}")
+
+
 def kill(process: subprocess.Popen) -> None:
     """End a process and what it started."""
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
@@ -69,6 +78,7 @@ def cluster() -> Iterator[dict[str, str]]:
     with (folder / "head.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
     try:
+        wait_until_listening(gcs, process, folder / "head.log")
         yield {**environment, "RAY_ADDRESS": f"127.0.0.1:{gcs}"}
     finally:
         kill(process)
