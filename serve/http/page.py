@@ -155,6 +155,7 @@ class PageRoutes:
             "max_views": config.serve.max_views,
             "temperature": next((mode.temperature for mode in config.evaluate.modes.values() if mode.temperature), 1.0),
             "samples": self._pictures.samples,
+            "first_sample": self._pictures.first_sample,
             "scenes": self._pictures.has_scenes,
             "score_name": config.score.score_name,
             "score_edges": self._pictures.score_edges(),

@@ -51,6 +51,16 @@ class Pictures:
         """Number of samples."""
         return len(self._rows)
 
+    @property
+    def first_sample(self) -> int:
+        """Number of the first sample of which m0 and the last model have different captions; 0 if there is none."""
+        before = self._captions(1, "m0")
+        after: dict[str, str] = {}
+        for number in reversed(self._run.rounds()):
+            after = after or self._captions(number, f"m{number}")
+        ids = [row["id"] for row in self._rows]
+        return next((at for at, each in enumerate(ids) if each in after and before.get(each) != after[each]), 0)
+
     def sample(self, number: int) -> dict[str, Any] | None:
         """A sample; None if there is none of this number."""
         return self._described(self._rows[number]) if 0 <= number < len(self._rows) else None
@@ -68,6 +78,15 @@ class Pictures:
         folders = [self._run.stage(1, f"captions_scored/m0-{mode}") for mode in modes]
         cosines = next((found for folder in folders if len(found := _cosines(folder))), np.empty(0))
         return shade_edges(cosines)
+
+    def _captions(self, number: int, model: str) -> dict[str, str]:
+        """Captions by image in the first shard of the first evaluation mode; empty if there are none yet."""
+        folder = self._run.stage(number, f"captions/{model}-{next(iter(self._run.config.evaluate.modes))}")
+        shards = folder.shards()
+        if not shards:
+            return {}
+        table = next(scan_shard(folder, shards[0], schemas.CAPTIONS, ["image.id", "text"]))
+        return {row["image"]["id"]: row["text"] for row in table.to_pylist()}
 
     @cached_property
     def _rows(self) -> list[ImageRef]:

@@ -191,6 +191,7 @@ async function start() {
   $("scene").hidden = !info.scenes;
   const named = restore();
   if (named) await useNamed(named);
+  else if (info.samples) await guarded(() => useNamed("sample:" + info.first_sample));
   await showSamples(info.samples);
   showTally((await json("/page/votes")).tally);
 }

@@ -104,6 +104,20 @@ def test_a_sample_is_the_image_of_the_run_with_the_words_that_are_absent(client)
     assert client.get("/page/samples/-1").status_code == 404
 
 
+def test_the_first_picture_is_one_that_training_changed_the_caption_of(tmp_path):
+    run = example_run.build(tmp_path / "run", source={"count": 30})
+    rows = [example_run.sample(run, "test", index) for index in range(10)]
+    example_run.write_rows(run, 1, "evaluation", rows, schemas.SAMPLES)
+    before = run.stage(1, "captions/m0-greedy").read_shards(schemas.CAPTIONS).to_pylist()
+    other = {**before[1], "text": "Another caption."}
+    example_run.write_rows(run, 1, "captions/m1-greedy", [before[0], other, *before[2:]], schemas.CAPTIONS)
+    with client_of(run) as client:
+        assert client.get("/page/info").json()["first_sample"] == 1
+    example_run.write_rows(run, 1, "captions/m1-greedy", before, schemas.CAPTIONS)
+    with client_of(run) as client:
+        assert client.get("/page/info").json()["first_sample"] == 0
+
+
 def test_a_photograph_of_the_run_is_scaled_down_and_has_no_absent_words(tmp_path):
     Image.new("RGB", (3000, 2000), "teal").save(tmp_path / "large.png")
     source = {"kind": "folder", "path": str(tmp_path)}
