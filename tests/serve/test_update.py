@@ -1,20 +1,13 @@
 """`jsfree serve --run OTHER` on a cluster that serves a run: the models are replaced, and no request is lost."""
 
-import os
-import secrets
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import openai
-import psutil
 import pytest
 
 from jsfree import config
@@ -22,67 +15,16 @@ from jsfree.models.saving import publish_captioner
 from jsfree.run.run import Manifest, Run
 from tests.support import ROOT, asking
 from tests.support.asking import chat
+from tests.support.ray_head import SECONDS, free_ports, ray_head, stop
 
 pytestmark = pytest.mark.slow
-SECONDS = 240.0
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def wait_until_listening(port: int, process: subprocess.Popen, log: Path) -> None:
-    until = time.monotonic() + SECONDS
-    while time.monotonic() < until and process.poll() is None:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
-            return
-        time.sleep(0.2)
-    raise AssertionError(f"no cluster listens: {log.read_text()}")
-
-
-def kill(process: subprocess.Popen) -> None:
-    """End a process and what it started."""
-    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    process.terminate()
-    _, left = psutil.wait_procs(family, timeout=5)
-    for each in left:
-        with suppress(psutil.NoSuchProcess):
-            each.kill()
-    process.kill()
-    process.wait()
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
     """The environment of commands on a Ray cluster of one node."""
-    folder = Path(tempfile.mkdtemp(prefix="update", dir="/tmp"))  # short: sockets lie in it
-    token = folder / "token"
-    token.touch(0o600)
-    token.write_text(secrets.token_hex(32))
-    gcs, dashboard, agent, client = free_ports(4)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    security = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    environment = {**kept, **security, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [
-        *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=4"),
-        *(f"--temp-dir={folder}/ray", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
-        *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
-        *("--min-worker-port=0", "--max-worker-port=0"),
-    ]
-    with (folder / "head.log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_until_listening(gcs, process, folder / "head.log")
-        yield {**environment, "RAY_ADDRESS": f"127.0.0.1:{gcs}"}
-    finally:
-        kill(process)
-        shutil.rmtree(folder, ignore_errors=True)
+    with ray_head("update", cpus=4) as node:
+        yield {**node.environment, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": node.address}
 
 
 @pytest.fixture(scope="module")
@@ -139,4 +81,4 @@ def test_another_run_replaces_the_served_one_without_a_lost_request(cluster, fin
         assert said[0] != before == said[-1]
         assert first.poll() is None
     finally:
-        kill(first)
+        stop(first)

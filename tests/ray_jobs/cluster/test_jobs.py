@@ -1,33 +1,25 @@
 """Submitted jobs: a head node with a token, `ray job submit` from the project's folder, `ray job stop`."""
 
 import json
-import os
 import re
-import secrets
-import shutil
 import socket
 import subprocess
-import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
 from jsfree import schemas
 from jsfree.run.folder import shard_name
 from jsfree.run.run import Run
 from tests.support import ROOT
+from tests.support.ray_head import RAY, SECONDS, ray_head
 
-RAY = str(Path(sys.executable).with_name("ray"))
-SECONDS = 240
 IMAGES, SHARD = 160, 8
 
 
@@ -64,62 +56,12 @@ class Head:
         return [actor["state"] for actor in listed if actor["class_name"].startswith("MapWorker")]
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    folder = Path(tempfile.mkdtemp(prefix="head", dir="/tmp"))  # short: sockets lie in it
-    token = secrets.token_hex(32)
-    (folder / "token").touch(0o600)
-    (folder / "token").write_text(token)
-    gcs, dashboard, agent, client = free_ports(4)
-    mine = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name != "PYTHONPATH"}
-    environment = {
-        **mine,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "OMP_NUM_THREADS": "1",
-    }
-    start = [
-        *(RAY, "start", "--head", "--block", "--num-cpus=3", f"--temp-dir={folder}/ray", f"--port={gcs}"),
-        *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
-        *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
-        *("--min-worker-port=0", "--max-worker-port=0"),
-    ]
-    with (folder / "head.log").open("wb") as log:
-        process = subprocess.Popen(
-            start, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True, close_fds=True
-        )
-    url = f"http://127.0.0.1:{dashboard}"
-    try:
-        started = Head(url, token, {**environment, "RAY_ADDRESS": url})
-        wait_for(lambda: answers(started), "the head", lambda: (folder / "head.log").read_text())
+    with ray_head("head", cpus=3) as node:
+        started = Head(node.dashboard, node.token, {**node.environment, "RAY_ADDRESS": node.dashboard})
+        wait_for(lambda: answers(started), "the head", node.log.read_text)
         yield started
-    finally:
-        stop(process)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop the head and its children; `ray stop` would stop every Ray session of the machine."""
-    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    process.terminate()
-    _, left = psutil.wait_procs(family, timeout=5)
-    for member in left:
-        with suppress(psutil.NoSuchProcess):
-            member.kill()
-    process.kill()
-    process.wait()
 
 
 def answers(head: Head) -> bool:
