@@ -57,7 +57,8 @@ class Metered:
             else:
                 self._prompt(outcome.prompt_tokens)
                 for choice in outcome.choices:
-                    self._ended(choice.finish, choice.tokens)
+                    self._completion(choice.tokens)
+                    self._ended(choice.finish)
                 self._metrics.latency.labels(self._role).observe(time.perf_counter() - started)
             return outcome
 
@@ -81,22 +82,25 @@ class Metered:
         now = time.perf_counter()
         for delta in deltas:
             added, seconds = tokens.add(delta, now)
+            self._completion(added)  # as they come: the client may leave before the caption ends
             first = added > 0 and delta.tokens == added
             if first:
                 self._metrics.first_token.labels(self._role).observe(seconds)
             for _ in range(0 if first else added):
                 self._metrics.inter_token.labels(self._role).observe(seconds / added)
             if delta.finish is not None:
-                self._ended(delta.finish, delta.tokens)
+                self._ended(delta.finish)
 
     def _prompt(self, tokens: int) -> None:
         self._metrics.prompt_tokens.labels(self._role).inc(tokens)
         context.current().prompt_tokens += tokens
 
-    def _ended(self, finish: str, tokens: int) -> None:
-        self._metrics.success.labels(self._role, finish).inc()
+    def _completion(self, tokens: int) -> None:
         self._metrics.generation_tokens.labels(self._role).inc(tokens)
         context.current().completion_tokens += tokens
+
+    def _ended(self, finish: str) -> None:
+        self._metrics.success.labels(self._role, finish).inc()
 
     @contextmanager
     def _in_progress(self, question: Question) -> Iterator[None]:

@@ -111,6 +111,23 @@ def test_load_is_reported_while_captions_are_decoded():
     assert after["vllm:num_requests_running"] == after["vllm:num_requests_waiting"] == 0
 
 
+def test_the_tokens_of_a_stream_that_its_client_leaves_are_counted():
+    model, metrics = observed(Model())
+
+    async def run():
+        record = context.begin(None)
+        parts = model.stream(QUESTION)
+        for _ in range(2):  # its start, and the first token of both captions
+            await anext(parts)
+        await parts.aclose()
+        return record
+
+    record = asyncio.run(run())
+    counted = values(metrics)
+    assert counted["vllm:generation_tokens_total"] == record.completion_tokens == 2
+    assert 'vllm:request_success_total{finished_reason="stop"}' not in counted
+
+
 def test_a_stream_that_its_client_leaves_is_no_longer_counted():
     model, metrics = observed(Model())
 
