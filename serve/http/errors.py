@@ -9,6 +9,7 @@ import logging
 from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
@@ -97,10 +98,17 @@ def install(app: FastAPI) -> None:
         response.headers.update(error.headers or {})
         return response
 
+    async def invalid_parameter(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        problem = error.errors()[0]
+        name = ".".join(str(part) for part in problem["loc"][1:])  # without "path" or "query"
+        return invalid(f"{name!r}: {problem['msg']}", name).response()
+
     async def internal_error(_: Request, error: Exception) -> JSONResponse:
         log.error("a request failed", exc_info=error)
         return internal().response()
 
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(RequestValidationError, invalid_parameter)
     app.add_exception_handler(Exception, internal_error)
