@@ -25,9 +25,11 @@ from jsfree.errors import JsfreeError, StorageError
 from jsfree.monitor.status import read_status
 from jsfree.monitor.votes import Vote, VoteReader, add_vote, tally
 from jsfree.run.run import Run
+from serve.http.bodies import json_object
 from serve.http.errors import ApiError, invalid
 from serve.http.pictures import Pictures
 from serve.http.protocol import RunModel
+from serve.http.schema import validation_error
 from serve.page import PAGES, page
 
 REPORT = "report/index.html"
@@ -120,11 +122,8 @@ class PageRoutes:
 
     async def vote(self, request: Request) -> dict[str, Any]:
         """``POST /page/votes``: store a vote and return the tally."""
-        try:
-            body = VoteBody.model_validate_json(await request.body())
-        except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"])) or "the body"
-            raise invalid(f"{where}: {error.errors()[0]['msg']}", where) from None
+        content = await request.body()
+        body = await self._read(lambda: self._parsed_vote(content))
         if not {body.winner, body.loser} <= set(self._names) or body.winner == body.loser:
             raise invalid(f"vote on two of the models {', '.join(self._names)}", "winner")
         if not await self._read(lambda: add_vote(self._run, Vote(**body.model_dump()))):
@@ -145,6 +144,17 @@ class PageRoutes:
         return Response(
             content, media_type="text/html; charset=utf-8", headers={**headers, "Content-Security-Policy": policy}
         )
+
+    def _parsed_vote(self, content: bytes) -> VoteBody:
+        """The vote in a body.
+
+        Raises:
+            ApiError: the body is not a JSON object within the limits, or a field is unknown, missing or invalid.
+        """
+        try:
+            return VoteBody.model_validate(json_object(content, self._run.config.serve.max_prompt_chars))
+        except ValidationError as error:
+            raise validation_error(error) from None
 
     def _info(self) -> dict[str, Any]:
         config = self._run.config

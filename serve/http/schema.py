@@ -161,10 +161,10 @@ def parse(kind: type[Request], body: bytes, settings: Serve) -> Request:
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        raise _validation_error(error) from None
+        raise validation_error(error) from None
 
 
-def _validation_error(error: ValidationError) -> ApiError:
+def validation_error(error: ValidationError) -> ApiError:
     """The first error that pydantic found, without the client's input."""
     problem = error.errors(include_url=False, include_input=False)[0]
     path = problem["loc"]

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import json
 import re
 
 import pytest
@@ -174,6 +175,38 @@ def test_other_votes_are_refused_with_the_field(client, change):
     refused = client.post("/page/votes", json=VOTE | change)
     assert refused.status_code == 400
     assert refused.json()["error"]["param"]
+
+
+LONG = "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code"),
+    [
+        (b"{", None, "invalid_json"),
+        (b"[]", None, "invalid_json"),
+        (b"[" * 60_000, None, "invalid_json"),
+        (json.dumps(VOTE | {LONG: 1}).encode(), "x" * 100, "unknown_parameter"),
+        (json.dumps(VOTE | {"winner": None}).encode(), "winner", "missing_required_parameter"),
+        (json.dumps(VOTE | {"winner": LONG}).encode(), "winner", "invalid_value"),
+    ],
+    ids=["no JSON", "a list", "deep", "a long key", "null", "a long name"],
+)
+def test_bodies_of_votes_are_limited_like_other_bodies(client, body, param, code):
+    refused = client.post("/page/votes", content=body)
+    assert refused.status_code == 400
+    assert (refused.json()["error"]["param"], refused.json()["error"]["code"]) == (param, code)
+    assert len(refused.content) < 1000
+
+
+@pytest.mark.parametrize("path", ["samples/abc", "scenes/1.5", "samples/" + "9" * 5000])
+def test_a_number_that_is_none_is_refused_in_the_format_of_other_errors(client, path):
+    refused = client.get(f"/page/{path}")
+    assert refused.status_code == 400
+    assert refused.json()["error"].keys() == {"message", "type", "param", "code"}
+    assert refused.json()["error"]["param"] == "number"
+    assert len(refused.content) < 300
+    assert "abc" not in refused.text
 
 
 def test_the_status_is_that_of_the_run(client):
