@@ -1,12 +1,16 @@
 """ASGI middleware that admits only requests with a valid key.
 
-Every path wants one, also those that do not exist, except ``OPEN_PATHS``. A server without keys answers requests from
-its own machine only, wherever it listens, unless ``no_auth`` allows everyone.
+Every path requires one, also those that do not exist, except ``OPEN_PATHS``. A server without keys answers requests from
+its own machine only, wherever it listens, unless ``no_auth`` allows everyone. A browser on this machine could pass on
+the requests of other sites, so such a server also checks the ``Host`` and ``Origin`` headers.
 """
 
 from __future__ import annotations
 
 import ipaddress
+
+from collections.abc import Collection
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.http import context
 from serve.http.errors import ApiError
 from serve.http.rate_limits import RateLimits
-from serve.keys import Key, Keyring
+from serve.keys import Key, Keyring, is_loopback
 from serve.page import PAGES
 
 OPEN_PATHS = frozenset({"/health", "/ping", *PAGES})
@@ -30,12 +34,14 @@ class Authentication:
     Args:
         keyring: the server's keys.
         no_auth: whether requests from other machines need no key where there are none.
+        origins: sites whose pages may send requests to a server without keys; ``*`` for all.
     """
 
-    def __init__(self, app: ASGIApp, keyring: Keyring, *, no_auth: bool) -> None:
+    def __init__(self, app: ASGIApp, keyring: Keyring, *, no_auth: bool, origins: Collection[str] = ()) -> None:
         self._app = app
         self._keyring = keyring
         self._no_auth = no_auth
+        self._origins = origins
         self._limits = RateLimits()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,9 +90,9 @@ class Authentication:
             ApiError: it has no valid key, or one that may not do this.
         """
         if self._keyring.is_empty:
-            if self._no_auth or _is_local(scope):
-                return None
-            raise ApiError(403, "this server has no keys and answers only its own machine", code="no_keys")
+            if not self._no_auth:
+                self._require_local(scope)
+            return None
         kind, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not secret.strip():
             message = "no API key; send it as 'Authorization: Bearer KEY'"
@@ -101,10 +107,39 @@ class Authentication:
         return key
 
 
-def _is_local(scope: Scope) -> bool:
-    """Whether a request comes from this machine: from a loopback address, or not over the network."""
+    def _require_local(self, scope: Scope) -> None:
+        """Check that a request comes from this machine, and not from another site through a browser on it.
+
+        Raises:
+            ApiError: it comes from another machine, names another host (DNS rebinding), or is of another site's page.
+        """
+        address = _client_address(scope)
+        if address is not None and not address.is_loopback:
+            raise ApiError(403, "this server has no keys and answers only its own machine", code="no_keys")
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host"), headers.get("origin")
+        if address is not None and host is not None and not _is_loopback(host):
+            message = "this server has no keys and answers only to a loopback address or localhost; make a key for others"
+            raise ApiError(403, message, code="host_not_allowed", kind="permission_error")
+        if origin is None or not {origin, "*"}.isdisjoint(self._origins):
+            return
+        if host is None or origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
+            message = "this server has no keys and answers pages of other sites only if serve.cors_origins names them"
+            raise ApiError(403, message, code="origin_not_allowed", kind="permission_error")
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a ``Host`` header names this machine by ``localhost`` or a loopback address."""
+    try:
+        return is_loopback(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False
+
+
+def _client_address(scope: Scope) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a request comes from; None if it has not come over the network."""
     client = scope.get("client")
     try:
-        return client is None or ipaddress.ip_address(client[0]).is_loopback
-    except ValueError:  # not an address: a client in this process
-        return True
+        return None if client is None else ipaddress.ip_address(client[0])
+    except ValueError:  # a client in this process
+        return None

@@ -71,7 +71,9 @@ def add_middleware(app: FastAPI, settings: Serve, metrics: Metrics, keys: KeySou
         StorageError: the access log cannot be opened.
     """
     app.add_middleware(Guard, settings=settings)
-    app.add_middleware(Authentication, keyring=Keyring(keys), no_auth=settings.no_auth)
+    app.add_middleware(
+        Authentication, keyring=Keyring(keys), no_auth=settings.no_auth, origins=frozenset(settings.cors_origins)
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -216,7 +216,7 @@ def test_clients_that_disconnect_free_their_slots(server, client, stream):
     assert answered(n=8, max_tokens=400)
     one = time.monotonic() - started
     body = json.dumps(chat(model="after", temperature=1, n=8, max_tokens=400, stream=stream)).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(4)]
     for each in clients:
         each.sendall(head + body)

@@ -54,7 +54,7 @@ KEYED = KeySource(FIXED)
 
 def served(source: KeySource = KEYED, client: tuple[str, int] = ("203.0.113.5", 4000), **settings):
     app = routes.create_app(MODELS, {"before": Model(), "after": Model()}, Serve(**settings), "Describe.", source)
-    return TestClient(app, client=client)
+    return TestClient(app, "http://127.0.0.1:8000", client=client)
 
 
 def bearer(name: str) -> dict[str, str]:
@@ -108,6 +108,44 @@ def test_a_server_without_keys_answers_its_own_machine_only():
         assert refused.status_code == 403
         assert refused.json()["error"]["code"] == "no_keys"
         assert served(KeySource(), (address, 1), no_auth=True).get("/v1/models").status_code == 200
+
+
+LOOPBACK = ("127.0.0.1", 1)
+CROSS_SITE = [
+    ({"Host": "evil.example:8000"}, "host_not_allowed"),
+    ({"Host": "192.168.1.4:8000"}, "host_not_allowed"),
+    ({"Host": "localhost.evil.example"}, "host_not_allowed"),
+    ({"Host": "evil.example:8000", "Origin": "http://evil.example:8000"}, "host_not_allowed"),  # DNS rebinding
+    ({"Host": "["}, "host_not_allowed"),
+    ({"Origin": "https://evil.example"}, "origin_not_allowed"),
+    ({"Origin": "http://127.0.0.1:3000"}, "origin_not_allowed"),
+    ({"Origin": "http://127.0.0.1:8000.evil.example"}, "origin_not_allowed"),
+    ({"Origin": "null"}, "origin_not_allowed"),
+]
+
+
+@pytest.mark.parametrize(("headers", "code"), CROSS_SITE)
+def test_a_server_without_keys_refuses_other_sites_in_a_browser_on_its_machine(headers, code):
+    client = served(KeySource(), LOOPBACK)
+    for answer in (
+        client.get("/page/status", headers=headers),
+        client.post("/page/votes", content="{}", headers=headers | {"Content-Type": "text/plain"}),
+    ):
+        assert answer.status_code == 403
+        assert (answer.json()["error"]["type"], answer.json()["error"]["code"]) == ("permission_error", code)
+    assert client.get("/health", headers=headers).status_code == 200
+    assert served(KeySource(), LOOPBACK, no_auth=True).get("/v1/models", headers=headers).status_code == 200
+    assert served(client=LOOPBACK).get("/v1/models", headers=headers | bearer("website")).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost:8000", "LOCALHOST", "[::1]:8000", "127.1.2.3"])
+def test_a_server_without_keys_answers_its_own_pages_and_the_sites_that_a_setting_names(host):
+    own = {"Host": host, "Origin": f"http://{host}"}
+    assert served(KeySource(), LOOPBACK).get("/v1/models", headers=own).status_code == 200
+    for origins in (["https://example.org"], ["*"]):
+        client = served(KeySource(), LOOPBACK, cors_origins=origins)
+        named = {"Host": host, "Origin": "https://example.org"}
+        assert client.get("/v1/models", headers=named).status_code == 200
 
 
 def test_rate_limits_are_reported_and_enforced():
