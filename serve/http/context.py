@@ -7,6 +7,7 @@ context variable, which tasks inherit, so that models and routes do not pass it 
 from __future__ import annotations
 
 import re
+import time
 import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ class RequestRecord:
         prompt_tokens: tokens of all prompts, including image tokens.
         completion_tokens: tokens of all captions.
         charged_tokens: tokens that were counted towards the key's limit already.
+        started: when the time limit of the request began, in seconds of ``time.monotonic``.
     """
 
     id: str
@@ -33,6 +35,7 @@ class RequestRecord:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     charged_tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
 
 
 _current: ContextVar[RequestRecord | None] = ContextVar("jsfree_request", default=None)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jsfree.config import Serve
-from serve.http import errors
+from serve.http import context, errors
 from serve.http.errors import ApiError
 
 ARRIVING = 8
@@ -91,6 +92,7 @@ class Guard:
             await send(message)
 
         self._running += 1
+        context.current().started = time.monotonic()
         try:
             async with asyncio.timeout(self._settings.request_timeout_s):
                 await self._app(scope, receive, send_and_note)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from starlette.responses import StreamingResponse
 
 from jsfree.config import Serve
-from serve.http import errors
+from serve.http import context, errors
 from serve.http.errors import ApiError
 from serve.http.protocol import Part, Refusal, Started
 from serve.http.responses import DONE, CompletionChunks, event
@@ -22,7 +23,8 @@ log = logging.getLogger(__name__)
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """Proxies must pass events on as they come (nginx: the second)."""
 TIME_SHARE = 0.95
-"""Share of ``request_timeout_s`` after which a stream ends with an error event; at the limit the connection is cut."""
+"""Share of ``request_timeout_s`` after which a stream ends with an error event; at the limit the connection is cut.
+Both are counted from the start of the request, which can be long before that of the response."""
 
 
 async def start(stream: AsyncGenerator[Part, None], image_param: str, prompt_param: str) -> Started:
@@ -83,12 +85,13 @@ async def completion_events(
 
 def response(events: AsyncGenerator[bytes, None], settings: Serve) -> StreamingResponse:
     """The response that sends events; errors become the last event."""
-    content = _with_errors(events, settings.request_timeout_s)
+    content = _with_errors(events, settings.request_timeout_s, context.current().started)
     return StreamingResponse(content, media_type="text/event-stream", headers=HEADERS)
 
 
-async def _with_errors(events: AsyncGenerator[bytes, None], seconds: float) -> AsyncIterator[bytes]:
-    deadline = asyncio.get_running_loop().time() + TIME_SHARE * seconds
+async def _with_errors(events: AsyncGenerator[bytes, None], seconds: float, started: float) -> AsyncIterator[bytes]:
+    remaining = started + TIME_SHARE * seconds - time.monotonic()
+    deadline = asyncio.get_running_loop().time() + remaining
     try:
         async with aclosing(events):
             while True:

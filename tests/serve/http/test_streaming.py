@@ -93,11 +93,12 @@ def test_a_refusal_before_the_first_token_is_an_ordinary_error(client):
 class Dying:
     """A model that is lost after its first words, or whose next word does not come."""
 
-    def __init__(self, *, hangs: bool = False) -> None:
-        self.hangs, self.closed = hangs, False
+    def __init__(self, *, hangs: bool = False, waits: float = 0.0) -> None:
+        self.hangs, self.waits, self.closed = hangs, waits, False
 
     async def stream(self, question):
         try:
+            await asyncio.sleep(self.waits)
             yield Started(3)
             yield (Delta(0, "A red", (), 2),)
             if self.hangs:
@@ -107,9 +108,11 @@ class Dying:
             self.closed = True
 
 
-@pytest.mark.parametrize(("hangs", "code"), [(False, "unavailable"), (True, "timeout")])
-def test_an_error_in_mid_stream_is_the_last_event(finished_run, hangs, code):
-    dying = Dying(hangs=hangs)
+@pytest.mark.parametrize(
+    ("hangs", "waits", "code"), [(False, 0.0, "unavailable"), (True, 0.0, "timeout"), (True, 0.3, "timeout")]
+)
+def test_an_error_in_mid_stream_is_the_last_event(finished_run, hangs, waits, code):
+    dying = Dying(hangs=hangs, waits=waits)
     settings = Serve.model_validate({**asking.SERVED, "request_timeout_s": 0.5})
     app = api.create_app(served_models(finished_run.run), {"before": dying}, settings, world.PROMPT)
     with TestClient(app) as client:
