@@ -1,14 +1,13 @@
 """ASGI middleware that admits only requests with a valid key.
 
-Every path requires one, also those that do not exist, except ``OPEN_PATHS``. A server without keys answers requests from
-its own machine only, wherever it listens, unless ``no_auth`` allows everyone. A browser on this machine could pass on
-the requests of other sites, so such a server also checks the ``Host`` and ``Origin`` headers.
+Every path requires one, also those that do not exist, except ``OPEN_PATHS``. A server without keys answers requests
+from its own machine only, wherever it listens, unless ``no_auth`` allows everyone. A browser on this machine could pass
+on the requests of other sites, so such a server also checks the ``Host`` and ``Origin`` headers.
 """
 
 from __future__ import annotations
 
 import ipaddress
-
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
@@ -106,7 +105,6 @@ class Authentication:
             raise ApiError(403, message, code="insufficient_permissions", kind="permission_error")
         return key
 
-
     def _require_local(self, scope: Scope) -> None:
         """Check that a request comes from this machine, and not from another site through a browser on it.
 
@@ -119,7 +117,9 @@ class Authentication:
         headers = Headers(scope=scope)
         host, origin = headers.get("host"), headers.get("origin")
         if address is not None and host is not None and not _is_loopback(host):
-            message = "this server has no keys and answers only to a loopback address or localhost; make a key for others"
+            message = (
+                "this server has no keys and answers only to a loopback address or localhost; make a key for others"
+            )
             raise ApiError(403, message, code="host_not_allowed", kind="permission_error")
         if origin is None or not {origin, "*"}.isdisjoint(self._origins):
             return
