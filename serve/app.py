@@ -31,7 +31,7 @@ from jsfree.models.contents import CAPTIONER
 from jsfree.models.references import look_up
 from jsfree.run.locations import require_base_from_here
 from jsfree.run.run import Run
-from serve.deploy import LOGGING
+from serve.deploy import LOGGING, SCORER
 from serve.http import page
 from serve.http import routes as api
 from serve.http.protocol import AFTER, BEFORE, Answer, Part, Question, Refusal, RunModel, ScoredSentence
@@ -178,12 +178,12 @@ def bind(
     serve = config.serve
     deployments = {}
     for model in models:
-        placement = placement_of(serve, model)
+        placement = serve.placement_of(model.role)
         arguments = config, model.ref, placement.gpus, failures
         deployments[model.role] = _deployment(ModelReplica, arguments, model.role, placement, serve)
     scorer = deployments[AFTER] if serve.scores == "after" else None
     if serve.scores == "deployment":
-        scorer = _deployment(ScorerReplica, (config, serve.scorer.gpus), "clip", serve.scorer, serve)
+        scorer = _deployment(ScorerReplica, (config, serve.scorer.gpus), SCORER, serve.scorer, serve)
     return _bind(
         Http,
         (config, models, deployments, keys, scorer),
@@ -244,11 +244,6 @@ def served_models(run: Run) -> list[RunModel]:
 def _absolute(ref: str) -> str:
     """The absolute path of a local folder; other references unchanged."""
     return str(Path(ref).expanduser().absolute()) if Path(ref).expanduser().is_dir() else ref
-
-
-def placement_of(serve: Serve, model: RunModel) -> ServedModel:
-    """Replicas of a model and the resources that each reserves."""
-    return {BEFORE: serve.before, AFTER: serve.after}.get(model.role, serve.between)
 
 
 def _deployment(

@@ -19,6 +19,8 @@ from jsfree.errors import ConfigError
 
 IMPORT_PATH = "serve.app:build"
 NAME = "jsfree"
+SCORER = "clip"
+"""Name of the deployment of the CLIP model; those of the models have their roles as names."""
 LOGGING = {"enable_access_log": False}
 """Serve's own access log has addresses of clients; ours has not."""
 ENVIRONMENT = {

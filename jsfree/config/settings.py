@@ -791,6 +791,14 @@ class Serve(Section):
         """
         return (self.max_image_bytes + 2) // 3 * 4 * 11 // 10 + 6 * self.max_prompt_chars + 65536
 
+    def placement_of(self, role: str) -> ServedModel:
+        """Replicas of a model, and the resources that each reserves.
+
+        Args:
+            role: ``before``, ``after``, or the name of a model between them.
+        """
+        return {"before": self.before, "after": self.after}.get(role, self.between)
+
 
 class Ray(Section):
     """The Ray cluster. Excluded from fingerprints."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from jsfree.config import RunConfig
+from jsfree.config import RunConfig, Serve, ServedModel
 from jsfree.errors import ConfigError, JsfreeError, ServeError, StorageError
 from jsfree.run.folder import Folder
 from jsfree.run.locations import require_outside_runs
@@ -24,7 +24,7 @@ from ray_jobs.cluster.capacity import Node, alive_nodes, describe, inventory, re
 from ray_jobs.cluster.session import Cluster
 from ray_jobs.signals import interrupt_on_signals
 from serve import proxy
-from serve.deploy import ENVIRONMENT, LOGGING, NAME, deploy_yaml, http_options
+from serve.deploy import ENVIRONMENT, LOGGING, NAME, SCORER, deploy_yaml, http_options
 from serve.keys import API_KEY, KeySource, is_loopback
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from serve.http.protocol import RunModel
 
 EXAMPLE = "example.png"
+SECTIONS = {"before": "serve.before", "after": "serve.after", SCORER: "serve.scorer"}
+"""Sections of the settings by the names of deployments; those of the other models share one."""
 
 
 def serve_models(run: str, overrides: list[str], console: Console, api_key: str | None = None) -> None:
@@ -214,9 +216,7 @@ def require_capacity(config: RunConfig, models: Sequence[RunModel], nodes: Seque
     Raises:
         ServeError: they do not fit.
     """
-    from serve.app import placement_of
-
-    placements = {model.role: placement_of(config.serve, model) for model in models}
+    placements = _placements(config.serve, models)
     gpus = sum(placed.first_replicas * placed.gpus for placed in placements.values())
     fits = all(
         sum(replicas_on(node, placed) for node in nodes) >= placed.first_replicas for placed in placements.values()
@@ -225,17 +225,22 @@ def require_capacity(config: RunConfig, models: Sequence[RunModel], nodes: Seque
         required = ", ".join(
             f"{role}: {placed.first_replicas} x ({describe(placed)})" for role, placed in placements.items()
         )
+        sections = dict.fromkeys(SECTIONS.get(name, "serve.between") for name in placements)
         raise ServeError(
             f"the models need {required}; available: {inventory(nodes)}",
-            "lower serve.before and serve.after (replicas, cpus, gpus)",
+            f"lower {' and '.join(sections)} (replicas, cpus, gpus)",
         )
+
+
+def _placements(settings: Serve, models: Sequence[RunModel]) -> dict[str, ServedModel]:
+    """By name, all deployments that reserve resources: the models, and CLIP if it has its own."""
+    placements = {model.role: settings.placement_of(model.role) for model in models}
+    return {**placements, SCORER: settings.scorer} if settings.scores == "deployment" else placements
 
 
 def _with_cpus(config: RunConfig, models: Sequence[RunModel]) -> RunConfig:
     """The configuration with enough CPUs in a local Ray session for all replicas and the HTTP server."""
-    from serve.app import placement_of
-
-    placements = [placement_of(config.serve, model) for model in models]
+    placements = _placements(config.serve, models).values()
     cpus = 1 + sum(placed.most_replicas * placed.cpus for placed in placements)
     ray = config.ray.model_copy(update={"num_cpus": config.ray.num_cpus or max(4, int(cpus) + 1)})
     return config.model_copy(update={"ray": ray})

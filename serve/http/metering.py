@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 
-from jsfree.config import Serve, ServedModel
+from jsfree.config import Serve
 from serve.http import context
 from serve.http.metrics import Metrics
 from serve.http.protocol import Answer, CaptionModel, Delta, Part, Question, Refusal, Started
@@ -18,9 +18,8 @@ def metered(models: Mapping[str, CaptionModel], metrics: Metrics, settings: Serv
 
 
 def _slots(role: str, settings: Serve) -> int:
-    """Captions that the replicas of a model decode at once."""
-    placement = getattr(settings, role, None)
-    return settings.slots * (placement.replicas if isinstance(placement, ServedModel) else 1)
+    """Captions that the replicas of a model decode at once, at most."""
+    return settings.slots * settings.placement_of(role).most_replicas
 
 
 class Metered:

@@ -155,6 +155,9 @@ def test_a_misspelled_configuration_is_refused(finished_run, change, told):
         (["serve.before.gpus=0.5", "serve.after.gpus=0.5"], 1, True),
         (["serve.before.replicas=5"], 0, False),
         (["serve.before.autoscaling={min: 1, max: 5}"], 0, True),
+        (["serve.scores=deployment", "serve.scorer.gpus=1"], 0, False),
+        (["serve.scores=deployment", "serve.scorer.gpus=1"], 1, True),
+        (["serve.scorer.gpus=1"], 0, True),
     ],
 )
 def test_replicas_that_do_not_fit_are_refused(finished_run, settings, gpus, fits):
@@ -165,6 +168,14 @@ def test_replicas_that_do_not_fit_are_refused(finished_run, settings, gpus, fits
         return
     with pytest.raises(ServeError, match=r"lower serve\.before and serve\.after"):
         serve_models.require_capacity(wanted, models, nodes)
+
+
+def test_a_local_cluster_has_the_cpus_of_all_deployments(finished_run):
+    settings = ["serve.scores=deployment", "serve.scorer.cpus=4"]
+    wanted, models = serving_config(finished_run.run.folder.uri, settings), served_models(finished_run.run)
+    assert serve_models._with_cpus(wanted, models).ray.num_cpus >= 1 + 1 + 1 + 4  # HTTP, before, after, CLIP
+    with pytest.raises(ServeError, match=r"clip: 1 x .*serve\.scorer"):
+        serve_models.require_capacity(wanted, models, [{"CPU": 3.0}])
 
 
 def test_a_port_in_use_is_refused_before_ray_starts(finished_run):

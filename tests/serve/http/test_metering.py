@@ -128,6 +128,29 @@ def test_the_tokens_of_a_stream_that_its_client_leaves_are_counted():
     assert 'vllm:request_success_total{finished_reason="stop"}' not in counted
 
 
+@pytest.mark.parametrize(
+    ("role", "settings"),
+    [
+        ("m1", {"between": {"replicas": 2}}),
+        ("before", {"before": {"replicas": 2}}),
+        ("after", {"after": {"autoscaling": {"max": 2}}}),
+    ],
+)
+def test_load_is_measured_against_the_slots_of_all_replicas(role, settings):
+    metrics = Metrics()
+    model = metered({role: Model()}, metrics, Serve.model_validate({"slots": 3, **settings}))[role]
+
+    async def run() -> str:
+        task = asyncio.create_task(model.caption(QUESTION))
+        await asyncio.sleep(0)
+        during = metrics.text().decode()
+        await task
+        return during
+
+    # Two captions of six slots.
+    assert f'vllm:kv_cache_usage_perc{{model_name="{role}"}} 0.3333' in asyncio.run(run())
+
+
 def test_a_stream_that_its_client_leaves_is_no_longer_counted():
     model, metrics = observed(Model())
 
