@@ -238,6 +238,7 @@ def _comparison(finish: Schema) -> Schema:
             "role": TEXT,
             "text": TEXT,
             "finish_reason": finish,
+            "tokens": INTEGER,
             "score": score,
             "sentences": _listed(_object({"text": TEXT, "score": score, "unique": {"type": "boolean"}})),
         }

@@ -131,6 +131,22 @@ def test_comparisons_are_described():
     assert not validator("CompareRequest").is_valid({**body, "models": ["m7"]})
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "name"),
+    [
+        ("/v1/compare", {"image": scene_url(), "max_tokens": 12}, "Comparison"),
+        ("/v1/chat/completions", chat(logprobs=True), "ChatCompletion"),
+        ("/v1/chat/completions", chat(model="m9"), "Error"),
+        ("/v1/models", None, "ModelList"),
+        ("/v1/models/m1", None, "Model"),
+        ("/healthz", None, "Health"),
+    ],
+)
+def test_answers_are_as_described(client, path, body, name):
+    answer = client.get(path) if body is None else client.post(path, json=body)
+    assert [str(error) for error in validator(name).iter_errors(answer.json())] == []
+
+
 STRUCTURAL = ("unknown_parameter", "unsupported_parameter", "missing_required_parameter")
 
 
