@@ -91,9 +91,13 @@ class KeySource:
         """The keys for a server: of ``--api-key`` or ``JSFREE_API_KEY``, and of the file of keys.
 
         Raises:
-            ConfigError: the file cannot be used, or there is no key, and the address is open to other machines.
+            ConfigError: the file cannot be used, a key is blank, or there is no key, and the address is open to other
+                machines.
         """
-        secret = api_key or environment.get(API_KEY)
+        given = api_key or environment.get(API_KEY) or ""
+        secret = given.strip()  # a Secret made from a file often ends with a line break
+        if given and not secret:
+            raise ConfigError("the API key is blank", f"set {API_KEY} to a key, or unset it")
         fixed = (Key(name="api-key", sha256=sha256(secret), access="all"),) if secret else ()
         file = keys_file(settings, environment)
         is_used = file.exists() or file != default_file()
@@ -150,8 +154,8 @@ class Keyring:
     def __init__(self, source: KeySource) -> None:
         self._source = source
         self._file = Path(source.file) if source.file else None
+        self._changed = self._modification()  # before reading: a later change is then noticed
         self._stored: list[Key] = read_keys(self._file) if self._file else []
-        self._changed = self._modification()
         self._checked = time.monotonic()
 
     @property

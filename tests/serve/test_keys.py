@@ -94,6 +94,29 @@ def test_a_removed_key_is_refused_by_a_running_server(monkeypatch):
     assert ring.find(made("third")).name == "third"
 
 
+def test_a_key_that_is_removed_while_a_server_starts_is_refused(monkeypatch):
+    monkeypatch.setattr(keys, "RELOAD_SECONDS", 0)
+    secret, read = made("website"), keys.read_keys
+
+    def read_before_removal(file):
+        monkeypatch.setattr(keys, "read_keys", read)
+        found = read(file)
+        assert command("remove", "website").exit_code == 0
+        return found
+
+    source = KeySource.configured(Serve())
+    monkeypatch.setattr(keys, "read_keys", read_before_removal)
+    ring = Keyring(source)
+    assert ring.find(secret) is None
+
+
+def test_white_space_around_a_key_of_the_environment_is_no_part_of_it():
+    ring = Keyring(KeySource.configured(Serve(), {keys.API_KEY: "a key\n"}))
+    assert ring.find("a key").name == "api-key"
+    with pytest.raises(ConfigError, match="the API key is blank"):
+        KeySource.configured(Serve(), {keys.API_KEY: "\n"})
+
+
 def test_a_damaged_file_keeps_a_running_server_as_it_was(monkeypatch, caplog):
     monkeypatch.setattr(keys, "RELOAD_SECONDS", 0)
     secret = made("website")
