@@ -62,10 +62,10 @@ function bodyFor(image) {
 }
 
 function asCurl() {
-  const body = JSON.stringify(bodyFor("IMAGE")).replaceAll("'", "'\\''");
+  const [before, after] = JSON.stringify(bodyFor("IMAGE")).replaceAll("'", "'\\''").split(/IMAGE(.*)/s);
   const key = sessionStorage.getItem(KEY) ? " \\\n    -H \"Authorization: Bearer $JSFREE_API_KEY\"" : "";
-  return `IMAGE="data:image/png;base64,$(base64 -w0 picture.png)"
-printf '%s' '${body}' | sed "s|IMAGE|$IMAGE|" |
+  // The picture is no argument of a program: Linux limits each to 128 KiB.
+  return `(printf '%s' '${before}data:image/png;base64,'; base64 -w0 picture.png; printf '%s' '${after}') |
   curl -s ${location.origin}/v1/compare -H 'Content-Type: application/json'${key} -d @-`;
 }
 
