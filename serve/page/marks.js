@@ -18,7 +18,7 @@ function sentenceNodes(caption) {
 
 /** A text with the words for objects that are not in the picture struck through. */
 function struck(text) {
-  const absent = state.last?.picture.absent ?? state.picture?.absent;
+  const absent = (state.last ?? state).picture?.absent; // null where the contents of the picture are not known
   if (!absent?.length) return [text];
   const words = [...absent].sort((a, b) => b.length - a.length).map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&").replace(/ /g, "\\s+"));
   const pattern = new RegExp(`\\b(${words.join("|")})\\b`, "gi");
