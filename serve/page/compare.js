@@ -163,6 +163,7 @@ async function strip() {
     $("strip-list").replaceChildren(...cards);
     $("status").textContent = `Captioning with ${model} at five ratios …`;
     state.last = { picture: state.picture };
+    $("vote").hidden = true; // a vote would be on captions that are no longer the last ones
     const one = async (card, ratio) => {
       const body = { image: state.picture.image, prompt: state.info.prompt, models: [model], ...settings(), hallucination_ratio: ratio };
       const caption = (await (await post("/v1/compare", body, signal)).json()).captions[0];

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from jsfree.miniworld import world
-from jsfree.monitor.votes import read_votes
 from jsfree.run.lease import Lease
 from jsfree.run.record import update_record
 from jsfree.run.run import Run
@@ -181,23 +180,6 @@ def test_another_seed_is_sent_and_shared_in_the_address(served, open_page):
     page.click("#copy-curl")
     page.wait_for_selector("#copy-part:visible")
     assert "/v1/compare" in page.locator("#copy-text").input_value()
-
-
-def test_a_blind_vote_hides_the_names_until_it_is_cast(served, open_page):
-    page = ready(open_page(served.url))
-    page.check("#blind")
-    caption(page)
-    assert page.locator("#columns h3").all_inner_texts() == ["The first", "The second"]
-    assert page.locator("#columns .sentence").count() == 0
-    preferred = 0 if spoken(page, 0) == AFTER else 1
-    before = len(read_votes(served.run))
-    page.click(f"#vote-{preferred}")
-    until(page, "document.getElementById('tally').textContent.includes('m1')")
-    vote = read_votes(served.run)[-1]
-    assert len(read_votes(served.run)) == before + 1
-    assert (vote.winner, vote.loser, vote.tie) == ("m1", "m0", False)
-    assert set(page.locator("#columns h3").all_inner_texts()) == {"m0", "m1"}
-    assert page.locator("#columns .sentence").count() > 0
 
 
 def test_a_wrong_key_is_refused_in_words_and_the_right_one_is_asked_once(locked, open_page):
