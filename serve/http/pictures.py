@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
-from functools import cached_property
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from jsfree import schemas
 from jsfree.config import Source
@@ -40,6 +41,7 @@ class Pictures:
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self._shards: dict[str, list[dict[str, Any]]] = {}
 
     @property
     def has_scenes(self) -> bool:
@@ -76,27 +78,32 @@ class Pictures:
         """Scores that divide the sentences of m0's captions into fifths; empty if there are none yet."""
         modes = self._run.config.evaluate.modes
         folders = [self._run.stage(1, f"captions_scored/m0-{mode}") for mode in modes]
-        cosines = next((found for folder in folders if len(found := _cosines(folder))), np.empty(0))
-        return shade_edges(cosines)
+        shards = (self._first_shard(folder, schemas.SCORED_CAPTIONS, ["sentences"]) for folder in folders)
+        scores = ([sentence["score"] for row in rows for sentence in row["sentences"]] for rows in shards)
+        return shade_edges(np.array(next(filter(None, scores), []), np.float64))
 
     def _captions(self, number: int, model: str) -> dict[str, str]:
         """Captions by image in the first shard of the first evaluation mode; empty if there are none yet."""
         folder = self._run.stage(number, f"captions/{model}-{next(iter(self._run.config.evaluate.modes))}")
-        shards = folder.shards()
-        if not shards:
-            return {}
-        table = next(scan_shard(folder, shards[0], schemas.CAPTIONS, ["image.id", "text"]))
-        return {row["image"]["id"]: row["text"] for row in table.to_pylist()}
+        rows = self._first_shard(folder, schemas.CAPTIONS, ["image.id", "text"])
+        return {row["image"]["id"]: row["text"] for row in rows}
 
-    @cached_property
+    @property
     def _rows(self) -> list[ImageRef]:
         folder = self._run.stage(1, "evaluation")
-        shards = folder.shards()
-        if not shards:
-            return []
-        table = next(scan_shard(folder, shards[0], schemas.SAMPLES, ["image"]))
-        images: list[ImageRef] = table.slice(0, SAMPLES)["image"].to_pylist()
-        return images
+        return [row["image"] for row in self._first_shard(folder, schemas.SAMPLES, ["image"], SAMPLES)]
+
+    def _first_shard(
+        self, folder: Folder, schema: pa.Schema, columns: Sequence[str], limit: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Rows of a folder's first shard; empty if there is none yet. Read once: a finished shard does not change."""
+        if folder.uri not in self._shards:
+            shards = folder.shards()
+            if not shards:
+                return []
+            table = next(scan_shard(folder, shards[0], schema, columns))
+            self._shards[folder.uri] = table.slice(0, limit).to_pylist()
+        return self._shards[folder.uri]
 
     def _described(self, image: ImageRef) -> dict[str, Any]:
         source = self._run.config.evaluate.source
@@ -114,12 +121,3 @@ def _shrunk(image: ImageRef, source: Source) -> bytes:
     sink = io.BytesIO()
     picture.save(sink, "JPEG", quality=90)
     return sink.getvalue()
-
-
-def _cosines(folder: Folder) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The sentence scores in the first shard of scored captions."""
-    shards = folder.shards()
-    if not shards:
-        return np.empty(0)
-    rows = next(scan_shard(folder, shards[0], schemas.SCORED_CAPTIONS, ["sentences"]))["sentences"].to_pylist()
-    return np.array([sentence["score"] for sentences in rows for sentence in sentences], np.float64)
