@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -33,6 +34,8 @@ from serve.http.schema import validation_error
 from serve.page import PAGES, page
 
 REPORT = "report/index.html"
+THREADS = 4
+"""Threads that read the run for the pages: a slow folder must not take those that parse requests for captions."""
 RESULT = TypeVar("RESULT")
 Name = Annotated[str, Field(max_length=20)]
 
@@ -90,17 +93,18 @@ def _shown(path: str) -> Callable[[], Response]:
 
 
 class PageRoutes:
-    """The handlers of the routes under ``/page``. Files are read in threads."""
+    """The handlers of the routes under ``/page``. Files are read in ``THREADS`` threads of their own."""
 
     def __init__(self, run: Run, models: Sequence[RunModel]) -> None:
         self._run = run
         self._names = [model.name for model in models]
         self._pictures = Pictures(run)
         self._votes = VoteReader(run)
+        self._threads = ThreadPoolExecutor(THREADS, "page")
 
     async def info(self) -> dict[str, Any]:
         """``GET /page/info``."""
-        return await asyncio.to_thread(self._info)
+        return await self._read(self._info)
 
     async def sample(self, number: int) -> dict[str, Any]:
         """``GET /page/samples/{number}``: an evaluation image, counted from 0."""
@@ -187,10 +191,10 @@ class PageRoutes:
     def _report(self) -> bytes | None:
         return self._run.folder.read(REPORT) if self._run.folder.exists(REPORT) else None
 
-    async def _read(self, of: Callable[[], RESULT]) -> RESULT:
-        """Call ``of`` in a thread; raise errors of the run's folder without their paths."""
+    async def _read(self, function: Callable[[], RESULT]) -> RESULT:
+        """Call a function in a thread; raise errors of the run's folder without their paths."""
         try:
-            return await asyncio.to_thread(of)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function)
         except StorageError as error:
             raise ApiError(
                 503, "the run's folder cannot be read or written", code="storage", kind="server_error"

@@ -5,20 +5,26 @@ import hashlib
 import io
 import json
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
 from jsfree import config, schemas
+from jsfree.errors import StorageError
 from jsfree.miniworld import world
 from jsfree.run.record import update_record
 from jsfree.run.run import Run
+from jsfree.run.streaming import scan_shard
 from serve.http import page as pages
 from serve.http import routes as api
 from serve.http.protocol import RunModel
 from serve.keys import NO_KEYS, Key, KeySource, sha256
 from tests.support import example_run
+from tests.support.asking import chat
 from tests.support.recorded import AFTER, BEFORE, RecordedModel
 
 MODELS = [RunModel("before", "m0", ""), RunModel("after", "m1", "", "m0")]
@@ -207,6 +213,54 @@ def test_a_number_that_is_none_is_refused_in_the_format_of_other_errors(client, 
     assert refused.json()["error"]["param"] == "number"
     assert len(refused.content) < 300
     assert "abc" not in refused.text
+
+
+def test_a_run_that_cannot_be_read_is_reported_without_its_path(tmp_path):
+    run = example_run.build(tmp_path / "run", source={"count": 30})
+    (tmp_path / "run" / "round-1" / "evaluation" / "shard-00000.parquet").mkdir(parents=True)
+    with client_of(run) as client:
+        for path in ("info", "samples/0"):
+            refused = client.get(f"/page/{path}")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage")
+            assert str(tmp_path) not in refused.text
+
+
+def test_what_training_has_written_is_read_once(tmp_path, monkeypatch):
+    run = example_run.build(tmp_path / "run", source={"count": 30})
+    read = []
+
+    def counted(folder, *arguments):
+        read.append(folder.uri)
+        return scan_shard(folder, *arguments)
+
+    monkeypatch.setattr("serve.http.pictures.scan_shard", counted)
+    with client_of(run) as client:
+        assert client.get("/page/info").json()["samples"] == 0
+        rows = [example_run.sample(run, "test", index) for index in range(3)]
+        example_run.write_rows(run, 1, "evaluation", rows, schemas.SAMPLES)  # evaluated while it is served
+        answers = [client.get("/page/info").json() for _ in range(3)]
+    assert [answer["samples"] for answer in answers] == [3, 3, 3]
+    assert len(read) == len(set(read)) > 1
+
+
+def test_slow_reads_of_the_run_do_not_delay_captions(run, monkeypatch):
+    released = threading.Event()
+
+    def slow(*_, **__):
+        released.wait(30)
+        raise StorageError("slow")
+
+    monkeypatch.setattr(pages, "read_status", slow)
+
+    with client_of(run) as client, ThreadPoolExecutor(65) as clients:
+        reads = [clients.submit(client.get, "/page/status") for _ in range(64)]
+        time.sleep(0.3)
+        try:
+            caption = clients.submit(client.post, "/v1/chat/completions", json=chat())
+            assert caption.result(timeout=10).status_code == 200
+        finally:
+            released.set()
+        assert {read.result().status_code for read in reads} == {503}
 
 
 def test_the_status_is_that_of_the_run(client):
