@@ -73,7 +73,7 @@ def install(app: FastAPI, run: Run, models: Sequence[RunModel]) -> None:
         ("/page/status", routes.status),
         ("/page/report", routes.report),
     ):
-        app.add_api_route(path, route, methods=["GET"])
+        app.add_api_route(path, route, methods=["GET", "HEAD"])
     app.add_api_route("/page/votes", routes.vote, methods=["POST"])
 
 

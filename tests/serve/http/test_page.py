@@ -85,6 +85,12 @@ def test_without_a_key_only_the_pages_are_answered(run):
             assert allowed.status_code in (200, 404)
 
 
+@pytest.mark.parametrize("path", ["info", "samples/0", "samples/99", "scenes/0", "votes", "status", "report"])
+def test_head_requests_are_answered_like_get_requests_without_a_body(client, path):
+    answer = client.head(f"/page/{path}")
+    assert (answer.status_code, answer.content) == (client.get(f"/page/{path}").status_code, b"")
+
+
 def test_no_answer_names_paths_machines_or_messages(client):
     texts = [client.get(f"/page/{path}").text for path in ("info", "samples/0", "votes", "status")]
     assert "undecodable" in texts[3]
