@@ -1,6 +1,6 @@
 """Server-sent events: the response, and those of a completion.
 
-A refusal before the first token is an ordinary error response. Later errors are events, after which the stream ends.
+A refusal before the stream starts is an ordinary error response. Later errors are events, after which the stream ends.
 """
 
 from __future__ import annotations
