@@ -12,7 +12,7 @@ from serve.http import routes
 from serve.http.protocol import Answer, Choice, RunModel
 from serve.http.rate_limits import RateLimits
 from serve.keys import Key, KeySource
-from tests.support.asking import chat
+from tests.support.asking import chat, image, text, user
 
 MODELS = [RunModel("before", "m0", "x"), RunModel("after", "m1", "y")]
 SECRETS = {name: f"{name}-secret" for name in ("website", "limited", "prometheus", "operator")}
@@ -260,6 +260,28 @@ def test_version_and_head_requests():
     for path in ("/health", "/ping"):
         answer = client.head(path)
         assert (answer.status_code, answer.content) == (200, b"")
+
+
+class Failing(Model):
+    """A model with a defect."""
+
+    async def caption(self, question):
+        raise RuntimeError("a defect")
+
+
+def test_the_traceback_of_a_failure_is_in_the_log_alone_and_has_no_contents(caplog):
+    caplog.set_level(logging.DEBUG)
+    models = {"before": Failing(), "after": Failing()}
+    app = routes.create_app(MODELS, models, Serve(), "Describe.", KEYED)
+    body = chat(messages=user(image(), text("my-private-text")))
+    answer = TestClient(app, raise_server_exceptions=False).post(
+        "/v1/chat/completions", json=body, headers=bearer("website")
+    )
+    assert answer.status_code == 500
+    assert "defect" not in answer.text
+    assert "RuntimeError: a defect" in caplog.text
+    for hidden in ("my-private-text", "base64,", "website-secret"):
+        assert hidden not in caplog.text
 
 
 def test_the_keys_are_in_no_log(caplog):
