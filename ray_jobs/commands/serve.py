@@ -71,7 +71,7 @@ def serve_models(run: str, overrides: list[str], console: Console, api_key: str 
         else:
             _require_free_port(config)
         with _serving(config, models, keys, cluster.is_local):
-            console.print(usage(config, is_open=keys.is_empty), soft_wrap=True)
+            console.print(usage(config, models, is_open=keys.is_empty), soft_wrap=True)
             threading.Event().wait()
 
 
@@ -107,19 +107,21 @@ def warn_about_access(config: RunConfig, console: Console) -> None:
     console.print(Text.assemble(("warning:", "bold yellow"), message), soft_wrap=True)
 
 
-def usage(config: RunConfig, *, is_open: bool = True) -> str:
+def usage(config: RunConfig, models: Sequence[RunModel], *, is_open: bool = True) -> str:
     """The text printed when the server is ready: its address and a command to copy.
 
     Args:
+        models: the models that are served.
         is_open: whether requests need no key.
     """
     address = f"http://{_reachable(config.serve.host)}:{config.serve.port}"
     key = "" if is_open else f' -H "Authorization: Bearer ${API_KEY}"'
+    roles = ", ".join(model.role for model in models)
     picture = shlex.quote(_example_picture(config))
     body = f"""(printf '{{"image": "data:image/png;base64,'; base64 -w0 {picture}; printf '"}}')"""
     return "\n".join(
         (
-            f"Serving {config.run} at {address}    (OpenAI base URL {address}/v1, models: before, after)",
+            f"Serving {config.run} at {address}    (OpenAI base URL {address}/v1, models: {roles})",
             f"Page: {address}/    (before and after side by side; the run at {address}/runs)",
             "Try it:",
             f"  {body} | curl -s {address}/compare{key} -H 'Content-Type: application/json' -d @-",
