@@ -10,7 +10,7 @@ from jsfree import config
 from jsfree.errors import ConfigError, ModelError, RunError, ServeError
 from jsfree.run.run import Manifest, Run
 from ray_jobs.commands import serve as serve_models
-from serve import deploy
+from serve import deploy, proxy
 from serve.app import Arguments, bind, build, served_models, serving_config
 from serve.http.protocol import RunModel
 from serve.keys import NO_KEYS
@@ -124,6 +124,14 @@ def test_the_written_configuration_has_the_servers_settings(finished_run, tmp_pa
     assert written["applications"][0]["import_path"] == "serve.app:build"
 
 
+def test_the_nodes_of_the_ray_service_have_the_environment_of_jsfree_serve():
+    groups = yaml.safe_load((ROOT / "deploy" / "rayservice.yaml").read_text())["spec"]["rayClusterConfig"]
+    for group in (groups["headGroupSpec"], *groups["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        found = {variable["name"]: variable.get("value") for variable in container["env"]}
+        assert {proxy.VARIABLE: proxy.CALLBACK, **deploy.ENVIRONMENT}.items() <= found.items()
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -176,6 +184,13 @@ def test_a_local_cluster_has_the_cpus_of_all_deployments(finished_run):
     assert serve_models._with_cpus(wanted, models).ray.num_cpus >= 1 + 1 + 1 + 4  # HTTP, before, after, CLIP
     with pytest.raises(ServeError, match=r"clip: 1 x .*serve\.scorer"):
         serve_models.require_capacity(wanted, models, [{"CPU": 3.0}])
+
+
+def test_the_printed_usage_names_the_models(finished_run):
+    config = finished_run.run.config
+    models = [RunModel("before", "m0", "x"), RunModel("m1", "m1", "y", "m0"), RunModel("after", "m2", "z", "m1")]
+    assert "models: before, m1, after)" in serve_models.usage(config, models)
+    assert "models: before, after)" in serve_models.usage(config, [models[0], models[2]])
 
 
 def test_a_port_in_use_is_refused_before_ray_starts(finished_run):
