@@ -15,7 +15,6 @@ from jsfree.errors import RunError
 from jsfree.evaluation import miniworld
 from jsfree.evaluation.labelfree import caption_counts
 from jsfree.evaluation.metrics import LABEL_FREE, TRUTH, Metric
-from jsfree.evaluation.rounds_stop import good_rounds
 from jsfree.evaluation.statistics import FloatArray, Interval, Statistic, bootstrap, divide
 from jsfree.miniworld import world
 from jsfree.report import reading
@@ -89,7 +88,7 @@ def compare_runs(first: Run, second: Run) -> RunComparison:
 
 
 def _result_round(run: Run) -> int:
-    done = [number for number in good_rounds(run, run.rounds()) if reading.evaluated(run, number)]
+    done = reading.evaluated_rounds(run)
     if not done:
         raise RunError(f"{run.folder.uri} has not been evaluated yet", "wait for its first metrics (jsfree watch)")
     return done[-1]

@@ -8,7 +8,6 @@ from typing import Any
 
 from jsfree.errors import JsfreeError
 from jsfree.evaluation.metrics import LABEL_FREE, TRUTH, Metric
-from jsfree.evaluation.rounds_stop import good_rounds
 from jsfree.monitor.status import DONE, RUNNING, UNFINISHED, run_state
 from jsfree.report import reading
 from jsfree.report.benchmarks import FOLDER as EVALUATION
@@ -132,7 +131,7 @@ def result_metrics(run: Run) -> tuple[str, str, list[BeforeAfter]]:
     Raises:
         StorageError: a file of metrics cannot be read.
     """
-    done = [number for number in good_rounds(run, run.rounds()) if reading.evaluated(run, number)]
+    done = reading.evaluated_rounds(run)
     if not done:
         return "", "", []
     folder = run.round(done[-1])
