@@ -103,7 +103,9 @@ def changes(
     pairs = [(known[row["sample_id"]], row) for row in after if row["sample_id"] in known]
     if not pairs:
         raise ConfigError("no image has captions of both models", "compare captions of the same samples")
-    old_NK, new_NK = (np.array([_counts(pair[side], low_score) for pair in pairs], np.float64) for side in (0, 1))
+    old_NK, new_NK = (
+        np.array([caption_counts(pair[side], low_score) for pair in pairs], np.float64) for side in (0, 1)
+    )
     words, sentences, low, repeated, truncated = range(old_NK.shape[1])
     scores = [new["score"] - old["score"] for old, new in pairs if old["sentences"] and new["sentences"]]
     more_NK = new_NK - old_NK
@@ -122,7 +124,7 @@ def changes(
     return {name: interval.as_json() for name, interval in intervals.items()}
 
 
-def _counts(row: ScoredCaptionRow, low_score: float) -> tuple[int, int, int, int, int]:
+def caption_counts(row: ScoredCaptionRow, low_score: float) -> tuple[int, int, int, int, int]:
     """Words, sentences, low sentences, repeated sentences, and whether the caption is truncated."""
     sentences = [sentence["text"] for sentence in row["sentences"]]
     low = sum(sentence["score"] < low_score for sentence in row["sentences"])

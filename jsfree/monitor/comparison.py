@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,16 +13,15 @@ from jsfree import config as configuration
 from jsfree import schemas
 from jsfree.errors import RunError
 from jsfree.evaluation import miniworld
+from jsfree.evaluation.labelfree import caption_counts
 from jsfree.evaluation.metrics import LABEL_FREE, TRUTH, Metric
-from jsfree.evaluation.rounds_stop import good_rounds
 from jsfree.evaluation.statistics import FloatArray, Interval, Statistic, bootstrap, divide
 from jsfree.miniworld import world
 from jsfree.report import reading
 from jsfree.run.run import Run
 from jsfree.run.streaming import scan
-from jsfree.stages.sentences import count_repeated
 
-_COLUMNS = ("one", "scored", "score", "sentences", "low", "words", "repeated", "truncated", "empty")
+_COLUMNS = ("one", "scored", "score", "empty", "words", "sentences", "low", "repeated", "truncated")
 """Numbers of a caption whose sums the label-free metrics are computed from."""
 
 
@@ -30,7 +30,7 @@ class MetricComparison:
     """A metric of both results, each with its 95 % interval.
 
     ``difference`` is second - first on the images that both runs evaluated, with the 95 % interval of a bootstrap over
-    these images; None if there are none, or if the metric is not comparable.
+    these images; None if there are none, or if the metric is undefined or not comparable.
     """
 
     metric: str
@@ -88,7 +88,7 @@ def compare_runs(first: Run, second: Run) -> RunComparison:
 
 
 def _result_round(run: Run) -> int:
-    done = [number for number in good_rounds(run, run.rounds()) if reading.evaluated(run, number)]
+    done = reading.evaluated_rounds(run)
     if not done:
         raise RunError(f"{run.folder.uri} has not been evaluated yet", "wait for its first metrics (jsfree watch)")
     return done[-1]
@@ -122,6 +122,8 @@ def _compare(
     for metric in metrics:
         first, second = (side.get(metric.name) for side in measured)
         difference = differences.get(metric.name)
+        if difference is not None and math.isnan(difference.value):
+            difference = None
         if first is not None or second is not None:
             lines.append(MetricComparison(metric.name, first, second, difference and difference.as_json()))
     return ModeComparison(mode, with_truth, images, lines)
@@ -159,23 +161,18 @@ def _label_free(pairs: Sequence[tuple[Row, Row]], same_scale: bool, low_score: f
     """Differences of the metrics of ``label_free.json``, without those whose scores or thresholds differ."""
     threshold = float("-inf") if low_score is None else low_score
     columns = [[_caption_columns(row, threshold) for row in pair] for pair in pairs]
-    left_out = {"clip_score": not same_scale, "low_clip_sentences": low_score is None}
-    return paired_differences(columns, {name: of for name, of in _STATISTICS.items() if not left_out.get(name)})
+    omitted = {"clip_score": not same_scale, "low_clip_sentences": low_score is None}
+    return paired_differences(columns, {name: of for name, of in _STATISTICS.items() if not omitted.get(name)})
 
 
 def _caption_columns(row: Row, low_score: float) -> tuple[float, ...]:
-    sentences = [sentence["text"] for sentence in row["sentences"]]
-    low = sum(sentence["score"] < low_score for sentence in row["sentences"])
+    is_scored = bool(row["sentences"])
     return (
         1,
-        bool(sentences),
-        row["score"] if sentences else 0.0,
-        len(sentences),
-        low,
-        len(row["text"].split()),
-        count_repeated(sentences),
-        row["finish"] == "length",
+        is_scored,
+        row["score"] if is_scored else 0.0,
         not row["text"].strip(),
+        *caption_counts(row, low_score),  # type: ignore[arg-type]
     )
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from jsfree.errors import JsfreeError
 from jsfree.evaluation.metrics import LABEL_FREE, TRUTH, Metric
-from jsfree.evaluation.rounds_stop import good_rounds
-from jsfree.monitor.status import DONE, RUNNING, run_state
+from jsfree.monitor.status import DONE, RUNNING, UNFINISHED, run_state
 from jsfree.report import reading
+from jsfree.report.benchmarks import FOLDER as EVALUATION
 from jsfree.report.tables import LABEL_FREE_TILES, TILES
 from jsfree.run.folder import Folder
 from jsfree.run.lease import holder
@@ -75,12 +75,16 @@ def list_runs(folder: Folder) -> list[RunSummary]:
 
 
 def _find(folder: Folder, name: str, depth: int) -> Iterator[tuple[str, Folder]]:
-    """Yield the runs at and below a folder with their relative paths; runs inside a run are not listed."""
+    """Yield the runs at and below a folder with their relative paths.
+
+    Runs inside a run and the results of ``jsfree benchmark``, which are also a folder with a configuration, are not
+    listed.
+    """
     if folder.exists(CONFIG) and (folder.exists(RECORD) or any(n.startswith("round-") for n in folder.folders())):
         yield name or folder.uri, folder
     elif depth:
         for child in folder.folders():
-            if not child.startswith("."):
+            if not child.startswith(".") and child != EVALUATION:
                 yield from _find(folder / child, f"{name}/{child}".lstrip("/"), depth - 1)
 
 
@@ -116,7 +120,7 @@ def _stage(record: Mapping[str, Any]) -> str:
         f"{number}/{name}"
         for number, stages in record.get("stages", {}).items()
         for name, entry in stages.items()
-        if entry.get("status") in (RUNNING, "unfinished")
+        if entry.get("status") in (RUNNING, UNFINISHED)
     ]
     return open_stages[-1] if open_stages else ""
 
@@ -127,7 +131,7 @@ def result_metrics(run: Run) -> tuple[str, str, list[BeforeAfter]]:
     Raises:
         StorageError: a file of metrics cannot be read.
     """
-    done = [number for number in good_rounds(run, run.rounds()) if reading.evaluated(run, number)]
+    done = reading.evaluated_rounds(run)
     if not done:
         return "", "", []
     folder = run.round(done[-1])
@@ -140,7 +144,7 @@ def result_metrics(run: Run) -> tuple[str, str, list[BeforeAfter]]:
     return f"m{done[-1]}", mode, metrics
 
 
-def metric_table(runs: list[RunSummary]) -> list[Metric]:
+def measured_metrics(runs: list[RunSummary]) -> list[Metric]:
     """The metrics that any of the runs has, in the order of the metric tables."""
     known = {each.metric for run in runs for each in run.metrics}
     return [metric for metric in dict.fromkeys((*TRUTH, *LABEL_FREE)) if metric.name in known]

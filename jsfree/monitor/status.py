@@ -20,7 +20,7 @@ from jsfree.run.record import read_record
 from jsfree.run.run import Run
 from jsfree.run.stages import PARTS, manifests_of_round, part_of
 
-RUNNING, LOST, WAITING, UNFINISHED, DONE = "running", "lost", "waiting", "unfinished", "done"
+RUNNING, INTERRUPTED, WAITING, UNFINISHED, DONE = "running", "interrupted", "waiting", "unfinished", "done"
 SOURCES = {
     "evaluation_hashes": "evaluation",
     "pairs": "samples",
@@ -46,15 +46,15 @@ class StageStatus:
     label: str
     status: str
     rows: int | None = None
-    rows_in_all: int | None = None
+    rows_total: int | None = None
     rows_failed: int = 0
     shards: int | None = None
-    shards_in_all: int | None = None
+    shards_total: int | None = None
     rows_per_second: float | None = None
     tokens_per_second: float | None = None
     seconds: float | None = None
     """Wall time of a finished stage."""
-    seconds_left: float | None = None
+    seconds_remaining: float | None = None
     replicas: int | None = None
     reused_from: str = ""
 
@@ -63,7 +63,7 @@ class StageStatus:
         """The finished share of the stage, between 0 and 1; None if it is not known."""
         if self.status == DONE:
             return 1.0
-        for done, total in ((self.shards, self.shards_in_all), (self.rows, self.rows_in_all)):
+        for done, total in ((self.shards, self.shards_total), (self.rows, self.rows_total)):
             if done is not None and total:
                 return min(1.0, done / total)
         return None
@@ -84,8 +84,8 @@ class NodeStatus:
 class RunStatus:
     """The state of a run.
 
-    ``state`` is ``running``, ``lost`` (recorded as running, but no driver renews the lease), ``done``, ``failed``,
-    ``stopped`` or ``new`` (nothing was recorded yet).
+    ``state`` is ``running``, ``interrupted`` (recorded as running, but no driver renews the lease), ``done``,
+    ``failed``, ``stopped`` or ``new`` (nothing was recorded yet).
     """
 
     uri: str
@@ -103,16 +103,6 @@ class RunStatus:
     failures: list[Failure]
     training: TrainingStatus | None
     pairs: list[NewestPair]
-
-    @property
-    def running(self) -> list[StageStatus]:
-        """The stages in progress."""
-        return [stage for stage in self.stages if stage.status == RUNNING]
-
-    @property
-    def current(self) -> StageStatus | None:
-        """The stage in progress, or the first that is not done; None if all are done."""
-        return next(iter(self.running), next((stage for stage in self.stages if stage.status != DONE), None))
 
     def as_json(self) -> dict[str, Any]:
         """The status as JSON data, with the finished share of each stage."""
@@ -154,7 +144,7 @@ def read_status(run: Run, *, pairs: int = 3, pictures: bool = False) -> RunStatu
 def run_state(record: Mapping[str, Any], held: Holder | None) -> str:
     """The state of a run, from its ``run.json`` and the holder of its lease."""
     status = str(record.get("status", "new"))
-    return LOST if status == RUNNING and held is None else status
+    return INTERRUPTED if status == RUNNING and held is None else status
 
 
 def _stages(
@@ -206,8 +196,8 @@ def _stage(
             **common,
             status=status,
             rows=training.step,
-            rows_in_all=training.steps,
-            seconds_left=training.seconds_left if is_running else None,
+            rows_total=training.steps,
+            seconds_remaining=training.seconds_remaining if is_running else None,
         )
     shards = _shards(run, number, name)
     if not shards and entry.get("status") is None:
@@ -217,13 +207,13 @@ def _stage(
         **common,
         status=RUNNING if is_running else UNFINISHED,
         rows=progress.get("rows"),
-        rows_in_all=progress.get("rows_in_all"),
+        rows_total=progress.get("rows_in_all"),
         rows_failed=progress.get("rows_failed", 0),
         shards=shards,
-        shards_in_all=_source_shards(run, number, name),
+        shards_total=_source_shards(run, number, name),
         rows_per_second=progress.get("rows_per_second"),
         tokens_per_second=progress.get("tokens_per_second"),
-        seconds_left=progress.get("seconds_left"),
+        seconds_remaining=progress.get("seconds_left"),
         replicas=progress.get("actors"),
     )
 
@@ -239,7 +229,7 @@ def _finished(common: Mapping[str, Any], entry: Mapping[str, Any]) -> StageStatu
         **common,
         status=DONE,
         rows=entry.get("rows_out"),
-        rows_in_all=entry.get("rows_in"),
+        rows_total=entry.get("rows_in"),
         rows_failed=entry.get("rows_failed", 0),
         rows_per_second=entry.get("rows_per_second"),
         tokens_per_second=entry.get("tokens_per_second"),

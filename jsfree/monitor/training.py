@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ class TrainingStatus:
     steps: int | None
     """None if the number of selected pairs is not known."""
     tokens_per_second: float | None
-    seconds_left: float | None
+    seconds_remaining: float | None
     curves: dict[str, list[Point]]
 
 
@@ -59,14 +60,17 @@ def _status(number: int, history: Sequence[Mapping[str, float]], steps: int | No
         step=len(history),
         steps=steps,
         tokens_per_second=history[-1].get("tokens_per_second"),
-        seconds_left=remaining * sum(recent) / len(recent) if recent and remaining is not None else None,
+        seconds_remaining=remaining * sum(recent) / len(recent) if recent and remaining is not None else None,
         curves={name: points for name in CURVES if (points := curve(history, name))},
     )
 
 
 def curve(history: Sequence[Mapping[str, float]], name: str, limit: int = MAX_POINTS) -> list[Point]:
-    """The figure ``name`` of a step log as at most ``limit`` points, each the mean over equally many steps."""
-    logged = [(int(step["step"]), step[name]) for step in history if name in step]
+    """The figure ``name`` of a step log as at most ``limit`` points, each the mean over equally many steps.
+
+    Steps whose figure is not finite, as when training diverges, are left out.
+    """
+    logged = [(int(step["step"]), step[name]) for step in history if name in step and math.isfinite(step[name])]
     points = []
     count = min(limit, len(logged))
     for index in range(count):

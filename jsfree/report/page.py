@@ -64,7 +64,7 @@ def _content(run: Run) -> dict[str, Any]:
     chosen = next((view for view in reversed(views) if view.splits), None)
     scenes_known = bool(truth) and run.config.evaluate.source.kind == "miniworld"
     low_score = next((found["low_score"] for _, found in reversed(without_truth) if "low_score" in found), None)
-    done = [number for number in good if reading.evaluated(run, number)]
+    done = reading.evaluated_rounds(run)
     return {
         "config": run.config,
         "yaml": run.config.to_yaml(),

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jsfree import schemas
+from jsfree.evaluation.rounds_stop import good_rounds
 from jsfree.run.folder import Folder, shard_name
 from jsfree.run.run import Manifest, Run
 from jsfree.run.stages import PARTS
@@ -150,6 +151,11 @@ class StageCost:
 def finished_rounds(run: Run) -> list[int]:
     """Numbers of the rounds with scored pairs or metrics."""
     return [number for number in run.rounds() if run.manifest(number, "scored") or evaluated(run, number)]
+
+
+def evaluated_rounds(run: Run) -> list[int]:
+    """The rounds with metrics whose models the stop rule has not discarded, in order."""
+    return [number for number in good_rounds(run, run.rounds()) if evaluated(run, number)]
 
 
 def evaluated(run: Run, number: int) -> bool:

@@ -1,4 +1,4 @@
-"""The pictures of ``jsfree reconstruct``: each image beside what an image model made of the models' captions."""
+"""The pictures of ``jsfree reconstruct``: each image next to those that an image model made of the models' captions."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 
 from jsfree import schemas
 from jsfree.errors import JsfreeError
+from jsfree.report.benchmarks import FOLDER
 from jsfree.report.pictures import content_uri, data_uri
 from jsfree.run.folder import Folder
 from jsfree.run.run import Run
 from jsfree.run.streaming import scan
 
-FOLDER, SUITE = "evaluation", "reconstruction"
+SUITE = "reconstruction"
 SHOWN = 12
 
 

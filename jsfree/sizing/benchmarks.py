@@ -63,11 +63,14 @@ class BenchmarkCost:
     """What a benchmark takes for all models of a run.
 
     Args:
+        title: of the benchmark.
+        answers: of all models.
         seconds: of one GPU for the answers; None if the captioner does not fit or is not known.
         judge_requests: to the judge.
         prompt_tokens: of these requests.
         reply_tokens: of the replies.
         judge_cost: in the currency of the price table; None without one.
+        known: the source of ``seconds``.
     """
 
     title: str
@@ -98,9 +101,8 @@ def benchmark_costs(
         replies = answers * sum(kind.reply * kind.count for kind in each.requests)
         seconds = None
         if gpu is not None and slots:
-            load = BYTES[config.captioner.dtype] * memory.parameters(shape).total / rates.LOAD_BYTES_A_SECOND
             seconds = _answer_seconds(each, answers, config, shape, lengths, gpu, slots)
-            seconds += models * (load + rates.START_SECONDS)
+            seconds += models * rates.replica_start_seconds(config, shape)
         costs.append(
             BenchmarkCost(
                 each.title,
@@ -135,5 +137,4 @@ def _answer_seconds(
     keys = memory.keys_of(shape, config.captioner.dtype).token_bytes
     read = weights + keys * together * benchmark.beams * (lengths.prefix + lengths.caption / 2)
     steps = answers * lengths.caption / together
-    prefill = 2 * memory.parameters(shape).total * lengths.prefix / (gpu.shares.prefill * gpu.flops)
-    return answers * prefill + steps * read / (gpu.shares.bandwidth * gpu.bandwidth)
+    return answers * rates.prefill_seconds(shape, lengths, gpu) + steps * read / (gpu.shares.bandwidth * gpu.bandwidth)

@@ -159,7 +159,7 @@ def _on_gpu(
     evaluation_slots: int,
 ) -> dict[str, StageTime]:
     generate, score, train = config.generate.resources, _scoring_resources(config), config.train.resources
-    load = BYTES[config.captioner.dtype] * memory.parameters(shape).total / LOAD_BYTES_A_SECOND + START_SECONDS
+    load = replica_start_seconds(config, shape)
     captioning = caption_seconds(config, work, shape, lengths, gpu, slots) if slots else None
     evaluating = _evaluation_seconds(config, work, shape, lengths, gpu, evaluation_slots) if evaluation_slots else None
     by_captioner, scorers = config.score.judge == "captioner", config.clip.scorers
@@ -194,7 +194,7 @@ def caption_seconds(
 ) -> float:
     """Seconds that one replica takes for all pairs: prefills, and decoding steps that read weights, keys and values."""
     workload = DecodingWorkload.for_pairs(config.generate)
-    prefill = work.images * workload.views * _prefill_seconds(shape, lengths, gpu)
+    prefill = work.images * workload.views * prefill_seconds(shape, lengths, gpu)
     paths = workload.views + workload.dual_path_share
     prefixes = READ_SHARE * workload.images_per_slot * workload.views
     return prefill + _steps_seconds(config, shape, lengths, gpu, slots, paths, work.captions, prefixes)
@@ -205,7 +205,7 @@ def _evaluation_seconds(
 ) -> float:
     """The same for evaluation captions, one per image and by the conditional path, and their CLIP scores."""
     views = _evaluation_views(config)
-    prefill = work.evaluated * views * _prefill_seconds(shape, lengths, gpu)
+    prefill = work.evaluated * views * prefill_seconds(shape, lengths, gpu)
     steps = _steps_seconds(config, shape, lengths, gpu, slots, views, work.evaluated, views)
     return prefill + steps + score_seconds(work.evaluated, config, gpu, [config.clip])
 
@@ -216,7 +216,13 @@ def _evaluation_views(config: RunConfig) -> float:
     return sum(counts) / len(counts) if counts else 1.0
 
 
-def _prefill_seconds(shape: CaptionerShape, lengths: Lengths, gpu: GpuKind) -> float:
+def replica_start_seconds(config: RunConfig, shape: CaptionerShape) -> float:
+    """Seconds until a replica has started its processes and read the captioner's weights."""
+    return START_SECONDS + BYTES[config.captioner.dtype] * memory.parameters(shape).total / LOAD_BYTES_A_SECOND
+
+
+def prefill_seconds(shape: CaptionerShape, lengths: Lengths, gpu: GpuKind) -> float:
+    """Seconds of one prefill of image and prompt."""
     return 2 * memory.parameters(shape).total * lengths.prefix / (gpu.shares.prefill * gpu.flops)
 
 

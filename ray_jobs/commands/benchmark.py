@@ -84,6 +84,8 @@ def benchmark(
         console.print(requirements_table([build(name, SuiteOptions()) for name in named], shown))
         return
     folder = data_path(_required(data, "--data, the folder of the suites' files,"))
+    if answers is not None and trained_on:
+        raise ConfigError("--trained-on requires models that are asked here", "omit it, or omit --answers")
     stopped = None
     with _judges(judges or [], folder) as asked:
         options = SuiteOptions(vocabulary, stack, extractor, beams, asked, budget, scoring, vectors, nouns, categories)
@@ -134,10 +136,15 @@ def _questions(
     Raises:
         SourceError: files are missing or wrong, and ``skips`` is False or no suite is left.
     """
+    if skips and not data.exists():
+        raise SourceError(f"{data} does not exist", "correct --data")
     found: list[tuple[Suite, Sequence[Question]]] = []
     for suite in suites:
+        own = suite.folder(data)
         try:
-            found.append((suite, suite.questions(suite.folder(data))))
+            if skips and suite.requires_own_folder and own is data:
+                raise SourceError(f"{data} has no folder {' or '.join(suite.folders)}", "create it, or name the suite")
+            found.append((suite, suite.questions(own)))
         except SourceError as error:
             if not skips:
                 raise

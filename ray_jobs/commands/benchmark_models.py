@@ -13,7 +13,7 @@ from rich.console import Console
 from jsfree import config as configuration
 from jsfree.checks.findings import Verdict
 from jsfree.checks.judge import check_judge
-from jsfree.errors import ConfigError, JudgeError
+from jsfree.errors import ConfigError, JsfreeError, JudgeError, StageError
 from jsfree.evaluation.benchmarks.base import Answer, Question, Suite
 from jsfree.evaluation.benchmarks.contamination import Contamination, TrainedImages, keys_of
 from jsfree.evaluation.benchmarks.data_paths import DataPath
@@ -32,7 +32,7 @@ from ray_jobs.stages.answering import answer_questions, answering_session, model
 class Models:
     """The models to measure, the seed first, and a configuration.
 
-    ``trained`` has the images that the rounds of their run, or the models before, were trained on.
+    ``trained`` has the images that the rounds of their run trained on, and those listed with ``--trained-on``.
     """
 
     config: configuration.RunConfig
@@ -47,21 +47,21 @@ def measure_models(
     views: int,
     max_new_tokens: int | None,
     console: Console,
-) -> tuple[dict[str, dict[str, Any]], JudgeError | None]:
+) -> tuple[dict[str, dict[str, Any]], JsfreeError | None]:
     """Let models answer the questions of suites, and write and return the results by suite and model.
 
-    The other suites are still measured if a judge stops; its error is returned.
+    The other suites are still measured if a judge stops or no answer can be scored; the first error is returned.
     """
     report_on_judges([suite for suite, _ in asked], console)
     results: dict[str, dict[str, Any]] = {}
-    stopped = None
+    stopped: JsfreeError | None = None
     with answering_session(measured.config, measured.models, Reporter(console)) as current:
         for suite, questions in asked:
             try:
                 results[suite.name] = _measure(
                     current, suite, questions, suite.folder(data), measured, views, max_new_tokens
                 )
-            except JudgeError as error:
+            except (JudgeError, StageError) as error:
                 stopped = stopped or error
     return results, stopped
 
@@ -81,11 +81,16 @@ def _measure(
     results: dict[str, Any] = {}
     for each in answer_questions(current, suite.name, questions, generation, views, measured.models):
         answers = suite.as_answers(folder, each.answers)
+        found = suite.score(folder, answers)
+        if not found.rows:
+            reason = f": {found.errors[0]['message']}" if found.errors else ""
+            problem = f"{suite.title}: no answer of {each.model} could be scored{reason}"
+            raise StageError(problem, "correct the cause, and run the command again")
         result = Result(
             suite,
             each.model,
             answers,
-            suite.score(folder, answers),
+            found,
             each.generation,
             len(questions),
             each.failed,

@@ -11,7 +11,7 @@ from jsfree.evaluation.benchmarks.registry import BUILDERS
 
 DEFAULT_RUN = "runs/benchmark"
 ALL = "all"
-"""In the place of suites: all of them whose files are there."""
+"""In the place of suites: all of them whose files are present."""
 SIMULATED = "miniworld"
 """In the place of a judge's settings: the simulated judge for the scenes of the data folder."""
 

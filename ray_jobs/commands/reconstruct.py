@@ -64,6 +64,6 @@ def _painter(named: str) -> Painter:
         from jsfree.evaluation.benchmarks.miniworld_painter import ScenePainter
 
         return ScenePainter()
-    from jsfree.judge.painting import ImagePainter, read_painter_settings
+    from jsfree.evaluation.benchmarks.image_painter import ImagePainter, read_painter_settings
 
     return ImagePainter(read_painter_settings(named))

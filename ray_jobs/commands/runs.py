@@ -14,7 +14,7 @@ from rich.text import Text
 from jsfree.errors import ConfigError, RunError
 from jsfree.evaluation.metrics import LABEL_FREE, MISSING, TRUTH, Metric
 from jsfree.monitor.comparison import MetricComparison, ModeComparison, RunComparison, compare_runs
-from jsfree.monitor.runs import BeforeAfter, RunSummary, list_runs, metric_table
+from jsfree.monitor.runs import BeforeAfter, RunSummary, list_runs, measured_metrics
 from jsfree.run.folder import Folder
 from jsfree.run.run import Run
 from ray_jobs.commands.options import AsJson, Debug, set_log_level
@@ -68,7 +68,7 @@ def _console() -> Console:
 
 
 def _runs_table(found: Sequence[RunSummary], uri: str) -> Table:
-    metrics = [metric for metric in metric_table(list(found)) if not metric.secondary]
+    metrics = [metric for metric in measured_metrics(list(found)) if not metric.secondary]
     table = Table(title=f"Runs in {uri}: metrics of m0 → result, first evaluation mode", title_justify="left")
     table.add_column("run", no_wrap=True)
     for title in ("state", "rounds"):

@@ -16,8 +16,8 @@ from jsfree.run.run import Run
 from ray_jobs.commands.options import AsJson, Debug, ExistingRun, set_log_level
 from ray_jobs.commands.watch_view import view
 
-Every = Annotated[float, typer.Option("--every", min=0.5, metavar="SECONDS", help="Time between two looks at the run.")]
-Once = Annotated[bool, typer.Option("--once", help="Show the run once, as without a terminal.")]
+Every = Annotated[float, typer.Option("--every", min=0.5, metavar="SECONDS", help="Seconds between updates.")]
+Once = Annotated[bool, typer.Option("--once", help="Print the state once and exit.")]
 Pairs = Annotated[int, typer.Option("--pairs", min=0, help="Number of newest pairs to show.")]
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jsfree.monitor.newest import NewestPair
-from jsfree.monitor.status import DONE, LOST, RUNNING, WAITING, NodeStatus, RunStatus, StageStatus
+from jsfree.monitor.status import DONE, INTERRUPTED, RUNNING, WAITING, NodeStatus, RunStatus, StageStatus
 from jsfree.monitor.training import Point, TrainingStatus
 from jsfree.report.reading import Failure
 from jsfree.report.tables import duration
@@ -18,8 +18,8 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 BAR = 20
 """Characters of a progress bar."""
 SHOWN_FAILURES = 5
-STATE_STYLES = {RUNNING: "bold cyan", DONE: "bold green", "failed": "bold red", LOST: "bold red"}
-STATE_WORDS = {LOST: "its driver has stopped without recording it; resume it with `jsfree run`"}
+STATE_STYLES = {RUNNING: "bold cyan", DONE: "bold green", "failed": "bold red", INTERRUPTED: "bold red"}
+STATE_WORDS = {INTERRUPTED: "its driver has stopped without recording it; resume it with `jsfree run`"}
 SYMBOLS = {DONE: "✓", RUNNING: "▶", WAITING: "·"}
 CURVES = {
     "loss": "loss",
@@ -86,8 +86,8 @@ def _stage(stage: StageStatus, *, several: bool) -> list[Text]:
     style = {WAITING: "dim", RUNNING: "bold"}.get(stage.status, "")
     name = f"{SYMBOLS.get(stage.status, '!')} {f'{stage.round}/' if several else ''}{stage.name}"
     rows = "" if stage.rows is None else f"{stage.rows:,}"
-    if stage.rows is not None and stage.status != DONE and stage.rows_in_all is not None:
-        rows += f" / {stage.rows_in_all:,}{' steps' if stage.name == 'train' else ''}"
+    if stage.rows is not None and stage.status != DONE and stage.rows_total is not None:
+        rows += f" / {stage.rows_total:,}{' steps' if stage.name == 'train' else ''}"
     cells = [
         rows,
         str(stage.rows_failed) if stage.rows_failed else "",
@@ -111,7 +111,7 @@ def _progress(stage: StageStatus) -> Text:
 def _time(stage: StageStatus) -> str:
     if stage.status == DONE:
         return duration(stage.seconds or 0.0)
-    return "" if stage.seconds_left is None else f"{duration(stage.seconds_left)} left"
+    return "" if stage.seconds_remaining is None else f"{duration(stage.seconds_remaining)} left"
 
 
 def _nodes(nodes: Sequence[NodeStatus]) -> str:
@@ -134,11 +134,13 @@ def _failures(failures: Sequence[Failure]) -> Text:
 def _training(training: TrainingStatus, width: int) -> Text:
     steps = f" of {training.steps}" if training.steps is not None else ""
     lines = [f"training of round {training.round}: step {training.step}{steps}"]
-    room = max(10, min(60, width - 50))
+    plot_width = max(10, min(60, width - 50))
     for name, label in CURVES.items():
         points = training.curves.get(name, [])
         if points:
-            lines.append(f"  {label:<16} {points[0].value:>8.3f} {sparkline(points, room)} {points[-1].value:.3f}")
+            lines.append(
+                f"  {label:<16} {points[0].value:>8.3f} {sparkline(points, plot_width)} {points[-1].value:.3f}"
+            )
     return Text("\n".join(lines))
 
 

@@ -7,7 +7,7 @@ const CURVES = {
   margin: "Reward margin",
   nll: "NLL per token",
 };
-const STATES = { lost: "its driver has stopped; resume it with `jsfree run`", new: "nothing is recorded yet" };
+const STATES = { interrupted: "its driver has stopped; resume it with `jsfree run`", new: "nothing is recorded yet" };
 const SVG = "http://www.w3.org/2000/svg";
 
 function duration(seconds) {
@@ -19,14 +19,14 @@ function duration(seconds) {
 
 function stageRow(stage, several) {
   const open = stage.status !== "done";
-  const rows = stage.rows === null ? "" : open && stage.rows_in_all ? `${number(stage.rows)} / ${number(stage.rows_in_all)}` : number(stage.rows);
+  const rows = stage.rows === null ? "" : open && stage.rows_total ? `${number(stage.rows)} / ${number(stage.rows_total)}` : number(stage.rows);
   const name = el("th", { scope: "row" }, (several ? stage.round + "/" : "") + stage.name);
   if (stage.label) name.append(el("span", { className: "note" }, stage.label));
   const share = el("td");
   if (stage.share !== null && open) {
     share.append(el("progress", { value: stage.share, max: 1, "aria-label": `Progress of ${stage.name}` }), ` ${number(100 * stage.share)} %`);
   }
-  const time = open ? (stage.seconds_left === null ? "" : duration(stage.seconds_left) + " left") : duration(stage.seconds);
+  const time = open ? (stage.seconds_remaining === null ? "" : duration(stage.seconds_remaining) + " left") : duration(stage.seconds);
   const cells = [rows, number(stage.rows_failed || null), number(stage.rows_per_second, 1), number(stage.tokens_per_second || null), number(stage.replicas), time];
   const state = stage.reused ? "taken from another run" : stage.status;
   return el("tr", { className: stage.status }, name, el("td", {}, state), share, ...cells.map((cell) => el("td", {}, cell)));

@@ -28,6 +28,8 @@ def folder(one_round, tmp_path_factory):
     (folder / "broken" / "run.json").write_text("{}")
     (folder / "others").mkdir()
     (folder / "others" / "config.yaml").write_text("a program's own settings\n")
+    evaluation = Run.open(config.build({"run": str(folder / "benchmark" / "evaluation")}, where="test"))
+    update_record(evaluation, status="done", created="2026-11-04T00:00:00+00:00")
     return folder
 
 
@@ -38,7 +40,7 @@ def test_runs_are_found_at_several_levels_the_newest_first(folder):
 
 def test_a_run_has_its_state_rounds_and_current_stage(folder):
     runs = {run.name: run for run in list_runs(Folder(str(folder)))}
-    assert (runs["begun"].state, runs["begun"].stage, runs["begun"].rounds) == ("lost", "round-1/pairs", 3)
+    assert (runs["begun"].state, runs["begun"].stage, runs["begun"].rounds) == ("interrupted", "round-1/pairs", 3)
     assert (runs["first"].state, runs["first"].rounds_done, runs["first"].result) == ("done", 1, "m1")
     assert (runs["nested/deep/second"].state, runs["nested/deep/second"].error) == ("failed", "disk full")
     assert runs["broken"].state == "unreadable"

@@ -1,6 +1,7 @@
 """The status of a run is read from its files alone: while it works, after its driver died, and after the fact."""
 
 import json
+import math
 import shutil
 
 import pyarrow as pa
@@ -91,11 +92,11 @@ def test_a_running_stage_has_its_shards_rates_and_replicas(tmp_path, one_round):
     with Lease(run.folder):
         status = read_status(run)
     assert status.state == "running"
-    assert status.current.name == "pairs"
-    pairs = status.current
-    assert (pairs.shards, pairs.shards_in_all, pairs.share) == (2, 3, pytest.approx(2 / 3))
-    assert (pairs.rows, pairs.rows_in_all, pairs.rows_failed, pairs.replicas) == (80, 120, 2, 3)
-    assert (pairs.rows_per_second, pairs.seconds_left) == (4.0, 10.0)
+    (pairs,) = (stage for stage in status.stages if stage.status == "running")
+    assert pairs.name == "pairs"
+    assert (pairs.shards, pairs.shards_total, pairs.share) == (2, 3, pytest.approx(2 / 3))
+    assert (pairs.rows, pairs.rows_total, pairs.rows_failed, pairs.replicas) == (80, 120, 2, 3)
+    assert (pairs.rows_per_second, pairs.seconds_remaining) == (4.0, 10.0)
     waiting = {(stage.round, stage.name) for stage in status.stages if stage.status == "waiting"}
     assert {(1, "scored"), (1, "train"), (2, "samples")} <= waiting
 
@@ -111,11 +112,11 @@ def test_a_stage_that_another_one_makes_along_is_seen_by_its_shards(tmp_path, on
     assert stages["scored"].share == pytest.approx(1 / 2)
 
 
-def test_a_run_whose_driver_died_is_lost_and_its_stage_unfinished(tmp_path, one_round):
+def test_a_run_whose_driver_died_is_interrupted_and_its_stage_unfinished(tmp_path, one_round):
     run = begin(tmp_path, one_round, shards_of_pairs=2)
     record_progress(run, [(1, "pairs")], PROGRESS)
     status = read_status(run)
-    assert status.state == "lost"
+    assert status.state == "interrupted"
     pairs = next(stage for stage in status.stages if stage.name == "pairs")
     assert pairs.status == "unfinished"
     assert pairs.rows_per_second is None
@@ -130,8 +131,8 @@ def test_a_running_training_has_steps_and_time_left(tmp_path, one_round):
     with Lease(run.folder):
         status = read_status(run)
     train = next(stage for stage in status.stages if (stage.round, stage.name) == (1, "train"))
-    assert (train.status, train.rows, train.rows_in_all) == ("running", 10, planned)
-    assert train.seconds_left == pytest.approx(2.0 * (planned - 10))
+    assert (train.status, train.rows, train.rows_total) == ("running", 10, planned)
+    assert train.seconds_remaining == pytest.approx(2.0 * (planned - 10))
 
 
 def test_the_newest_pairs_come_from_the_last_shard_of_scores(finished):
@@ -182,6 +183,11 @@ def test_a_curve_averages_equal_parts_and_keeps_the_last_step():
     assert sum(point.value for point in points) / len(points) == pytest.approx(499.5, abs=1)
     assert [point.value for point in curve(history[:3], "loss")] == [0.0, 1.0, 2.0]
     assert curve(history, "nll") == []
+
+
+def test_figures_that_are_not_finite_are_left_out_of_a_curve():
+    history = [{"step": step, "loss": value} for step, value in enumerate((0.7, math.nan, 0.5, math.inf))]
+    assert [(point.step, point.value) for point in curve(history, "loss")] == [(0, 0.7), (2, 0.5)]
 
 
 def test_the_status_is_json_data(finished):

@@ -140,6 +140,11 @@ class Suite(ABC):
     folders: ClassVar[tuple[str, ...]] = ()
     """Subfolders of a folder with the files of several suites, in which this one's are looked for."""
 
+    @property
+    def requires_own_folder(self) -> bool:
+        """Whether any folder looks like its data, so that it is one of "all" suites only with a folder of its own."""
+        return False
+
     def folder(self, data: DataPath) -> DataPath:
         """The folder of this suite's files: one of ``folders`` in ``data`` if there is one, otherwise ``data``."""
         return next((data / name for name in self.folders if (data / name).is_dir()), data)

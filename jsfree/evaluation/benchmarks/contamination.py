@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jsfree import schemas
+from jsfree.errors import ConfigError
 from jsfree.evaluation.benchmarks.base import Answer, Question, Suite
 from jsfree.run.folder import Folder
 from jsfree.run.run import Run
@@ -67,7 +68,7 @@ class TrainedImages:
         rounds: number of rounds.
         hashes: of the files.
         coco: numbers of COCO images.
-        unhashed: images without a hash.
+        unhashed: number of training images without a hash, one for each selected pair.
         lists: files with the names of further images.
     """
 
@@ -81,9 +82,18 @@ class TrainedImages:
         """These images and the COCO images that are named in files of any format, read in parts.
 
         Raises:
+            ConfigError: a file names none.
             StorageError: a file cannot be read.
         """
-        numbers = {number for path in paths for number in _numbers_in(path)}
+        numbers: set[int] = set()
+        for path in paths:
+            named = set(_numbers_in(path))
+            if not named:
+                raise ConfigError(
+                    f"--trained-on {path} names no COCO image such as train2017/000000000042.jpg",
+                    "name an uncompressed list of the training images",
+                )
+            numbers |= named
         return replace(self, coco=self.coco | numbers, lists=(*self.lists, *paths))
 
     @classmethod
@@ -94,13 +104,17 @@ class TrainedImages:
             StorageError: a table cannot be read.
         """
         rounds = [number for number in run.rounds() if run.manifest(number, "train") is not None]
-        keys = {key for number in rounds for key in _image_keys(run, number)}
-        return cls(
-            len(rounds),
-            frozenset(key.sha256 for key in keys if key.sha256 is not None),
-            frozenset(key.coco for key in keys if key.coco is not None),
-            sum(key.sha256 is None for key in keys),
-        )
+        hashes: set[str] = set()
+        numbers: set[int] = set()
+        unhashed = 0
+        for key in (key for number in rounds for key in _image_keys(run, number)):
+            if key.sha256 is None:
+                unhashed += 1
+            else:
+                hashes.add(key.sha256)
+            if key.coco is not None:
+                numbers.add(key.coco)
+        return cls(len(rounds), frozenset(hashes), frozenset(numbers), unhashed)
 
     def find(self, images: Mapping[str, ImageKeys]) -> Contamination:
         """The images of a benchmark, by their ids, that were trained on."""

@@ -80,5 +80,5 @@ class RemotePath:
 
 
 def data_path(uri: str) -> DataPath:
-    """The path of a local path or a URI such as ``s3://bucket/folder``."""
-    return RemotePath(uri) if is_remote(uri) else Path(local_path(uri)).expanduser()
+    """The absolute path of a local path, or a URI such as ``s3://bucket/folder``."""
+    return RemotePath(uri) if is_remote(uri) else Path(local_path(uri)).expanduser().absolute()

@@ -154,6 +154,11 @@ class IC(Suite):
         return (self.judge,) if self.second is None else (self.judge, self.second)
 
     @property
+    def requires_own_folder(self) -> bool:
+        """Unless the categories are declared: every folder of images looks like one."""
+        return self.categories is None
+
+    @property
     def protocol(self) -> Mapping[str, Any]:
         """The form, the scale and the prompts."""
         return {
@@ -171,7 +176,8 @@ class IC(Suite):
         Raises:
             SourceError: there are no folders with images, or fewer images than ``categories`` declares.
         """
-        names = self.categories or sorted(each.name for each in data.iterdir() if each.is_dir())
+        entries = data.iterdir() if data.is_dir() else ()
+        names = self.categories or sorted(each.name for each in entries if each.is_dir())
         found = [(f"{name}/{path.name}", path) for name in names for path in self._images(data / name)]
         if not found:
             raise SourceError(
@@ -284,7 +290,7 @@ def read_categories(path: str) -> dict[str, int]:
     """Read a YAML file with the number of images of each category.
 
     Raises:
-        ConfigError: the file cannot be read, or a number is none.
+        ConfigError: the file cannot be read, or a count is not a positive integer.
     """
     try:
         content = data_path(path).read_bytes()

@@ -108,7 +108,7 @@ class PopeQuestion:
 
 @dataclass(frozen=True)
 class Pope(Suite):
-    """POPE with those of some kinds of questions whose files are there, read in one way.
+    """POPE with the kinds of questions whose files are present, read in one way.
 
     With several kinds, ids of questions are ``<kind>/<id of the file>``; with one kind, they are those of its file.
     """
@@ -130,10 +130,9 @@ class Pope(Suite):
 
     @property
     def protocol(self) -> Mapping[str, Any]:
-        """Kinds, the way to read answers, and what is appended to questions."""
+        """The way to read answers, and what is appended to questions; notes name the kinds of questions."""
         reader = SCORINGS[self.scoring]
         return {
-            "kinds": list(self.kinds),
             "scoring": self.scoring,
             "scoring_is": reader.meaning,
             "suffix": reader.suffix,

@@ -7,7 +7,6 @@ vectors of both images; on MiniWorld also the overlap of the scenes.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ from jsfree.evaluation.benchmarks.base import Answer, Generation, Measured, Ques
 from jsfree.evaluation.benchmarks.data_paths import DataPath
 from jsfree.evaluation.benchmarks.measuring import CountRow, Measure, ratio
 from jsfree.evaluation.metrics import Metric
-from jsfree.images.decoding import check_image, load_image
+from jsfree.images.decoding import load_image
 from jsfree.run.folder import Folder
-from jsfree.schemas import ErrorRow, Sample, error_row
+from jsfree.schemas import ErrorRow, ImageRef, Sample, error_row
 from jsfree.stages.scoring import ClipScorer
 
 READERS = 4
@@ -159,8 +158,8 @@ def _picture(painted: bytes | RowError, answer: Answer, limits: Source) -> tuple
     """A picture with its content, checked as any image from outside."""
     if isinstance(painted, RowError):
         return painted
+    picture: ImageRef = {"id": f"the picture of {answer.question_id}", "uri": None, "bytes": painted, "sha256": None}
     try:
-        check_image(painted, f"the picture of {answer.question_id}", limits)
-        return painted, Image.open(io.BytesIO(painted)).convert("RGB")
+        return painted, load_image(picture, limits).image
     except RowError as error:
         return error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from jsfree.errors import ConfigError
@@ -31,8 +32,8 @@ class SuiteOptions:
         stack: implementation of CHAIR.
         extractor: how Object HalBench finds objects in answers.
         beams: beams of Object HalBench.
-        judges: settings, or files of them, of the judge of IC and MMHal-Bench, and of a second one whose agreement with
-            it is reported; without any, the default judge.
+        judges: settings, or files of them, of the judge of IC, MMHal-Bench and Object HalBench, and of a second one
+            whose agreement with it on IC and MMHal-Bench is reported; without any, the default judge.
         budget: maximum cost of each judge; None: that of its settings.
         scoring: how answers to POPE are read.
         vectors: word vectors of AMBER; None leaves similarities out.
@@ -51,6 +52,19 @@ class SuiteOptions:
     nouns: str = "rule"
     categories: str | None = None
 
+    @cached_property
+    def open_judges(self) -> tuple[Judge, Judge | None]:
+        """The judge, and the second one if there is one; all suites share them, with their budget and counts.
+
+        Raises:
+            ConfigError: there are more, or the settings of one are wrong.
+        """
+        if len(self.judges) > 2:
+            raise ConfigError(f"{len(self.judges)} judges are named", "name one, or two to see how they agree")
+        report = logging.getLogger(__name__).info
+        first, *others = [Judge(_settings(named, self.budget), report) for named in self.judges or (None,)]
+        return first, others[0] if others else None
+
 
 def _chair(options: SuiteOptions) -> Suite:
     stack: Stack = _choice("--stack", options.stack, STACKS)
@@ -59,7 +73,7 @@ def _chair(options: SuiteOptions) -> Suite:
 
 def _halbench(options: SuiteOptions) -> Suite:
     extractor: Extractor = _choice("--extractor", options.extractor, EXTRACTORS)
-    judge = _judges(options)[0] if extractor == "judge" else None
+    judge = options.open_judges[0] if extractor == "judge" else None
     return HalBench(vocabulary.load(options.vocabulary, all_phrases=True), extractor, options.beams, judge)
 
 
@@ -74,26 +88,13 @@ def _amber(options: SuiteOptions) -> Suite:
 
 
 def _mmhal(options: SuiteOptions) -> Suite:
-    return MMHal(*_judges(options))
+    return MMHal(*options.open_judges)
 
 
 def _ic(options: SuiteOptions) -> Suite:
-    judge, second = _judges(options)
+    judge, second = options.open_judges
     categories = None if options.categories is None else read_categories(options.categories)
     return IC(judge, second=second, categories=categories)
-
-
-def _judges(options: SuiteOptions) -> tuple[Judge, Judge | None]:
-    """The judge, and the second one if there is one.
-
-    Raises:
-        ConfigError: there are more, or the settings of one are wrong.
-    """
-    if len(options.judges) > 2:
-        raise ConfigError(f"{len(options.judges)} judges are named", "name one, or two to see how they agree")
-    report = logging.getLogger(__name__).info
-    judges = [Judge(_settings(named, options.budget), report) for named in options.judges or (None,)]
-    return judges[0], judges[1] if len(judges) > 1 else None
 
 
 def _settings(named: str | JudgeSettings | None, budget: float | None) -> JudgeSettings:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from jsfree import schemas
+from jsfree.errors import ConfigError
 from jsfree.evaluation.benchmarks import contamination, vocabulary
 from jsfree.evaluation.benchmarks.base import Answer, Question
 from jsfree.evaluation.benchmarks.chair import Chair
@@ -103,3 +104,19 @@ def test_coco_images_are_found_in_a_list_of_any_format(tmp_path, monkeypatch):
     found = trained.find({"39": ImageKeys(None, 39), "40": ImageKeys(None, 40)})
     assert found.found == ["39"]
     assert f"1 of 2 images were trained on in {path} (0 by hash, 1 by COCO number)" in str(found)
+
+
+def test_a_list_that_names_no_coco_image_is_refused(tmp_path):
+    path = tmp_path / "mix.json.gz"
+    path.write_bytes(b"\x1f\x8b not a list")
+    with pytest.raises(ConfigError, match=r"mix\.json\.gz names no COCO image"):
+        TrainedImages(0, frozenset(), frozenset()).with_lists([str(path)])
+
+
+def test_every_pair_without_a_hash_is_counted(tmp_path):
+    run = example_run.build(tmp_path / "run", errors=False)
+    rows = run.stage(1, "selected").read_shards(schemas.SELECTED).to_pylist()
+    for row in rows:
+        row["image"] = {**row["image"], "sha256": None}
+    example_run.write_rows(run, 1, "selected", rows, schemas.SELECTED)
+    assert TrainedImages.of_run(run).unhashed == len(rows) > 1

@@ -11,10 +11,10 @@ import pytest
 from jsfree import config
 from jsfree.errors import ConfigError, JudgeError, RowError
 from jsfree.evaluation.benchmarks.base import Answer
+from jsfree.evaluation.benchmarks.image_painter import ImagePainter, PainterSettings, read_painter_settings
 from jsfree.evaluation.benchmarks.measuring import CountTable, measure
 from jsfree.evaluation.benchmarks.miniworld_painter import ScenePainter, scene_of
 from jsfree.evaluation.benchmarks.reconstruction import Reconstruction
-from jsfree.judge.painting import ImagePainter, PainterSettings, read_painter_settings
 from jsfree.miniworld.world import caption, png_bytes, scene, true_caption
 from jsfree.run.folder import Folder
 
@@ -83,7 +83,7 @@ class ImageServer:
     """Draws every prompt as the same scene, and speaks the images API; ``status`` is that of its responses."""
 
     def __init__(self):
-        self.prompts, self.status = [], 200
+        self.prompts, self.status, self.picture = [], 200, png_bytes(SCENES[0])
 
     @contextlib.contextmanager
     def serve(self):
@@ -93,7 +93,7 @@ class ImageServer:
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 owner.prompts.append(body["prompt"])
-                picture = base64.b64encode(png_bytes(SCENES[0])).decode()
+                picture = base64.b64encode(owner.picture).decode()
                 content = {"created": 0, "data": [{"b64_json": picture}]} if owner.status == 200 else {"error": {}}
                 self.send_response(owner.status)
                 self.send_header("Content-Type", "application/json")
@@ -140,6 +140,35 @@ def test_refused_captions_are_error_rows_and_a_refused_key_stops(tmp_path):
         server.status = 401
         with pytest.raises(JudgeError, match="JSFREE_PAINTER_API_KEY"):
             painter.paint(["A red cup."])
+
+
+def test_a_damaged_picture_is_an_error_row_and_is_not_stored(tmp_path):
+    server = ImageServer()
+    server.picture = server.picture[: len(server.picture) // 2]
+    with server.serve() as url:
+        settings = PainterSettings(url=url, model="painter", cache=str(tmp_path / "cache"), attempts=1)
+        suite = suite_with(ImagePainter(settings), tmp_path)
+        answers = [Answer(each.question_id, each.image["id"], "A red cup.") for each in suite.questions(tmp_path)[:1]]
+        assert [error["kind"] for error in suite.score(tmp_path, answers).errors] == ["undecodable"]
+        server.picture = png_bytes(SCENES[0])
+        assert len(suite_with(ImagePainter(settings), tmp_path).score(tmp_path, answers).rows) == 1
+
+
+def test_equal_captions_are_painted_once_and_refused_ones_are_not_paid(tmp_path):
+    server = ImageServer()
+    with server.serve() as url:
+        painter = ImagePainter(
+            PainterSettings(url=url, model="painter", cache=str(tmp_path), price=1.0, budget=1.0, attempts=1)
+        )
+        server.status = 429
+        (failed,) = painter.paint(["A cat."])
+        assert isinstance(failed, RowError)
+        assert failed.kind == "rate_limit"
+        server.status = 200
+        first, second = painter.paint(["A red cup.", "A red cup."])
+    assert first == second == server.picture
+    assert server.prompts.count(server.prompts[-1]) == 1
+    assert painter.summary().startswith("1 new pictures, 1.00 spent")
 
 
 def test_the_budget_of_pictures_is_kept(tmp_path):

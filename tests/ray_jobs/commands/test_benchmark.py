@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from jsfree import config as configuration
 from jsfree.errors import ConfigError, SourceError
 from jsfree.evaluation import miniworld
+from jsfree.evaluation.benchmarks.registry import SuiteOptions, build
 from jsfree.miniworld import world
 from jsfree.miniworld.exporting import export_scenes
 from jsfree.run.folder import Folder, shard_name
@@ -181,6 +182,18 @@ def test_all_skips_suites_without_files_and_says_so(data, tmp_path, monkeypatch)
     assert "chair" in asked
     assert "mmhal" not in asked
     assert "skipped: mmhal" in printed
+    assert "ic" not in asked  # any folder of images looks like a category
+    with pytest.raises(SourceError, match="does not exist"):
+        benchmark("all", "--model", "miniworld:captioner", "--data", data / "typo")
+    (data / "ic" / "people").mkdir(parents=True)
+    (data / "ic" / "people" / "1.png").touch()
+    benchmark("all", "--model", "miniworld:captioner", "--data", data)
+    assert "ic" in asked
+
+
+def test_all_suites_of_a_command_share_their_judge():
+    options = SuiteOptions()
+    assert build("mmhal", options).judges == build("ic", options).judges == (options.open_judges[0],)
 
 
 @pytest.mark.slow

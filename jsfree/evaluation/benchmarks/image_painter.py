@@ -19,9 +19,10 @@ import openai
 from pydantic import Field
 
 from jsfree.config.loading import validate
-from jsfree.config.settings import Positive, Section
+from jsfree.config.settings import Positive, Section, Source
 from jsfree.config.strict_yaml import read_mapping
 from jsfree.errors import ConfigError, JudgeError, RowError
+from jsfree.images.decoding import load_image
 from jsfree.judge.settings import PositiveNumber
 from jsfree.run.folder import Folder
 from jsfree.texts import printable
@@ -100,7 +101,7 @@ class ImagePainter:
         }
 
     def overlap(self, image_id: str, caption: str) -> dict[str, float]:  # noqa: ARG002
-        """Nothing: what pictures show is not known."""
+        """Return no counts: the objects in a generated picture are unknown."""
         return {}
 
     def summary(self) -> str:
@@ -114,8 +115,10 @@ class ImagePainter:
         Raises:
             JudgeError: no request can succeed, or the budget is spent. Pictures received are stored.
         """
+        distinct = list(dict.fromkeys(captions))
         with ThreadPoolExecutor(self.settings.concurrency, "paint") as workers:
-            return list(workers.map(self._picture, captions))
+            pictures = dict(zip(distinct, workers.map(self._picture, distinct), strict=True))
+        return [pictures[caption] for caption in captions]
 
     def _picture(self, caption: str) -> bytes | RowError:
         prompt = PROMPT.format(caption=caption[:MAX_CHARACTERS])
@@ -126,16 +129,23 @@ class ImagePainter:
             with self._lock:
                 self.stored += 1
             return self.folder.read(name)
+        self._reserve()
         try:
             picture = self._request(prompt)
-        except RowError as error:
+        except (RowError, JudgeError) as error:
+            self._release()
+            if isinstance(error, JudgeError):
+                raise
+            return error
+        try:
+            load_image({"id": name, "uri": None, "bytes": picture, "sha256": None}, Source())
+        except RowError as error:  # paid, but not stored: the next command asks again
             return error
         self.folder.write(name, picture)
         return picture
 
     def _request(self, prompt: str) -> bytes:
         settings = self.settings
-        self._reserve()
         optional: dict[str, Any] = {"response_format": settings.response_format} if settings.response_format else {}
         try:
             response = self._api.images.generate(
@@ -166,10 +176,17 @@ class ImagePainter:
                 )
             self.paid += 1
 
+    def _release(self) -> None:
+        """Count a picture that was not made as not paid."""
+        with self._lock:
+            self.paid -= 1
+
     def _failed(self, error: openai.APIStatusError) -> RowError | JudgeError:
         text = f"{self.settings.url}: HTTP {error.status_code}: {self._without_key(error.message)}"
         if error.status_code in (401, 403, 404) or error.code == "insufficient_quota":
             return JudgeError(text, f"correct 'url' and 'model', or {self.settings.api_key_variable}")
+        if error.status_code == 429:
+            return RowError("rate_limit", text)
         return RowError("rejected" if error.status_code < 500 else "server_error", text)
 
     def _without_key(self, text: str) -> str:
