@@ -52,8 +52,10 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def written(folder: Path) -> dict[str, int]:
-    """When each finished shard and manifest below a folder was written."""
-    files = [*folder.rglob("shard-*.parquet"), *folder.rglob("_manifest.json")]
+    """When each file of the finished stages below a folder was written."""
+    files = [
+        file for manifest in folder.rglob("_manifest.json") for file in manifest.parent.iterdir() if file.is_file()
+    ]
     return {str(file): os.stat(file).st_mtime_ns for file in files}
 
 

@@ -82,7 +82,7 @@ def test_compare_needs_two_runs(folder):
 def test_a_run_is_followed_until_it_no_longer_works(folder, tmp_path, monkeypatch):
     shutil.copytree(folder / "one", tmp_path / "one")
     run = Run.existing(str(tmp_path / "one"))
-    stages = {"round-1": {"pairs": {"status": "running", "progress": {"rows": 50, "rows_total": 120, "actors": 2}}}}
+    stages = {"round-1": {"pairs": {"status": "running", "progress": {"rows": 50, "rows_in_all": 120, "actors": 2}}}}
     update_record(run, status="running", stages=stages)
     looks = []
 

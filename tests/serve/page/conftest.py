@@ -88,8 +88,9 @@ def locked(shown_run) -> Iterator[Served]:
         yield served
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
+    """A browser for the tests of one file; Playwright keeps an event loop running, in which asyncio.run() fails."""
     if not Path(CHROMIUM).is_file():
         pytest.skip("needs Chromium: install the package chromium, or set CHROMIUM to the path of the program")
     from playwright.sync_api import sync_playwright

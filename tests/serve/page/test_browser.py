@@ -270,7 +270,7 @@ def test_a_run_is_followed_while_it_works(shown_run, open_page, tmp_path):
     shutil.copytree(shown_run.folder.path, tmp_path / "working")
     run = Run.existing(str(tmp_path / "working"))
     run.stage(1, "pairs").remove("_manifest.json")
-    progress = {"rows": 30, "rows_total": 60, "rows_per_second": 2.5, "seconds_remaining": 12.0, "actors": 3}
+    progress = {"rows": 30, "rows_in_all": 60, "rows_per_second": 2.5, "seconds_left": 12.0, "actors": 3}
     update_record(run, status="running", stages={"round-1": {"pairs": {"status": "running", "progress": progress}}})
     with Lease(run.folder), serving(run) as served:
         page = open_page(served.url, "/runs").page
