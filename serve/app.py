@@ -63,9 +63,8 @@ class ModelReplica:
         try:
             from jsfree.gpus import device_of
             from serve.engines.clip import SentenceScorer
-            from serve.engines.ours import Engine
 
-            self._engine = Engine(config, ref, device_of(gpus))
+            self._engine = _engine(config, ref, gpus)
             self._scorer = SentenceScorer(config, device_of(gpus))
         except Exception as error:
             if failures is not None:
@@ -102,6 +101,18 @@ class ModelReplica:
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
             self._engine.close()
+
+
+def _engine(config: RunConfig, ref: str, gpus: float) -> Any:
+    """The engine of ``serve.engine``."""
+    if config.serve.engine == "vllm":
+        from serve.engines import vllm
+
+        return vllm.Engine(config, ref, gpus)
+    from jsfree.gpus import device_of
+    from serve.engines import ours
+
+    return ours.Engine(config, ref, device_of(gpus))
 
 
 class ScorerReplica:
@@ -162,6 +173,10 @@ def configured(arguments: Arguments) -> tuple[RunConfig, list[RunModel]]:
         ConfigError, RunError, ModelError: see ``build``.
     """
     config = serving_config(arguments.run, arguments.settings)
+    if config.serve.engine == "vllm":
+        from serve.engines.vllm import require_vllm
+
+        require_vllm()  # fail here, not in a replica
     require_base_from_here(Run(config))
     models = served_models(Run(config))
     for model in models:
