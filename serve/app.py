@@ -13,7 +13,7 @@ import shlex
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
@@ -36,6 +36,9 @@ from serve.http import routes as api
 from serve.http.protocol import AFTER, BEFORE, Answer, Part, Question, Refusal, RunModel, ScoredSentence
 from serve.keys import KeySource
 from serve.replicas import Replicas, ScorerReplicas
+
+if TYPE_CHECKING:
+    from serve.engines.base import CaptionEngine
 
 MAX_ONGOING = 100_000
 """Serve's own limit of concurrent requests, never reached: Serve answers with plain text, we with JSON."""
@@ -103,7 +106,7 @@ class ModelReplica:
             self._engine.close()
 
 
-def _engine(config: RunConfig, ref: str, gpus: float) -> Any:
+def _engine(config: RunConfig, ref: str, gpus: float) -> "CaptionEngine[Any]":
     """The engine of ``serve.engine``."""
     if config.serve.engine == "vllm":
         from serve.engines import vllm

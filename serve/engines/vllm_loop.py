@@ -65,7 +65,7 @@ class VllmLoop:
         return rendered
 
     def submit(
-        self, requests: Sequence[Request], rendered: Any, listeners: Sequence[Listener] | None
+        self, requests: Sequence[Request], rendered: Any, listeners: Sequence[Listener | None] | None
     ) -> list[Future[Caption]]:
         """Decode requests with the same prompt; cancelling a future aborts its request.
 
