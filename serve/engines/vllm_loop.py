@@ -52,6 +52,11 @@ class VllmLoop:
         """Most tokens of prompt and caption."""
         return int(self._llm.model_config.max_model_len)
 
+    @property
+    def unfinished(self) -> int:
+        """Captions that vLLM decodes, or that wait in it."""
+        return int(self._llm.get_num_unfinished_requests())
+
     def render(self, prompt: Mapping[str, Any]) -> Any:
         """Preprocess the image of a prompt.
 
