@@ -36,7 +36,7 @@ class VllmLoop:
     def __init__(self, arguments: Mapping[str, Any], captioner: Captioner, stall_seconds: float) -> None:
         self._captioner, self._stall_seconds = captioner, stall_seconds
         self._suppressed = frozenset(captioner.suppressed_ids)
-        self._running, self._last_token = 0, time.monotonic()
+        self._running, self._last_token, self._closed = 0, time.monotonic(), False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._thread.start()
@@ -88,18 +88,21 @@ class VllmLoop:
 
     def problem(self) -> str | None:
         """Why it cannot decode; None if it can."""
-        if self._loop.is_closed() or self._llm.errored:
+        if self._closed or self._llm.errored:
             return "vLLM has ended; the replica's log has the reason"
         stalled = time.monotonic() - self._last_token if self._running else 0.0
         return f"the decoding has not advanced for {stalled:.0f} s" if stalled > self._stall_seconds else None
 
     def close(self) -> None:
         """End vLLM; unfinished captions fail."""
-        if self._loop.is_closed():
+        if self._closed:
             return
+        self._closed = True
         if self._llm is not None:
             self._loop.call_soon_threadsafe(self._llm.shutdown)
         self._loop.call_soon_threadsafe(self._loop.stop)
+        if threading.current_thread() is self._thread:  # the garbage collector may run in any thread
+            return
         self._thread.join()
         self._loop.run_until_complete(_cancel_all())
         self._loop.close()
@@ -118,6 +121,10 @@ class VllmLoop:
             caption = await self._decode(request, rendered, listener)
         except EngineDeadError as error:
             raise DecodingError("vLLM has ended") from error
+        except asyncio.CancelledError:
+            if self._closed:
+                raise DecodingError("vLLM has ended") from None
+            raise
         except VLLMClientError as error:
             log.error("vLLM has refused a request: %s", error)
             raise DeviceError(f"request {request.request_id!r}: {error}") from error
