@@ -9,7 +9,6 @@ and settings to override:
 """
 # No `from __future__ import annotations`: Serve reads the annotation of `build` to validate its arguments.
 
-import logging
 import shlex
 from collections.abc import AsyncGenerator
 from contextlib import suppress
@@ -38,7 +37,6 @@ from serve.http.protocol import AFTER, BEFORE, Answer, Part, Question, Refusal, 
 from serve.keys import KeySource
 from serve.replicas import Replicas, ScorerReplicas
 
-log = logging.getLogger(__name__)
 MAX_ONGOING = 100_000
 """Serve's own limit of concurrent requests, never reached: Serve answers with plain text, we with JSON."""
 

@@ -101,7 +101,7 @@ def _error(status: int) -> ApiError:
     if status == 429:
         return errors.overloaded("too many requests at once; try again soon")
     if status in (408, 504):
-        return ApiError(408, "not answered in time; try again later", code="timeout", kind="timeout_error")
+        return ApiError(408, "not answered in time; request fewer tokens", code="timeout", kind="timeout_error")
     if status < 500:
         return errors.invalid("the request was refused", None, "not_found" if status == 404 else "bad_request", status)
     return ApiError(503, "the server does not answer; try again soon", code="unavailable", kind="server_error")

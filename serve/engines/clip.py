@@ -11,10 +11,10 @@ from typing import Any
 
 from jsfree.config import RunConfig
 from jsfree.errors import JsfreeError
-from jsfree.images.decoding import load_image
+from jsfree.schemas import ImageRef
 from jsfree.stages.scoring import ClipScorer, image_key
 from serve.http.protocol import ScoredSentence
-from serve.http.security import image_limits
+from serve.http.security import decoded_image
 
 log = logging.getLogger(__name__)
 
@@ -34,18 +34,14 @@ class SentenceScorer:
             log.error("sentences are not scored: %s", error)
             return None
 
-    def close(self) -> None:
-        """Drop the calls that wait."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
     @cached_property
     def _clip(self) -> ClipScorer:
         return ClipScorer(self._config, self._device)
 
     def _score(self, content: bytes, captions: Sequence[str]) -> list[list[ScoredSentence]]:
-        reference: Any = {"id": "sent", "uri": None, "bytes": content, "sha256": None}
-        image = load_image(reference, image_limits(self._config.serve)).image
-        (embedded,) = self._clip.embed([self._clip.pixels(image)])
+        with decoded_image(content, self._config.serve) as image:
+            (embedded,) = self._clip.embed([self._clip.pixels(image)])
+        reference: ImageRef = {"id": "sent", "uri": None, "bytes": content, "sha256": None}
         rows: Any = [{"image": reference, "text": caption} for caption in captions]
         scored = self._clip.score_captions(rows, {image_key(reference): embedded}).rows
         return [[ScoredSentence(each["text"], each["score"]) for each in row["sentences"]] for row in scored]

@@ -6,7 +6,6 @@ Sentences that no other model says are marked: the difference between the captio
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -27,8 +26,6 @@ from serve.http.protocol import (
     Scorer,
 )
 from serve.http.responses import DONE, event, usage
-
-log = logging.getLogger(__name__)
 
 
 class Comparer:

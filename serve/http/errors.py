@@ -62,7 +62,7 @@ def overloaded(message: str) -> ApiError:
 
 def timed_out(seconds: float) -> ApiError:
     """The request took too long."""
-    message = f"not finished within {seconds:g} s; request fewer tokens, or try again later"
+    message = f"not finished within {seconds:g} s; request fewer tokens"
     return ApiError(408, message, code="timeout", kind="timeout_error")
 
 

@@ -49,11 +49,6 @@ def page(path: str) -> Page:
     return Page(shell.encode(), "; ".join(f"{name} {value}" for name, value in policy.items()))
 
 
-def size() -> int:
-    """Total size of the files of all pages, in bytes."""
-    return sum(file.stat().st_size for file in FOLDER.iterdir() if file.suffix in (".html", ".css", ".js"))
-
-
 def _read(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
 

@@ -22,7 +22,6 @@ def scored(finished_run, engines):
     app = api.create_app(served_models(finished_run.run), engines, config.serve, config.prompt, scorer=scorer)
     with TestClient(app) as client:
         yield client
-    scorer.close()
 
 
 def test_sentences_have_the_scores_of_the_scoring_stage(scored, finished_run):
