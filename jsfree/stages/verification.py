@@ -91,7 +91,7 @@ def fit_verifier(evidence_NF: FloatArray, signals: Signals = "clip+likelihood") 
     if not (mixture.weights_F > 0).all():
         raise StageError(
             "CLIP's cosines and the captioner's probabilities do not separate the same two kinds of claims",
-            "verify with one signal ('select.coverage.signals: clip'), or use 'select.strategy: gap'",
+            "verify with one signal ('select.coverage.signals: likelihood'), or use 'select.strategy: gap'",
         )
     logits_N = evidence_NF[:, used] @ mixture.weights_F + mixture.bias
     lower, upper = sorted(float(mean_F @ mixture.weights_F) + mixture.bias for mean_F in mixture.means)

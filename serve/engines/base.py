@@ -130,7 +130,7 @@ class CaptionEngine(ABC, Generic[Opened]):
             for caption in captions
         ]
         choices = (
-            Choice(caption.text, caption.finish, len(caption.token_ids), of)
+            Choice(caption.text, caption.finish, len(caption.token_ids), of, caption.timing)
             for caption, of in zip(captions, scores, strict=True)
         )
         return Answer(tuple(choices), job.prompt_tokens)
