@@ -140,7 +140,7 @@ def test_wrong_data_are_named(data, tmp_path):
 
 def test_an_annotated_category_must_be_in_the_vocabulary(tmp_path):
     data = write_coco(tmp_path, {1: ["dragon"]}, {1: []})
-    with pytest.raises(SourceError, match=r"'dragon' are annotated, which the built-in vocabulary lacks"):
+    with pytest.raises(SourceError, match=r"category 'dragon', but the built-in vocabulary does not"):
         Chair(vocabulary.built_in()).score(data, answers((1, "A dog.")))
 
 
