@@ -7,7 +7,9 @@ SYSTEM_UV := $(shell command -v uv 2>/dev/null)
 UV := $(if $(SYSTEM_UV),$(SYSTEM_UV),.uv/bin/uv)
 BIN := .venv/bin
 INTEROP := .cache/interop
+CLIENTS := .cache/clients
 AXE := 4.14.1
+OPENAI_NPM := 7.59.0
 # Requirements of benchmarks/gpu/check.py, except torch, transformers, peft and their dependencies.
 GPU_KIT := annotated-types filelock fonticon-materialdesignicons7 ftfy open-clip-torch pydantic pydantic-core pyyaml \
   regex sentencex typing-extensions typing-inspection wcwidth
@@ -25,7 +27,7 @@ demo: setup ## run the whole loop on MiniWorld: 2 CPU cores, no GPU, no network 
 test: setup .cache/browser/.synced ## run the tests, except those marked slow
 	$(TESTS) -m "not slow"
 
-check: lint types .cache/browser/.synced ## run lint, types and all tests, as CI does
+check: lint types .cache/browser/.synced $(CLIENTS)/.synced ## run lint, types and all tests, as CI does
 	$(TESTS)
 
 lint: setup ## run ruff and check spelling
@@ -91,6 +93,13 @@ setup: .venv/.synced
 .cache/browser/.synced:
 	@mkdir -p $(@D)
 	@if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --prefix $(@D) axe-core@$(AXE); fi
+	@touch $@
+
+# Clients of the server, which tests run in processes of their own. Without npm its client's test is skipped.
+$(CLIENTS)/.synced: tests/serve/http/clients/requirements.txt | .venv/.synced
+	$(UV) venv --quiet --clear --python $(BIN)/python $(CLIENTS)
+	$(UV) pip install --quiet --no-compile-bytecode --no-deps --python $(CLIENTS)/bin/python --requirement $<
+	@if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --prefix $(@D) openai@$(OPENAI_NPM); fi
 	@touch $@
 
 .venv/.synced: pyproject.toml uv.lock | $(UV)

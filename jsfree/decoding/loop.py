@@ -12,23 +12,40 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jsfree.decoding.engine import DualPathEngine
 from jsfree.decoding.requests import Caption, Drawn, Request, StepResult
+from jsfree.decoding.timing import Timing
 from jsfree.errors import DecodingError, NoTokenError
 
 log = logging.getLogger(__name__)
 Listener = Callable[[Drawn], None]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Submitted:
-    """A request, and who waits for it."""
+    """A request, and who waits for it.
+
+    Attributes:
+        submitted: when it was submitted, in seconds of ``time.monotonic``.
+        started: when the step began in which its first token was drawn.
+        first_token: when that step ended.
+    """
 
     request: Request
     listener: Listener | None
     future: Future[Caption] = field(default_factory=Future)
+    submitted: float = field(default_factory=time.monotonic)
+    started: float | None = None
+    first_token: float = 0.0
+
+    def timed(self, caption: Caption, now: float) -> Caption:
+        """The finished caption with its timing."""
+        if self.started is None:  # no token was drawn
+            return caption
+        times = (each - self.submitted for each in (self.started, self.first_token, now))
+        return replace(caption, timing=Timing(*times))
 
 
 class DecodingLoop:
@@ -166,10 +183,15 @@ class DecodingLoop:
             del self._submitted[request_id]
 
     def _set_results(self, result: StepResult) -> None:
+        now = time.monotonic()
+        for drawn in result.drawn:
+            submitted = self._submitted.get(drawn.request_id)
+            if submitted is not None and submitted.started is None:
+                submitted.started, submitted.first_token = self._last_step, now
         for caption in result.finished:
-            future = self._submitted.pop(caption.request_id).future
-            if future.set_running_or_notify_cancel():  # False if it was cancelled during the step
-                future.set_result(caption)
+            submitted = self._submitted.pop(caption.request_id)
+            if submitted.future.set_running_or_notify_cancel():  # False if it was cancelled during the step
+                submitted.future.set_result(submitted.timed(caption, now))
         for request_id, error in result.failed:
             future = self._submitted.pop(request_id).future
             if future.set_running_or_notify_cancel():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from jsfree.config import Decoding
+from jsfree.decoding.timing import Timing
 from jsfree.errors import DecodingError, NoTokenError
 from jsfree.models.families.base import ImageInputs
 from jsfree.models.families.registry import window_of
@@ -87,6 +88,8 @@ class Caption:
     """The same of the unconditional path; also None for a caption without one (h = 0)."""
     token_logps: tuple[TokenLogp, ...] | None = None
     """One a token; None unless the request asked for ``alternatives``."""
+    timing: Timing | None = field(default=None, compare=False)
+    """None if the decoder does not measure it."""
 
 
 @dataclass(frozen=True)

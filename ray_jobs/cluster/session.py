@@ -25,6 +25,8 @@ SOCKET_BYTES = 107
 """Maximum length of the path of a Unix socket on Linux."""
 LONGEST_SOCKET = "/session_2026-11-26_14-21-53_123456_4194304/sockets/plasma_store.99"
 """The longest path of a socket below Ray's folder."""
+PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+"""Ray Train's process that notices nodes which a cloud is about to take back: useless in a local session."""
 DEBUG_REMEDY = "run the command with --debug to see the traceback"
 
 
@@ -86,6 +88,7 @@ class Cluster:
             local = {"num_cpus": self.config.ray.num_cpus or self._cpus(), "include_dashboard": False}
             local["_temp_dir"] = session_folder()
             _provide_token()
+            os.environ.setdefault(PREEMPTION_WATCHER, "0")
         try:
             with sigterm_handler_kept(), silent_output(2):  # the backend logs before it reads its log level
                 ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)

@@ -109,7 +109,7 @@ class Engine:
             for caption in captions
         ]
         choices = (
-            Choice(caption.text, caption.finish, len(caption.token_ids), of)
+            Choice(caption.text, caption.finish, len(caption.token_ids), of, caption.timing)
             for caption, of in zip(captions, scores, strict=True)
         )
         return Answer(tuple(choices), job.prompt_tokens)

@@ -90,7 +90,7 @@ class _CaptionStream:
         """The last part of a finished caption."""
         scores = caption_scores(caption, self._token_texts, self._end_ids)[self._seen :]
         text = self._text.finish(caption.text)
-        return Delta(self._number, text, scores, len(caption.token_ids), caption.finish)
+        return Delta(self._number, text, scores, len(caption.token_ids), caption.finish, caption.timing)
 
 
 def caption_scores(caption: Caption, token_texts: TokenTexts, end_ids: frozenset[int]) -> tuple[TokenScore, ...]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 
 from jsfree.config import Serve
 from serve.http import context
 from serve.http.metrics import Metrics
-from serve.http.protocol import Answer, CaptionModel, Delta, Part, Question, Refusal, Started
+from serve.http.protocol import Answer, CaptionModel, Choice, Delta, Part, Question, Refusal, Started
 
 
 def metered(models: Mapping[str, CaptionModel], metrics: Metrics, settings: Serve) -> dict[str, CaptionModel]:
@@ -55,10 +55,12 @@ class Metered:
                 self._metrics.refused.labels(self._role, outcome.reason).inc()
             else:
                 self._prompt(outcome.prompt_tokens)
+                seconds = time.perf_counter() - started
+                self._first_tokens(outcome.choices, seconds)
                 for choice in outcome.choices:
                     self._completion(choice.tokens)
-                    self._ended(choice.finish)
-                self._metrics.latency.labels(self._role).observe(time.perf_counter() - started)
+                    self._ended(choice)
+                self._metrics.latency.labels(self._role).observe(seconds)
             return outcome
 
     async def stream(self, question: Question) -> AsyncGenerator[Part, None]:
@@ -88,7 +90,7 @@ class Metered:
             for _ in range(0 if first else added):
                 self._metrics.inter_token.labels(self._role).observe(seconds / added)
             if delta.finish is not None:
-                self._ended(delta.finish)
+                self._ended(delta)
 
     def _prompt(self, tokens: int) -> None:
         self._metrics.prompt_tokens.labels(self._role).inc(tokens)
@@ -98,8 +100,22 @@ class Metered:
         self._metrics.generation_tokens.labels(self._role).inc(tokens)
         context.current().completion_tokens += tokens
 
-    def _ended(self, finish: str) -> None:
-        self._metrics.success.labels(self._role, finish).inc()
+    def _first_tokens(self, choices: Sequence[Choice], seconds: float) -> None:
+        """Observe when the first tokens would have come in a stream.
+
+        Args:
+            choices: the captions of an answer, which the engine got at the same time.
+            seconds: time to the end of the answer, of which the engine knows the part after each first token.
+        """
+        timings = [choice.timing for choice in choices if choice.timing is not None]
+        finished = max((timing.finished for timing in timings), default=0.0)
+        for timing in timings:
+            self._metrics.first_token.labels(self._role).observe(seconds - (finished - timing.first_token))
+
+    def _ended(self, caption: Choice | Delta) -> None:
+        self._metrics.success.labels(self._role, caption.finish).inc()
+        if caption.timing is not None:
+            self._metrics.queue.labels(self._role).observe(caption.timing.started)
 
     @contextmanager
     def _in_progress(self, question: Question) -> Iterator[None]:

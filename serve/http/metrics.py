@@ -18,7 +18,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.first_token = self._histogram("vllm:time_to_first_token_seconds", "Time to first token of streams")
+        self.first_token = self._histogram("vllm:time_to_first_token_seconds", "Time to first token")
+        self.queue = self._histogram("vllm:request_queue_time_seconds", "Time until a slot was free")
         self.inter_token = self._histogram("vllm:inter_token_latency_seconds", "Time per token of streams", True)
         self.latency = self._histogram("vllm:e2e_request_latency_seconds", "Time to the end of an answer")
         self.running = self._gauge("vllm:num_requests_running", "Captions that are being decoded")

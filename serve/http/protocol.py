@@ -6,9 +6,10 @@ Imports neither torch nor a model, so that the HTTP server does not load them.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from jsfree.decoding.timing import Timing
 from jsfree.models.prompts import ChatPrompt
 
 BEFORE, AFTER = "before", "after"
@@ -75,12 +76,14 @@ class Choice:
     Attributes:
         tokens: number of its decoded tokens, including the end token.
         scores: its tokens without the end token; None unless the question asks for them.
+        timing: when it was decoded; None if the engine does not measure it.
     """
 
     text: str
     finish: Finish
     tokens: int
     scores: tuple[TokenScore, ...] | None = None
+    timing: Timing | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ class Delta:
         scores: tokens since the last part, if the question asks for them. Their text may follow in later parts.
         tokens: number of the caption's tokens so far.
         finish: why the caption has ended, in its last part.
+        timing: when it was decoded, in its last part; None if the engine does not measure it.
     """
 
     choice: int
@@ -123,6 +127,7 @@ class Delta:
     scores: tuple[TokenScore, ...]
     tokens: int
     finish: Finish | None = None
+    timing: Timing | None = field(default=None, compare=False)
 
 
 Part = Started | tuple[Delta, ...] | Refusal

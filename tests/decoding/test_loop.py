@@ -61,6 +61,28 @@ def test_the_thread_ends_when_idle_and_restarts(captioner, batch_of):
     assert loop.problem() is None
 
 
+def test_captions_have_the_time_that_they_waited_for_a_slot(captioner, batch_of):
+    """One slot: the second caption starts when the first has ended."""
+    loop = DecodingLoop(DualPathEngine(captioner, Workload(1)))
+    started = time.monotonic()
+    futures = loop.submit(batch_of("timed", 2, 20))
+    ended: dict[int, float] = {}
+    for number, future in enumerate(futures):
+        future.add_done_callback(lambda _, number=number: ended.setdefault(number, time.monotonic() - started))
+    first, second = (future.result(60).timing for future in futures)
+    assert 0 <= first.started < first.first_token < first.finished
+    assert first.finished - 0.001 < second.first_token < second.finished  # in the same step
+    assert first.first_token < second.started  # it waited for all tokens of the first
+    assert first.finished <= ended[0] + 0.001
+    assert second.finished <= ended[1]
+
+
+def test_the_timing_of_a_caption_of_one_token(captioner, batch_of):
+    loop = DecodingLoop(DualPathEngine(captioner, Workload(1)))
+    timing = loop.decode(batch_of("short", 1, 1))[0].timing
+    assert 0 <= timing.started < timing.first_token == timing.finished
+
+
 def test_a_failing_caller_does_not_affect_others(captioner, batch_of):
     engine = DualPathEngine(captioner, Workload(4))
     loop = DecodingLoop(engine)

@@ -253,6 +253,8 @@ def test_metrics_of_a_real_server(server, client):
         metrics = answer.read().decode()
     assert 'vllm:request_success_total{finished_reason="length",model_name="before"}' in metrics
     assert 'jsfree:http_requests_total{method="POST",route="/v1/chat/completions",status="200"}' in metrics
+    for name in ("request_queue_time_seconds", "time_to_first_token_seconds"):
+        assert f'vllm:{name}_count{{model_name="before"}}' in metrics
 
 
 def test_the_port_listens_only_on_loopback(server):

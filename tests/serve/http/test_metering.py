@@ -2,11 +2,13 @@
 
 import asyncio
 import re
+from dataclasses import replace
 
 import pytest
 
 from jsfree.config import Serve
-from serve.http import context
+from jsfree.decoding.timing import Timing
+from serve.http import context, metering
 from serve.http.metering import metered
 from serve.http.metrics import Metrics
 from serve.http.protocol import Answer, Choice, Delta, Question, Refusal, Started
@@ -73,6 +75,44 @@ def test_tokens_and_captions_are_counted(streamed):
     assert counted['vllm:request_success_total{finished_reason="length"}'] == 1
     assert counted["vllm:e2e_request_latency_seconds_count"] == 1
     assert (record.models, record.prompt_tokens, record.completion_tokens) == (["after"], 29, 6)
+
+
+class Timed(Model):
+    """Two captions that waited 0.2 s and 1.2 s for a slot; the second had its first token 1.5 s before it ended."""
+
+    timings = Timing(0.2, 0.3, 1.0), Timing(1.2, 1.5, 3.0)
+
+    async def caption(self, question):
+        answer = await super().caption(question)
+        choices = (replace(choice, timing=timing) for choice, timing in zip(answer.choices, self.timings, strict=True))
+        return replace(answer, choices=tuple(choices))
+
+    async def stream(self, question):
+        async for part in super().stream(question):
+            if isinstance(part, tuple) and part[0].finish:
+                part = tuple(replace(delta, timing=timing) for delta, timing in zip(part, self.timings, strict=True))
+            yield part
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_time_in_the_queue_is_observed_for_each_caption(streamed):
+    model, metrics = observed(Timed())
+    asyncio.run(consumed(model) if streamed else model.caption(QUESTION))
+    counted = values(metrics)
+    assert counted["vllm:request_queue_time_seconds_count"] == 2
+    assert counted["vllm:request_queue_time_seconds_sum"] == pytest.approx(1.4)
+
+
+def test_the_time_to_the_first_token_of_a_plain_answer_is_that_of_a_stream(monkeypatch):
+    """An answer after 3.4 s, of which the engine took 3.0: the first tokens came after 0.7 s and 1.9 s."""
+    clock = iter([10.0, 13.4])
+    monkeypatch.setattr(metering.time, "perf_counter", lambda: next(clock))
+    model, metrics = observed(Timed())
+    asyncio.run(model.caption(QUESTION))
+    counted = values(metrics)
+    assert counted["vllm:time_to_first_token_seconds_count"] == 2
+    assert counted["vllm:time_to_first_token_seconds_sum"] == pytest.approx(0.7 + 1.9)
+    assert counted["vllm:e2e_request_latency_seconds_sum"] == pytest.approx(3.4)
 
 
 def test_a_streams_tokens_are_timed():
