@@ -148,5 +148,5 @@ def test_the_vocabulary_is_checked_before_images_are_captioned(tmp_path):
     data = write_coco(tmp_path, {1: ["dragon"]}, {1: []})
     (data / "val2014").mkdir()
     (data / "val2014" / "COCO_val2014_000000000001.jpg").write_bytes(b"an image")
-    with pytest.raises(SourceError, match=r"'dragon' are annotated.*--vocabulary"):
+    with pytest.raises(SourceError, match=r"category 'dragon'.*--vocabulary"):
         Chair(vocabulary.built_in()).questions(data)
