@@ -67,7 +67,7 @@ soak: setup ## kill workers, raylets and drivers at random, and send 5,000 gener
 scaling: setup ## measure how generation scales: here, and simulated on 16 nodes (about 20 minutes)
 	$(BIN)/python benchmarks/scaling.py
 
-interop: setup $(INTEROP)/.synced ## compare captions by jsfree, transformers and vLLM (in a separate environment)
+interop: setup $(INTEROP)/.synced ## compare captions by jsfree, transformers and vLLM, and the engines of jsfree serve (in a separate environment)
 	PYTHONPATH=. $(BIN)/python benchmarks/interop.py --peers $(INTEROP)/bin/python
 
 # The versions of the lock file, with vLLM built for CPUs instead of the package vllm, and without jsfree.
