@@ -55,6 +55,7 @@ class Engine(CaptionEngine[Rendered]):
     Raises:
         ConfigError: vLLM is not installed, or was built for other hardware.
         ModelError: the model cannot be loaded.
+        DecodingError: vLLM has failed on a first request.
     """
 
     def __init__(self, config: RunConfig, ref: str, gpus: float = 0) -> None:
@@ -110,10 +111,13 @@ class Engine(CaptionEngine[Rendered]):
         return rendered
 
     def _warm_up(self, prompt: str, ref: str) -> None:
-        """Decode a token, and check that vLLM sees the tokens that our own engine sees.
+        """Decode two tokens, and check that vLLM sees the tokens that our own engine sees.
+
+        vLLM compiles some functions at the first request that needs them; here rather than for a client.
 
         Raises:
             ModelError: it sees others.
+            DecodingError: vLLM has failed.
         """
         image = Image.new("RGB", (BLANK_SIDE, BLANK_SIDE))
         rendered = self._rendered(prompt, image)
@@ -124,7 +128,8 @@ class Engine(CaptionEngine[Rendered]):
                 f" {len(expected)} with which the model was trained",
                 "use serve.engine: jsfree",
             )
-        request = Request("warm-up", None, prompt, 0.0, 0, Decoding(temperature=0, max_new_tokens=1))
+        decoding = Decoding(temperature=1, top_p=0.9, top_k=5, max_new_tokens=2)
+        request = Request("warm-up", None, prompt, 0.0, 0, decoding, alternatives=1, presence_penalty=0.1)
         (future,) = self._loop.submit([request], rendered, None)
         future.result()
 

@@ -120,10 +120,10 @@ class VllmLoop:
         try:
             caption = await self._decode(request, rendered, listener)
         except EngineDeadError as error:
-            raise DecodingError("vLLM has ended") from error
+            raise DecodingError("vLLM has ended", "see the replica's log") from error
         except asyncio.CancelledError:
             if self._closed:
-                raise DecodingError("vLLM has ended") from None
+                raise DecodingError("vLLM has ended", "see the replica's log") from None
             raise
         except VLLMClientError as error:
             log.error("vLLM has refused a request: %s", error)
