@@ -7,6 +7,7 @@ import os
 import shlex
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from serve.http.protocol import RunModel
 
 EXAMPLE = "example.png"
+END_SECONDS = 30
+"""Seconds for the end of replicas, besides those that they have for requests in progress."""
 SECTIONS = {"before": "serve.before", "after": "serve.after", SCORER: "serve.scorer"}
 """Sections of the settings by the names of deployments; those of the other models share one."""
 
@@ -159,10 +162,26 @@ def _serving(config: RunConfig, models: list[RunModel], keys: KeySource, is_loca
         is_running = True
         yield
     finally:
-        if not is_local:
+        if is_running:
+            _end_application(config.serve.drain_s)
+        if not is_local:  # a local cluster ends with this process, and Serve with it
             ray_serve.shutdown()
-        elif is_running:  # a local cluster ends with this process, and Serve with it
-            ray_serve.delete(NAME)
+
+
+def _end_application(seconds: float) -> None:
+    """End the application and wait for its requests in progress, which the proxies still answer.
+
+    ``ray_serve.shutdown`` alone would end the proxies at once, and with them all streams.
+
+    Args:
+        seconds: time that replicas have for their requests in progress.
+    """
+    from ray import serve as ray_serve
+
+    ray_serve.delete(NAME, _blocking=False)  # it would wait for at most 60 s
+    until = time.monotonic() + seconds + END_SECONDS
+    while _is_served() and time.monotonic() < until:
+        time.sleep(0.2)
 
 
 def _is_served() -> bool:
