@@ -39,6 +39,8 @@ from serve.replicas import Replicas, ScorerReplicas
 
 MAX_ONGOING = 100_000
 """Serve's own limit of concurrent requests, never reached: Serve answers with plain text, we with JSON."""
+LOAD_WINDOW_S = 11.0, 30.0
+"""Bounds of the time over which the load is averaged, in seconds: Serve warns below 10, and 30 is its default."""
 
 
 class Arguments(BaseModel):
@@ -268,8 +270,16 @@ def _replicas(placement: ServedModel) -> dict[str, Any]:
     scaling = placement.autoscaling
     if scaling is None:
         return {"num_replicas": placement.replicas}
-    limits = {"min_replicas": scaling.min, "max_replicas": scaling.max}
-    return {"autoscaling_config": {**limits, "target_ongoing_requests": scaling.target}}
+    return {
+        "autoscaling_config": {
+            "min_replicas": scaling.min,
+            "max_replicas": scaling.max,
+            "target_ongoing_requests": scaling.target,
+            "upscale_delay_s": scaling.up_after_s,
+            "downscale_delay_s": scaling.down_after_s,
+            "look_back_period_s": min(LOAD_WINDOW_S[1], max(LOAD_WINDOW_S[0], scaling.up_after_s)),
+        }
+    }
 
 
 def _bind(deployed: type, arguments: tuple[Any, ...], **options: Any) -> ray_serve.Application:
