@@ -11,26 +11,24 @@ and settings to override:
 
 import shlex
 from collections.abc import AsyncGenerator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve as ray_serve
-from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
-from ray.util.queue import Queue
 
 from jsfree import config as configuration
 from jsfree.config import RunConfig, Serve, ServedModel
-from jsfree.errors import ConfigError, JsfreeError, RunError, ServeError
+from jsfree.errors import ConfigError, RunError
 from jsfree.evaluation.rounds_stop import good_rounds
 from jsfree.models.contents import CAPTIONER
 from jsfree.models.references import look_up
 from jsfree.run.locations import require_base_from_here
 from jsfree.run.run import Run
 from serve.deploy import LOGGING, SCORER
+from serve.failures import report
 from serve.http import page
 from serve.http import routes as api
 from serve.http.protocol import AFTER, BEFORE, Answer, Part, Question, Refusal, RunModel, ScoredSentence
@@ -58,10 +56,10 @@ class ModelReplica:
     """A replica of a model.
 
     Args:
-        failures: receives the error if the model cannot be loaded; Serve reports only its traceback as text.
+        failures: name of the queue that receives the error if the model cannot be loaded.
     """
 
-    def __init__(self, config: RunConfig, ref: str, gpus: float, failures: Queue | None = None) -> None:
+    def __init__(self, config: RunConfig, ref: str, gpus: float, failures: str | None = None) -> None:
         try:
             from jsfree.gpus import device_of
             from serve.engines.clip import SentenceScorer
@@ -71,9 +69,7 @@ class ModelReplica:
             self._scorer = SentenceScorer(config, device_of(gpus))
         except Exception as error:
             if failures is not None:
-                known = isinstance(error, JsfreeError)
-                with suppress(RayError):  # the queue may be lost; Serve still reports the traceback
-                    failures.put(error if known else ServeError(f"{type(error).__name__}: {error}"))
+                report(failures, error)
             raise
 
     async def caption(self, question: Question) -> Answer | Refusal:
@@ -172,9 +168,9 @@ def configured(arguments: Arguments) -> tuple[RunConfig, list[RunModel]]:
 
 
 def bind(
-    config: RunConfig, models: list[RunModel], keys: KeySource, failures: Queue | None = None
+    config: RunConfig, models: list[RunModel], keys: KeySource, failures: str | None = None
 ) -> ray_serve.Application:
-    """The application for models; ``failures`` receives the errors of replicas that do not start."""
+    """The application for models; the queue ``failures`` receives the errors of replicas that do not start."""
     serve = config.serve
     deployments = {}
     for model in models:
