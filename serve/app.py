@@ -12,7 +12,7 @@ and settings to override:
 import shlex
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
@@ -34,6 +34,9 @@ from serve.http import routes as api
 from serve.http.protocol import AFTER, BEFORE, Answer, Part, Question, Refusal, RunModel, ScoredSentence
 from serve.keys import KeySource
 from serve.replicas import Replicas, ScorerReplicas
+
+if TYPE_CHECKING:
+    from serve.engines.base import CaptionEngine
 
 MAX_ONGOING = 100_000
 """Serve's own limit of concurrent requests, never reached: Serve answers with plain text, we with JSON."""
@@ -63,9 +66,8 @@ class ModelReplica:
         try:
             from jsfree.gpus import device_of
             from serve.engines.clip import SentenceScorer
-            from serve.engines.ours import Engine
 
-            self._engine = Engine(config, ref, device_of(gpus))
+            self._engine = _engine(config, ref, gpus)
             self._scorer = SentenceScorer(config, device_of(gpus))
         except Exception as error:
             if failures is not None:
@@ -100,6 +102,18 @@ class ModelReplica:
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
             self._engine.close()
+
+
+def _engine(config: RunConfig, ref: str, gpus: float) -> "CaptionEngine[Any]":
+    """The engine of ``serve.engine``."""
+    if config.serve.engine == "vllm":
+        from serve.engines import vllm
+
+        return vllm.Engine(config, ref, gpus)
+    from jsfree.gpus import device_of
+    from serve.engines import ours
+
+    return ours.Engine(config, ref, device_of(gpus))
 
 
 class ScorerReplica:
@@ -160,6 +174,10 @@ def configured(arguments: Arguments) -> tuple[RunConfig, list[RunModel]]:
         ConfigError, RunError, ModelError: see ``build``.
     """
     config = serving_config(arguments.run, arguments.settings)
+    if config.serve.engine == "vllm":
+        from serve.engines.vllm import require_vllm
+
+        require_vllm()  # fail here, not in a replica
     require_base_from_here(Run(config))
     models = served_models(Run(config))
     for model in models:
