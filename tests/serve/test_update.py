@@ -251,8 +251,8 @@ def test_at_the_end_streams_finish_and_new_requests_are_told_to_try_again(server
     """Runs last, because it ends the server."""
     long = {**SAMPLED, "max_tokens": 400, "n": 4}
     expected = server.plain(**long, seed=0)
-    streams = [server.chunks(**long, seed=seed) for seed in range(3)]
-    started = [next(iter(stream)) for stream in streams]
+    streams = [iter(server.chunks(**long, seed=seed)) for seed in range(3)]
+    started = [next(stream) for stream in streams]
     with ThreadPoolExecutor(3) as readers:
         texts = readers.map(joined, map(chain, ([chunk] for chunk in started), streams))
         server.command.process.terminate()
