@@ -14,8 +14,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from jsfree.config import RunConfig
+from jsfree.config import RunConfig, Serve
 from jsfree.errors import ConfigError
+from serve import haproxy, proxy
 
 IMPORT_PATH = "serve.app:build"
 NAME = "jsfree"
@@ -41,7 +42,15 @@ CLOSED = (
 HEADER = """\
 # For a running Ray cluster whose nodes have this environment: serve deploy {file}
 # {access}
+# Variables of each node when Ray starts:
+{variables}
 """
+
+
+def variables(serve: Serve) -> dict[str, str]:
+    """Variables that Ray's processes read when they start."""
+    own = {proxy.VARIABLE: proxy.CALLBACK, **ENVIRONMENT}
+    return {**own, **haproxy.environment(serve)} if serve.haproxy else own
 
 
 def http_options(config: RunConfig) -> dict[str, Any]:
@@ -73,7 +82,11 @@ def deploy_yaml(config: RunConfig, overrides: list[str], file: str) -> str:
     """The configuration as YAML, with a comment on how to use it."""
     # A line break in the file's name must not end the comment.
     quoted = shlex.quote(file).replace("\n", "\n# ")
-    header = HEADER.format(file=quoted, access=OPEN if config.serve.no_auth else CLOSED)
+    header = HEADER.format(
+        file=quoted,
+        access=OPEN if config.serve.no_auth else CLOSED,
+        variables="\n".join(f"#   {name}={value}" for name, value in variables(config.serve).items()),
+    )
     return header + yaml.safe_dump(deploy_config(config, overrides), sort_keys=False)
 
 
