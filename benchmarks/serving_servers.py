@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-READY_SECONDS = 240.0
+READY_SECONDS = 600.0
 STOP_SECONDS = 90
 LAYOUTS: dict[str, tuple[Mapping[str, str], tuple[str, ...]]] = {
     "serve": ({}, ()),
