@@ -147,7 +147,10 @@ def plan(
     gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Number of GPUs. Default: as configured.")] = None,
     price: Price = None,
     judge: Annotated[
-        str | None, typer.Option("--judge", metavar="FILE", help="Settings of a judge with a price table.")
+        str | None,
+        typer.Option(
+            "--judge", metavar="FILE", help="YAML file of a judge's settings, to estimate the cost of benchmarks."
+        ),
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -231,7 +234,7 @@ def export(
     ] = None,
     pairs: Annotated[Pairs, typer.Option("--pairs", help="Pairs to export.")] = "selected",
     images: Annotated[
-        Placement | None, typer.Option("--images", help="How to include images. Default: as is usual for the format.")
+        Placement | None, typer.Option("--images", help="How to include images. Default: see docs/data.md.")
     ] = None,
     votes: Annotated[bool, typer.Option("--votes", help="Add the blind votes of the page, as votes.jsonl.")] = False,
     as_json: AsJson = False,
@@ -300,7 +303,9 @@ def publish(
         typer.Option("--round", help="Number of the round. Default: the last, or the last good one (rounds_stop)."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list files and problems.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list the files to upload and what is missing.")
+    ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:

@@ -52,7 +52,7 @@ def generate(current: Round, _: None) -> Manifest:
         raise StageError(
             f"{current.stage('pairs').uri}: no pair is left to train on, because {pairs.facts['excluded']} images are"
             " also in the evaluation set",
-            "let 'source' or 'evaluate.source' name other images, and --restart samples",
+            "set 'source' or 'evaluate.source' to other images, and use --restart samples",
         )
     return pairs
 

@@ -36,7 +36,7 @@ def check_source(config: RunConfig, source: Source, name: str, look: SourceSumma
         yield note(
             AREA,
             f"{name}: ids",
-            f"{look.repeated:,} entries name an image that another entry names too; each image is used once",
+            f"{look.repeated:,} entries repeat the image of another entry; each image is used once",
         )
     if look.first_unusable is not None:
         yield _unusable_rows(config, f"{name}: rows", look)
@@ -49,7 +49,9 @@ def _unusable_rows(config: RunConfig, name: str, look: SourceSummary) -> Finding
         f"{failed:,} of {look.rows:,} name no usable image ({_kinds(look.unusable)}), such as: {look.first_unusable}"
     )
     if failed <= allowed * look.rows:
-        return note(AREA, name, found, f"they become error rows; more than {allowed:.0%} of the rows fail the stage")
+        return note(
+            AREA, name, found, f"they become error rows; the stage fails if they exceed {allowed:.0%} of its rows"
+        )
     remedy = f"correct or remove them, or raise max_failed_fraction ({allowed:g}), above which the stage fails"
     return fails(AREA, name, found, remedy)
 
@@ -127,7 +129,9 @@ def _unusable_share(config: RunConfig, name: str, errors: Sequence[RowError], to
     found = f"{len(errors)} of {total} cannot be used ({kinds}), such as: {errors[0].problem}"
     allowed = config.max_failed_fraction
     if wilson(len(errors), total, Z_ONE_SIDED_95).low <= allowed:
-        return note(AREA, name, found, f"they become error rows; more than {allowed:.0%} of a stage's rows fail it")
+        return note(
+            AREA, name, found, f"they become error rows; a stage fails if they exceed {allowed:.0%} of its rows"
+        )
     remedy = (
         f"repair or remove them, correct the path, or raise max_failed_fraction ({allowed:g}), above which stages fail"
     )

@@ -64,7 +64,7 @@ def check_generation(config: RunConfig, shape: CaptionerShape, lengths: Lengths,
     elif not slots:
         yield fails(AREA, "generate", f"{found}: not even one fits", "lower generate.resources.replicas, or use a GPU")
     elif slots < wanted:
-        yield note(AREA, "generate", f"{found}: {slots} fit, so a replica decodes {slots} together", "nothing to do")
+        yield note(AREA, "generate", f"{found}: only {slots} fit, so a replica decodes {slots} together")
     else:
         yield ok(AREA, "generate", found)
     if device.is_gpu and 0 < config.generate.resources.gpus < 1 and config.generate.kv_cache_gib is None:

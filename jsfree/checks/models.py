@@ -221,7 +221,8 @@ def _image_tokens(model: Description, prompt: str) -> Iterator[Finding]:
             AREA,
             "image tokens",
             f"the processor puts {'an unknown number of' if tokens is None else tokens} image tokens into the prompt,"
-            f" the vision tower gives {model.image_tokens}, which jsfree uses; other programs fail or misread images",
+            f" the vision tower gives {model.image_tokens}; jsfree uses that of the tower, but other programs fail or"
+            " misread images",
             "correct patch_size, num_additional_image_tokens and vision_feature_select_strategy in"
             " processor_config.json, or image_token_index in config.json",
         )

@@ -45,21 +45,23 @@ def _training(config: RunConfig, workload: Workload) -> Iterator[Finding]:
         yield note(
             AREA,
             "steps of training",
-            f"{workload.pairs} selected pairs are only {workload.steps} optimizer steps",
+            f"{workload.pairs} selected pairs give only {workload.steps} optimizer steps",
             "use more images, or fewer pairs per step, for a visible effect",
         )
     if train.checkpoint_every >= workload.steps and workload.steps >= 100:
         yield note(
             AREA,
             "checkpoints",
-            f"train.checkpoint_every is {train.checkpoint_every}, there are {workload.steps} steps: none is written",
-            "lower it, or training starts over after the loss of a worker",
+            f"no checkpoint is written: train.checkpoint_every is {train.checkpoint_every}, but training has only"
+            f" {workload.steps} steps",
+            "lower it; otherwise training starts over if a worker is lost",
         )
     if held_out and train.validation.every > workload.steps:
         yield note(
             AREA,
             "validation",
-            f"train.validation.every is {train.validation.every}, there are {workload.steps} steps: it runs once",
+            f"validation runs only once: train.validation.every is {train.validation.every}, but training has only"
+            f" {workload.steps} steps",
             "lower it",
         )
     if train.cache_vision_features and train.epochs == 1:
@@ -122,9 +124,11 @@ def _placement(config: RunConfig) -> Iterator[Finding]:
             "all nodes must see it under the same path: give a shared folder or a URI with --run",
         )
     if config.serve.host not in ("127.0.0.1", "localhost", "::1"):
-        yield note(
-            AREA,
-            "serve.host",
-            f"{config.serve.host} accepts requests from other machines: there is no authentication",
-            "keep 127.0.0.1, or use an authenticating proxy",
-        )
+        reachable = f"jsfree serve would listen on {config.serve.host}, which other machines can reach"
+        if config.serve.no_auth:
+            access = "with no_auth and without API keys, all of them can use the models"
+            remedy = "make a key with `jsfree serve keys add NAME`, or use a gateway that checks callers"
+        else:
+            access = "every request then needs an API key"
+            remedy = "make a key with `jsfree serve keys add NAME`"
+        yield note(AREA, "serve.host", f"{reachable}; {access}", remedy)

@@ -56,8 +56,9 @@ def _existing_run(config: RunConfig, folder: Folder) -> Finding:
     return note(
         AREA,
         name,
-        f"it was made with other settings ({settings})",
-        "stages that they affect are refused: redo them with --restart STAGE, or name another folder with --run",
+        f"the run was made with other settings ({settings})",
+        "finished stages that these settings affect cannot be continued: redo them with --restart STAGE, or name"
+        " another folder with --run",
     )
 
 
@@ -90,7 +91,9 @@ def _temporary_folder() -> Path:
     try:
         return Path(tempfile.gettempdir())
     except OSError as error:
-        raise StorageError(f"no temporary folder can be written ({error})", "set TMPDIR to one that can be") from error
+        raise StorageError(
+            f"no temporary folder can be written ({error})", "set TMPDIR to a writable folder"
+        ) from error
 
 
 def _space(disk: Disk, *, of_run: bool, on_cluster: bool) -> Finding:

@@ -204,8 +204,8 @@ def require_context(pair: SelectedPair, prompt: Prompt, captioner: Captioner, ro
     empty = [role for role, length in lengths.items() if not length]
     if empty:
         raise StageError(
-            f"pair {pair['sample_id']}: its {empty[0]} caption has no tokens, not even that of its end",
-            "repeat the run from select (--restart select), or report this, since jsfree writes no such pairs",
+            f"pair {pair['sample_id']}: its {empty[0]} caption has no tokens, not even the end token",
+            "redo the selection with --restart select; if the error persists, report it as a bug of jsfree",
         )
     caption, longest = max(lengths.values()), captioner.longest_caption(prompt)
     if caption > longest:

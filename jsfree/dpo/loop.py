@@ -356,7 +356,7 @@ class Trainer:
         written_by = json.loads((Path(directory) / WORKERS).read_text(encoding="utf-8"))
         if written_by != self.world:
             raise StageError(
-                f"the checkpoint to resume from holds the shards of {written_by} workers, not of {self.world}",
+                f"the checkpoint was written by {written_by} workers, but training now has {self.world}",
                 f"set train.resources.replicas: {written_by}, or start over with --restart train",
             )
         _, state = self.engine.load_checkpoint(directory, tag="state")
@@ -394,5 +394,5 @@ def _check_initial_loss(step: Step, config: RunConfig, models: Models) -> None:
         raise StageError(
             f"the loss at step 0 is {step['loss']:.5f}, not {expected:.5f}: policy and reference disagree before"
             " training",
-            "the reference table belongs to another model (--restart train)",
+            "the stored reference log-probabilities may be those of another model: redo them with --restart train",
         )

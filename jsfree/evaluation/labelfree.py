@@ -44,7 +44,8 @@ def low_score_threshold(rows: Sequence[ScoredCaptionRow]) -> float:
     scores = [sentence["score"] for row in rows for sentence in row["sentences"]]
     if not scores:
         raise StageError(
-            f"none of the {len(rows)} captions has a sentence to score", "read some: the captioner may be broken"
+            f"none of the {len(rows)} captions has a sentence to score",
+            "look at some of them: the captioner may not be able to answer the prompt",
         )
     return float(np.quantile(scores, LOW_SHARE))
 

@@ -178,7 +178,7 @@ def _id(record: Record, key: str) -> str | None:
     if isinstance(value, str):
         return require_text(value, f"key {key!r}")
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
-        raise RowError("malformed", f"key {key!r} is {_kind(value)}, expected a text or a number")
+        raise RowError("malformed", f"key {key!r} is {_kind(value)}, expected a string or a number")
     return str(value)
 
 
@@ -186,7 +186,7 @@ def _text(record: Record, key: str) -> str:
     value = record.get(key)
     if isinstance(value, str):
         return require_text(value, f"key {key!r}")
-    raise RowError("malformed", f"key {key!r} is {_kind(value)}, expected a text")
+    raise RowError("malformed", f"key {key!r} is {_kind(value)}, expected a string")
 
 
 def _single_image(record: Record, key: str) -> Any:
@@ -221,7 +221,7 @@ def _content(content: Any, key: str) -> str:
     if isinstance(content, str):
         return require_text(content, f"key {key!r}")
     if not isinstance(content, list | tuple) or not all(isinstance(part, Mapping) for part in content):
-        raise RowError("malformed", f"key {key!r} is {_kind(content)}, expected a text")
+        raise RowError("malformed", f"key {key!r} is {_kind(content)}, expected a string")
     images: int = sum(part.get("type") == "image" for part in content)
     texts = [_text(part, "text") for part in content if part.get("type") == "text"]
     return MARKER * images + "\n".join(texts)

@@ -147,7 +147,7 @@ def _render(processor: Any, messages: list[dict[str, Any]]) -> str:
     rendered: str = processor.apply_chat_template(messages, add_generation_prompt=True, **options)
     if rendered.rstrip().endswith(THINKING):
         raise ModelError(
-            f"the chat template asks the model to think ({rendered[-20:]!r}), and has no option against it",
+            f"the chat template begins a reasoning block ({rendered[-20:]!r}), and has no option to turn it off",
             "use a checkpoint that answers directly (Instruct)",
         )
     return rendered

@@ -54,7 +54,7 @@ STAGES = {
     "select": Stage(summary="Stage 3: select the pairs with a moderate score gap.", mark=f"selected/{MANIFEST}"),
     "train": Stage(summary="Stage 4: train the round's model with DPO.", mark=f"train/{MANIFEST}"),
     "evaluate": Stage(
-        summary="Stage 5: caption evaluation images before and after, compute metrics, write the report.",
+        summary="Stage 5: caption evaluation images, compute metrics before and after, write the report.",
         mark=LABEL_FREE,
     ),
 }

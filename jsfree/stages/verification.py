@@ -90,7 +90,8 @@ def fit_verifier(evidence_NF: FloatArray, signals: Signals = "clip+likelihood") 
     mixture = _fit_mixture(evidence_NF[:, used])
     if not (mixture.weights_F > 0).all():
         raise StageError(
-            "CLIP's cosines and the captioner's probabilities do not separate the same two kinds of claims",
+            "CLIP's cosines and the captioner's probabilities disagree on which claims are likely, so no verifier fits"
+            " both",
             "verify with one signal ('select.coverage.signals: likelihood'), or use 'select.strategy: gap'",
         )
     logits_N = evidence_NF[:, used] @ mixture.weights_F + mixture.bias

@@ -47,15 +47,15 @@ def check_capacity(stage: str, resources: Resources, replicas: int, *, fixed: bo
         growth = "no autoscaler adds nodes"
     else:
         maximum = max_replicas(resources, types, launch_config())
-        growth = f"its autoscaler can make that {maximum}"
-    request = f"stage {stage!r} asks for {replicas} x ({describe(resources)})"
-    capacity = f"the cluster has room for {available} ({inventory(nodes)})"
+        growth = f"at most {maximum} would fit with the nodes that its autoscaler can add"
+    request = f"stage {stage!r} requests {replicas} x ({describe(resources)})"
+    capacity = f"but {available} fit on the cluster ({inventory(nodes)})"
     if maximum is None or maximum >= replicas:
-        return f"{request}; {capacity}: waiting for nodes"
+        return f"{request}, {capacity}: waiting for nodes"
     setting = f"{part.section if (part := part_of(stage)) else stage}.resources"
     fewer = f"lower {setting}.replicas" + ("" if stage == "train" else f", set {setting}.min_replicas")
     raise StageError(
-        f"{request}; {capacity} and {growth}", f"{fewer}, lower the resources of each replica, or add nodes"
+        f"{request}, {capacity}, and {growth}", f"{fewer}, lower the resources of each replica, or add nodes"
     )
 
 

@@ -41,7 +41,7 @@ def prepare_for_job(config: RunConfig) -> RunConfig:
             raise ConfigError(f"{HOME}={home}: {error.strerror}", "set it to a folder that all nodes share") from error
     elif not _is_absolute(config.run):
         raise ConfigError(
-            f"run {config.run!r} is relative, and a job's folder is temporary",
+            f"run {config.run!r} is a relative path, but a job's working folder is temporary",
             "set --run to a URI or to an absolute path that all nodes share, or set"
             f" {HOME} on the nodes to a shared base folder",
         )

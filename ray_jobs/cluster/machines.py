@@ -160,7 +160,7 @@ def _check_on_cluster(stage: str, resources: Resources, replicas: int) -> Iterat
     if waiting:
         yield note(CLUSTER, stage, waiting, "start the run when the nodes can be added; it waits for them")
     else:
-        yield ok(CLUSTER, stage, f"room for {replicas} x ({describe(resources)})")
+        yield ok(CLUSTER, stage, f"{replicas} x ({describe(resources)}) fit on the cluster")
 
 
 def _check_on_this_machine(stage: str, resources: Resources, node: dict[str, int], replicas: int) -> Finding:
@@ -172,12 +172,14 @@ def _check_on_this_machine(stage: str, resources: Resources, node: dict[str, int
         return fails(
             CLUSTER,
             stage,
-            f"asks for {request}, and this machine has {node['GPU']} GPUs{reason}",
+            f"requests {request}, but this machine has {node['GPU']} GPUs{reason}",
             f"set ray.address to a cluster's, submit the run to one, or lower {stage}.resources",
         )
     if resources.cpus * replicas > node["CPU"]:
-        return note(CLUSTER, stage, f"asks for {request}; this machine has {node['CPU']} CPUs, which will be shared")
-    return ok(CLUSTER, stage, f"room for {request} here")
+        return note(
+            CLUSTER, stage, f"requests {request}, but this machine has {node['CPU']} CPUs: the replicas share them"
+        )
+    return ok(CLUSTER, stage, f"{request} fit on this machine")
 
 
 def _gpus_of(machine: Machine) -> Iterator[_NodeGpu]:

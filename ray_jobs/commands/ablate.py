@@ -8,7 +8,9 @@ import typer
 from jsfree.errors import ConfigError
 from ray_jobs.commands.options import AsJson, Debug, Settings, set_log_level
 
-AblationPath = Annotated[Path, typer.Argument(metavar="FILE", help="YAML file of the cells, see configs/ablations/.")]
+AblationPath = Annotated[
+    Path, typer.Argument(metavar="FILE", help="YAML file of the cells (variants), see configs/ablations/.")
+]
 
 
 def ablate(
@@ -28,11 +30,13 @@ def ablate(
     ] = None,
     settings: Settings = None,
     check: Annotated[bool, typer.Option("--preflight/--no-preflight", help="Check everything first.")] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs and what they share.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list the runs and the stages that they share.")
+    ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Run variants of a configuration with several seeds, making equal stages once, and compare the results."""
+    """Run variants of a configuration with several seeds, and compare the results. Shared stages are run only once."""
     set_log_level(debug)
     chosen = parse_seeds(seeds) if seeds is not None else ()
     from ray_jobs.ablation.running import run_ablation

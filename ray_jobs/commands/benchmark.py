@@ -73,7 +73,7 @@ def benchmark(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Measure hallucination with the field's benchmarks."""
+    """Measure hallucination with published benchmarks (suites), such as CHAIR, POPE and AMBER."""
     set_log_level(debug)
     from ray_jobs.commands.console import plain_or_live
 
@@ -85,7 +85,7 @@ def benchmark(
         return
     folder = data_path(_required(data, "--data, the folder of the suites' files,"))
     if answers is not None and trained_on:
-        raise ConfigError("--trained-on requires models that are asked here", "omit it, or omit --answers")
+        raise ConfigError("--trained-on has no effect with --answers, which loads no model", "omit one of them")
     stopped = None
     with _judges(judges or [], folder) as asked:
         options = SuiteOptions(vocabulary, stack, extractor, beams, asked, budget, scoring, vectors, nouns, categories)
@@ -115,7 +115,10 @@ def _judges(named: Sequence[str], data: DataPath) -> Iterator[tuple[str | JudgeS
     from jsfree.evaluation.benchmarks.miniworld_judge import miniworld_judge
 
     if not isinstance(data, Path):
-        raise ConfigError(f"the simulated judge cannot read {data}", "name a local folder with --data")
+        raise ConfigError(
+            f"the simulated judge reads local folders only, not {data}",
+            "copy the data, and name the folder with --data",
+        )
     with miniworld_judge(data) as settings:
         yield tuple(settings if name == SIMULATED else name for name in named)
 
@@ -150,7 +153,7 @@ def _questions(
                 raise
             console.print(f"skipped: {suite.name}: {error}", highlight=False, markup=False, soft_wrap=True)
     if not found:
-        raise SourceError(f"{data} has the files of no suite", "see jsfree benchmark --list --data FOLDER")
+        raise SourceError(f"{data} does not have all files of any suite", "see jsfree benchmark --list --data FOLDER")
     return found
 
 

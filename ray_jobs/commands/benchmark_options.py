@@ -17,26 +17,37 @@ SIMULATED = "miniworld"
 
 Suites = Annotated[
     list[str] | None,
-    typer.Argument(metavar="SUITE...", help=f"Any of {', '.join(BUILDERS)}, or all whose files --data has."),
+    typer.Argument(metavar="SUITE...", help=f"{', '.join(BUILDERS)}; or all: every suite whose files are in --data."),
 ]
 MeasuredRun = Annotated[
     str | None,
-    typer.Option("--run", metavar="PATH", help=f"Measure the models of this run. With --model: {DEFAULT_RUN}."),
+    typer.Option(
+        "--run",
+        metavar="PATH",
+        help=f"Run whose models are measured. With other models: folder of the results (default: {DEFAULT_RUN}).",
+    ),
 ]
 ModelRefs = Annotated[
     list[str] | None,
-    typer.Option("--model", metavar="REF", help="Hub id or folder of a model, in place of a run's. Can be repeated."),
+    typer.Option(
+        "--model",
+        metavar="REF",
+        help="Hub id or folder of a model; with --run, a model of the run, such as m1. Can be repeated.",
+    ),
 ]
 VocabularyFile = Annotated[
-    str | None, typer.Option("--vocabulary", metavar="FILE", help="Object words. Default: the built-in ones.")
+    str | None,
+    typer.Option("--vocabulary", metavar="FILE", help="File of object words and synonyms. Default: a built-in list."),
 ]
 StackName = Annotated[str, typer.Option("--stack", help="chair: original, lemmas or lmms-eval.")]
 ExtractorName = Annotated[str, typer.Option("--extractor", help="halbench: words, objects or judge.")]
-Beams = Annotated[int, typer.Option("--beams", min=1, help="halbench: beams; 1 decodes by the engine.")]
+Beams = Annotated[int, typer.Option("--beams", min=1, help="halbench: number of beams. 1: greedy decoding.")]
 ViewCount = Annotated[int, typer.Option("--views", min=1, help="Views of each image that decoding averages.")]
-Listing = Annotated[bool, typer.Option("--list", help="List what each suite needs, and what --data lacks.")]
+Listing = Annotated[
+    bool, typer.Option("--list", help="List the files that each suite needs, and whether --data has them.")
+]
 Answers = Annotated[
-    Path | None, typer.Option("--answers", metavar="FILE", help="Score these answers; no model is loaded.")
+    Path | None, typer.Option("--answers", metavar="FILE", help="File of answers to score. No model is loaded.")
 ]
 Data = Annotated[str | None, typer.Option("--data", metavar="FOLDER", help="Folder or URI with the suites' files.")]
 Judges = Annotated[
@@ -44,7 +55,7 @@ Judges = Annotated[
     typer.Option(
         "--judge",
         metavar="FILE",
-        help="YAML settings of the judge; a second one shows how they agree. miniworld: a simulated judge.",
+        help="YAML file of a judge's settings, or miniworld (simulated). Given twice: measure how two judges agree.",
     ),
 ]
 Budget = Annotated[
@@ -52,21 +63,31 @@ Budget = Annotated[
 ]
 Scoring = Annotated[str, typer.Option("--scoring", help="pope: original, vcd, lmms-eval or vlmevalkit.")]
 MaxNewTokens = Annotated[
-    int | None, typer.Option("--max-new-tokens", min=1, help="Limit of an answer. Default: the protocol's.")
+    int | None, typer.Option("--max-new-tokens", min=1, help="Maximum tokens per answer. Default: that of each suite.")
 ]
-Details = Annotated[Path | None, typer.Option("--details", metavar="FILE", help="Write what was found in each answer.")]
+Details = Annotated[
+    Path | None, typer.Option("--details", metavar="FILE", help="File to write, with what was found in each answer.")
+]
 Vectors = Annotated[
     str | None,
-    typer.Option("--vectors", metavar="NAME", help="amber: spaCy model or file of vectors. Default: no similarities."),
+    typer.Option(
+        "--vectors",
+        metavar="NAME",
+        help="amber: spaCy model or file of word vectors. Default: words are not compared by similarity.",
+    ),
 ]
 Categories = Annotated[
     str | None,
     typer.Option("--categories", metavar="FILE", help="ic: YAML with the number of images of each category."),
 ]
-NounStackName = Annotated[str, typer.Option("--nouns", help="amber: rule, or nltk as in the original.")]
+NounStackName = Annotated[
+    str, typer.Option("--nouns", help="amber: how nouns are found: rule, or nltk as in the original code.")
+]
 TrainedOn = Annotated[
     list[str] | None,
     typer.Option(
-        "--trained-on", metavar="FILE", help="Names of images that the seed was trained on; COCO's are recognised."
+        "--trained-on",
+        metavar="FILE",
+        help="File that names the COCO images that the seed was trained on. Can be repeated.",
     ),
 ]

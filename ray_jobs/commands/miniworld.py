@@ -17,7 +17,9 @@ def show(
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("runs/miniworld.png"),
     split: Annotated[str, typer.Option(help="pretrain, unlabelled, development or test.")] = "unlabelled",
     count: Annotated[int, typer.Option(min=1, max=200, help="Number of scenes.")] = 12,
-    world: Annotated[World, typer.Option(help="Captions: plain, one sentence an object, or prose.")] = "plain",
+    world: Annotated[
+        World, typer.Option(help="Captions. plain: one sentence per object; prose: several objects in a sentence.")
+    ] = "plain",
     debug: Debug = False,
 ) -> None:
     """Draw scenes with their true captions into one picture."""
@@ -55,7 +57,7 @@ def pretrain(
         ),
     ] = Path("runs/weights"),
     world: Annotated[
-        World, typer.Option(help="Captions to learn from: plain, one sentence an object, or prose.")
+        World, typer.Option(help="Captions to learn from. plain: one sentence per object; prose: several.")
     ] = "plain",
     family: Annotated[
         Literal["llava", "qwen3_vl"],
@@ -64,9 +66,10 @@ def pretrain(
     seed: Annotated[int, typer.Option(help="Seed of the initial weights and the order of the data.")] = 0,
     debug: Debug = False,
 ) -> None:
-    """Train the tiny CLIP and the tiny LLaVA: both from scratch, or for prose on the plain CLIP's vision tower.
+    """Train the tiny CLIP and the tiny LLaVA.
 
-    With --family qwen3_vl only a tiny Qwen3-VL captioner is trained.
+    Both start from scratch; with --world prose they start from the plain CLIP's vision tower. With --family qwen3_vl,
+    only a tiny Qwen3-VL captioner is trained.
     """
     set_log_level(debug)
     if family != "llava" and world != "plain":

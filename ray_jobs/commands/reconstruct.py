@@ -23,11 +23,16 @@ def reconstruct(
     run: ExistingRun,
     painter: Annotated[
         str,
-        typer.Option("--painter", metavar="FILE", help="YAML settings of an image model. miniworld: drawn by rules."),
+        typer.Option(
+            "--painter", metavar="FILE", help="YAML file of an image model's settings, or miniworld to draw scenes."
+        ),
     ] = DRAWN,
     count: Annotated[int, typer.Option("--count", min=1, help="Number of evaluation images, from the first.")] = 24,
     models: Annotated[
-        list[str] | None, typer.Option("--model", metavar="NAME", help="m1, ...; m0 is always measured.")
+        list[str] | None,
+        typer.Option(
+            "--model", metavar="NAME", help="Model of the run, such as m1. Default: all. m0 is always measured."
+        ),
     ] = None,
     settings: Settings = None,
     as_json: AsJson = False,

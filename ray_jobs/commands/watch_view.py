@@ -19,7 +19,7 @@ BAR = 20
 """Characters of a progress bar."""
 SHOWN_FAILURES = 5
 STATE_STYLES = {RUNNING: "bold cyan", DONE: "bold green", "failed": "bold red", INTERRUPTED: "bold red"}
-STATE_WORDS = {INTERRUPTED: "its driver has stopped without recording it; resume it with `jsfree run`"}
+STATE_WORDS = {INTERRUPTED: "its driver no longer runs; resume it with `jsfree run`"}
 SYMBOLS = {DONE: "✓", RUNNING: "▶", WAITING: "·"}
 CURVES = {
     "loss": "loss",

@@ -162,7 +162,8 @@ def process_rows(call: StageCall, rows: list[Any], stage: str, attempt: Attempt)
         if attempt.is_cleared(name):
             continue
         if attempt.is_quarantined(name):
-            crashed = RowError("crashed", f"sample {name} ended its worker each time it ran alone", "look at its image")
+            problem = f"sample {name} ended its worker process each time it was processed alone"
+            crashed = RowError("crashed", problem, "check its image")
             outputs.append(StageOutput(errors=[schemas.error_row(name, stage, crashed) for _ in group]))
             continue
         with attempt.alone(name):

@@ -67,8 +67,8 @@ class Attempt:
             self._record = _Record(suspects=True, cleared=stored.cleared)  # allows a new start on a repaired machine
             self._write()
             raise StageError(
-                f"shard {shard} was begun {stored.begun} times and no attempt ended, whichever rows ran",
-                "its worker has too little memory, or its model fails on this machine: see the logs of Ray's workers",
+                f"shard {shard} was attempted {stored.begun} times, and its worker died each time, whatever its rows",
+                "see the logs of Ray's workers: a worker has too little memory, or the model fails on this machine",
             )
         if stored.begun:
             self._assign_blame(died=stored.by == after)

@@ -54,7 +54,9 @@ def run_shards(stages: Sequence[ShardedStage], board: Any, counts: Counts, show:
         if len(missing) == before:  # the board may have failed to report; the files decide
             missing = _missing_shards(stages)
         if len(missing) == before:
-            raise StageError(f"stage {stages[0].name!r}: {before} shards were not done", "run it again to go on")
+            raise StageError(
+                f"stage {stages[0].name!r}: {before} shards are not finished", "run the same command again to continue"
+            )
 
 
 def _missing_shards(stages: Sequence[ShardedStage]) -> set[Shard]:

@@ -29,7 +29,7 @@ def read(tmp_path, name, *rows) -> list:
         ("trl", {"prompt": "<image><image>What?"}, "several_images", "key 'prompt' has 2 times '<image>'"),
         ("trl", {"rejected": "A dog in <image>."}, "image_marker", "the rejected (key 'rejected') holds '<image>'"),
         ("trl", {"chosen": ["A cat."]}, "malformed", "key 'chosen' is a list of str, expected messages of assistant"),
-        ("ms-swift", {"rejected_response": None}, "malformed", "key 'rejected_response' is missing, expected a text"),
+        ("ms-swift", {"rejected_response": None}, "malformed", "key 'rejected_response' is missing, expected a string"),
         ("ms-swift", {"images": None}, "no_image", "key 'images' is missing, expected a list of one image"),
         (
             "ms-swift",

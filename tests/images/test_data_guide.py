@@ -74,7 +74,7 @@ def test_every_configuration_in_the_guide_is_valid():
 
 def test_check_and_pack_programs_report_missing_images_and_keep_the_sample(mix):
     counted = run("check.py", "data/mix.json", "data", cwd=mix)
-    assert counted.splitlines() == ["coco: 15 there, 0 missing", "ocr_vqa: 13 there, 2 missing"]
+    assert counted.splitlines() == ["coco: 15 present, 0 missing", "ocr_vqa: 13 present, 2 missing"]
     assert run("pack.py", "data/mix.json", "data", "shards", cwd=mix) == "28 images packed, 2 missing\n"
 
     listed, packed = (yaml.safe_load(block) for block in blocks("yaml")[:2])

@@ -123,7 +123,7 @@ def test_a_job_refuses_a_run_that_would_be_lost_with_it(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     refused = jsfree("generate", "--run", "runs/x")
     assert refused.returncode == 2
-    assert "run 'runs/x' is relative" in refused.stderr
+    assert "run 'runs/x' is a relative path" in refused.stderr
     monkeypatch.setenv("JSFREE_HOME", str(tmp_path))
     taken = jsfree("score", "--run", "runs/x")
     assert taken.stderr.startswith(f"error: {tmp_path}/runs/x: 'score' of round 1 needs"), taken.stderr

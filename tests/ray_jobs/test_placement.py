@@ -210,18 +210,22 @@ def test_preflight_names_the_stage_that_exceeds_the_capacity(box, tmp_path):
     }
     assert (found["generate"].verdict, found["score"].verdict) == (Verdict.OK, Verdict.OK)
     assert found["train"].verdict is Verdict.FAILS
-    assert "the cluster has room for 8 (1 nodes, 4 CPU, 8 GPU of type A100)" in found["train"].found
+    assert "8 fit on the cluster (1 nodes, 4 CPU, 8 GPU of type A100)" in found["train"].found
     assert found["train"].remedy.startswith("lower train.resources.replicas")
 
 
 @pytest.mark.parametrize(
     ("stage", "asked", "told"),
     [
-        ("pairs", {"replicas": 9, "gpus": 1, "cpus": 0.1}, r"'pairs' asks for 9 x \(0.1 CPU \+ 1 GPU\)"),
-        ("pairs", {"replicas": 9, "gpus": 1, "cpus": 0.1}, r"room for 8 \(1 nodes, 4 CPU, 8 GPU of type A100\)"),
+        ("pairs", {"replicas": 9, "gpus": 1, "cpus": 0.1}, r"'pairs' requests 9 x \(0.1 CPU \+ 1 GPU\)"),
+        (
+            "pairs",
+            {"replicas": 9, "gpus": 1, "cpus": 0.1},
+            r"8 fit on the cluster \(1 nodes, 4 CPU, 8 GPU of type A100\)",
+        ),
         ("pairs", {"replicas": 9, "gpus": 1, "cpus": 0.1}, r"no autoscaler adds nodes; lower generate.resources"),
-        ("scored", {"replicas": 8, "cpus": 1}, r"room for 4 .*score.resources.replicas, set score.resources.min_"),
-        ("train", {"replicas": 8, "gpus": 1, "cpus": 0.1, "accelerator_type": "H100"}, r"of type H100\).*room for 0"),
+        ("scored", {"replicas": 8, "cpus": 1}, r"4 fit on .*score.resources.replicas, set score.resources.min_"),
+        ("train", {"replicas": 8, "gpus": 1, "cpus": 0.1, "accelerator_type": "H100"}, r"of type H100\), but 0 fit on"),
     ],
 )
 def test_a_request_beyond_the_capacity_is_refused_before_actors_start(box, stage, asked, told):
@@ -233,7 +237,7 @@ def test_a_pool_needs_capacity_only_for_its_minimum(box, tmp_path):
     asked = Resources(replicas=9, min_replicas=2, gpus=1, cpus=0.1)
     current = round_on(box, tmp_path / "run")
     current.reserve("pairs", asked, asked.min_replicas)
-    with pytest.raises(StageError, match="asks for 9"):
+    with pytest.raises(StageError, match="requests 9"):
         current.reserve("pairs", asked, asked.replicas)
 
 

@@ -111,7 +111,9 @@ def test_too_few_claims_are_refused():
 
 def test_signals_that_do_not_agree_are_refused():
     evidence, _ = two_kinds(0)
-    with pytest.raises(StageError, match=r"do not separate the same two kinds of claims; verify with one signal"):
+    with pytest.raises(
+        StageError, match=r"disagree on which claims are likely, so no verifier fits both; verify with one signal"
+    ):
         fit_verifier(evidence * [1.0, -1.0] + [0.0, 1.0])
 
 

@@ -48,7 +48,7 @@ def _answer(record: Any, place: str, images: Mapping[str, str]) -> Answer:
     text_key = _first(record, TEXT_KEYS, place)
     text = record[text_key]
     if not isinstance(text, str):
-        raise SourceError(f"{place}: {text_key!r} is not a text", "write the model's answer there")
+        raise SourceError(f"{place}: {text_key!r} is not a string", "write the model's answer there as a string")
     question_key = next((key for key in QUESTION_KEYS if key in record), None)
     question = None if question_key is None else _id(record, question_key, place)
     if question in images and not any(key in record for key in IMAGE_KEYS):
@@ -64,7 +64,7 @@ def _answer(record: Any, place: str, images: Mapping[str, str]) -> Answer:
 def _id(record: Mapping[str, Any], key: str, place: str) -> str:
     value = record[key]
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
-        raise SourceError(f"{place}: {key!r} is {value!r}", "write a number or a text")
+        raise SourceError(f"{place}: {key!r} is {value!r}", "write a number or a string")
     return str(value)
 
 

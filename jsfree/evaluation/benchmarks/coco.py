@@ -64,8 +64,8 @@ class Annotations:
         unknown = {name for names in self.categories.values() for name in names} - vocabulary.categories_by_word.keys()
         if unknown:
             raise SourceError(
-                f"objects of the category {min(unknown)!r} are annotated, which the {vocabulary.name} vocabulary lacks",
-                "name a vocabulary with a line for each category: --vocabulary FILE ('jsfree miniworld export' writes"
+                f"the annotations have the category {min(unknown)!r}, but the {vocabulary.name} vocabulary does not",
+                "give a vocabulary with a line for each category: --vocabulary FILE ('jsfree miniworld export' writes"
                 " MiniWorld's as synonyms.txt)",
             )
 

@@ -247,7 +247,7 @@ def _objects(answer: Answer) -> list[str]:
     objects = answer.extra.get("objs")
     if not isinstance(objects, list) or not all(isinstance(each, str) for each in objects):
         raise SourceError(
-            f"{answer.where}: 'objs' is no list of texts",
+            f"{answer.where}: 'objs' is not a list of strings",
             "add the objects that an extractor found in each answer, or use --extractor words",
         )
     return objects

@@ -89,7 +89,7 @@ def _elements(value: Mapping[str, Any], key: str, flag: str) -> tuple[tuple[str,
             or not isinstance(item.get("element"), str)
             or not isinstance(item.get(flag), bool)
         ):
-            raise ReplyError(f"{key}[{number}] is not an object with a text 'element' and a boolean {flag!r}")
+            raise ReplyError(f"{key}[{number}] is not an object with a string 'element' and a boolean {flag!r}")
     return tuple((item["element"], item[flag]) for item in items)
 
 

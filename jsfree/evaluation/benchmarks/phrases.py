@@ -92,7 +92,7 @@ def parse_list(reply: str) -> list[str]:
             continue
         if isinstance(value, list) and all(isinstance(each, str) for each in value):
             return value
-    raise ReplyError("the reply is no JSON list of texts")
+    raise ReplyError("the reply is not a JSON list of strings")
 
 
 def objects_in(phrases: Sequence[str], vocabulary: Vocabulary) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jsfree.errors import SourceError
 from jsfree.evaluation.benchmarks.data_paths import DataPath
 
-NAMES = {str: "a text", int: "a number", list: "a list", dict: "an object"}
+NAMES = {str: "a string", int: "a number", list: "a list", dict: "an object"}
 
 
 class Record(NamedTuple):

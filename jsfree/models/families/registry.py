@@ -58,8 +58,8 @@ def require_exact(config: Any) -> None:
     others = sorted(set(getattr(text, "layer_types", None) or ()) - EXACT_LAYERS)
     if others:
         raise ModelError(
-            f"the language model {text.model_type!r} has layers of kind {', '.join(others)}, of which the engine"
-            " cannot share a state among captions",
+            f"the language model {text.model_type!r} has layers of kind {', '.join(others)}, whose state the"
+            " engine cannot share among captions",
             REMEDY,
         )
     if text.model_type in TEXT_MODELS_WITH_SINKS:

@@ -45,7 +45,7 @@ def test_questions_give_the_images_of_answers(tmp_path):
         ('{"image_id": 1, "caption": "x"}\n{"image_id": 2\n', r"line 2 is not valid JSON"),
         ('{"image_id": 1}', r"line 1 has none of the keys 'caption', 'text'"),
         ('{"caption": "A dog."}', r"line 1 has none of the keys 'image_id'"),
-        ('{"image_id": 1, "caption": null}', r"line 1: 'caption' is not a text"),
+        ('{"image_id": 1, "caption": null}', r"line 1: 'caption' is not a string"),
         ('{"image_id": [1], "caption": ""}', r"line 1: 'image_id' is \[1\]"),
         ('"a dog"\n', r"line 1: a JSON object is expected"),
         ("", "holds no answers"),

@@ -140,7 +140,7 @@ def test_wrong_data_are_named(data, tmp_path):
 
 def test_an_annotated_category_must_be_in_the_vocabulary(tmp_path):
     data = write_coco(tmp_path, {1: ["dragon"]}, {1: []})
-    with pytest.raises(SourceError, match=r"'dragon' are annotated, which the built-in vocabulary lacks"):
+    with pytest.raises(SourceError, match=r"category 'dragon', but the built-in vocabulary does not"):
         Chair(vocabulary.built_in()).score(data, answers((1, "A dog.")))
 
 
@@ -148,5 +148,5 @@ def test_the_vocabulary_is_checked_before_images_are_captioned(tmp_path):
     data = write_coco(tmp_path, {1: ["dragon"]}, {1: []})
     (data / "val2014").mkdir()
     (data / "val2014" / "COCO_val2014_000000000001.jpg").write_bytes(b"an image")
-    with pytest.raises(SourceError, match=r"'dragon' are annotated.*--vocabulary"):
+    with pytest.raises(SourceError, match=r"category 'dragon'.*--vocabulary"):
         Chair(vocabulary.built_in()).questions(data)

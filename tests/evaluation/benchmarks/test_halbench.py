@@ -197,5 +197,5 @@ def test_a_missing_question_file_says_where_to_get_it(tmp_path):
 
 
 def test_objects_must_be_there(data):
-    with pytest.raises(SourceError, match=r"line 3: 'objs' is no list of texts"):
+    with pytest.raises(SourceError, match=r"line 3: 'objs' is not a list of strings"):
         HalBench(vocabulary.built_in(), "objects").score(data, [Answer("1", "1", "A dog.", where="a.jsonl, line 3")])

@@ -116,7 +116,7 @@ def test_scores_and_claims_that_lack_the_form_are_refused():
             parse_score(reply)
     with pytest.raises(ReplyError, match="'seen' is not a list"):
         parse_claims('{"said": []}')
-    with pytest.raises(ReplyError, match=r"said\[1\] is not an object with a text 'element' and a boolean 'shown'"):
+    with pytest.raises(ReplyError, match=r"said\[1\] is not an object with a string 'element' and a boolean 'shown'"):
         parse_claims('{"said": [{"element": "a", "shown": true}, {"element": "b", "shown": "yes"}], "seen": []}')
 
 

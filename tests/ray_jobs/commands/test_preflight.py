@@ -231,7 +231,7 @@ def test_an_image_listed_twice_is_reported(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     source = {"kind": "llava_json", "path": str(tmp_path / "rows.json"), "count": 1}
     result = checked(tmp_path, {"source": source})
-    assert "2 entries name an image" in next(each.found for each in result.findings if each.name == "source: ids")
+    assert "2 entries repeat the image" in next(each.found for each in result.findings if each.name == "source: ids")
 
 
 def test_the_command_exits_with_1_and_names_an_unknown_key(tmp_path):

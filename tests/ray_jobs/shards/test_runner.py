@@ -127,7 +127,7 @@ def test_only_the_row_that_kills_its_worker_is_quarantined(tmp_path, board):
     assert names(Folder(stage.target.uri).read_shards(ROWS)) == ["a", "b", "c", "d", "e"]
     errors = Folder(stage.target.errors).read_shards(schemas.ERRORS).to_pylist()
     assert [(each["sample_id"], each["kind"]) for each in errors] == [("deadly", "crashed"), ("bad", "bad")]
-    assert "ended its worker" in errors[0]["message"]
+    assert "ended its worker process" in errors[0]["message"]
     calls = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
     assert calls.count(["deadly"]) == 2  # it kills its worker twice when run alone
     assert sum("deadly" in call and len(call) > 1 for call in calls) == 1
