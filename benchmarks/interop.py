@@ -4,10 +4,11 @@
 
 ``PYTHON`` is the interpreter of a second environment, with vLLM built for CPUs and without jsfree, in which
 ``interop_peers.py`` runs. Without ``--model``, MiniWorld's shipped captioner is published into a temporary folder. The
-texts of its captions are compared. Then a tiny random model of each other family is published, whose captions depend
-on every position and every patch, and the tokens of its captions of images of different sizes are compared. The result
-is written to ``benchmarks/results/interop_<date>_<hardware>.json`` and printed as the last line. The exit code is 1 if
-too few captions agree in float32.
+texts of its captions are compared, also those of the two engines of ``jsfree serve`` (``interop_served.py``), which
+serve the shipped captioners where they are. Then a tiny random model of each other family is published, whose captions
+depend on every position and every patch, and the tokens of its captions of images of different sizes are compared. The
+result is written to ``benchmarks/results/interop_<date>_<hardware>.json`` and printed as the last line. The exit code
+is 1 if too few captions agree in float32.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ from tests.support.families import checks
 from tests.support.families.builders import BUILDERS, GRIDS, llava_onevision
 
 PEERS = Path(__file__).parent / "interop_peers.py"
+SERVED = Path(__file__).parent / "interop_served.py"
+SERVED_MODELS = ("miniworld:captioner", "miniworld:qwen-captioner")
+SERVED_FAMILY = "LLaVA-NeXT"
+"""A random model for the served engines, whose images have several tiles, and which would draw any token."""
+MAX_LOGPROB_DIFFERENCE = 1e-3
 TARGET = 0.95
 DTYPES = ("float32", "bfloat16")
 FAMILIES = ("Qwen2.5-VL", "Qwen3-VL", "LLaVA-NeXT", "LLaVA-OneVision")
@@ -61,6 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         model = arguments.model.resolve() if arguments.model else shipped(Path(directory) / "model")
         figures = measured(model, arguments, Path(directory))
+        figures["served"] = served_engines(arguments, Path(directory))
         figures["families"] = {name: of_family(name, arguments.peers, Path(directory)) for name in arguments.families}
     figures["model"] = str(arguments.model) if arguments.model else "miniworld:captioner, published"
     loads.append(os.getloadavg()[0])
@@ -68,8 +75,12 @@ def main() -> None:
     shares = {name: found["share"] for name, found in figures["float32"].items()}
     for family, peers in figures["families"].items():
         shares |= {f"{family}: {name}": found["share"] for name, found in peers.items()}
+    shares |= {f"served {model}": found["share"] for model, found in figures["served"].items()}
     if min(shares.values()) < TARGET:
         raise SystemExit(f"error: fewer than {TARGET:.0%} of the float32 captions agree: {shares}")
+    differing = {model: found["checks"] for model, found in figures["served"].items() if not passed(found["checks"])}
+    if differing:
+        raise SystemExit(f"error: served by vLLM, a model behaves otherwise than by our own engine: {differing}")
 
 
 def parse() -> argparse.Namespace:
@@ -126,6 +137,35 @@ def of_family(name: str, peers: Path, directory: Path) -> dict[str, Any]:
     return {peer: agreement(ours, [each["ids"] for each in captions]) for peer, captions in theirs["captions"].items()}
 
 
+def served_engines(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
+    """Agreement of captions by the two engines of ``jsfree serve`` in float32, and their checks, by model."""
+    settings = config("float32", arguments.scenes)
+    scenes = [sample["image"]["bytes"] or b"" for sample in evaluation_samples(settings)]
+    length = settings.evaluate.modes["greedy"].max_new_tokens
+    asked = {ref: ((ref, settings.prompt, length), scenes) for ref in SERVED_MODELS}
+    captioner = BUILDERS[SERVED_FAMILY]()
+    publish_captioner(captioner.model, captioner.processor, directory / "served")
+    pictures = [png_bytes(checks.picture(number)) for number in range(PICTURES)]
+    asked[f"{SERVED_FAMILY}, random"] = ((str(directory / "served"), checks.PROMPT, TOKENS), pictures)
+    figures = {}
+    for name, ((model, prompt, longest), contents) in asked.items():
+        question = {"model": model, "dtype": "float32", "prompt": prompt, "max_new_tokens": longest}
+        answer = ask_peers(arguments.peers, question, contents, directory, SERVED)
+        captions = answer["captions"]
+        figures[name] = {**agreement(captions["jsfree"], captions["vllm"]), "checks": answer["checks"]}
+    return figures
+
+
+def passed(checks: Mapping[str, Any]) -> bool:
+    """Whether vLLM behaves as our own engine does."""
+    return (
+        checks["streams_equal_to_plain"] >= TARGET * checks["streams"]
+        and checks["largest_difference_of_logprobs"] <= MAX_LOGPROB_DIFFERENCE
+        and checks["cancelling_frees"]
+        and all(checks["refused"].values())
+    )
+
+
 def tokens(captioner: Captioner) -> list[list[int]]:
     """Tokens of jsfree's greedy captions, without the end token."""
     decoding = Decoding(temperature=0, max_new_tokens=TOKENS)
@@ -157,14 +197,17 @@ def captions(settings: RunConfig, model: Path, samples: Sequence[Sample]) -> lis
     return [row["text"] for row in written.rows]
 
 
-def ask_peers(python: Path, question: Mapping[str, Any], contents: Sequence[bytes], directory: Path) -> dict[str, Any]:
-    """Captions of some images with the same prompt by the peers, and their versions.
+def ask_peers(
+    python: Path, question: Mapping[str, Any], contents: Sequence[bytes], directory: Path, script: Path = PEERS
+) -> dict[str, Any]:
+    """Captions of some images with the same prompt by the peers, and what else the script answers.
 
     Args:
         python: interpreter of the peers' environment.
-        question: what ``interop_peers.py`` reads, without the pictures.
+        question: what the script reads, without the pictures.
         contents: the images' files.
         directory: for temporary files.
+        script: ``PEERS`` or ``SERVED``.
     """
     pictures = []
     for number, content in enumerate(contents):
@@ -173,7 +216,7 @@ def ask_peers(python: Path, question: Mapping[str, Any], contents: Sequence[byte
         pictures.append(str(picture))
     answer = directory / "answer.json"
     subprocess.run(
-        [python, PEERS, answer],
+        [python, script, answer],
         input=json.dumps({**question, "pictures": pictures}),
         text=True,
         encoding="utf-8",

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
@@ -37,6 +37,9 @@ from serve.http import routes as api
 from serve.http.protocol import AFTER, BEFORE, Answer, Part, Question, Refusal, RunModel, ScoredSentence
 from serve.keys import KeySource
 from serve.replicas import Replicas, ScorerReplicas
+
+if TYPE_CHECKING:
+    from serve.engines.base import CaptionEngine
 
 MAX_ONGOING = 100_000
 """Serve's own limit of concurrent requests, never reached: Serve answers with plain text, we with JSON."""
@@ -64,9 +67,8 @@ class ModelReplica:
         try:
             from jsfree.gpus import device_of
             from serve.engines.clip import SentenceScorer
-            from serve.engines.ours import Engine
 
-            self._engine = Engine(config, ref, device_of(gpus))
+            self._engine = _engine(config, ref, gpus)
             self._scorer = SentenceScorer(config, device_of(gpus))
             self._sender = PartSender()
         except Exception as error:
@@ -107,6 +109,18 @@ class ModelReplica:
             self._engine.close()
         if hasattr(self, "_sender"):
             self._sender.close()
+
+
+def _engine(config: RunConfig, ref: str, gpus: float) -> "CaptionEngine[Any]":
+    """The engine of ``serve.engine``."""
+    if config.serve.engine == "vllm":
+        from serve.engines import vllm
+
+        return vllm.Engine(config, ref, gpus)
+    from jsfree.gpus import device_of
+    from serve.engines import ours
+
+    return ours.Engine(config, ref, device_of(gpus))
 
 
 class ScorerReplica:
@@ -172,6 +186,10 @@ def configured(arguments: Arguments) -> tuple[RunConfig, list[RunModel]]:
         ConfigError, RunError, ModelError: see ``build``.
     """
     config = serving_config(arguments.run, arguments.settings)
+    if config.serve.engine == "vllm":
+        from serve.engines.vllm import require_vllm
+
+        require_vllm()  # fail here, not in a replica
     require_base_from_here(Run(config))
     models = served_models(Run(config))
     for model in models:

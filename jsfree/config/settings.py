@@ -710,6 +710,18 @@ class ServedModel(Resources):
         return self
 
 
+class Vllm(Section):
+    """vLLM, with ``engine: vllm``."""
+
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Fraction of the GPU's memory that vLLM uses for weights, activations and KV cache. ``null``: 0.9 of the fraction
+    of a GPU that the replica reserves (``gpus``), so that two models with ``gpus: 0.5`` fit on one. ``kv_cache_gib``
+    sets the size of the KV cache instead. On CPUs: ignored."""
+    enforce_eager: bool = False
+    """Do not compile the model and capture CUDA graphs: starts faster and takes less memory, but decodes slower. On
+    CPUs always."""
+
+
 class Serve(Section):
     """The HTTP server of ``jsfree serve``. Excluded from fingerprints."""
 
@@ -746,13 +758,18 @@ class Serve(Section):
     when the first comparison arrives, in a deployment of its own (``scorer``), or not at all."""
     scorer: ServedModel = ServedModel()
     """Replicas of the CLIP model, with ``scores: deployment``."""
+    engine: Literal["jsfree", "vllm"] = "jsfree"
+    """Program that decodes. ``vllm`` needs the extra ``vllm``, and answers requests with one image, one view of it and
+    without a hallucination ratio."""
+    vllm: Vllm = Vllm()
+    """vLLM's own settings."""
     slots: Positive = 16
     """Maximum captions that a replica decodes concurrently, limited further by ``kv_cache_gib``."""
     dual_path_slots: Positive = 4
     """The same of captions with ``hallucination_ratio``, with more ``views`` than the server's own number, or without
     an image. A replica allocates their memory when the first of them arrives."""
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
-    """KV cache size per replica in GiB, as ``generate.kv_cache_gib``."""
+    """KV cache size per replica in GiB, as ``generate.kv_cache_gib``. With ``engine: vllm`` on CPUs, ``null`` is 1."""
     max_waiting: Annotated[int, Field(ge=0)] = 64
     """Maximum captions waiting for a slot of a replica. Further requests are rejected with status 429."""
     max_requests: Positive = 128
@@ -785,6 +802,15 @@ class Serve(Section):
     """Maximum width x height of an image, checked before decoding. Larger images are rejected."""
     min_side: Positive = 8
     """Minimum length of the shorter side in pixels. Smaller images are rejected."""
+
+    @model_validator(mode="after")
+    def _check_engine(self) -> Serve:
+        if self.engine == "vllm" and self.views.count > 1:
+            raise ValueError(
+                f"'engine: vllm' sees one view of an image, but 'views.count' is {self.views.count}; set it to 1, or"
+                " use 'engine: jsfree'"
+            )
+        return self
 
     @property
     def max_body_bytes(self) -> int:

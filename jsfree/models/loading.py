@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CACHED_PROMPTS = 1024
 BLANK_SIDE = 64
+GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,14 @@ class Captioner:
 
     def inputs(self, image: Image.Image) -> ImageInputs:
         """Preprocess an RGB image to tensors on the CPU. Thread-safe."""
-        if self.preprocessing == "pad":
-            processor = self.processor.image_processor
-            image = pad_to_square(image, self._mean_color, _resized_side(processor), processor.resample)
-        return self.family.inputs(self.processor, self.model.config, image)
+        return self.family.inputs(self.processor, self.model.config, self.padded(image))
+
+    def padded(self, image: Image.Image) -> Image.Image:
+        """An RGB image as the image processor gets it: padded to a square if ``preprocessing`` is ``pad``."""
+        if self.preprocessing != "pad":
+            return image
+        processor = self.processor.image_processor
+        return pad_to_square(image, self._mean_color, _resized_side(processor), processor.resample)
 
     def map_pixels(self, image: ImageInputs, function: Callable[[torch.Tensor], torch.Tensor]) -> ImageInputs:
         """Apply a function to the preprocessed pixels, (3, height, width), of each picture that the tower sees."""
@@ -89,6 +94,11 @@ class Captioner:
     def prompt_ids(self, text: prompts.ChatPrompt, image: ImageInputs | None) -> list[int]:
         """Tokenize a prompt with an image, or without one."""
         return list(self._prompts(text, None if image is None else image.text))
+
+    def placeholder_ids(self, text: prompts.ChatPrompt) -> list[int]:
+        """Tokenize a prompt in which a placeholder stands for the image, as the chat template writes it."""
+        placeholder = self.family.placeholder(self.processor)
+        return prompts.tokenize(self.processor, prompts.conditional_prompt(self.processor, text, placeholder))
 
     def prompt(self, text: prompts.ChatPrompt, image: ImageInputs | None) -> Prompt:
         """Tokenize a prompt, and find the positions of its tokens."""
@@ -212,12 +222,7 @@ def load_captioner(
     path = local_folder(ref, CAPTIONER, files)
     try:
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-        family = family_of(config)
-        if preprocessing == "pad" and not family.pads_images:
-            raise ModelError(
-                f"captioner {ref!r}: images of {config.model_type!r} are not padded to squares",
-                "set 'captioner.preprocessing: crop', which is its own preprocessing",
-            )
+        family = _family_with(preprocessing, ref, config)
         model, loaded = getattr(transformers, family.model_class).from_pretrained(
             path,
             dtype=DTYPES[dtype],
@@ -238,6 +243,49 @@ def load_captioner(
         )
     model = model if device_map == "auto" else model.to(device)
     return Captioner(model.eval(), processor, preprocessing)
+
+
+def describe_captioner(ref: str, preprocessing: Preprocessing = "crop", files: ModelFiles | None = None) -> Captioner:
+    """Load a captioner's processor and configurations, without its weights: its model is on the meta device.
+
+    It renders and tokenizes prompts, preprocesses images and decodes tokens as the captioner does.
+
+    Args:
+        ref: model reference; the model is downloaded if it is not on this node.
+        preprocessing: as of ``Captioner``.
+        files: settings of downloads; None: the defaults.
+
+    Raises:
+        ModelError: as ``load_captioner``.
+    """
+    import transformers
+
+    path = local_folder(ref, CAPTIONER, files)
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+        family = _family_with(preprocessing, ref, config)
+        with torch.device("meta"):
+            model = getattr(transformers, family.model_class)._from_config(config)
+        if (path / GENERATION_CONFIG).is_file():
+            model.generation_config = transformers.GenerationConfig.from_pretrained(path, local_files_only=True)
+        return Captioner(model.eval(), family.load_processor(path), preprocessing)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"captioner {ref!r} cannot be loaded from {path}: {' '.join(str(error).split())}") from error
+
+
+def _family_with(preprocessing: Preprocessing, ref: str, config: Any) -> Family:
+    """The family of a configuration.
+
+    Raises:
+        ModelError: it is not supported, or not with this preprocessing.
+    """
+    family = family_of(config)
+    if preprocessing == "pad" and not family.pads_images:
+        raise ModelError(
+            f"captioner {ref!r}: images of {config.model_type!r} are not padded to squares",
+            "set 'captioner.preprocessing: crop', which is its own preprocessing",
+        )
+    return family
 
 
 def look_up_models(captioner: str, scorers: Sequence[ClipModel], files: ModelFiles) -> ModelFiles:

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 
-from jsfree.decoding.loop import DecodingLoop, Listener
+from jsfree.decoding.loop import Listener
 from jsfree.decoding.requests import Caption, Drawn, Request
 from jsfree.models.loading import Captioner
 from serve.engines.texts import IncrementalText, TokenTexts
@@ -21,6 +21,9 @@ COALESCE_SECONDS, LONGEST_COALESCE_SECONDS = 0.025, 0.06
 """Minimum time between two parts of a stream, when it is the only one and when there are many."""
 SECONDS_PER_STREAM = 0.003
 """Time between two parts for each stream of the process: their parts are then at most 333 a second."""
+Submit = Callable[[Sequence[Listener] | None], list[Future[Caption]]]
+"""Starts to decode the requests of a question; cancelling a future frees its slot. A listener for each request gets its
+tokens, at least all but the last."""
 
 
 class TokenInbox:
@@ -111,15 +114,21 @@ def caption_scores(caption: Caption, token_texts: TokenTexts, end_ids: frozenset
 
 
 async def stream(
-    loop: DecodingLoop, requests: Sequence[Request], captioner: Captioner, token_texts: TokenTexts
+    submit: Submit, requests: Sequence[Request], captioner: Captioner, token_texts: TokenTexts
 ) -> AsyncGenerator[tuple[Delta, ...], None]:
     """Decode captions in parts; closing the generator frees their slots.
+
+    Args:
+        submit: starts to decode ``requests``.
+        requests: the requests.
+        captioner: the model.
+        token_texts: texts of its tokens.
 
     Raises:
         DecodingError: see ``DecodingLoop.submit``.
     """
     inbox = TokenInbox(len(requests))
-    futures = loop.submit(requests, [inbox.listener(number) for number in range(len(requests))])
+    futures = submit([inbox.listener(number) for number in range(len(requests))])
     for future in futures:
         future.add_done_callback(lambda _: inbox.finish())
     parts = [

@@ -80,7 +80,8 @@ def refused(refusal: Refusal, image_param: str, prompt_param: str) -> ApiError:
         return ApiError(503, refusal.message, code="unavailable", kind="server_error")
     if refusal.reason == "failed":
         return ApiError(500, refusal.message, code="internal_error", kind="server_error")
-    return invalid(refusal.message, image_param if refusal.reason == "invalid_image" else prompt_param, refusal.reason)
+    param = refusal.field or (image_param if refusal.reason == "invalid_image" else prompt_param)
+    return invalid(refusal.message, param, refusal.reason)
 
 
 def install(app: FastAPI) -> None:

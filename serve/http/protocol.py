@@ -15,8 +15,16 @@ from jsfree.models.prompts import ChatPrompt
 BEFORE, AFTER = "before", "after"
 
 Finish = Literal["stop", "length"]
-Reason = Literal["context_length_exceeded", "invalid_prompt", "invalid_image", "failed", "overloaded", "unavailable"]
-"""Why a model did not answer: the first three are errors of the request, only the last two can succeed when retried."""
+Reason = Literal[
+    "context_length_exceeded",
+    "invalid_prompt",
+    "invalid_image",
+    "unsupported_value",
+    "failed",
+    "overloaded",
+    "unavailable",
+]
+"""Why a model did not answer: the first four are errors of the request, only the last two can succeed when retried."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +104,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Refusal:
-    """The reason why a question has no answer, with a message for the client."""
+    """The reason why a question has no answer, with a message for the client, and the field that is wrong if known."""
 
     reason: Reason
     message: str
+    field: str | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from jsfree import config
 from jsfree.config import ModelFiles
 from jsfree.errors import ConfigError, ModelError
-from jsfree.models.loading import load_captioner
+from jsfree.models.loading import describe_captioner, load_captioner
 from jsfree.models.references import WEIGHTS
 from jsfree.models.saving import publish_captioner
 from jsfree.run.folder import Folder
@@ -147,3 +147,29 @@ def test_device_map_auto_gives_the_same_logits():
     inputs = whole.processor(text="<image> Describe image in detail.", images=picture, return_tensors="pt")
     with torch.no_grad():
         assert torch.equal(laid_out.model(**inputs).logits, whole.model(**inputs).logits)
+
+
+@pytest.mark.parametrize("ref", ["miniworld:captioner", "miniworld:qwen-captioner"])
+def test_a_captioner_without_weights_renders_and_decodes_as_the_whole_one(ref):
+    whole, described = load_captioner(ref), describe_captioner(ref)
+    assert all(weight.is_meta for weight in described.model.parameters())
+    picture = Image.new("RGB", (90, 40), "teal")
+    prompts = [each.prompt("Describe it.", each.inputs(picture)) for each in (whole, described)]
+    assert prompts[0].ids == prompts[1].ids
+    assert torch.equal(prompts[0].positions, prompts[1].positions)
+    assert described.suppressed_ids == whole.suppressed_ids
+    assert described.eos_ids == whole.eos_ids
+    assert described.decode(prompts[0].ids) == whole.decode(prompts[0].ids)
+    # The placeholder becomes the tokens of the image.
+    placeholder = set(described.placeholder_ids("Describe it.")) & described.vision_ids
+    assert placeholder
+    assert [token for token in prompts[0].ids if token not in described.vision_ids] == [
+        token for token in described.placeholder_ids("Describe it.") if token not in described.vision_ids
+    ]
+
+
+def test_a_captioner_without_weights_ends_where_its_generation_configuration_says(copied):
+    file = copied / "generation_config.json"
+    given = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**given, "eos_token_id": [2, 7]}), encoding="utf-8")
+    assert describe_captioner(str(copied)).eos_ids == {2, 7}
