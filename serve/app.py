@@ -11,6 +11,7 @@ and settings to override:
 
 import shlex
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from jsfree.models.references import look_up
 from jsfree.run.locations import require_base_from_here
 from jsfree.run.run import Run
 from serve.deploy import LOGGING, SCORER
+from serve.direct import Address, PartReceiver, PartSender
 from serve.failures import report
 from serve.http import page
 from serve.http import routes as api
@@ -69,6 +71,7 @@ class ModelReplica:
 
             self._engine = _engine(config, ref, gpus)
             self._scorer = SentenceScorer(config, device_of(gpus))
+            self._sender = PartSender()
         except Exception as error:
             if failures is not None:
                 report(failures, error)
@@ -78,10 +81,11 @@ class ModelReplica:
         """Caption an image; cancelling the call frees its slots."""
         return await self._engine.caption(question)
 
-    async def stream(self, question: Question) -> AsyncGenerator[Part, None]:
-        """Caption an image in parts; cancelling the call frees its slots."""
-        async for part in self._engine.stream(question):
-            yield part
+    async def stream(self, question: Question, address: Address | None = None) -> AsyncGenerator[Part, None]:
+        """Caption an image in parts, sent to an address if it can be reached; cancelling the call frees its slots."""
+        async with aclosing(self._sender.unsent(self._engine.stream(question), address)) as parts:
+            async for part in parts:
+                yield part
 
     async def score(self, image: bytes, captions: list[str]) -> list[list[ScoredSentence]] | None:
         """The sentences of captions with their scores by CLIP."""
@@ -102,6 +106,8 @@ class ModelReplica:
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
             self._engine.close()
+        if hasattr(self, "_sender"):
+            self._sender.close()
 
 
 def _engine(config: RunConfig, ref: str, gpus: float) -> "CaptionEngine[Any]":
@@ -146,13 +152,18 @@ class Http:
         self._keys = keys
         self._models = models
         self._scorer = None if scorer is None else ScorerReplicas(scorer)
-        self._replicas = {role: Replicas(handle) for role, handle in deployments.items()}
+        self._receiver = PartReceiver()
+        self._replicas = {role: Replicas(handle, self._receiver) for role, handle in deployments.items()}
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         settings, prompt = self._config.serve, self._config.prompt
         app = api.create_app(self._models, self._replicas, settings, prompt, self._keys, self._scorer)
         page.install(app, Run(self._config), self._models)
         return app
+
+    def __del__(self) -> None:
+        if hasattr(self, "_receiver"):
+            self._receiver.close()
 
 
 def build(arguments: Arguments) -> ray_serve.Application:

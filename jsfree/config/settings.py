@@ -733,6 +733,10 @@ class Serve(Section):
     """Address to listen on. Addresses other than loopback need a key, or ``no_auth``."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port to listen on."""
+    haproxy: bool = False
+    """Put HAProxy in front of the server instead of Ray Serve's proxy: faster, but its ports 8404 (statistics) and 9101
+    (metrics) are open on all interfaces without a key. On a cluster, the nodes need the variables that ``jsfree serve
+    --write-yaml`` names."""
     keys_file: str | None = None
     """File of the hashes of API keys that ``jsfree serve keys add`` writes; every node that serves HTTP reads it.
     ``null``: the file in ``JSFREE_KEYS_FILE``, or else ``~/.config/jsfree/serve-keys.json`` if it exists. A key in

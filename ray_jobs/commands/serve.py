@@ -24,8 +24,8 @@ from jsfree.run.run import Run
 from ray_jobs.cluster.capacity import Node, alive_nodes, describe, inventory, replicas_on
 from ray_jobs.cluster.session import Cluster
 from ray_jobs.signals import interrupt_on_signals
-from serve import proxy
-from serve.deploy import ENVIRONMENT, LOGGING, NAME, SCORER, deploy_yaml, http_options
+from serve import haproxy
+from serve.deploy import LOGGING, NAME, SCORER, deploy_yaml, http_options, variables
 from serve.keys import API_KEY, KeySource, is_loopback
 
 if TYPE_CHECKING:
@@ -55,12 +55,15 @@ def serve_models(run: str, overrides: list[str], console: Console, api_key: str 
     config, models = configured(Arguments(run=run, settings=overrides))
     keys = KeySource.configured(config.serve, api_key=api_key)
     os.environ.pop(API_KEY, None)  # Ray's processes, and what they start, need no key
-    for name, value in {proxy.VARIABLE: proxy.CALLBACK, **ENVIRONMENT}.items():
+    for name, value in variables(config.serve).items():
         os.environ.setdefault(name, value)
+    if config.serve.haproxy and config.ray.cluster_address is None:
+        haproxy.require_binary()
     if config.ray.cluster_address is None:
         _require_free_port(config)
     if keys.is_empty:
         warn_about_access(config, console)
+    warn_about_haproxy(config, console)
     console.print("Starting Ray and loading the models ...")
     with suppress(KeyboardInterrupt), Cluster(_with_cpus(config, models)) as cluster:
         cluster.ensure()
@@ -90,6 +93,7 @@ def write_yaml(run: str, overrides: list[str], file: Path, console: Console) -> 
     if file.exists():
         require_outside_runs("--write-yaml", Folder(str(file.absolute())))  # never overwrite a file of a run
     warn_about_access(config, console)
+    warn_about_haproxy(config, console)
     try:
         file.write_text(deploy_yaml(config, overrides, str(file)), encoding="utf-8")
     except OSError as error:
@@ -105,8 +109,17 @@ def warn_about_access(config: RunConfig, console: Console) -> None:
         warning = "everyone who can reach the port can use the models, unless the server has keys"
     else:
         warning = f"requests need a key: set {API_KEY} or serve.keys_file where the server starts"
-    message = f" {config.serve.host} is not a loopback address: {warning}"
-    console.print(Text.assemble(("warning:", "bold yellow"), message), soft_wrap=True)
+    _warn(f"{config.serve.host} is not a loopback address: {warning}", console)
+
+
+def warn_about_haproxy(config: RunConfig, console: Console) -> None:
+    """Name the ports that HAProxy opens, if it is used."""
+    if config.serve.haproxy:
+        _warn(haproxy.warning(), console)
+
+
+def _warn(message: str, console: Console) -> None:
+    console.print(Text.assemble(("warning:", "bold yellow"), f" {message}"), soft_wrap=True)
 
 
 def usage(config: RunConfig, models: Sequence[RunModel], *, is_open: bool = True) -> str:
@@ -159,6 +172,8 @@ def _serving(config: RunConfig, models: list[RunModel], keys: KeySource, is_loca
     try:
         _deploy(config, models, keys)
         is_running = True
+        if config.serve.haproxy:
+            haproxy.wait_until_ready(_reachable(config.serve.host), config.serve.port)
         yield
     finally:
         if is_running:
