@@ -32,6 +32,23 @@ pytestmark = pytest.mark.slow
 SCALING = "serve.after.autoscaling={min: 1, max: 2, target: 2, up_after_s: 1, down_after_s: 1}"
 SAMPLED = {"model": "after", "temperature": 1, "max_tokens": 150, "n": 2}
 """Captions that keep a replica busy for long compared with what their clients do between them."""
+STARTER = """
+import ray
+from jsfree.errors import ModelError
+from serve.failures import Failures, report
+
+ray.init()
+failures = Failures()
+assert failures.first() is None
+# In other processes, as replicas are; the second report is for a process that has ended.
+for name, error in ((failures.name, ModelError("no weights", "download them")), ("failures-ended", ValueError())):
+    ray.get(ray.remote(report).options(num_cpus=0).remote(name, error))
+first = failures.first()
+print(type(first).__name__, first.problem, first.remedy, sep="|")
+ray.get(ray.remote(report).options(num_cpus=0).remote(failures.name, OSError("disk")))
+print(failures.first().problem)
+"""
+"""A process that starts replicas, and reports of replicas in others."""
 LOAD = 6
 """Clients at once: three times the load at which one replica is kept."""
 
@@ -232,6 +249,13 @@ def test_replicas_follow_the_load_and_no_request_fails(server, replaced):
         remaining.wait_for_calls(2)
     assert [set(texts) for texts in clients.calls] == [{text} for text in expected]
     assert set(remaining.calls[0]) == {expected[1]}
+
+
+def test_errors_of_replicas_reach_the_process_that_starts_them(cluster):
+    environment = {**cluster.environment, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": cluster.address}
+    command = [sys.executable, "-c", STARTER]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=SECONDS)
+    assert done.stdout.splitlines() == ["ModelError|no weights|download them", "OSError: disk"], done.stderr
 
 
 def answered(port: int) -> tuple[int, str | None, str]:
