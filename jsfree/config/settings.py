@@ -677,6 +677,10 @@ class Autoscaling(Section):
     """Maximum number of replicas."""
     target: Annotated[float, Field(gt=0)] = 16
     """Requests in progress per replica at which the number of replicas stays as it is."""
+    up_after_s: Annotated[float, Field(ge=0)] = 30
+    """Seconds of higher load after which replicas are added."""
+    down_after_s: Annotated[float, Field(ge=0)] = 600
+    """Seconds of lower load after which replicas are removed."""
 
     @model_validator(mode="after")
     def _check(self) -> Autoscaling:
