@@ -127,7 +127,7 @@ def vllm(python: Path, model: Path, folder: Path) -> Server:
         model: a published model.
         folder: for its log and caches.
     """
-    options = ["--model", str(model), "--served-model-name", "after", "--dtype", "float32", "--enforce-eager"]
+    options = ["--served-model-name", "after", "--dtype", "float32", "--enforce-eager"]
     limits = ["--limit-mm-per-prompt", '{"image": 1, "video": 0}', "--generation-config", "vllm"]
     address = ["--host", "127.0.0.1", "--port", "{port}"]
     variables = {
@@ -137,7 +137,7 @@ def vllm(python: Path, model: Path, folder: Path) -> Server:
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }
-    command = [str(python), "-m", "vllm.entrypoints.openai.api_server", *options, *limits, *address]
+    command = [str(python.with_name("vllm")), "serve", str(model), *options, *limits, *address]
     return Server(command, folder / f"{VLLM}.txt", variables)
 
 

@@ -207,6 +207,9 @@ class PartReceiver:
             async for part in parts:
                 has_parts = True
                 queue.put_nowait(part)
+        except asyncio.CancelledError:  # also Serve's error for a call that a replica has cancelled
+            queue.put_nowait(_End(LostPartsError("the call has been cancelled")))
+            raise
         except Exception as error:  # noqa: BLE001 - raised again by the stream
             queue.put_nowait(_End(error))
             return

@@ -133,6 +133,20 @@ def test_an_error_of_the_call_is_raised_after_the_parts_before_it(run):
     run(work)
 
 
+def test_a_call_that_its_replica_cancels_is_an_error_and_not_waited_for(run):
+    async def cancelled(_: Address | None) -> AsyncGenerator[Part, None]:
+        yield PARTS[0]
+        raise asyncio.CancelledError
+
+    async def work(receiver: PartReceiver) -> None:
+        stream = receiver.stream(cancelled)
+        assert await anext(stream) == PARTS[0]
+        with pytest.raises(LostPartsError):
+            await anext(stream)
+
+    run(work)
+
+
 def test_a_stream_whose_end_does_not_arrive_is_an_error(run, monkeypatch):
     monkeypatch.setattr(direct, "END_SECONDS", 0.05)
 
