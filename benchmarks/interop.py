@@ -48,6 +48,7 @@ SERVED_MODELS = ("miniworld:captioner", "miniworld:qwen-captioner")
 SERVED_FAMILY = "LLaVA-NeXT"
 """A random model for the served engines, whose images have several tiles, and which would draw any token."""
 MAX_LOGPROB_DIFFERENCE = 1e-3
+"""Of a trained model: vLLM's log-probabilities count suppressed tokens, to which only a random model gives much."""
 TARGET = 0.95
 DTYPES = ("float32", "bfloat16")
 FAMILIES = ("Qwen2.5-VL", "Qwen3-VL", "LLaVA-NeXT", "LLaVA-OneVision")
@@ -78,7 +79,8 @@ def main() -> None:
     shares |= {f"served {model}": found["share"] for model, found in figures["served"].items()}
     if min(shares.values()) < TARGET:
         raise SystemExit(f"error: fewer than {TARGET:.0%} of the float32 captions agree: {shares}")
-    differing = {model: found["checks"] for model, found in figures["served"].items() if not passed(found["checks"])}
+    served = figures["served"].items()
+    differing = {model: each["checks"] for model, each in served if not passed(each["checks"], model in SERVED_MODELS)}
     if differing:
         raise SystemExit(f"error: served by vLLM, a model behaves otherwise than by our own engine: {differing}")
 
@@ -156,11 +158,11 @@ def served_engines(arguments: argparse.Namespace, directory: Path) -> dict[str, 
     return figures
 
 
-def passed(checks: Mapping[str, Any]) -> bool:
+def passed(checks: Mapping[str, Any], trained: bool) -> bool:
     """Whether vLLM behaves as our own engine does."""
     return (
         checks["streams_equal_to_plain"] >= TARGET * checks["streams"]
-        and checks["largest_difference_of_logprobs"] <= MAX_LOGPROB_DIFFERENCE
+        and (not trained or checks["largest_difference_of_logprobs"] <= MAX_LOGPROB_DIFFERENCE)
         and checks["cancelling_frees"]
         and all(checks["refused"].values())
     )

@@ -1,13 +1,22 @@
-"""Speed of the served models over HTTP against the bare engine, latencies of streams, memory, and cancelled streams.
+"""Speed of the served models over HTTP against the bare engine and vLLM, latencies, memory, and cancelled streams.
 
-    python benchmarks/serving.py [--rounds 5] [--clients 32] [--long 2000]
+    python benchmarks/serving.py [--rounds 5] [--clients 32] [--layouts serve through_ray haproxy] [--peer PYTHON]
+        [--long 2000]
 
 Serves MiniWorld's shipped captioner with ``jsfree serve`` and asks it over real HTTP on loopback, every request with a
 new image. Rounds of the bare engine (``Engine.caption`` in this process), of plain answers and of streams take turns;
 ratios are of tokens per second in the same round. ``one_at_a_time_generate`` is transformers' ``generate`` in this
-process, one image after the other, without HTTP. ``--long`` then sends that many requests, half of them streams of
-which half are left by their clients, and measures the growth of the servers' memory and whether all slots are free
-after it. The result is written to ``benchmarks/results/serving_<date>_<hardware>.json`` and printed as the last line.
+process, one image after the other, without HTTP.
+
+- ``--layouts`` serves in several ways at the same time (``serving_servers.py``) and asks them in turn. The ratios of
+  the first one have the usual names.
+- ``--peer`` is the interpreter of an environment with vLLM (that of ``make interop``): its server has the same
+  published model in float32, and gets the same requests, of which neither has seen an image before.
+- ``--long`` then sends that many requests, half of them streams of which half are left by their clients, and measures
+  the growth of the servers' memory and whether all slots are free after it.
+
+``cpu_ms_a_request`` is the CPU time of each process for a request: it depends little on what else the machine does. The
+result is written to ``benchmarks/results/serving_<date>_<hardware>.json`` and printed as the last line.
 """
 
 from __future__ import annotations
@@ -16,22 +25,19 @@ import argparse
 import asyncio
 import os
 import random
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
-from measuring import command_line, publish, spread
+from measuring import command_line, publish, ratio
 from serving_client import Client, chat_body
+from serving_servers import LAYOUTS, VLLM, Server, jsfree, vllm
 
 from jsfree import config as configuration
 from jsfree.miniworld import world
@@ -42,10 +48,12 @@ from serve.engines.ours import Engine
 from serve.http.protocol import Answer, Question
 
 TARGETS = {"bare_engine": 0.70, "bare_engine_streaming": 0.45, "one_at_a_time_generate": 2.5}
+PEER_TARGET = 0.65
+BARE, GENERATE = "bare", "generate"
+PLAIN, STREAM = "plain", "stream"
 TOKENS = 64
 GENERATED = 24
 """Images of a round of ``generate``."""
-READY_SECONDS = 240.0
 
 
 @dataclass
@@ -60,50 +68,13 @@ class Load:
     between: list[float] = field(default_factory=list)
     """Time between two events of a stream, divided by the tokens that the later one brings."""
     statuses: dict[int, int] = field(default_factory=dict)
+    cpu_ms: dict[str, float] = field(default_factory=dict)
+    """CPU time for a request, by process."""
 
     @property
     def rate(self) -> float:
         """Tokens per second."""
         return self.tokens / self.seconds
-
-
-class Server:
-    """A ``jsfree serve`` process."""
-
-    def __init__(self, run: Path, overrides: Sequence[str], log: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-        settings = [word for override in overrides for word in ("--set", override)]
-        command = [sys.executable, "-m", "ray_jobs.cli", "serve", "--run", str(run), "--port", str(self.port)]
-        self._log = log
-        with log.open("w", encoding="utf-8") as out:
-            self.process = subprocess.Popen([*command, *settings], stdout=out, stderr=subprocess.STDOUT)
-
-    def wait_until_ready(self) -> None:
-        """Wait until it says that it serves.
-
-        Raises:
-            RuntimeError: it has ended, or takes too long.
-        """
-        until = time.monotonic() + READY_SECONDS
-        while "Ctrl-C" not in self._log.read_text(encoding="utf-8"):
-            if self.process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(self._log.read_text(encoding="utf-8")[-4000:])
-            time.sleep(0.5)
-
-    def memory(self) -> float:
-        """Resident MB of the processes that serve: replicas, ingress and proxy."""
-        processes = psutil.Process(self.process.pid).children(recursive=True)
-        return sum(each.memory_info().rss for each in processes if "ray::" in " ".join(each.cmdline()[:1])) / 1e6
-
-    def stop(self) -> None:
-        """End it and what it started."""
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(90)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
 
 
 def main() -> None:
@@ -114,19 +85,36 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = finished_run(Path(folder) / "run")
         engine = Engine(run.config, "miniworld:captioner")
-        server = Server(Path(folder) / "run", arguments.set, Path(folder) / "log.txt")
         try:
-            server.wait_until_ready()
-            rounds = asyncio.run(measured(engine, server, arguments))
-            long = asyncio.run(long_run(server, arguments)) if arguments.long else {}
+            with serving(run, arguments, Path(folder)) as servers:
+                rounds = asyncio.run(measured(engine, servers, arguments))
+                first = servers[arguments.layouts[0]]
+                long = asyncio.run(long_run(first, arguments)) if arguments.long else {}
         finally:
-            server.stop()
             engine.close()
     loads.append(os.getloadavg()[0])
-    ratios = {name: spread(values, TARGETS[name]) for name, values in rounds.pop("ratios").items()}
+    ratios = ratios_of(rounds, arguments.layouts)
     for name, each in ratios.items():
         print(f"{name} {each['median']:.2f} ({each['min']:.2f}-{each['max']:.2f})")
-    publish("serving", ratios, {**rounds, "long": long}, loads)
+    figures = {"clients": arguments.clients, "settings": arguments.set, "layouts": arguments.layouts}
+    publish("serving", ratios, {**figures, **figures_of(rounds), "long": long}, loads)
+
+
+@contextmanager
+def serving(run: Run, arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Server]]:
+    """The servers to compare, by name; they start one after the other."""
+    servers: dict[str, Server] = {}
+    try:
+        for layout in arguments.layouts:
+            servers[layout] = jsfree(Path(run.folder.uri), layout, arguments.set, folder)
+            servers[layout].wait_until_ready()
+        if arguments.peer:
+            servers[VLLM] = vllm(arguments.peer, Path(run.stage(1, "model").uri), folder)
+            servers[VLLM].wait_until_ready()
+        yield servers
+    finally:
+        for server in servers.values():
+            server.stop()
 
 
 def parse() -> argparse.Namespace:
@@ -134,6 +122,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--requests", type=int, default=160, help="requests of a round")
+    parser.add_argument("--layouts", nargs="+", choices=list(LAYOUTS), default=["serve"])
+    parser.add_argument("--peer", type=Path, help="python of an environment with vLLM")
     parser.add_argument("--long", type=int, default=0, help="requests of the run in which memory is measured")
     parser.add_argument("--set", action="append", default=[], help="settings of the server")
     return parser.parse_args()
@@ -148,39 +138,78 @@ def finished_run(path: Path) -> Run:
     return run
 
 
-async def measured(engine: Engine, server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Rounds of all variants in turn, after one that warms up."""
-    images = pictures(2 * arguments.requests)
-    loads: dict[str, list[Load]] = {"bare": [], "plain": [], "stream": []}
-    generate: list[float] = []
+Rounds = dict[str, list[Load]]
+"""The loads of each variant, one a round: ``bare``, ``generate``, and each server with ``/plain`` and ``/stream``."""
+
+
+async def measured(engine: Engine, servers: Mapping[str, Server], arguments: argparse.Namespace) -> Rounds:
+    """Rounds of all variants in random order, after one that warms up."""
+    rounds: Rounds = {}
     for number in range(arguments.rounds + 1):
-        order = random.Random(number).sample(images, arguments.requests)
-        found = {
-            "bare": await concurrently(order, arguments.clients, lambda _: _bare(engine)),
-            "plain": await concurrently(order, arguments.clients, lambda _: _http(server.port, stream=False)),
-            "stream": await concurrently(order, arguments.clients, lambda _: _http(server.port, stream=True)),
-        }
-        rate = generated(order[:GENERATED])
+        first = 2 * number * arguments.requests
+        plain, stream = (pictures(arguments.requests, first + half * arguments.requests) for half in (0, 1))
+        found = {BARE: await concurrently(plain, arguments.clients, lambda _: _bare(engine))}
+        variants = [(name, mode) for name in servers for mode in (PLAIN, STREAM)]
+        for name, mode in random.Random(number).sample(variants, len(variants)):
+            images = stream if mode == STREAM else plain
+            found[f"{name}/{mode}"] = await asked(servers[name], images, arguments.clients, stream=mode == STREAM)
+        found[GENERATE] = generated(plain[:GENERATED])
         if number:
-            generate.append(rate)
-            for name, load in found.items():
-                loads[name].append(load)
-            print({name: round(load.rate) for name, load in found.items()}, "generate", round(rate), flush=True)
-    rates = {name: [load.rate for load in each] for name, each in loads.items()}
+            for variant, load in found.items():
+                rounds.setdefault(variant, []).append(load)
+            print({variant: round(load.rate) for variant, load in found.items()}, flush=True)
+    return rounds
+
+
+async def asked(server: Server, images: Sequence[bytes], clients: int, *, stream: bool) -> Load:
+    """Ask a server about each image."""
+    before = {**server.cpu_seconds(), "client": time.process_time()}
+    load = await concurrently(images, clients, lambda _: _http(server.port, stream=stream))
+    after = {**server.cpu_seconds(), "client": time.process_time()}
+    load.cpu_ms = {name: 1000 * (used - before.get(name, 0.0)) / len(images) for name, used in after.items()}
+    return load
+
+
+def ratios_of(rounds: Rounds, layouts: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Ratios of tokens per second in the same round; those of further layouts begin with their names."""
+    rates = {variant: [load.rate for load in loads] for variant, loads in rounds.items()}
+    ratios = {}
+    for layout in layouts:
+        prefix = "" if layout == layouts[0] else f"{layout}: "
+        plain, stream = rates[f"{layout}/{PLAIN}"], rates[f"{layout}/{STREAM}"]
+        ratios[f"{prefix}bare_engine"] = ratio(plain, rates[BARE], TARGETS["bare_engine"])
+        ratios[f"{prefix}bare_engine_streaming"] = ratio(stream, rates[BARE], TARGETS["bare_engine_streaming"])
+        ratios[f"{prefix}one_at_a_time_generate"] = ratio(plain, rates[GENERATE], TARGETS["one_at_a_time_generate"])
+        if f"{VLLM}/{PLAIN}" in rates:
+            ratios[f"{prefix}vllm"] = ratio(plain, rates[f"{VLLM}/{PLAIN}"], PEER_TARGET)
+            ratios[f"{prefix}vllm_streaming"] = ratio(stream, rates[f"{VLLM}/{STREAM}"], PEER_TARGET)
+    return ratios
+
+
+def figures_of(rounds: Rounds) -> dict[str, Any]:
+    """Rates, latencies, CPU time and statuses of each variant."""
+    plain = {variant: loads for variant, loads in rounds.items() if variant.endswith(PLAIN)}
+    stream = {variant: loads for variant, loads in rounds.items() if variant.endswith(STREAM)}
+    asked = {**plain, **stream}
     return {
-        "ratios": {
-            "bare_engine": [a / b for a, b in zip(rates["plain"], rates["bare"], strict=True)],
-            "bare_engine_streaming": [a / b for a, b in zip(rates["stream"], rates["bare"], strict=True)],
-            "one_at_a_time_generate": [a / b for a, b in zip(rates["plain"], generate, strict=True)],
+        "tokens_per_second": {
+            variant: statistics.median(load.rate for load in loads) for variant, loads in rounds.items()
         },
-        "clients": arguments.clients,
-        "settings": arguments.set,
-        "tokens_per_second": {name: statistics.median(each) for name, each in {**rates, "generate": generate}.items()},
-        "plain_latency_s": quantiles([value for load in loads["plain"] for value in load.latencies]),
-        "first_token_s": quantiles([value for load in loads["stream"] for value in load.first]),
-        "between_tokens_s": quantiles([value for load in loads["stream"] for value in load.between]),
-        "statuses": {name: totals(each) for name, each in loads.items()},
+        "latency_s": {name: quantiles([s for load in loads for s in load.latencies]) for name, loads in plain.items()},
+        "first_token_s": {name: quantiles([s for load in loads for s in load.first]) for name, loads in stream.items()},
+        "between_tokens_s": {
+            name: quantiles([s for load in loads for s in load.between]) for name, loads in stream.items()
+        },
+        "cpu_ms_a_request": {name: median_cpu(loads) for name, loads in asked.items()},
+        "statuses": {name: totals(loads) for name, loads in asked.items()},
     }
+
+
+def median_cpu(loads: Sequence[Load]) -> dict[str, float]:
+    """The median CPU time of each process that takes a measurable part, in ms."""
+    names = {name for load in loads for name in load.cpu_ms}
+    found = {name: statistics.median(load.cpu_ms.get(name, 0.0) for load in loads) for name in names}
+    return {name: round(milliseconds, 2) for name, milliseconds in sorted(found.items()) if milliseconds >= 0.1}
 
 
 Ask = Callable[[bytes, int, Load], Awaitable[None]]
@@ -227,8 +256,8 @@ def _http(port: int, *, stream: bool) -> Ask:
     return ask
 
 
-def generated(images: Sequence[bytes]) -> float:
-    """Tokens per second of transformers' ``generate``, one image after the other."""
+def generated(images: Sequence[bytes]) -> Load:
+    """Captions by transformers' ``generate``, one image after the other."""
     import io
 
     from PIL import Image
@@ -246,7 +275,7 @@ def generated(images: Sequence[bytes]) -> float:
                 max_new_tokens=TOKENS,
             )
         tokens += output.shape[1] - len(ids)
-    return tokens / (time.perf_counter() - started)
+    return Load(tokens, time.perf_counter() - started)
 
 
 async def long_run(server: Server, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -282,9 +311,9 @@ async def long_run(server: Server, arguments: argparse.Namespace) -> dict[str, A
     }
 
 
-def pictures(count: int) -> list[bytes]:
-    """Different scenes as PNG."""
-    return [world.png_bytes(world.scene("development", index)) for index in range(count)]
+def pictures(count: int, first: int = 0) -> list[bytes]:
+    """Different scenes as PNG, from the one with number ``first``."""
+    return [world.png_bytes(world.scene("development", first + index)) for index in range(count)]
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:

@@ -61,10 +61,12 @@ class Client:
         answer.status, chunked, length = await self._head(reader)
         if not chunked:
             content = json.loads(await reader.readexactly(length))
-            answer.tokens = content.get("usage", {}).get("completion_tokens", 0)
+            answer.tokens = (content.get("usage") or {}).get("completion_tokens", 0)
             return answer
+        rest = b""
         async for data in _chunks(reader):
-            texts, used = _events(data)
+            whole, _, rest = (rest + data).rpartition(b"\n\n")  # HAProxy may end a chunk within an event
+            texts, used = _events(whole)
             if texts:
                 answer.times.append(time.perf_counter() - started)
                 answer.lengths.append(texts)
@@ -87,8 +89,8 @@ class Client:
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
-        head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
+        fields = f"Host: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        writer.write(f"{method} {path} HTTP/1.1\r\n{fields}\r\n\r\n".encode() + body)
         await writer.drain()
         return reader
 

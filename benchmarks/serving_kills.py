@@ -21,8 +21,9 @@ from typing import Any
 
 import psutil
 from measuring import command_line, publish, spread
-from serving import TOKENS, Server, finished_run, pictures
+from serving import TOKENS, finished_run, pictures
 from serving_client import Client, chat_body
+from serving_servers import Server, jsfree
 
 VICTIMS = {"replica": "ServeReplica:jsfree:after", "http": "ServeReplica:jsfree:http", "proxy": "ProxyActor"}
 TARGETS = {"replica": 20.0, "http": 20.0, "proxy": 40.0}
@@ -41,7 +42,7 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.victims}
     with tempfile.TemporaryDirectory() as folder:
         finished_run(Path(folder) / "run")
-        server = Server(Path(folder) / "run", arguments.set, Path(folder) / "log.txt")
+        server = jsfree(Path(folder) / "run", "serve", arguments.set, Path(folder))
         try:
             server.wait_until_ready()
             for _ in range(arguments.repeats):
@@ -99,8 +100,7 @@ async def ask(port: int, image: bytes, seed: int, *, stream: bool) -> str:
 
 def process_of(server: Server, name: str) -> psutil.Process:
     """The process of an actor of Serve."""
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    return next(each for each in children if name in " ".join(each.cmdline()))
+    return next(each for each in server.processes() if name in " ".join(each.cmdline()))
 
 
 if __name__ == "__main__":

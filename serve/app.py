@@ -11,26 +11,26 @@ and settings to override:
 
 import shlex
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve as ray_serve
-from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
-from ray.util.queue import Queue
 
 from jsfree import config as configuration
 from jsfree.config import RunConfig, Serve, ServedModel
-from jsfree.errors import ConfigError, JsfreeError, RunError, ServeError
+from jsfree.errors import ConfigError, RunError
 from jsfree.evaluation.rounds_stop import good_rounds
 from jsfree.models.contents import CAPTIONER
 from jsfree.models.references import look_up
 from jsfree.run.locations import require_base_from_here
 from jsfree.run.run import Run
 from serve.deploy import LOGGING, SCORER
+from serve.direct import Address, PartReceiver, PartSender
+from serve.failures import report
 from serve.http import page
 from serve.http import routes as api
 from serve.http.protocol import AFTER, BEFORE, Answer, Part, Question, Refusal, RunModel, ScoredSentence
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 MAX_ONGOING = 100_000
 """Serve's own limit of concurrent requests, never reached: Serve answers with plain text, we with JSON."""
+LOAD_WINDOW_S = 11.0, 30.0
+"""Bounds of the time over which the load is averaged, in seconds: Serve warns below 10, and 30 is its default."""
 
 
 class Arguments(BaseModel):
@@ -59,31 +61,31 @@ class ModelReplica:
     """A replica of a model.
 
     Args:
-        failures: receives the error if the model cannot be loaded; Serve reports only its traceback as text.
+        failures: name of the queue that receives the error if the model cannot be loaded.
     """
 
-    def __init__(self, config: RunConfig, ref: str, gpus: float, failures: Queue | None = None) -> None:
+    def __init__(self, config: RunConfig, ref: str, gpus: float, failures: str | None = None) -> None:
         try:
             from jsfree.gpus import device_of
             from serve.engines.clip import SentenceScorer
 
             self._engine = _engine(config, ref, gpus)
             self._scorer = SentenceScorer(config, device_of(gpus))
+            self._sender = PartSender()
         except Exception as error:
             if failures is not None:
-                known = isinstance(error, JsfreeError)
-                with suppress(RayError):  # the queue may be lost; Serve still reports the traceback
-                    failures.put(error if known else ServeError(f"{type(error).__name__}: {error}"))
+                report(failures, error)
             raise
 
     async def caption(self, question: Question) -> Answer | Refusal:
         """Caption an image; cancelling the call frees its slots."""
         return await self._engine.caption(question)
 
-    async def stream(self, question: Question) -> AsyncGenerator[Part, None]:
-        """Caption an image in parts; cancelling the call frees its slots."""
-        async for part in self._engine.stream(question):
-            yield part
+    async def stream(self, question: Question, address: Address | None = None) -> AsyncGenerator[Part, None]:
+        """Caption an image in parts, sent to an address if it can be reached; cancelling the call frees its slots."""
+        async with aclosing(self._sender.unsent(self._engine.stream(question), address)) as parts:
+            async for part in parts:
+                yield part
 
     async def score(self, image: bytes, captions: list[str]) -> list[list[ScoredSentence]] | None:
         """The sentences of captions with their scores by CLIP."""
@@ -104,6 +106,8 @@ class ModelReplica:
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
             self._engine.close()
+        if hasattr(self, "_sender"):
+            self._sender.close()
 
 
 def _engine(config: RunConfig, ref: str, gpus: float) -> "CaptionEngine[Any]":
@@ -148,13 +152,18 @@ class Http:
         self._keys = keys
         self._models = models
         self._scorer = None if scorer is None else ScorerReplicas(scorer)
-        self._replicas = {role: Replicas(handle) for role, handle in deployments.items()}
+        self._receiver = PartReceiver()
+        self._replicas = {role: Replicas(handle, self._receiver) for role, handle in deployments.items()}
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         settings, prompt = self._config.serve, self._config.prompt
         app = api.create_app(self._models, self._replicas, settings, prompt, self._keys, self._scorer)
         page.install(app, Run(self._config), self._models)
         return app
+
+    def __del__(self) -> None:
+        if hasattr(self, "_receiver"):
+            self._receiver.close()
 
 
 def build(arguments: Arguments) -> ray_serve.Application:
@@ -188,9 +197,9 @@ def configured(arguments: Arguments) -> tuple[RunConfig, list[RunModel]]:
 
 
 def bind(
-    config: RunConfig, models: list[RunModel], keys: KeySource, failures: Queue | None = None
+    config: RunConfig, models: list[RunModel], keys: KeySource, failures: str | None = None
 ) -> ray_serve.Application:
-    """The application for models; ``failures`` receives the errors of replicas that do not start."""
+    """The application for models; the queue ``failures`` receives the errors of replicas that do not start."""
     serve = config.serve
     deployments = {}
     for model in models:
@@ -286,8 +295,16 @@ def _replicas(placement: ServedModel) -> dict[str, Any]:
     scaling = placement.autoscaling
     if scaling is None:
         return {"num_replicas": placement.replicas}
-    limits = {"min_replicas": scaling.min, "max_replicas": scaling.max}
-    return {"autoscaling_config": {**limits, "target_ongoing_requests": scaling.target}}
+    return {
+        "autoscaling_config": {
+            "min_replicas": scaling.min,
+            "max_replicas": scaling.max,
+            "target_ongoing_requests": scaling.target,
+            "upscale_delay_s": scaling.up_after_s,
+            "downscale_delay_s": scaling.down_after_s,
+            "look_back_period_s": min(LOAD_WINDOW_S[1], max(LOAD_WINDOW_S[0], scaling.up_after_s)),
+        }
+    }
 
 
 def _bind(deployed: type, arguments: tuple[Any, ...], **options: Any) -> ray_serve.Application:

@@ -14,8 +14,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from jsfree.config import RunConfig
+from jsfree.config import RunConfig, Serve
 from jsfree.errors import ConfigError
+from serve import haproxy, proxy
 
 IMPORT_PATH = "serve.app:build"
 NAME = "jsfree"
@@ -27,11 +28,15 @@ ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_PROXY_USE_GRPC": "1",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 1024 * 1024),
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
     "RAY_SERVE_LOG_TO_STDERR": "0",
 }
 """Read by Ray's processes on each node when they start. By default Ray runs its workers at the lowest priority, and
-Serve passes each message between three threads of a replica, which here only cost time: decoding has its own."""
+Serve passes each message between three threads of a replica, which here only cost time: decoding has its own. Its proxy
+gets responses as objects of Ray by default, one for each event of a stream; gRPC takes less CPU time, but its default
+limit of 4 MiB is too low for pictures of a run."""
 SPARE_SECONDS = 10
 """Seconds by which Serve's own time limit exceeds ours: Serve answers with plain text, we with JSON."""
 OPEN = "Everyone who can reach the port can use the models, unless the nodes have keys."
@@ -41,7 +46,15 @@ CLOSED = (
 HEADER = """\
 # For a running Ray cluster whose nodes have this environment: serve deploy {file}
 # {access}
+# Variables of each node when Ray starts:
+{variables}
 """
+
+
+def variables(serve: Serve) -> dict[str, str]:
+    """Variables that Ray's processes read when they start."""
+    own = {proxy.VARIABLE: proxy.CALLBACK, **ENVIRONMENT}
+    return {**own, **haproxy.environment(serve)} if serve.haproxy else own
 
 
 def http_options(config: RunConfig) -> dict[str, Any]:
@@ -73,7 +86,11 @@ def deploy_yaml(config: RunConfig, overrides: list[str], file: str) -> str:
     """The configuration as YAML, with a comment on how to use it."""
     # A line break in the file's name must not end the comment.
     quoted = shlex.quote(file).replace("\n", "\n# ")
-    header = HEADER.format(file=quoted, access=OPEN if config.serve.no_auth else CLOSED)
+    header = HEADER.format(
+        file=quoted,
+        access=OPEN if config.serve.no_auth else CLOSED,
+        variables="\n".join(f"#   {name}={value}" for name, value in variables(config.serve).items()),
+    )
     return header + yaml.safe_dump(deploy_config(config, overrides), sort_keys=False)
 
 

@@ -100,8 +100,10 @@ def _error(status: int) -> ApiError:
     """Our error for one of Serve's by its status; its text is not passed on."""
     if status == 429:
         return errors.overloaded("too many requests at once; try again soon")
+    if status == 404:  # the application has the prefix "/" and answers all paths, so there is none
+        return ApiError(503, "the server starts or ends; try again soon", code="unavailable", kind="server_error")
     if status in (408, 504):
         return ApiError(408, "not answered in time; request fewer tokens", code="timeout", kind="timeout_error")
     if status < 500:
-        return errors.invalid("the request was refused", None, "not_found" if status == 404 else "bad_request", status)
+        return errors.invalid("the request was refused", None, "bad_request", status)
     return ApiError(503, "the server does not answer; try again soon", code="unavailable", kind="server_error")

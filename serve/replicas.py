@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from serve.direct import Address, LostPartsError, PartReceiver
 from serve.http.protocol import Answer, Part, Question, Refusal, ScoredSentence
 
 log = logging.getLogger(__name__)
@@ -28,9 +30,10 @@ class Replicas:
     refusal.
     """
 
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+    def __init__(self, handle: DeploymentHandle[Any], receiver: PartReceiver) -> None:
         self._handle = handle
         self._streaming = handle.options(stream=True)
+        self._receiver = receiver
 
     async def caption(self, question: Question) -> Answer | Refusal:
         """Caption an image; cancelling the call frees its slots."""
@@ -53,26 +56,44 @@ class Replicas:
     async def stream(self, question: Question) -> AsyncGenerator[Part, None]:
         """Caption an image in parts; closing the generator frees its slots."""
         has_sent = False
-        for _ in range(ATTEMPTS):
-            response: Any = self._streaming.stream.remote(question)
+        for attempt in range(ATTEMPTS):
             try:
-                async for part in response:
-                    has_sent = True
-                    yield part
-            except (asyncio.CancelledError, GeneratorExit):
-                response.cancel()
-                raise
+                async with aclosing(self._attempt(question, direct=attempt == 0)) as parts:
+                    async for part in parts:
+                        has_sent = True
+                        yield part
             except RayTaskError:
                 log.exception("a replica failed on a request")
                 yield FAILED
                 return
-            except (RayError, RayServeException) as error:
+            except (RayError, RayServeException, LostPartsError) as error:
                 log.warning("a replica was lost: %s", type(error).__name__)
                 if has_sent:
                     break
             else:
                 return
         yield LOST
+
+    async def _attempt(self, question: Question, *, direct: bool) -> AsyncGenerator[Part, None]:
+        """Ask a replica for a stream; closing the generator before its end cancels the call.
+
+        Raises:
+            RayError, RayServeException, LostPartsError: the replica has failed or is lost.
+        """
+        responses: list[Any] = []
+
+        def call(address: Address | None) -> Any:
+            responses.append(self._streaming.stream.remote(question, address))
+            return responses[0]
+
+        try:
+            async with aclosing(self._receiver.stream(call, direct=direct)) as parts:
+                async for part in parts:
+                    yield part
+        except (asyncio.CancelledError, GeneratorExit):
+            for response in responses:
+                response.cancel()
+            raise
 
     async def context_length(self) -> int | None:
         """Most tokens of prompt and caption; None if no replica answers."""

@@ -677,6 +677,10 @@ class Autoscaling(Section):
     """Maximum number of replicas."""
     target: Annotated[float, Field(gt=0)] = 16
     """Requests in progress per replica at which the number of replicas stays as it is."""
+    up_after_s: Annotated[float, Field(ge=0)] = 30
+    """Seconds of higher load after which replicas are added."""
+    down_after_s: Annotated[float, Field(ge=0)] = 600
+    """Seconds of lower load after which replicas are removed."""
 
     @model_validator(mode="after")
     def _check(self) -> Autoscaling:
@@ -729,6 +733,10 @@ class Serve(Section):
     """Address to listen on. Addresses other than loopback need a key, or ``no_auth``."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port to listen on."""
+    haproxy: bool = False
+    """Put HAProxy in front of the server instead of Ray Serve's proxy: faster, but its ports 8404 (statistics) and 9101
+    (metrics) are open on all interfaces without a key. On a cluster, the nodes need the variables that ``jsfree serve
+    --write-yaml`` names."""
     keys_file: str | None = None
     """File of the hashes of API keys that ``jsfree serve keys add`` writes; every node that serves HTTP reads it.
     ``null``: the file in ``JSFREE_KEYS_FILE``, or else ``~/.config/jsfree/serve-keys.json`` if it exists. A key in

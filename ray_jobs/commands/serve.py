@@ -7,6 +7,7 @@ import os
 import shlex
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,23 +17,24 @@ from rich.console import Console
 from rich.text import Text
 
 from jsfree.config import RunConfig, Serve, ServedModel
-from jsfree.errors import ConfigError, JsfreeError, ServeError, StorageError
+from jsfree.errors import ConfigError, ServeError, StorageError
 from jsfree.run.folder import Folder
 from jsfree.run.locations import require_outside_runs
 from jsfree.run.run import Run
 from ray_jobs.cluster.capacity import Node, alive_nodes, describe, inventory, replicas_on
 from ray_jobs.cluster.session import Cluster
 from ray_jobs.signals import interrupt_on_signals
-from serve import proxy
-from serve.deploy import ENVIRONMENT, LOGGING, NAME, SCORER, deploy_yaml, http_options
+from serve import haproxy
+from serve.deploy import LOGGING, NAME, SCORER, deploy_yaml, http_options, variables
 from serve.keys import API_KEY, KeySource, is_loopback
 
 if TYPE_CHECKING:
-    from ray.util.queue import Queue
-
+    from serve.failures import Failures
     from serve.http.protocol import RunModel
 
 EXAMPLE = "example.png"
+END_SECONDS = 30
+"""Seconds for the end of replicas, besides those that they have for requests in progress."""
 SECTIONS = {"before": "serve.before", "after": "serve.after", SCORER: "serve.scorer"}
 """Sections of the settings by the names of deployments; those of the other models share one."""
 
@@ -53,12 +55,15 @@ def serve_models(run: str, overrides: list[str], console: Console, api_key: str 
     config, models = configured(Arguments(run=run, settings=overrides))
     keys = KeySource.configured(config.serve, api_key=api_key)
     os.environ.pop(API_KEY, None)  # Ray's processes, and what they start, need no key
-    for name, value in {proxy.VARIABLE: proxy.CALLBACK, **ENVIRONMENT}.items():
+    for name, value in variables(config.serve).items():
         os.environ.setdefault(name, value)
+    if config.serve.haproxy and config.ray.cluster_address is None:
+        haproxy.require_binary()
     if config.ray.cluster_address is None:
         _require_free_port(config)
     if keys.is_empty:
         warn_about_access(config, console)
+    warn_about_haproxy(config, console)
     console.print("Starting Ray and loading the models ...")
     with suppress(KeyboardInterrupt), Cluster(_with_cpus(config, models)) as cluster:
         cluster.ensure()
@@ -88,6 +93,7 @@ def write_yaml(run: str, overrides: list[str], file: Path, console: Console) -> 
     if file.exists():
         require_outside_runs("--write-yaml", Folder(str(file.absolute())))  # never overwrite a file of a run
     warn_about_access(config, console)
+    warn_about_haproxy(config, console)
     try:
         file.write_text(deploy_yaml(config, overrides, str(file)), encoding="utf-8")
     except OSError as error:
@@ -103,8 +109,17 @@ def warn_about_access(config: RunConfig, console: Console) -> None:
         warning = "everyone who can reach the port can use the models, unless the server has keys"
     else:
         warning = f"requests need a key: set {API_KEY} or serve.keys_file where the server starts"
-    message = f" {config.serve.host} is not a loopback address: {warning}"
-    console.print(Text.assemble(("warning:", "bold yellow"), message), soft_wrap=True)
+    _warn(f"{config.serve.host} is not a loopback address: {warning}", console)
+
+
+def warn_about_haproxy(config: RunConfig, console: Console) -> None:
+    """Name the ports that HAProxy opens, if it is used."""
+    if config.serve.haproxy:
+        _warn(haproxy.warning(), console)
+
+
+def _warn(message: str, console: Console) -> None:
+    console.print(Text.assemble(("warning:", "bold yellow"), f" {message}"), soft_wrap=True)
 
 
 def usage(config: RunConfig, models: Sequence[RunModel], *, is_open: bool = True) -> str:
@@ -157,12 +172,30 @@ def _serving(config: RunConfig, models: list[RunModel], keys: KeySource, is_loca
     try:
         _deploy(config, models, keys)
         is_running = True
+        if config.serve.haproxy:
+            haproxy.wait_until_ready(_reachable(config.serve.host), config.serve.port)
         yield
     finally:
-        if not is_local:
+        if is_running:
+            _end_application(config.serve.drain_s)
+        if not is_local:  # a local cluster ends with this process, and Serve with it
             ray_serve.shutdown()
-        elif is_running:  # a local cluster ends with this process, and Serve with it
-            ray_serve.delete(NAME)
+
+
+def _end_application(seconds: float) -> None:
+    """End the application and wait for its requests in progress, which the proxies still answer.
+
+    ``ray_serve.shutdown`` alone would end the proxies at once, and with them all streams.
+
+    Args:
+        seconds: time that replicas have for their requests in progress.
+    """
+    from ray import serve as ray_serve
+
+    ray_serve.delete(NAME, _blocking=False)  # it would wait for at most 60 s
+    until = time.monotonic() + seconds + END_SECONDS
+    while _is_served() and time.monotonic() < until:
+        time.sleep(0.2)
 
 
 def _is_served() -> bool:
@@ -178,33 +211,28 @@ def _deploy(config: RunConfig, models: list[RunModel], keys: KeySource) -> None:
     Raises:
         ServeError: a replica does not start.
     """
-    import ray
     from ray import serve as ray_serve
     from ray.exceptions import RayError
-    from ray.util.queue import Queue
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from serve.app import bind
+    from serve.failures import Failures
 
     logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # failures are raised as exceptions
-    driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    failures = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": driver_node})
+    failures = Failures()
     try:
         ray_serve.start(proxy_location="HeadOnly", http_options=http_options(config), logging_config=LOGGING)
-        ray_serve.run(bind(config, models, keys, failures), name=NAME, route_prefix="/")
+        ray_serve.run(bind(config, models, keys, failures.name), name=NAME, route_prefix="/")
     except (RayError, RuntimeError) as error:
         raise _start_error(failures, error) from error
 
 
-def _start_error(failures: Queue, error: Exception) -> ServeError:
+def _start_error(failures: Failures, error: Exception) -> ServeError:
     """The error of a replica that did not start, or the last line that Serve reports if no replica could."""
     from ray import serve as ray_serve
-    from ray.exceptions import RayError
 
-    with suppress(RayError):
-        if not failures.empty():
-            failure: JsfreeError = failures.get()
-            return ServeError(f"the models do not start: {failure.problem}", failure.remedy)
+    failure = failures.first()
+    if failure is not None:
+        return ServeError(f"the models do not start: {failure.problem}", failure.remedy)
     application = ray_serve.status().applications.get(NAME)
     deployments = application.deployments.values() if application else ()
     lines = "\n".join([str(error), *(deployment.message for deployment in deployments)]).strip().splitlines()

@@ -28,7 +28,7 @@ from serve.engines import streams
 from serve.engines.streams import Submit
 from serve.engines.texts import TokenTexts
 from serve.http.protocol import Answer, Choice, Part, Question, Reason, Refusal, Started
-from serve.http.security import image_problem
+from serve.http.security import image_problem, is_large_image
 
 IMAGE_THREADS = 2
 """Threads that decode images, each of up to ``max_pixels`` pixels."""
@@ -82,6 +82,7 @@ class CaptionEngine(ABC, Generic[Opened]):
         self._admitted = 0
         """Number of captions that are being decoded or wait for it."""
         self._image_threads = ThreadPoolExecutor(IMAGE_THREADS, "open-image")
+        self._large_image_thread = ThreadPoolExecutor(1, "open-large-image")
 
     @abstractmethod
     def _open(self, question: Question, content: bytes) -> Opened:
@@ -171,7 +172,8 @@ class CaptionEngine(ABC, Generic[Opened]):
         """End the loops; requests in progress are refused."""
         for loop in self._loops():
             loop.close()
-        self._image_threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._image_threads, self._large_image_thread):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _problem(self) -> str | None:
         return next((problem for loop in self._loops() if (problem := loop.problem()) is not None), None)
@@ -223,9 +225,7 @@ class CaptionEngine(ABC, Generic[Opened]):
             # The length of the prompt may depend on the size of the image; that of a small one is a lower bound.
             _require_space(*self._rendered_lengths(question, self._captioner.blank))
             try:
-                opened = await get_running_loop().run_in_executor(
-                    self._image_threads, self._open, question, question.image
-                )
+                opened = await self._opened(question, question.image)
             except RowError as error:
                 raise refused("invalid_image", image_problem(error.kind, self._settings)) from None
         prompt_tokens, available = self._lengths(question, opened)
@@ -236,6 +236,23 @@ class CaptionEngine(ABC, Generic[Opened]):
             return self._job(question, opened, requests, prompt_tokens)
         except DeviceError:
             raise _too_large(requests[0], prompt_tokens) from None
+
+    async def _opened(self, question: Question, content: bytes) -> Opened:
+        """Decode and preprocess an image in a thread.
+
+        Large images are decoded one at a time, in a thread of their own: while they wait, other images do not.
+
+        Raises:
+            RowError: the image is damaged, or exceeds a limit.
+        """
+        loop = get_running_loop()
+        opened = await loop.run_in_executor(self._image_threads, self._open_unless_large, question, content)
+        if opened is not None:
+            return opened
+        return await loop.run_in_executor(self._large_image_thread, self._open, question, content)
+
+    def _open_unless_large(self, question: Question, content: bytes) -> Opened | None:
+        return None if is_large_image(content, self._settings) else self._open(question, content)
 
     def _require_no_special_tokens(self, question: Question) -> None:
         for text in Conversation.of(question.prompt).texts:

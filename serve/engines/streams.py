@@ -1,7 +1,7 @@
 """Captions in parts, as their tokens are drawn.
 
 The decoding thread hands tokens over to the event loop of the replica. Parts of all captions of a question are sent
-together, at most every ``COALESCE_SECONDS``, because each message between processes costs more than a token.
+together, and less often if there are many streams, because each message between processes costs more than a token.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from jsfree.models.loading import Captioner
 from serve.engines.texts import IncrementalText, TokenTexts
 from serve.http.protocol import Delta, TokenScore
 
-COALESCE_SECONDS = 0.025
+COALESCE_SECONDS, LONGEST_COALESCE_SECONDS = 0.025, 0.06
+"""Minimum time between two parts of a stream, when it is the only one and when there are many."""
+SECONDS_PER_STREAM = 0.003
+"""Time between two parts for each stream of the process: their parts are then at most 333 a second."""
 Submit = Callable[[Sequence[Listener] | None], list[Future[Caption]]]
 """Starts to decode the requests of a question; cancelling a future frees its slot. A listener for each request gets its
 tokens, at least all but the last."""
@@ -70,6 +73,15 @@ class TokenInbox:
     def tokens(self, number: int) -> list[Drawn]:
         """The tokens of a caption so far."""
         return self._tokens[number][:]
+
+
+_streams: set[TokenInbox] = set()
+"""Streams of this process that are in progress."""
+
+
+def pause(streams: int) -> float:
+    """Minimum seconds between two parts of a stream, if there are so many."""
+    return min(max(COALESCE_SECONDS, streams * SECONDS_PER_STREAM), LONGEST_COALESCE_SECONDS)
 
 
 class _CaptionStream:
@@ -129,15 +141,17 @@ async def stream(
         for number, request in enumerate(requests)
     ]
     running = dict(enumerate(futures))
-    pause = 0.0
+    seconds = 0.0
+    _streams.add(inbox)
     try:
         while running:
-            await inbox.wait(pause)
+            await inbox.wait(seconds)
             deltas = _deltas(running, parts, inbox.tokens)
             if deltas:
                 yield deltas
-                pause = COALESCE_SECONDS
+                seconds = pause(len(_streams))
     finally:
+        _streams.discard(inbox)
         for future in futures:
             future.cancel()
 

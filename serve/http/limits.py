@@ -10,10 +10,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jsfree.config import Serve
 from serve.http import context, errors
+from serve.http.bodies import LARGE
 from serve.http.errors import ApiError
 
 ARRIVING = 8
 """Bodies that may be arriving at once, as a multiple of ``max_requests``: clients on slow connections cost little."""
+LARGE_SHARE = 0.9
+"""Fraction of ``max_body_memory`` for all bodies while a large one arrives: large ones leave space for others."""
 MAX_HEADER_BYTES = 16_384
 """Maximum total length of the names and values of a request's headers, and of its URL."""
 
@@ -129,7 +132,10 @@ class Guard:
             part = message.get("body", b"")
             if body.length + len(part) > self._settings.max_body_bytes:
                 raise self._too_large()
-            if self._held + len(part) > self._settings.max_body_memory:
+            available = self._settings.max_body_memory
+            if body.length + len(part) > LARGE:
+                available = int(LARGE_SHARE * available)
+            if self._held + len(part) > available:
                 raise errors.overloaded("too many large requests at once; try again soon")
             self._held += len(part)
             body.add(part, is_last=not message.get("more_body", False))

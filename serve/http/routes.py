@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from contextvars import copy_context
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 
 from jsfree.config import Serve
 from serve.http import errors, openapi, operations, questions, responses, schema, streaming
+from serve.http.bodies import LARGE
 from serve.http.compare import Comparer
 from serve.http.errors import ApiError
 from serve.http.metering import metered
@@ -24,6 +27,7 @@ from serve.http.protocol import Answer, CaptionModel, Question, Refusal, RunMode
 from serve.keys import NO_KEYS, KeySource
 
 HEALTH_SECONDS = 5.0
+Parsed = TypeVar("Parsed")
 
 
 def create_app(
@@ -82,6 +86,7 @@ class Api:
         self._comparer = Comparer(models, replicas, settings, scorer)
         self._created = int(time.time())
         self._context_lengths: dict[str, int | None] = {}
+        self._large_bodies = ThreadPoolExecutor(1, "large-body")
 
     @property
     def identifiers(self) -> list[str]:
@@ -90,8 +95,7 @@ class Api:
 
     async def chat(self, request: Request) -> Response:
         """``POST /v1/chat/completions``: a conversation with one model about an image."""
-        # In a thread: parsing and decoding megabytes would block the other requests.
-        chat, question = await asyncio.to_thread(self._chat_question, await _content(request))
+        chat, question = await self._parsed(self._chat_question, await _content(request))
         replicas = self._replicas[self._roles[chat.model]]
         if not chat.stream:
             answer = _answered(await replicas.caption(question))
@@ -105,7 +109,7 @@ class Api:
 
     async def compare(self, request: Request) -> Response:
         """``POST /v1/compare``: one image and a text for several models, with the same random numbers."""
-        compare, question = await asyncio.to_thread(self._compare_question, await _content(request))
+        compare, question = await self._parsed(self._compare_question, await _content(request))
         roles = self._compared(compare)
         if not compare.stream:
             return JSONResponse(await self._comparer.compare(question, roles, scored=compare.scores))
@@ -131,6 +135,15 @@ class Api:
         if unhealthy:
             raise ApiError(503, f"not decoding: {', '.join(unhealthy)}", code="unavailable", kind="server_error")
         return {"status": "ok", "models": {role: model.name for role, model in self._models.items()}}
+
+    async def _parsed(self, parse: Callable[[bytes], Parsed], body: bytes) -> Parsed:
+        """Parse a body in a thread, because megabytes would block the other requests.
+
+        Large bodies have a thread of their own, in which they are parsed one at a time: many of them do not occupy the
+        threads that the others need.
+        """
+        thread = self._large_bodies if len(body) > LARGE else None
+        return await asyncio.get_running_loop().run_in_executor(thread, copy_context().run, parse, body)
 
     def _chat_question(self, body: bytes) -> tuple[schema.ChatRequest, Question]:
         """A chat request, and the question in it."""

@@ -32,6 +32,9 @@ MAX_DECODED_BYTES = 150_000_000
 """Maximum memory for decoding an image, unless ``max_pixels`` allows more: 7.5 megapixels of WEBP."""
 MAX_JPEG_SEGMENTS = 10_000
 """Maximum number of application segments and comments of a JPEG file, for each of which Pillow makes objects."""
+MAX_PNG_CHUNKS = 10_000
+"""Maximum number of chunks of a PNG file, each of which Pillow reads in Python."""
+PNG_START = b"\x89PNG\r\n\x1a\n"
 JPEG_START, JPEG_SEGMENTS = b"\xff\xd8", tuple(bytes((0xFF, kind)) for kind in (*range(0xE0, 0xF0), 0xFE))
 LARGE_DECODED_BYTES = 40_000_000
 """Images above this size are decoded one at a time."""
@@ -65,8 +68,7 @@ def checked_image(url: str, settings: Serve, param: str) -> bytes:
         content = ImageFetcher(settings.max_image_bytes).fetch(remote, param)
     else:
         content = _data_content(url, settings, param)
-    segments = sum(map(content.count, JPEG_SEGMENTS)) if content.startswith(JPEG_START) else 0
-    if segments > MAX_JPEG_SEGMENTS:
+    if _has_too_many_parts(content):
         raise image_error("undecodable", settings, param)
     try:
         opened = check_image(content, "sent", image_limits(settings), FORMATS)
@@ -77,6 +79,19 @@ def checked_image(url: str, settings: Serve, param: str) -> bytes:
     return content
 
 
+def _has_too_many_parts(content: bytes) -> bool:
+    """Whether a JPEG or PNG file has so many segments or chunks that opening it would take long."""
+    if content.startswith(JPEG_START):
+        return sum(map(content.count, JPEG_SEGMENTS)) > MAX_JPEG_SEGMENTS
+    if not content.startswith(PNG_START):
+        return False
+    position, chunks = len(PNG_START), 0
+    while position < len(content) and chunks <= MAX_PNG_CHUNKS:
+        position += 12 + int.from_bytes(content[position : position + 4], "big")  # length, type, content, checksum
+        chunks += 1
+    return chunks > MAX_PNG_CHUNKS
+
+
 @contextmanager
 def decoded_image(content: bytes, settings: Serve) -> Iterator[Image.Image]:
     """Decode an image for the duration of a block; it waits while another large image is decoded.
@@ -84,11 +99,18 @@ def decoded_image(content: bytes, settings: Serve) -> Iterator[Image.Image]:
     Raises:
         RowError: the image is damaged, or exceeds a limit.
     """
-    limits = image_limits(settings)
-    size = decoded_bytes(check_image(content, "sent", limits, FORMATS))
     reference: ImageRef = {"id": "sent", "uri": None, "bytes": content, "sha256": None}
-    with _decoding_large if size > LARGE_DECODED_BYTES else nullcontext():
-        yield load_image(reference, limits).image
+    with _decoding_large if is_large_image(content, settings) else nullcontext():
+        yield load_image(reference, image_limits(settings)).image
+
+
+def is_large_image(content: bytes, settings: Serve) -> bool:
+    """Whether an image is one of those that are decoded one at a time, by its header.
+
+    Raises:
+        RowError: the header is damaged, or exceeds a limit.
+    """
+    return decoded_bytes(check_image(content, "sent", image_limits(settings), FORMATS)) > LARGE_DECODED_BYTES
 
 
 def decoded_bytes(opened: Image.Image) -> int:

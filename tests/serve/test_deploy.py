@@ -81,7 +81,7 @@ def test_build_places_replicas_as_configured(finished_run):
 
 
 def test_models_of_all_rounds_scorers_and_autoscaling_are_deployed_as_configured(finished_run):
-    scaling = "serve.after.autoscaling={min: 1, max: 3, target: 8}"
+    scaling = "serve.after.autoscaling={min: 1, max: 3, target: 8, up_after_s: 20, down_after_s: 90}"
     settings = [scaling, "serve.scores=deployment", "serve.scorer.cpus=2", "serve.drain_s=7"]
     config = serving_config(finished_run.run.folder.uri, settings)
     models = [RunModel("before", "m0", "x"), RunModel("m1", "m1", "y", "m0"), RunModel("after", "m2", "z", "m1")]
@@ -90,6 +90,7 @@ def test_models_of_all_rounds_scorers_and_autoscaling_are_deployed_as_configured
     after, scorer = deployments["after"]._bound_deployment, scorer._bound_deployment
     autoscaling = after._deployment_config.autoscaling_config
     assert (autoscaling.min_replicas, autoscaling.max_replicas, autoscaling.target_ongoing_requests) == (1, 3, 8)
+    assert (autoscaling.upscale_delay_s, autoscaling.downscale_delay_s, autoscaling.look_back_period_s) == (20, 90, 20)
     assert (scorer.name, scorer.ray_actor_options["num_cpus"]) == ("clip", 2)
     assert after._deployment_config.graceful_shutdown_timeout_s == 7
 

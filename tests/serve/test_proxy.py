@@ -38,7 +38,7 @@ def passed(response: Response, path: str = "/v1/models", **given: str) -> tuple[
 
 @pytest.mark.parametrize(
     ("status", "becomes", "retry"),
-    [(500, 503, "true"), (503, 503, "true"), (408, 408, "false"), (429, 429, "true"), (404, 404, "false")],
+    [(500, 503, "true"), (503, 503, "true"), (408, 408, "false"), (429, 429, "true"), (404, 503, "true")],
 )
 def test_serves_plain_text_errors_become_json(status, becomes, retry):
     answered, headers, body, _ = passed(PlainTextResponse("Traceback: /usr/lib/secret", status))

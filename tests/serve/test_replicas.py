@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
+from serve.direct import Address, PartReceiver
 from serve.http import errors
 from serve.http.protocol import Answer, Choice, Delta, Question, Refusal, Started
 from serve.replicas import ATTEMPTS, Replicas
@@ -29,7 +30,7 @@ class Handle:
         other.is_stream = stream
         return other
 
-    def remote(self, question: Question):
+    def remote(self, question: Question, address: Address | None = None):
         self.calls += 1
         return self._parts() if self.is_stream else self._answer()
 
@@ -63,25 +64,33 @@ def failed_task(cause: Exception) -> Exception:
     ],
 )
 def test_only_a_lost_replica_is_a_retryable_error(error, status, retry):
-    refusal = asyncio.run(Replicas(Handle(error)).caption(QUESTION))
+    refusal = caption(Handle(error))
     response = errors.refused(refusal, "image", "prompt").response()
     assert (response.status_code, response.headers["x-should-retry"]) == (status, retry)
     assert b"secret" not in response.body
     assert (b"replaced" in response.body) == (status == 503)
 
 
+def caption(handle: Handle) -> Answer | Refusal:
+    return asyncio.run(Replicas(handle, PartReceiver()).caption(QUESTION))
+
+
 def parts_of(handle: Handle) -> list:
     async def read() -> list:
-        return [part async for part in Replicas(handle).stream(QUESTION)]
+        receiver = PartReceiver()
+        try:
+            return [part async for part in Replicas(handle, receiver).stream(QUESTION)]
+        finally:
+            receiver.close()
 
     return asyncio.run(read())
 
 
 def test_a_question_is_asked_again_when_its_replica_dies():
     handle = Handle(ActorDiedError(), failures=ATTEMPTS - 1)
-    assert asyncio.run(Replicas(handle).caption(QUESTION)) == ANSWER
+    assert caption(handle) == ANSWER
     handle = Handle(failed_task(ValueError()), failures=1)
-    assert asyncio.run(Replicas(handle).caption(QUESTION)).reason == "failed"
+    assert caption(handle).reason == "failed"
     assert handle.calls == 1
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +39,14 @@ class RayHead:
 
 
 @contextmanager
-def ray_head(name: str, cpus: int) -> Iterator[RayHead]:
-    """Start a head node with so many logical CPUs, and stop it and its children at the end."""
+def ray_head(name: str, cpus: int, variables: Mapping[str, str] | None = None) -> Iterator[RayHead]:
+    """Start a head node with so many logical CPUs, and stop it and its children at the end.
+
+    Args:
+        name: prefix of its folder's name; short.
+        cpus: its logical CPUs.
+        variables: variables of its environment besides those of this process.
+    """
     folder = Path(tempfile.mkdtemp(prefix=name, dir="/tmp"))  # short: sockets lie in it
     token = secrets.token_hex(32)
     (folder / "token").touch(0o600)
@@ -53,6 +59,7 @@ def ray_head(name: str, cpus: int) -> Iterator[RayHead]:
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
+        **(variables or {}),
     }
     command = [
         *(RAY, "start", "--head", "--block", f"--num-cpus={cpus}", f"--temp-dir={folder}/ray", f"--port={gcs}"),

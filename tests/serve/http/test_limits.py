@@ -114,6 +114,26 @@ def test_bodies_are_limited_together_and_release_their_memory():
     assert later == 200
 
 
+def test_large_bodies_leave_memory_for_small_ones():
+    """Of five bodies of 2 MB at a limit of 10 MB the fifth is refused, and a small one is not."""
+
+    async def six() -> list[int]:
+        guard = guarded(max_body_memory=10_000_000, max_image_bytes=2_000_000)
+        clients = [Client(guard) for _ in range(5)]
+        for client in clients:
+            client.send(bytes(2_000_000), more=True)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        small = Client(guard)
+        small.send(bytes(100_000))
+        answered = await small.status()
+        for client in clients[:4]:
+            client.send(b"")
+        return [*[await client.status() for client in clients], answered]
+
+    assert asyncio.run(six()) == [200, 200, 200, 200, 429, 200]
+
+
 def test_a_client_that_disconnects_while_sending_gets_no_answer():
     async def gone() -> list[dict]:
         client = Client(guarded())
