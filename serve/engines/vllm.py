@@ -40,7 +40,7 @@ def require_vllm() -> None:
     if find_spec("vllm") is None:
         raise ConfigError(
             "serve.engine: 'vllm' requires the package vllm, which is not installed",
-            "install it on every node (pip install 'jsfree[vllm]'), or set serve.engine: jsfree",
+            "install the extra 'vllm' (uv sync --extra vllm) on every node, or set serve.engine: jsfree",
         )
 
 

@@ -135,4 +135,4 @@ def test_a_missing_package_is_reported_with_the_command_that_installs_it(finishe
     arguments = Arguments(run=finished_run.run.folder.uri, settings=["serve.engine=vllm"])
     with pytest.raises(ConfigError) as raised:
         configured(arguments)
-    assert "jsfree[vllm]" in raised.value.remedy
+    assert "uv sync --extra vllm" in raised.value.remedy
