@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -82,8 +84,15 @@ def test_readiness_is_awaited():
             server.shutdown()
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder for HAProxy's socket, whose path may have 97 characters; Ray adds a folder with a name of 56."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.slow
-def test_a_server_behind_haproxy_answers_streams_and_keeps_its_limits(finished_run, tmp_path):
+def test_a_server_behind_haproxy_answers_streams_and_keeps_its_limits(finished_run, tmp_path, short_folder):
     port, statistics, metrics = free_ports(3)
     log = tmp_path / "log.txt"
     command = [sys.executable, "-m", "ray_jobs.cli", "serve", "--run", finished_run.run.folder.uri]
@@ -91,7 +100,7 @@ def test_a_server_behind_haproxy_answers_streams_and_keeps_its_limits(finished_r
         "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         **{
-            f"RAY_SERVE_HAPROXY_{name}": str(tmp_path / name)
+            f"RAY_SERVE_HAPROXY_{name}": str(short_folder / name)
             for name in ("CONFIG_FILE_LOC", "SOCKET_PATH", "SERVER_STATE_BASE", "SERVER_STATE_FILE")
         },
     }
