@@ -137,7 +137,8 @@ def vllm(python: Path, model: Path, folder: Path) -> Server:
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }
-    command = [str(python.with_name("vllm")), "serve", str(model), *options, *limits, *address]
+    program = [str(python), "-m", "vllm.entrypoints.openai.api_server"]  # `vllm serve` refuses the builds for CPUs
+    command = [*program, "--model", str(model), *options, *limits, *address]
     return Server(command, folder / f"{VLLM}.txt", variables)
 
 
