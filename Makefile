@@ -14,7 +14,7 @@ OPENAI_NPM := 7.59.0
 GPU_KIT := annotated-types filelock fonticon-materialdesignicons7 ftfy open-clip-torch pydantic pydantic-core pyyaml \
   regex sentencex typing-extensions typing-inspection wcwidth
 GPU_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
-# Three files of tests at a time, because those with Ray mostly wait for processes to start, in the order of tests/conftest.py.
+# Three files of tests at a time, in the order of tests/conftest.py; those with Ray mostly wait for processes to start.
 TESTS := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 export UV_PYTHON_DOWNLOADS := never
 
