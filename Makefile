@@ -14,8 +14,8 @@ OPENAI_NPM := 7.59.0
 GPU_KIT := annotated-types filelock fonticon-materialdesignicons7 ftfy open-clip-torch pydantic pydantic-core pyyaml \
   regex sentencex typing-extensions typing-inspection wcwidth
 GPU_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
-# Three files of tests at a time, in the order of tests/conftest.py; those with Ray mostly wait for processes to start.
-TESTS := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+# Two files of tests at a time, in the order of tests/conftest.py.
+TESTS := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 export UV_PYTHON_DOWNLOADS := never
 
 help: ## list the targets
@@ -25,10 +25,10 @@ demo: setup ## run the whole loop on MiniWorld: 2 CPU cores, no GPU, no network 
 	$(BIN)/jsfree run --config configs/miniworld.yaml --set source.count=1600
 
 test: setup .cache/browser/.synced ## run the tests, except those marked slow
-	$(TESTS) -m "not slow"
+	$(TESTS) -m "not slow and not soak"
 
-check: lint types .cache/browser/.synced $(CLIENTS)/.synced ## run lint, types and all tests, as CI does
-	$(TESTS)
+check: lint types .cache/browser/.synced $(CLIENTS)/.synced ## run lint, types and all tests except those marked soak, as CI does
+	$(TESTS) -m "not soak"
 
 lint: setup ## run ruff and check spelling
 	$(BIN)/ruff format --check .
@@ -62,6 +62,7 @@ families: setup ## measure how exactly every model family is decoded and trained
 
 soak: setup ## kill workers, raylets and drivers at random, and send 5,000 generated requests (about an hour)
 	JSFREE_API_CASES=5000 $(BIN)/pytest -n 0 tests/serve/http/test_openapi.py -k generated
+	$(BIN)/pytest -n 0 -m soak
 	$(BIN)/python benchmarks/soak.py
 
 scaling: setup ## measure how generation scales: here, and simulated on 16 nodes (about 20 minutes)

@@ -134,7 +134,8 @@ def test_a_checkpoint_of_another_number_of_workers_is_refused(whole, pairs, tmp_
     checkpoint = shutil.copytree(whole.path / "step-3", tmp_path / "step-3")
     (checkpoint / "workers.json").write_text("4")
     with pytest.raises(
-        StageError, match=r"shards of 4 workers, not of 1; set train\.resources\.replicas: 4, or start over"
+        StageError,
+        match=r"written by 4 workers, but training now has 1; set train\.resources\.replicas: 4, or start over",
     ):
         Trained(tmp_path).run(settings(), pairs, restore=str(checkpoint))
 

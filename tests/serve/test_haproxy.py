@@ -91,7 +91,7 @@ def short_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_server_behind_haproxy_answers_streams_and_keeps_its_limits(finished_run, tmp_path, short_folder):
     port, statistics, metrics = free_ports(3)
     log = tmp_path / "log.txt"

@@ -232,6 +232,7 @@ def test_another_run_replaces_the_served_one_without_a_lost_request(server, repl
     assert server.command.process.poll() is None
 
 
+@pytest.mark.soak
 def test_replicas_follow_the_load_and_no_request_fails(server, replaced):
     """Streams and plain requests of the same seed give the same text on any replica, before and after it is added."""
 

@@ -59,7 +59,7 @@ def written(folder: Path) -> dict[str, int]:
     return {str(file): os.stat(file).st_mtime_ns for file in files}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_killed_ablation_goes_on_shares_stages_and_outlives_a_cell_that_fails(tmp_path):
     file, out = write_ablation(tmp_path), tmp_path / "out"
     first, second = (out / run_path(cell, 3) for cell in ("first", "second"))

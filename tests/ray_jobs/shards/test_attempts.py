@@ -96,7 +96,7 @@ def test_rows_that_kill_their_worker_only_together_run_alone_again(folder):
 def test_the_stage_fails_after_too_many_attempts_without_a_row_to_blame(folder):
     for _ in range(MAX_ATTEMPTS):
         begun(folder, died=True)
-    with pytest.raises(StageError, match="shard 7 was begun 20 times"):
+    with pytest.raises(StageError, match="shard 7 was attempted 20 times"):
         begun(folder, died=True)
     assert begun(folder).one_by_one  # a restarted stage may try again
 
